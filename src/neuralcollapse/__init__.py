@@ -1,0 +1,48 @@
+"""Measure, prove and use neural collapse in PyTorch.
+
+Names are loaded when first used, so that importing this package costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "simplex_etf": "frames",
+    "nearest_simplex_etf": "frames",
+    "ClassMoments": "moments",
+    "measures": "collapse",
+    "NeuralCollapse": "metric",
+    "ETFClassifier": "classifier",
+    "fix_classifier": "classifier",
+    "measure": "capture",
+    "measure_features": "capture",
+    "InputError": "_errors",
+    "NeuralCollapseWarning": "_errors",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+if TYPE_CHECKING:
+    from neuralcollapse._errors import InputError, NeuralCollapseWarning
+    from neuralcollapse.capture import measure, measure_features
+    from neuralcollapse.classifier import ETFClassifier, fix_classifier
+    from neuralcollapse.collapse import measures
+    from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
+    from neuralcollapse.metric import NeuralCollapse
+    from neuralcollapse.moments import ClassMoments
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,373 @@
+"""From a model and a loader to its collapse measures: features caught by a hook, one pass, no gradients."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from neuralcollapse._checks import check_classifier, check_features, check_labels
+from neuralcollapse._errors import InputError, NeuralCollapseWarning
+from neuralcollapse.classifier import find_module
+from neuralcollapse.collapse import measures, nc4_disagreements
+from neuralcollapse.metric import classifier_tensors
+from neuralcollapse.moments import ClassMoments
+
+# Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
+_KEEP_BYTES = 512 * 2**20
+_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+
+
+@dataclass
+class Capture:
+    """What one pass over a loader showed of a network."""
+
+    moments: ClassMoments
+    weight: Tensor
+    bias: Tensor | None
+    accuracy: float
+    loss: float
+    nc4: float | None = None
+    layers: dict[str, ClassMoments] = field(default_factory=dict)
+
+    def measures(self, *, pairwise: bool = True) -> dict[str, Any]:
+        """The dict that `measure` returns."""
+        result: dict[str, Any] = dict(measures(self.moments, self.weight, self.bias, pairwise=pairwise))
+        if self.nc4 is not None:
+            result["nc4"] = self.nc4
+        result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
+        if self.layers:
+            result["layers"] = {name: measures(moments, pairwise=pairwise) for name, moments in self.layers.items()}
+        return result
+
+
+def measure(
+    model: nn.Module,
+    loader: Iterable[Any],
+    classifier: str = "fc",
+    num_classes: int | None = None,
+    layers: Sequence[str] = (),
+    *,
+    nc4: bool = True,
+    ignore_index: int | None = None,
+    pairwise: bool = True,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Measure the collapse of a classifier network over a loader.
+
+    The features are what the layer `classifier` receives, caught by a hook while the model runs in eval mode
+    without gradients; afterwards every module is in the mode it was in. Give the un-augmented training
+    set, as the paper does.
+
+    Args:
+        model: any module whose forward pass calls the layer `classifier` once.
+        loader: gives (inputs, labels, ...) or a dict with "labels" (the rest are keyword inputs).
+        classifier: dotted name of the last layer, which has a `.weight` (K, d).
+        num_classes: K; that of the classifier's weight when not given.
+        layers: names of inner layers whose outputs are measured in the same pass (feature measures
+            only). Outputs (N, C, H, W) and (N, T, C) are averaged over positions.
+        nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader is run
+            through the network a second time.
+        ignore_index: samples with this label are left out.
+        pairwise: False leaves out the measures whose cost grows with K^2.
+        device: where to run; that of the model's parameters when not given.
+        progress: show a progress bar (on a terminal only).
+
+    Returns:
+        The keys of `neuralcollapse.measures`, with "nc4", "accuracy", "loss" (cross-entropy), "num_samples",
+        and "layers" (name -> measures) when asked for.
+
+    Raises:
+        InputError: no layer of that name, an empty loader, features, labels or batches of a wrong kind (the
+            message names the batch).
+    """
+    capture = collect(
+        model,
+        loader,
+        classifier,
+        num_classes,
+        layers,
+        nc4=nc4,
+        ignore_index=ignore_index,
+        device=device,
+        progress=progress,
+    )
+    return capture.measures(pairwise=pairwise)
+
+
+def collect(
+    model: nn.Module,
+    loader: Iterable[Any],
+    classifier: str = "fc",
+    num_classes: int | None = None,
+    layers: Sequence[str] = (),
+    *,
+    nc4: bool = True,
+    ignore_index: int | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> Capture:
+    """The pass behind `measure`, with the moments themselves; arguments and errors as there."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper may skip hooks
+    head = find_module(model, classifier)
+    weight, bias = classifier_tensors(head)
+    num_classes = num_classes or weight.shape[0]
+    check_classifier(weight, bias, num_classes, weight.shape[1])
+    run = _Run(model, head, {name: find_module(model, name) for name in layers}, ignore_index, device)
+
+    moments: ClassMoments | None = None
+    inner: dict[str, ClassMoments] = {}
+    kept: list[tuple[Tensor, Tensor]] | None = [] if nc4 else None
+    kept_bytes, correct, loss = 0, 0, 0.0
+    for index, batch in enumerate(_bar(loader, "measuring", progress), start=1):
+        try:
+            seen = run(batch)
+            if moments is None:
+                moments = ClassMoments.zeros(num_classes, weight.shape[1], seen.features.device)
+            moments.update(seen.features, seen.labels)
+            for name, outputs in seen.layers.items():
+                if name not in inner:
+                    inner[name] = ClassMoments.zeros(num_classes, outputs.shape[1], outputs.device)
+                inner[name].update(outputs, seen.labels)
+        except InputError as error:
+            raise InputError(f"batch {index}: {error}") from None
+        predicted = seen.logits.argmax(1)
+        correct += int((predicted == seen.labels).sum())
+        loss += float(F.cross_entropy(seen.logits.float(), seen.labels, reduction="sum"))
+        if kept is not None:
+            kept.append((seen.features, predicted))
+            kept_bytes += seen.features.numel() * seen.features.element_size()
+            kept = kept if kept_bytes <= _KEEP_BYTES else None
+    if moments is None or moments.num_samples == 0:
+        raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
+
+    result = Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples, layers=inner)
+    if nc4:
+        again = kept if kept is not None else _second_pass(run, loader, progress)
+        result.nc4 = _nc4(again, moments)
+    return result
+
+
+def measure_features(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    num_classes: int | None = None,
+    *,
+    ignore_index: int | None = None,
+    pairwise: bool = True,
+) -> dict[str, Any]:
+    """Measure the collapse of features that are already in memory.
+
+    Args:
+        features: (N, d), tensor or array.
+        labels: (N,) integers.
+        weight: (K, d) of the classifier; without it the measures of the features alone are given.
+        bias: (K,).
+        num_classes: K; that of the weight, or the largest label plus one, when not given.
+        ignore_index: samples with this label are left out.
+        pairwise: False leaves out the measures whose cost grows with K^2.
+
+    Returns:
+        The keys of `neuralcollapse.measures` and "num_samples", with "nc4" and "accuracy" when a weight is given.
+
+    Raises:
+        InputError: arrays that do not fit each other, no samples, values that are not finite.
+    """
+    features, labels = torch.as_tensor(features), torch.as_tensor(labels)
+    weight = None if weight is None else torch.as_tensor(weight)
+    bias = None if bias is None else torch.as_tensor(bias)
+    check_features(features)
+    labels = check_labels(labels, features.shape[0])
+    if ignore_index is not None:
+        features, labels = features[labels != ignore_index], labels[labels != ignore_index]
+    if len(labels) == 0:
+        raise InputError("got no samples: features and labels are empty")
+    if num_classes is None:
+        num_classes = weight.shape[0] if weight is not None and weight.dim() else max(1, int(labels.max()) + 1)
+    check_classifier(weight, bias, num_classes, features.shape[1])
+    moments = ClassMoments.from_batch(features, labels, num_classes)
+    result: dict[str, Any] = dict(measures(moments, weight, bias, pairwise=pairwise))
+    result["num_samples"] = moments.num_samples
+    if weight is not None:
+        batches = list(_predictions(features, weight, bias))
+        predicted = torch.cat([classes for _, classes in batches])
+        result["nc4"] = _nc4(batches, moments)
+        result["accuracy"] = float((predicted == labels.to(predicted.device)).double().mean())
+    return result
+
+
+def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of features with the class of the largest logit, taken in float64."""
+    rows = weight.double().to(features.device)
+    shift = 0 if bias is None else bias.double().to(features.device)
+    for block in features.split(max(1, 2**22 // len(rows))):
+        yield block, (block.double() @ rows.T + shift).argmax(1)
+
+
+def _nc4(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> float:
+    """The share of samples whose predicted class is not that of the nearest mean; NaN when none came."""
+    wrong, count = 0, 0
+    for features, predicted in batches:
+        wrong += nc4_disagreements(features, predicted, moments)
+        count += len(predicted)
+    if count:
+        return wrong / count
+    warnings.warn(
+        "undefined (NaN): the loader cannot be run a second time, which nc4 needs: give a DataLoader "
+        "instead of an iterator",
+        NeuralCollapseWarning,
+        stacklevel=4,
+    )
+    return math.nan
+
+
+def _second_pass(run: _Run, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+    for batch in _bar(loader, "measuring nc4", progress):
+        seen = run(batch)
+        yield seen.features, seen.logits.argmax(1)
+
+
+def _bar(loader: Iterable[Any], text: str, progress: bool) -> Iterable[Any]:
+    return tqdm(loader, desc=text, unit="batch", leave=False, disable=None if progress else True)
+
+
+@dataclass
+class _Seen:
+    """One batch as the classifier met it, without the ignored samples."""
+
+    features: Tensor
+    labels: Tensor
+    logits: Tensor
+    layers: dict[str, Tensor]
+
+
+class _Run:
+    """Runs a batch through the model and hands back what the hooked layers saw."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        head: nn.Module,
+        layers: Mapping[str, nn.Module],
+        ignore_index: int | None,
+        device: torch.device | str | None,
+    ) -> None:
+        self.model = model
+        self.head = head
+        self.layers = layers
+        self.ignore_index = ignore_index
+        first = next(model.parameters(), None)
+        self.device = torch.device(device) if device else torch.device("cpu") if first is None else first.device
+
+    def __call__(self, batch: Any) -> _Seen:
+        inputs, labels = _unpack(batch)
+        caught: dict[str, Any] = {}
+
+        def on_head(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            caught["calls"] = caught.get("calls", 0) + 1
+            caught["features"] = args[0] if args else next(iter(kwargs.values()))
+            caught["logits"] = output
+
+        hooks = [self.head.register_forward_hook(on_head, with_kwargs=True)]
+        for name, layer in self.layers.items():
+            hooks.append(layer.register_forward_hook(lambda _, args, output, name=name: caught.update({name: output})))
+        try:
+            with _eval_mode(self.model), torch.no_grad():
+                inputs = _to(inputs, self.device)
+                if isinstance(inputs, Mapping):
+                    self.model(**inputs)
+                else:
+                    self.model(inputs)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if caught.get("calls") != 1:
+            raise InputError(
+                f"expected the model to call its classifier once a batch, got {caught.get('calls', 0)} calls: "
+                "name the layer that makes the logits"
+            )
+        return self._tidy(caught, _to(labels, self.device))
+
+    def _tidy(self, caught: dict[str, Any], labels: Any) -> _Seen:
+        features, logits = _tensor(caught["features"], "classifier"), _tensor(caught["logits"], "classifier")
+        if not isinstance(labels, Tensor):
+            labels = torch.as_tensor(labels, device=features.device)
+        if features.dim() > 2 and labels.dim() > 1 and labels.shape == features.shape[:-1]:  # a label for each token
+            features, logits, labels = features.flatten(0, -2), logits.flatten(0, -2), labels.flatten()
+        check_features(features)
+        labels = check_labels(labels, features.shape[0])
+        layers = {name: _pool(_tensor(caught.get(name), name), len(labels), name) for name in self.layers}
+        if self.ignore_index is not None:
+            keep = labels != self.ignore_index
+            features, labels, logits = features[keep], labels[keep], logits[keep]
+            layers = {name: outputs[keep] for name, outputs in layers.items()}
+        return _Seen(features, labels, logits, layers)
+
+
+def _unpack(batch: Any) -> tuple[Any, Any]:
+    """(inputs, labels) of a batch."""
+    if isinstance(batch, Mapping):
+        for key in _LABEL_KEYS:
+            if key in batch:
+                return {name: value for name, value in batch.items() if name != key}, batch[key]
+        raise InputError(f"expected a batch with labels under one of {_LABEL_KEYS}, got the keys {sorted(batch)}")
+    if isinstance(batch, Sequence) and len(batch) >= 2:
+        return batch[0], batch[1]
+    raise InputError(f"expected a batch (inputs, labels) or a dict with labels, got {type(batch).__name__}")
+
+
+def _to(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: _to(item, device) for name, item in value.items()}
+    return value
+
+
+def _tensor(output: Any, name: str) -> Tensor:
+    """The tensor of a layer's output, which may be a tuple or an object with fields."""
+    if isinstance(output, Mapping) and output:
+        output = next(iter(output.values()))
+    while isinstance(output, Sequence) and len(output):
+        output = output[0]
+    if not isinstance(output, Tensor):
+        raise InputError(
+            f"expected a tensor from layer {name!r}, got {type(output).__name__}: is it called in forward?"
+        )
+    return output.detach()
+
+
+def _pool(outputs: Tensor, count: int, name: str) -> Tensor:
+    """(N, ...) outputs of an inner layer as (N, C): averaged over positions, or a row for each token."""
+    if outputs.dim() == 4:
+        outputs = outputs.mean((2, 3))
+    elif outputs.dim() == 3:
+        outputs = outputs.flatten(0, 1) if outputs.shape[0] * outputs.shape[1] == count else outputs.mean(1)
+    if outputs.dim() != 2 or outputs.shape[0] != count:
+        raise InputError(
+            f"expected layer {name!r} to give one output for each of {count} samples, got {tuple(outputs.shape)}"
+        )
+    return outputs
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside; afterwards every submodule is in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

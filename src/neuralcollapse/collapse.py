@@ -1,0 +1,477 @@
+"""NC1..NC4 and their variants, as pure functions of class moments and a classifier (W, b).
+
+Notation: K classes seen, mu_k (d,) their means, mu_G the mean of the samples, M the K x d matrix of
+rows mu_k - mu_G, S_W = (1/N) sum_i (h_i - mu_y)(h_i - mu_y)' averaged over samples,
+S_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)' averaged over classes, E = (I - 11'/K)/sqrt(K-1).
+
+Every function returns a float. Where a measure is undefined it returns NaN and warns with the reason
+(`NeuralCollapseWarning`). Classes without samples are left out, and named in a warning by `measures`.
+No function but `nc1_cdnv` and `max_equiangularity` costs more than O(K d^2 + d^3) time or O(K d + d^2)
+memory; those two look at every pair of classes, by tiles: O(K^2 d) time.
+
+Sources: [Zhu 2021] Zhu et al., NeurIPS 2021, arXiv 2105.02375. [Papyan 2020] Papyan, Han, Donoho,
+PNAS 2020. [Galanti 2021] Galanti, Gyorgy, Hutter, arXiv 2112.15121. [Tirer 2023] Tirer, Huang,
+Niles-Weed, ICML 2023.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._checks import check_classifier, check_finite
+from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.moments import ClassMoments, add_gram
+
+FEATURE_MEASURES = (
+    "nc1",
+    "nc1_quotient",
+    "nc1_cdnv",
+    "nc2_means",
+    "equinorm_means",
+    "equiangularity_means",
+    "max_equiangularity_means",
+)
+CLASSIFIER_MEASURES = (
+    "nc2",
+    "nc3",
+    "nc3_distance",
+    "nc_bias",
+    "nc_bias_centered",
+    "equinorm_weights",
+    "equiangularity_weights",
+    "max_equiangularity_weights",
+)
+PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity_weights")
+
+_TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
+_EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
+_COINCIDE = 1e-13  # class means nearer than this, relative to their size, differ by rounding alone
+
+
+class _Undefined(Exception):
+    """Raised inside a measure that has no value here; becomes NaN and a warning."""
+
+
+def _nan_when_undefined(measure: Callable[..., float]) -> Callable[..., float]:
+    @functools.wraps(measure)
+    def guarded(*args: object, **options: object) -> float:
+        try:
+            return measure(*args, **options)
+        except _Undefined as reason:
+            warnings.warn(f"{measure.__name__} is undefined (NaN): {reason}", NeuralCollapseWarning, stacklevel=2)
+            return math.nan
+
+    return guarded
+
+
+def _value(measure: Callable[..., float], *args: object) -> float:
+    """A measure without its guard: raises `_Undefined` where the public function warns."""
+    return inspect.unwrap(measure)(*args)
+
+
+class Rows:
+    """K vectors as the rows of a float64 matrix, with the products that several measures share."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows.to(torch.float64)
+        self.count, self.dim = rows.shape
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(d, d) sum_k r_k r_k'."""
+        return _gram([self.rows])
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """(K,) lengths."""
+        return torch.linalg.vector_norm(self.rows, dim=1)
+
+    def unit(self, part: slice) -> Tensor:
+        """The given rows at length one; undefined when one of them is zero."""
+        norms = self.norms[part, None]
+        if not bool(norms.all()):
+            zero = (self.norms == 0).nonzero().flatten().tolist()
+            raise _Undefined(f"vectors of zero length have no direction (number {listed(zero)})")
+        return self.rows[part] / norms
+
+    def blocks(self) -> list[slice]:
+        """The rows in blocks of `_TILE`."""
+        return [slice(start, min(start + _TILE, self.count)) for start in range(0, self.count, _TILE)]
+
+
+def _gram(blocks: Iterable[Tensor]) -> Tensor:
+    """The sum over blocks of rows of rows' rows, (d, d)."""
+    upper: Tensor | None = None
+    for rows in blocks:
+        if upper is None:
+            upper = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_gram(upper, rows)
+    assert upper is not None
+    return upper.triu_() + upper.triu(1).T
+
+
+def measures(
+    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool = True
+) -> dict[str, float]:
+    """Every measure that the given parts define, by name.
+
+    Args:
+        moments: of the features that the classifier sees.
+        weight: (K, d) rows w_k of the classifier. Without it the measures of the classifier are left out.
+        bias: (K,); zero when not given.
+        pairwise: False leaves out the three measures that look at every pair of classes
+            (`PAIRWISE_MEASURES`), whose cost grows with K^2.
+
+    Returns:
+        name -> float; undefined ones are NaN, with one warning for each reason.
+
+    Raises:
+        InputError: weight or bias of the wrong shape or type, or not finite.
+    """
+    check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
+    means = _Means(moments)
+    jobs: dict[str, Callable[[], float]] = {
+        "nc1": lambda: _value(nc1, moments, means),
+        "nc1_quotient": lambda: _value(nc1_quotient, moments, means),
+        "nc1_cdnv": lambda: _value(nc1_cdnv, moments, means),
+        "nc2_means": lambda: _value(nc2, means.centred),
+        "equinorm_means": lambda: _value(equinorm, means.centred),
+        "equiangularity_means": lambda: _value(equiangularity, means.centred),
+        "max_equiangularity_means": lambda: _value(max_equiangularity, means.centred),
+    }
+    if weight is not None:
+        rows = weight.detach().to(device=means.seen.device, dtype=torch.float64)
+        weights = Rows(rows if means.complete else rows[means.seen])
+        jobs |= {
+            "nc2": lambda: _value(nc2, weights),
+            "nc3": lambda: _value(nc3, weights, means.centred),
+            "nc3_distance": lambda: _value(nc3_distance, weights, means.centred),
+            "nc_bias": lambda: _value(nc_bias, moments, weight, bias),
+            "nc_bias_centered": lambda: _value(nc_bias_centered, moments, weight, bias),
+            "equinorm_weights": lambda: _value(equinorm, weights),
+            "equiangularity_weights": lambda: _value(equiangularity, weights),
+            "max_equiangularity_weights": lambda: _value(max_equiangularity, weights),
+        }
+    if not pairwise:
+        jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
+
+    values: dict[str, float] = {}
+    undefined: dict[str, list[str]] = {}
+    for name, job in jobs.items():
+        try:
+            values[name] = job()
+        except _Undefined as reason:
+            values[name] = math.nan
+            undefined.setdefault(str(reason), []).append(name)
+    _warn(means, undefined)
+    return values
+
+
+def _warn(means: _Means, undefined: dict[str, list[str]]) -> None:
+    if means.unseen and len(means.seen):
+        warnings.warn(
+            f"no samples of classes {listed(means.unseen)}: measured over the {len(means.seen)} classes seen",
+            NeuralCollapseWarning,
+            stacklevel=3,
+        )
+    for reason, names in undefined.items():
+        warnings.warn(f"undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=3)
+    count, dim = len(means.seen), means.moments.feature_dim
+    if count > dim + 1:
+        floor = math.sqrt(2 - 2 * math.sqrt(dim / (count - 1)))
+        warnings.warn(
+            f"K={count} classes in d={dim} dimensions hold no simplex ETF (needs d >= K-1): "
+            f"nc2, nc2_means and nc3 cannot go below {floor:.4f}",
+            NeuralCollapseWarning,
+            stacklevel=3,
+        )
+
+
+class _Means:
+    """The class means about the mean of the samples, over the classes seen."""
+
+    def __init__(self, moments: ClassMoments) -> None:
+        self.moments = moments
+        self.seen = moments.counts.nonzero().flatten()
+        self.complete = len(self.seen) == moments.num_classes
+        self.unseen = (moments.counts == 0).nonzero().flatten().tolist()
+
+    @cached_property
+    def centred(self) -> Rows:
+        """M, the rows mu_k - mu_G; undefined below two classes or when all means coincide."""
+        moments = self.moments
+        if len(self.seen) == 0:
+            raise _Undefined("no samples were seen")
+        if len(self.seen) == 1:
+            raise _Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
+        means = moments.means if self.complete else moments.means[self.seen]
+        rows = Rows(means - moments.global_mean)
+        if _largest(rows.rows) <= _COINCIDE * _largest(means):
+            raise _Undefined("all class means coincide, so there is no spread between classes")
+        return rows
+
+
+def _as_means(moments: ClassMoments, means: _Means | None) -> Rows:
+    return (means or _Means(moments)).centred
+
+
+def centred_means(moments: ClassMoments) -> Tensor:
+    """(K, d) the rows mu_k - mu_G of the classes seen, in class order; mu_G is the mean of the samples."""
+    try:
+        return _Means(moments).centred.rows
+    except _Undefined as reason:
+        raise InputError(f"no centred class means: {reason}") from None
+
+
+@_nan_when_undefined
+def nc1(moments: ClassMoments, means: _Means | None = None) -> float:
+    r"""Variability collapse: :math:`\mathrm{tr}(S_W S_B^+)/K`, >= 0, goes to 0 under collapse.
+
+    S_W averages over samples, S_B over classes about the mean of the samples, as published. S_B has
+    rank at most K-1: its pseudo-inverse keeps at most K-1 directions of the class means (fewer when d
+    is smaller or the means are dependent), never a spurious one. Source: [Zhu 2021], [Papyan 2020].
+    """
+    directions, squares = _between_directions(_as_means(moments, means))
+    within = ((moments.within_covariance @ directions) * directions).sum(0)
+    return float((within / squares).sum())
+
+
+@_nan_when_undefined
+def nc1_quotient(moments: ClassMoments, means: _Means | None = None) -> float:
+    r"""Trace quotient :math:`\mathrm{tr} S_W / \mathrm{tr} S_B`, >= 0, goes to 0 under collapse.
+
+    Weights as in `nc1`. Source: [Tirer 2023].
+    """
+    between = _as_means(moments, means).norms.square().mean()
+    return float(moments.within_covariance.trace() / between)
+
+
+@_nan_when_undefined
+def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
+    r"""Class-distance normalised variance, >= 0, goes to 0 under collapse.
+
+    Mean over pairs of classes of :math:`(V_i + V_j) / (2 |\mu_i - \mu_j|^2)` with V_k the mean of
+    :math:`|h - \mu_k|^2` in class k: every pair of classes weighs the same. Source: [Galanti 2021].
+    """
+    means = means or _Means(moments)
+    rows = means.centred.rows
+    norms = means.centred.norms.square()
+    variances = (moments.spreads / moments.counts.clamp(min=1))[means.seen]
+    total = 0.0
+    for first, second in _tiles(means.centred):
+        sizes = norms[first, None] + norms[None, second]
+        distances = sizes - 2 * (rows[first] @ rows[second].T)
+        near = (distances < 1e-6 * sizes).nonzero()  # here the expansion cancels: take differences instead
+        apart = rows[first][near[:, 0]] - rows[second][near[:, 1]]
+        distances[near[:, 0], near[:, 1]] = apart.square().sum(1)
+        if first == second:
+            distances.fill_diagonal_(math.inf)
+        equal = (distances == 0).nonzero()
+        if len(equal):
+            pair = (int(means.seen[first][equal[0, 0]]), int(means.seen[second][equal[0, 1]]))
+            raise _Undefined(f"classes {pair[0]} and {pair[1]} have the same mean")
+        ratio = float(((variances[first, None] + variances[None, second]) / (2 * distances)).sum())
+        total += ratio if first == second else 2 * ratio
+    return total / (len(rows) * (len(rows) - 1))
+
+
+@_nan_when_undefined
+def nc2(vectors: Tensor | Rows) -> float:
+    r"""Distance to a simplex ETF: :math:`| V V^\top / |V V^\top|_F - E |_F`, in [0, 2], goes to 0.
+
+    For the rows of a classifier this is NC2 of [Zhu 2021]; `measures` gives it for W ("nc2") and for the
+    centred class means ("nc2_means"). Every class weighs the same. With K > d+1 it stays above
+    sqrt(2 - 2 sqrt(d/(K-1))).
+
+    Args:
+        vectors: (K, d).
+    """
+    return _distance_to_etf(_rows(vectors), None)
+
+
+@_nan_when_undefined
+def nc3(weight: Tensor | Rows, means: Tensor | Rows) -> float:
+    r"""Self-duality: :math:`| W M^\top / |W M^\top|_F - E |_F`, in [0, 2], goes to 0 under collapse.
+
+    Every class weighs the same. Source: [Zhu 2021].
+
+    Args:
+        weight: (K, d) rows of the classifier.
+        means: (K, d) centred class means (`centred_means`).
+    """
+    return _distance_to_etf(_rows(weight), _rows(means))
+
+
+@_nan_when_undefined
+def nc3_distance(weight: Tensor | Rows, means: Tensor | Rows) -> float:
+    r"""Self-duality: :math:`| W/|W|_F - M/|M|_F |_F`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
+    left, right = _rows(weight), _rows(means)
+    sizes = torch.linalg.vector_norm(left.norms), torch.linalg.vector_norm(right.norms)
+    if float(sizes[0]) == 0 or float(sizes[1]) == 0:
+        raise _Undefined("the classifier's weight or the centred means are all zero")
+    squares = [(left.rows[part] / sizes[0] - right.rows[part] / sizes[1]).square().sum() for part in left.blocks()]
+    return math.sqrt(float(sum(squares)))
+
+
+@_nan_when_undefined
+def nc_bias(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
+    r""":math:`| b + W \mu_G |_2` over the classes seen, >= 0. Goes to 0 with a decay on the bias.
+
+    As published; without decay on the bias it need not vanish, even at an exact optimum, since adding the
+    same number to every logit changes nothing: see `nc_bias_centered`. Source: [Zhu 2021].
+    """
+    return float(torch.linalg.vector_norm(_mean_logits(moments, weight, bias)))
+
+
+@_nan_when_undefined
+def nc_bias_centered(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
+    r""":math:`| C (b + W \mu_G) |_2`, C = I - 11'/K: `nc_bias` less what shifts all logits alike; goes to 0."""
+    logits = _mean_logits(moments, weight, bias)
+    return float(torch.linalg.vector_norm(logits - logits.mean()))
+
+
+@_nan_when_undefined
+def equinorm(vectors: Tensor | Rows) -> float:
+    """Standard deviation over mean of the K lengths (population), >= 0, goes to 0. Source: [Papyan 2020]."""
+    norms = _rows(vectors).norms
+    mean = float(norms.mean())
+    if mean == 0:
+        raise _Undefined("all vectors are zero")
+    return float(norms.std(correction=0)) / mean
+
+
+@_nan_when_undefined
+def equiangularity(vectors: Tensor | Rows) -> float:
+    """Standard deviation of the pairwise cosines (population), in [0, 1], goes to 0. Source: [Papyan 2020].
+
+    With K > d+1 it comes from sums over d x d matrices: the cosines sum to |sum_k u_k|^2 and their squares
+    to |U'U|_F^2.
+    """
+    rows = _several(vectors)
+    pairs = rows.count * (rows.count - 1)
+    if rows.count <= rows.dim + 1:
+        unit = rows.unit(slice(None))
+        cosines = unit @ unit.T
+        off_diagonal = cosines[~torch.eye(rows.count, dtype=torch.bool, device=cosines.device)]
+        return float(off_diagonal.std(correction=0))
+    total = (rows.rows.T @ (1 / rows.norms)).square().sum()
+    mean = (float(total) - rows.count) / pairs
+    squares = (float(_gram(map(rows.unit, rows.blocks())).square().sum()) - rows.count) / pairs
+    return math.sqrt(max(0.0, squares - mean * mean))
+
+
+@_nan_when_undefined
+def max_equiangularity(vectors: Tensor | Rows) -> float:
+    """Mean over pairs of |cos + 1/(K-1)|, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
+    rows = _several(vectors)
+    total = 0.0
+    for first, second in _tiles(rows):
+        cosines = rows.unit(first) @ rows.unit(second).T
+        excess = cosines.add_(1 / (rows.count - 1)).abs_()
+        if first == second:
+            excess.fill_diagonal_(0)
+        total += float(excess.sum()) * (1 if first == second else 2)
+    return total / (rows.count * (rows.count - 1))
+
+
+@torch.no_grad()
+def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments) -> int:
+    r"""Samples whose predicted class is not the class of the nearest mean; over N this is NC4 and goes to 0.
+
+    Distances are taken in float64 about the mean of the samples, over the classes seen. Weights every
+    sample the same. Source: [Papyan 2020].
+
+    Args:
+        features: (N, d).
+        predicted: (N,) the class with the largest logit.
+        moments: of the whole data set, from an earlier pass.
+    """
+    check_finite(features)
+    centre = moments.global_mean
+    seen = moments.counts.nonzero().flatten()
+    means = (moments.means - centre)[seen]
+    device = moments.means.device
+    scores = (features.to(device=device, dtype=torch.float64) - centre) @ means.T - means.square().sum(1) / 2
+    return int((seen[scores.argmax(1)] != predicted.to(device)).sum())
+
+
+def _rows(vectors: Tensor | Rows) -> Rows:
+    return vectors if isinstance(vectors, Rows) else Rows(vectors)
+
+
+def _several(vectors: Tensor | Rows) -> Rows:
+    rows = _rows(vectors)
+    if rows.count < 2:
+        raise _Undefined("one class has no pairs")
+    return rows
+
+
+def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
+    seen = moments.counts.nonzero().flatten()
+    if len(seen) == 0:
+        raise _Undefined("no samples were seen")
+    mean = moments.global_mean
+    logits = weight.detach().to(mean) @ mean
+    if bias is not None:
+        logits = logits + bias.detach().to(mean)
+    return logits[seen]
+
+
+def _distance_to_etf(left: Rows, right: Rows | None) -> float:
+    """|A/|A|_F - E|_F for A = left right' (right = left when None)."""
+    if left.count < 2:
+        raise _Undefined("one class spans no simplex")
+    count, dim = left.count, left.dim
+    other = left if right is None else right
+    if count <= dim + 1:
+        product = left.rows @ other.rows.T
+        norm = torch.linalg.vector_norm(product)
+        if float(norm) == 0:
+            raise _Undefined("the vectors are all zero")
+        etf = (torch.eye(count, dtype=product.dtype, device=product.device) - 1 / count) / math.sqrt(count - 1)
+        return float(torch.linalg.vector_norm(product / norm - etf))
+    # More classes than d+1: A is never near E (its rank is too low), so this expansion does not cancel,
+    # and |A|_F^2 = <left'left, right'right> needs no K x K matrix.
+    norm = math.sqrt(float((left.gram * other.gram).sum()))
+    if norm == 0:
+        raise _Undefined("the vectors are all zero")
+    trace = float(torch.dot(left.rows.reshape(-1), other.rows.reshape(-1)))
+    total = float(left.rows.sum(0) @ other.rows.sum(0))
+    return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
+
+
+def _between_directions(means: Rows) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions (d, r) that the class means span, and the squares (r,) of their singular values.
+
+    r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as its
+    spectrum is wide enough to be exact to 1e-8.
+    """
+    rows = means.rows
+    keep = min(means.count - 1, means.dim)
+    if min(means.count, means.dim) > _EXACT_SVD:
+        small = means.gram if means.dim < means.count else rows @ rows.T
+        squares, vectors = torch.linalg.eigh(small)
+        squares, vectors = squares[-keep:], vectors[:, -keep:]
+        if float(squares[0]) > 1e-8 * float(squares[-1]):
+            return (vectors, squares) if means.dim < means.count else (rows.T @ vectors / squares.sqrt(), squares)
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    real = singular[:keep] > singular[0] * max(rows.shape) * torch.finfo(rows.dtype).eps
+    return right[:keep][real].T, singular[:keep][real].square()
+
+
+def _tiles(rows: Rows) -> Iterator[tuple[slice, slice]]:
+    """Pairs of blocks of rows that cover the upper triangle of the K x K pairs."""
+    blocks = rows.blocks()
+    return ((first, second) for i, first in enumerate(blocks) for second in blocks[i:])
+
+
+def _largest(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, ord=math.inf))

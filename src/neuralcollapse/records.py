@@ -1,0 +1,219 @@
+"""The run folder and its records: what a run leaves on disk, and how to read it (no torch).
+
+    config.yaml         the configuration, as `neuralcollapse train --config` reads it
+    environment.json    versions and hardware
+    records.jsonl       one line for each measured epoch (`Record`)
+    geometry/*.npz      class means and classifier at some epochs (`Geometry`)
+    checkpoints/*.safetensors   the network's weights
+    report.html         the page
+
+Every file is written beside its place and moved there, so that a reader never meets half of one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neuralcollapse._errors import InputError
+
+_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "report.html")
+_OWN_FOLDERS = {"geometry": "*.npz", "checkpoints": "*.safetensors"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One measured epoch.
+
+    Attributes:
+        epoch: epochs trained so far; 0 is the network as initialised.
+        seconds: since the run began.
+        learning_rate: of the epoch that ended.
+        train: loss and accuracy in eval mode on the training set.
+        test: loss and accuracy on the test set.
+        measures: the keys of `neuralcollapse.measures` and nc4, on the training set.
+    """
+
+    epoch: int
+    seconds: float
+    learning_rate: float
+    train: dict[str, float]
+    test: dict[str, float] = field(default_factory=dict)
+    measures: dict[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON; NaN as null."""
+        return json.dumps(_map_floats(asdict(self), lambda x: x if math.isfinite(x) else None), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The inverse of `to_json`."""
+        values = json.loads(line)
+        for group in ("train", "test", "measures"):
+            values[group] = {name: math.nan if x is None else float(x) for name, x in values[group].items()}
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Class means (K, d) and their mean over samples (d,), and the classifier (K, d), (K,), at one epoch."""
+
+    epoch: int
+    means: np.ndarray
+    global_mean: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+    @property
+    def centred(self) -> np.ndarray:
+        """(K, d) class means about the mean of the samples."""
+        return self.means - self.global_mean
+
+
+class RunFolder:
+    """A run on disk."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, path: str | Path, *, force: bool = False) -> RunFolder:
+        """Make the folder; one with anything in it is refused, or with `force` cleared of an earlier run's files.
+
+        Raises:
+            InputError: the folder is in use or cannot be written.
+        """
+        run = cls(path)
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if any(run.path.iterdir()):
+                if not force:
+                    raise InputError(
+                        f"the run folder {run.path} is not empty: choose another with --out, or overwrite with --force"
+                    )
+                run._clear()
+            for name in _OWN_FOLDERS:
+                (run.path / name).mkdir(exist_ok=True)
+            write_atomically(run.path / "records.jsonl", b"")
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """An existing run.
+
+        Raises:
+            InputError: the folder does not exist or holds no run.
+        """
+        run = cls(path)
+        if not run.path.is_dir():
+            raise InputError(f"no run folder {run.path}: make one with 'neuralcollapse train --out {run.path}'")
+        if not (run.path / "records.jsonl").is_file():
+            raise InputError(f"{run.path} holds no records.jsonl: expected a folder that 'neuralcollapse train' wrote")
+        return run
+
+    def _clear(self) -> None:
+        for name in _OWN_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for folder, pattern in _OWN_FOLDERS.items():
+            for file in (self.path / folder).glob(pattern):
+                file.unlink()
+
+    def append(self, record: Record) -> None:
+        """Add a record."""
+        file = self.path / "records.jsonl"
+        write_atomically(file, file.read_bytes() + record.to_json().encode() + b"\n")
+
+    def records(self) -> list[Record]:
+        """All records, in order.
+
+        Raises:
+            InputError: there are none, or a line is not a record.
+        """
+        lines = (self.path / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(Record.from_json(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{self.path / 'records.jsonl'} line {number} is not a record ({error}): restore it or train again"
+                ) from None
+        if not records:
+            raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
+        return records
+
+    def write_geometry(self, geometry: Geometry) -> None:
+        """Keep the class means and the classifier of an epoch, as float32."""
+        buffer = io.BytesIO()
+        arrays = {name: np.asarray(value, np.float32) for name, value in vars(geometry).items() if name != "epoch"}
+        np.savez(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomically(self.path / "geometry" / f"epoch-{geometry.epoch:05d}.npz", buffer.getvalue())
+
+    def geometries(self) -> Iterator[Geometry]:
+        """The kept geometries, in order of epochs."""
+        for file in sorted((self.path / "geometry").glob("epoch-*.npz")):
+            with np.load(file, allow_pickle=False) as arrays:
+                yield Geometry(int(file.stem.removeprefix("epoch-")), **{name: arrays[name] for name in arrays.files})
+
+    def checkpoint(self, epoch: int) -> Path:
+        """The place of an epoch's weights."""
+        return self.path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
+
+    def checkpoints(self) -> list[tuple[int, Path]]:
+        """(epoch, file) of the kept weights, in order."""
+        files = sorted((self.path / "checkpoints").glob("epoch-*.safetensors"))
+        return [(int(file.stem.removeprefix("epoch-")), file) for file in files]
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Write a text file of the folder."""
+        return write_atomically(self.path / name, text.encode())
+
+    def read_text(self, name: str) -> str:
+        """Read a text file of the folder.
+
+        Raises:
+            InputError: it is not there.
+        """
+        try:
+            return (self.path / name).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot read {self.path / name}: {error.strerror}") from None
+
+
+def write_atomically(path: Path, content: bytes) -> Path:
+    """Write a whole file or nothing."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return path
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _map_floats(value: Any, change: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _map_floats(item, change) for name, item in value.items()}
+    return change(value) if isinstance(value, float) else value

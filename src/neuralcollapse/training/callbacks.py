@@ -1,0 +1,76 @@
+"""CollapseCallback: measures a Lightning run's network as it trains."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import lightning
+
+from neuralcollapse.capture import Capture, collect
+from neuralcollapse.records import Record
+
+
+class CollapseCallback(lightning.Callback):
+    """Measures collapse before training, every few epochs, and after the last.
+
+    Args:
+        loader: the un-augmented training set, as (images, labels) batches.
+        test_loader: adds loss and accuracy on the test set to the record.
+        classifier: dotted name of the last layer within the LightningModule.
+        every: epochs between measurements.
+        on_record: called with each record and the capture behind it.
+
+    The measures also go to the module's logger, as "collapse/nc1" and so on. `records` holds them all.
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        test_loader: Iterable[Any] | None = None,
+        classifier: str = "fc",
+        every: int = 1,
+        on_record: Callable[[Record, Capture], None] | None = None,
+    ) -> None:
+        self.loader = loader
+        self.test_loader = test_loader
+        self.classifier = classifier
+        self.every = every
+        self.on_record = on_record
+        self.records: list[Record] = []
+        self._started = 0.0
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure the network as initialised."""
+        self._started = time.perf_counter()
+        self._measure(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure, when this epoch's turn has come."""
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every == 0 or epoch == trainer.max_epochs:
+            record = self._measure(trainer, pl_module, epoch)
+            pl_module.log_dict({f"collapse/{name}": value for name, value in record.measures.items()})
+
+    def _measure(self, trainer: lightning.Trainer, module: lightning.LightningModule, epoch: int) -> Record:
+        train = collect(module, self.loader, self.classifier, progress=False)
+        values = train.measures()
+        record = Record(
+            epoch=epoch,
+            seconds=time.perf_counter() - self._started,
+            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
+            test=self._test(module),
+            measures={name: value for name, value in values.items() if name != "num_samples"},
+        )
+        self.records.append(record)
+        if self.on_record is not None:
+            self.on_record(record, train)
+        return record
+
+    def _test(self, module: lightning.LightningModule) -> dict[str, float]:
+        if self.test_loader is None:
+            return {}
+        test = collect(module, self.test_loader, self.classifier, nc4=False, progress=False)
+        return {"loss": test.loss, "accuracy": test.accuracy}
