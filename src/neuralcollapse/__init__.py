@@ -20,6 +20,8 @@ _HOMES = {
     "fix_classifier": "classifier",
     "measure": "capture",
     "measure_features": "capture",
+    "build_network": "training.networks",
+    "CollapseCallback": "training.callbacks",
     "InputError": "_errors",
     "NeuralCollapseWarning": "_errors",
 }
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
     from neuralcollapse.metric import NeuralCollapse
     from neuralcollapse.moments import ClassMoments
+    from neuralcollapse.training.callbacks import CollapseCallback
+    from neuralcollapse.training.networks import build_network
 
 
 def __getattr__(name: str) -> object:

@@ -217,3 +217,24 @@ def _map_floats(value: Any, change: Any) -> Any:
     if isinstance(value, dict):
         return {name: _map_floats(item, change) for name, item in value.items()}
     return change(value) if isinstance(value, float) else value
+
+
+MEASURES: dict[str, tuple[str, str]] = {
+    "nc1": ("NC1", "tr(S_W S_B^+)/K: spread within classes against spread between them"),
+    "nc1_quotient": ("NC1, quotient", "tr S_W / tr S_B"),
+    "nc1_cdnv": ("NC1, CDNV", "variance over squared distance, mean over pairs of classes"),
+    "nc2": ("NC2", "distance of the classifier's rows from a simplex ETF"),
+    "nc2_means": ("NC2, means", "distance of the class means from a simplex ETF"),
+    "nc3": ("NC3", "distance of W M from a simplex ETF: classifier against class means"),
+    "nc3_distance": ("NC3, distance", "|W/|W| - M/|M||: classifier against class means"),
+    "nc4": ("NC4", "share of samples not predicted as the class of the nearest mean"),
+    "nc_bias": ("NC bias", "|b + W mu_G|: free to stay large when the bias has no decay"),
+    "nc_bias_centered": ("NC bias, centred", "the same less what shifts all logits alike"),
+    "equinorm_means": ("equinorm, means", "spread of the lengths of the class means"),
+    "equinorm_weights": ("equinorm, rows", "spread of the lengths of the classifier's rows"),
+    "equiangularity_means": ("equiangularity, means", "spread of the cosines between class means"),
+    "equiangularity_weights": ("equiangularity, rows", "spread of the cosines between the classifier's rows"),
+    "max_equiangularity_means": ("max angle, means", "mean |cos + 1/(K-1)| between class means"),
+    "max_equiangularity_weights": ("max angle, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
+}
+"""Label and meaning of each measure, in the order of tables. Each goes to 0 under collapse."""

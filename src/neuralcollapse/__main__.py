@@ -1,0 +1,7 @@
+"""`python -m neuralcollapse`: the command line."""
+
+import sys
+
+from neuralcollapse.cli import main
+
+sys.exit(main())

@@ -1,0 +1,278 @@
+"""The command line: parse, call, print. Heavy modules load when a command needs them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+from neuralcollapse._errors import InputError, NeuralCollapseWarning
+from neuralcollapse.records import MEASURES, RunFolder
+from neuralcollapse.training.config import TrainConfig, check_names
+
+_EXAMPLES = """\
+examples:
+  neuralcollapse train                                      digits, an MLP, half a minute, a page
+  neuralcollapse train --classifier etf --feature_dim 10    the same with a fixed ETF classifier
+  neuralcollapse measure features.npz                       arrays features, labels [, weight, bias]
+  neuralcollapse measure runs/digits-mlp-learned            the checkpoints of a run
+  neuralcollapse report runs/digits-mlp-learned             make the page again
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.showwarning = _show_warning
+    try:
+        parser = _parser()
+        if arguments[:1] == ["train"]:  # its options come from TrainConfig, by jsonargparse
+            return _train(arguments[1:])
+        options = parser.parse_args(arguments)
+        command: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
+        if command is None:
+            parser.print_help()
+            return 0
+        return command(options)
+    except InputError as error:
+        print(f"neuralcollapse: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("neuralcollapse: interrupted", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see '{self.prog} --help'")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="neuralcollapse",
+        description="Measure, prove and use neural collapse.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    from importlib.metadata import version
+
+    parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    commands.add_parser("train", help="train a network, measure collapse as it goes, write a run folder and its page")
+
+    measure = commands.add_parser(
+        "measure",
+        help="measure a file of features, or the checkpoints of a run",
+        description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
+        "labels (N,), and if there is one the classifier's weight (K, d) and bias (K,)), or in the checkpoints of a "
+        "run folder.",
+        epilog="example:\n  neuralcollapse measure features.npz --json\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    measure.add_argument("path", type=Path, help="a .npz or .safetensors file, or a run folder")
+    measure.add_argument("--num-classes", type=int, metavar="K", help="classes, where the file has no weight to tell")
+    measure.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
+    measure.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
+    measure.add_argument("--json", action="store_true", help="print JSON")
+    measure.set_defaults(run=_measure)
+
+    report = commands.add_parser(
+        "report",
+        help="write the page of a run",
+        description="Write one self-contained HTML page with the figures of a run; it works offline.",
+        epilog="example:\n  neuralcollapse report runs/digits-mlp-learned --out collapse.html\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    report.add_argument("path", type=Path, metavar="RUN", help="a run folder")
+    report.add_argument("--out", type=Path, metavar="FILE", help="where to write it (RUN/report.html)")
+    report.add_argument("--json", action="store_true", help="print JSON")
+    report.set_defaults(run=_report)
+    return parser
+
+
+def _train(arguments: list[str]) -> int:
+    try:
+        import jsonargparse
+        import yaml  # noqa: F401  jsonargparse reads config files with it
+
+        from neuralcollapse.report.page import write_page
+        from neuralcollapse.training.run import train
+    except ImportError as error:
+        raise _needs_train(error) from None
+    parser = jsonargparse.ArgumentParser(
+        prog="neuralcollapse train",
+        description="Train a network, measure collapse as it goes, write a run folder and its page.",
+        epilog="example: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_argument("--out", type=str | None, help="the run folder (runs/DATA-NETWORK-CLASSIFIER)")
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_class_arguments(TrainConfig)
+    options = [item.name for item in fields(TrainConfig)]
+    parsed = _parse(parser, [_underscored(argument) for argument in arguments])
+    config = TrainConfig(**{name: parsed[name] for name in options})
+    out = Path(parsed.out or f"runs/{config.data}-{config.network}-{config.classifier}")
+
+    run = train(config, out, force=parsed.force)
+    page = write_page(run)
+    last = run.records()[-1]
+    values = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
+    if parsed.json:
+        _print_json({"run": str(run.path), "page": str(page), **values})
+        return 0
+    print(f"collapse after {last.epoch} epochs, on the training set (every measure goes to 0)\n")
+    _print_table(last.measures)
+    print(f"\ntrain accuracy {last.train['accuracy']:.4f}   test accuracy {last.test['accuracy']:.4f}")
+    print(f"run   {run.path}\npage  {page}")
+    if config.classifier == "learned":
+        print("next  open the page; or fix the classifier: neuralcollapse train --classifier etf --feature_dim 10")
+    else:
+        print("next  open the page; or compare with a learned classifier: neuralcollapse train")
+    return 0
+
+
+def _parse(parser: Any, arguments: list[str]) -> Any:
+    """Parse with jsonargparse; its errors in one line, unknown options with the nearest known."""
+    known = {name.lstrip("-") for action in parser._actions for name in action.option_strings}
+    for argument in arguments:
+        name = argument[2:].split("=")[0]
+        if argument.startswith("--") and name not in known:
+            check_names({name: None}, "train")
+    try:
+        return parser.parse_args(arguments)
+    except Exception as error:  # jsonargparse raises argparse's, its own and its YAML reader's
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None
+
+
+def _underscored(argument: str) -> str:
+    """--feature-dim as --feature_dim, the name that the config file has."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("-", "_") + equals + value
+
+
+def _measure(options: argparse.Namespace) -> int:
+    if options.path.is_dir():
+        run = RunFolder.open(options.path)
+        try:
+            from neuralcollapse.training.run import remeasure
+        except ImportError as error:
+            raise _needs_train(error) from None
+        results = remeasure(run)
+        if options.json:
+            _print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
+            return 0
+        for epoch, values in results.items():
+            print(f"epoch {epoch}, training set, {values['num_samples']} samples, accuracy {values['accuracy']:.4f}\n")
+            _print_table(values)
+            print()
+        print(f"next  neuralcollapse report {options.path}")
+        return 0
+
+    arrays = read_features(options.path)
+    from neuralcollapse.capture import measure_features
+
+    values = measure_features(
+        arrays["features"],
+        arrays["labels"],
+        arrays.get("weight"),
+        arrays.get("bias"),
+        options.num_classes,
+        ignore_index=options.ignore_index,
+        pairwise=not options.no_pairwise,
+    )
+    if options.json:
+        _print_json(values)
+        return 0
+    accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    print(f"{options.path}: {values['num_samples']} samples{accuracy} (every measure goes to 0 under collapse)\n")
+    _print_table(values)
+    if "nc2" not in values:
+        print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
+    return 0
+
+
+def read_features(path: Path) -> dict[str, Any]:
+    """The arrays of a .npz or .safetensors file, as tensors; nothing in it is ever unpickled.
+
+    Raises:
+        InputError: no such file, another kind of file, pickled data, or features or labels missing.
+    """
+    if not path.is_file():
+        raise InputError(f"no file or run folder {path}")
+    how = "save plain arrays with numpy.savez(path, features=..., labels=...) or safetensors.torch.save_file"
+    if path.suffix not in (".npz", ".safetensors"):
+        raise InputError(
+            f"expected a .npz or .safetensors file, got {path.name} (pickled files are never loaded): {how}"
+        )
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        else:
+            from safetensors.torch import load_file
+
+            arrays = load_file(path)
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise InputError(f"{path} holds pickled data, which is never loaded: {how}") from None
+        raise InputError(f"cannot read {path}: {error}; {how}") from None
+    except Exception as error:  # zip and safetensors raise kinds of their own
+        raise InputError(f"cannot read {path} as {path.suffix}: {error}; {how}") from None
+    missing = [name for name in ("features", "labels") if name not in arrays]
+    if missing:
+        found = ", ".join(sorted(arrays)) or "none"
+        raise InputError(f"{path} has no array {' or '.join(map(repr, missing))} (it has: {found}): {how}")
+    return dict(arrays)
+
+
+def _report(options: argparse.Namespace) -> int:
+    run = RunFolder.open(options.path)
+    try:
+        from neuralcollapse.report.page import write_page
+    except ImportError as error:
+        raise _needs_train(error) from None
+    page = write_page(run, options.out)
+    if options.json:
+        _print_json({"page": str(page)})
+    else:
+        print(f"page  {page}\nnext  open it in a browser")
+    return 0
+
+
+def _needs_train(error: ImportError) -> InputError:
+    return InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'")
+
+
+def _print_table(values: Mapping[str, float]) -> None:
+    for name, (label, meaning) in MEASURES.items():
+        if name in values:
+            print(f"  {label:<22} {values[name]:>10.3g}   {meaning}")
+
+
+def _print_json(value: Any) -> None:
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: plain(part) for name, part in item.items()}
+        if isinstance(item, list):
+            return [plain(part) for part in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    print(json.dumps(plain(value), indent=2))
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    if issubclass(category, NeuralCollapseWarning):
+        print(f"neuralcollapse: warning: {message}", file=sys.stderr)

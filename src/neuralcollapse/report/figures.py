@@ -1,0 +1,318 @@
+"""From records to interactive figures, as plain Plotly specifications (dicts, no plotly import)."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
+from neuralcollapse.records import MEASURES, Geometry, Record
+
+COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#06b6d4", "#ef4444", "#84cc16", "#f97316", "#64748b")
+_HEAT_MAP_VALUES = 200_000  # of all its frames together, so that the page stays small
+_STEP_MS = 250
+_TALL = 520  # pixels, of the figures with a slider
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure with its words: a title, a caption, and a text for those who cannot see it."""
+
+    name: str
+    title: str
+    caption: str
+    alt: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    frames: list[dict[str, Any]] = field(default_factory=list)
+    wide: bool = False
+
+
+def loss_curve(records: Sequence[Record]) -> Figure:
+    """Cross-entropy on the training and test set by epoch, log axis."""
+    return _split_curve(records, "loss", "Loss", "Cross-entropy in eval mode.", {"type": "log", "dtick": 1})
+
+
+def accuracy_curve(records: Sequence[Record]) -> Figure:
+    """Accuracy on the training and test set by epoch."""
+    return _split_curve(records, "accuracy", "Accuracy", "Share of samples classified rightly.", {"tickformat": ".0%"})
+
+
+def variability_curve(records: Sequence[Record]) -> Figure:
+    """NC1 and its variants by epoch, log axis."""
+    return _measure_curve(
+        records,
+        ("nc1", "nc1_quotient", "nc1_cdnv"),
+        "variability",
+        "NC1: variability within classes",
+        "Spread of the features within classes against spread between them, on the training set. Falls to 0.",
+        {"type": "log", "dtick": 1, "exponentformat": "power"},
+    )
+
+
+def simplex_curve(records: Sequence[Record]) -> Figure:
+    """NC2 and NC3 by epoch."""
+    return _measure_curve(
+        records,
+        ("nc2", "nc2_means", "nc3"),
+        "simplex",
+        "NC2 and NC3: distance from the simplex",
+        "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0.",
+        {"rangemode": "tozero"},
+    )
+
+
+def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
+    """Cosines between centred class means, a slider over epochs."""
+    count = len(class_names)
+    most = max(2, min(len(geometries), _HEAT_MAP_VALUES // count**2))
+    chosen = _thin(geometries, most)
+    names = [html.escape(name) for name in class_names]
+
+    def trace(geometry: Geometry) -> dict[str, Any]:
+        return {"type": "heatmap", "z": _numbers(_cosines(geometry.centred), 3)}
+
+    first = trace(chosen[-1]) | {
+        "x": names,
+        "y": names,
+        "zmin": -1,
+        "zmax": 1,
+        "colorscale": "RdBu",
+        "colorbar": {"title": {"text": "cos"}, "thickness": 12},
+        "hovertemplate": "%{y} and %{x}: cos %{z:.3f}<extra></extra>",
+    }
+    final = _cosines(chosen[-1].centred)
+    off = final[~np.eye(count, dtype=bool)]
+    target = -1 / (count - 1) if count > 1 else math.nan
+    axis = {"type": "category", "constrain": "domain"}
+    layout = {
+        "height": _TALL,
+        "margin": {"l": 40, "r": 10, "t": 40, "b": 90},
+        "xaxis": axis | {"side": "top"},
+        "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"},
+        **_player([geometry.epoch for geometry in chosen]),
+    }
+    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}. Move the slider to see it form."
+    alt = (
+        f"Heat map of the cosines between {count} class means at epoch {chosen[-1].epoch}: off the diagonal from "
+        f"{np.nanmin(off):.3f} to {np.nanmax(off):.3f}, where a simplex ETF has {target:.3f}."
+    )
+    frames = [{"name": str(geometry.epoch), "data": [trace(geometry)]} for geometry in chosen]
+    return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames)
+
+
+def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
+    """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
+    project, targets = _view(geometries[-1])
+    names = [html.escape(name) for name in class_names]
+    colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
+
+    def moving(geometry: Geometry) -> list[dict[str, Any]]:
+        means, rows = project(geometry.centred), project(geometry.weight)
+        spokes = np.full((3 * len(means), 3), np.nan)
+        spokes[0::3], spokes[1::3] = 0, means
+        return [_points(spokes), _points(means), _points(rows)]
+
+    spokes, means, rows = moving(geometries[-1])
+    data = [
+        spokes | {"mode": "lines", "line": {"color": "#94a3b8", "width": 3}, "showlegend": False, "hoverinfo": "skip"},
+        means
+        | {
+            "mode": "markers+text",
+            "name": "class means",
+            "text": names,
+            "marker": {"size": 7, "color": colors},
+            "hovertemplate": "mean of class %{text}<extra></extra>",
+        },
+        rows
+        | {
+            "mode": "markers",
+            "name": "classifier rows",
+            "text": names,
+            "marker": {"size": 4, "color": colors, "symbol": "diamond"},
+            "hovertemplate": "classifier row of class %{text}<extra></extra>",
+        },
+    ]
+    if targets is not None:
+        data.append(
+            _points(targets)
+            | {
+                "mode": "markers",
+                "name": "vertices of the simplex",
+                "marker": {"size": 12, "color": "#94a3b8", "symbol": "circle-open"},
+                "hoverinfo": "skip",
+            }
+        )
+    axis = {"range": [-1.6, 1.6], "showticklabels": False, "title": {"text": ""}, "showspikes": False}
+    layout = {
+        "height": _TALL,
+        "margin": {"l": 10, "r": 10, "t": 40, "b": 90},
+        "legend": {"orientation": "h", "x": 0, "y": 1.08},
+        "scene": {"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
+        **_player([geometry.epoch for geometry in geometries]),
+    }
+    seen_in = (
+        "seen in three dimensions in which the vertices of the nearest simplex ETF lie spread over a ball"
+        if targets is not None
+        else "in the three directions of their largest spread (d < K-1 holds no simplex)"
+    )
+    caption = f"Class means about their common mean, each epoch at the same total length, {seen_in}. Press play."
+    alt = f"Three-dimensional view of {len(names)} class means and classifier rows over epochs, {seen_in}."
+    frames = [{"name": str(geometry.epoch), "data": moving(geometry), "traces": [0, 1, 2]} for geometry in geometries]
+    return Figure("simplex-motion", "Class means moving to the simplex", caption, alt, data, layout, frames)
+
+
+def all_figures(records: Sequence[Record], geometries: Sequence[Geometry], class_names: Sequence[str]) -> list[Figure]:
+    """The figures of a run, in reading order."""
+    figures = [loss_curve(records), accuracy_curve(records), variability_curve(records), simplex_curve(records)]
+    if geometries:
+        figures += [cosine_map(geometries, class_names), simplex_motion(geometries, class_names)]
+    return figures
+
+
+def _split_curve(records: Sequence[Record], key: str, title: str, caption: str, axis: dict[str, Any]) -> Figure:
+    train, test = [r.train.get(key, math.nan) for r in records], [r.test.get(key, math.nan) for r in records]
+    lines = [("train", train), ("test", test)] if any(r.test for r in records) else [("train", train)]
+    return _curve(records, lines, key, title, caption, axis)
+
+
+def _measure_curve(
+    records: Sequence[Record], keys: Sequence[str], name: str, title: str, caption: str, axis: dict[str, Any]
+) -> Figure:
+    lines = [(MEASURES[key][0], [r.measures.get(key, math.nan) for r in records]) for key in keys]
+    return _curve(records, lines, name, title, caption, axis)
+
+
+def _curve(
+    records: Sequence[Record],
+    lines: Sequence[tuple[str, list[float]]],
+    name: str,
+    title: str,
+    caption: str,
+    axis: dict[str, Any],
+) -> Figure:
+    epochs = [record.epoch for record in records]
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines" if len(epochs) > 1 else "markers",
+            "name": label,
+            "x": epochs,
+            "y": _numbers(values, 6),
+            "line": {"color": color, "width": 2},
+            "hovertemplate": "%{y:.4g}",
+        }
+        for (label, values), color in zip(lines, COLORS, strict=False)
+    ]
+    layout = {
+        "height": 320,
+        "hovermode": "x unified",
+        "xaxis": {"title": {"text": "epoch"}},
+        "yaxis": axis,
+        "legend": {"orientation": "h", "y": 1.12, "x": 0},
+    }
+    ends = ", ".join(f"{label} from {values[0]:.3g} to {values[-1]:.3g}" for label, values in lines)
+    return Figure(name, title, caption, f"{title} from epoch {epochs[0]} to {epochs[-1]}: {ends}.", data, layout)
+
+
+def _player(epochs: Sequence[int]) -> dict[str, Any]:
+    """A play button and a slider over frames named by epoch, standing at the last."""
+    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
+    play = {"fromcurrent": False, "frame": {"duration": _STEP_MS, "redraw": True}, "transition": {"duration": 0}}
+    steps = [{"label": str(epoch), "method": "animate", "args": [[str(epoch)], still]} for epoch in epochs]
+    return {
+        "sliders": [
+            {
+                "active": len(epochs) - 1,
+                "currentvalue": {"prefix": "epoch "},
+                "steps": steps,
+                "x": 0.14,
+                "len": 0.86,
+                "pad": {"t": 20},
+            }
+        ],
+        "updatemenus": [
+            {
+                "type": "buttons",
+                "showactive": False,
+                "x": 0.12,
+                "xanchor": "right",
+                "y": 0,
+                "yanchor": "top",
+                "pad": {"t": 36},
+                "buttons": [{"label": "play", "method": "animate", "args": [None, play]}],
+            }
+        ],
+    }
+
+
+def _view(last: Geometry) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:
+    """A map of (K, d) vectors to three dimensions, and where it puts the simplex nearest to the last means.
+
+    With E the nearest simplex ETF and Q (K, 3) points spread over a ball that sum to zero, the map
+    B = (K-1)/K E'Q is an orthogonal projection (times a number) that takes the vertex e_k to q_k.
+    """
+    centred = last.centred.astype(np.float64)
+    count, dim = centred.shape
+    targets: np.ndarray | None = None
+    if dim >= count - 1 and count >= 2:
+        etf, _ = nearest_simplex_etf(torch.from_numpy(centred))
+        targets = _spread(count)
+        basis = (count - 1) / count * etf.numpy().T @ targets
+    else:
+        basis = np.zeros((dim, 3))
+        axes = np.linalg.svd(centred, full_matrices=False)[2][:3]
+        basis[:, : len(axes)] = axes.T
+
+    def project(vectors: np.ndarray) -> np.ndarray:
+        size = np.linalg.norm(vectors)
+        return vectors @ basis * (math.sqrt(count) / size if size > 0 else 0.0)
+
+    return project, targets
+
+
+def _spread(count: int) -> np.ndarray:
+    """(K, 3) points of mean square length 1 that sum to zero, with equal spread in each of three directions."""
+    if count <= 4:
+        points = np.zeros((count, 3))
+        points[:, : count - 1] = simplex_etf(count, count - 1, dtype=torch.float64).numpy()
+        return points
+    turn = np.arange(count) * math.pi * (3 - math.sqrt(5))  # a Fibonacci spiral over the sphere
+    height = 1 - 2 * (np.arange(count) + 0.5) / count
+    ring = np.sqrt(1 - height**2)
+    points = np.stack([ring * np.cos(turn), ring * np.sin(turn), height], axis=1)
+    left, _, right = np.linalg.svd(points - points.mean(0), full_matrices=False)
+    return left @ right * math.sqrt(count / 3)
+
+
+def _cosines(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = vectors.astype(np.float64) / lengths
+    return unit @ unit.T
+
+
+def _points(xyz: np.ndarray) -> dict[str, Any]:
+    x, y, z = (_numbers(column, 4) for column in xyz.T)
+    return {"type": "scatter3d", "x": x, "y": y, "z": z}
+
+
+def _numbers(values: Any, digits: int) -> Any:
+    """Nested lists of floats, short in JSON: `digits` significant digits for curves, NaN as null."""
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, list):
+        return [_numbers(value, digits) for value in values]
+    return float(f"{values:.{digits}g}") if math.isfinite(values) else None
+
+
+def _thin(items: Sequence[Geometry], most: int) -> list[Geometry]:
+    """At most `most` of the items, the first and the last among them."""
+    picks = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
+    return [items[i] for i in picks]
