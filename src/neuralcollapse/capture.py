@@ -184,9 +184,9 @@ def measure_features(
     Raises:
         InputError: arrays that do not fit each other, no samples, values that are not finite.
     """
-    features, labels = torch.as_tensor(features), torch.as_tensor(labels)
-    weight = None if weight is None else torch.as_tensor(weight)
-    bias = None if bias is None else torch.as_tensor(bias)
+    features, labels = _as_tensor(features, "features"), _as_tensor(labels, "labels")
+    weight = None if weight is None else _as_tensor(weight, "weight")
+    bias = None if bias is None else _as_tensor(bias, "bias")
     check_features(features)
     labels = check_labels(labels, features.shape[0])
     if ignore_index is not None:
@@ -205,6 +205,13 @@ def measure_features(
         result["nc4"] = _nc4(batches, moments)
         result["accuracy"] = float((predicted == labels.to(predicted.device)).double().mean())
     return result
+
+
+def _as_tensor(values: Any, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected {name} as an array of numbers: {str(error).splitlines()[0]}") from None
 
 
 def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:

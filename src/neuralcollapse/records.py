@@ -17,6 +17,7 @@ import json
 import math
 import os
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -161,10 +162,18 @@ class RunFolder:
         write_atomically(self.path / "geometry" / f"epoch-{geometry.epoch:05d}.npz", buffer.getvalue())
 
     def geometries(self) -> Iterator[Geometry]:
-        """The kept geometries, in order of epochs."""
+        """The kept geometries, in order of epochs.
+
+        Raises:
+            InputError: a file is damaged.
+        """
         for file in sorted((self.path / "geometry").glob("epoch-*.npz")):
-            with np.load(file, allow_pickle=False) as arrays:
-                yield Geometry(int(file.stem.removeprefix("epoch-")), **{name: arrays[name] for name in arrays.files})
+            try:
+                with np.load(file, allow_pickle=False) as loaded:
+                    arrays = {name: loaded[name] for name in loaded.files}
+                yield Geometry(int(file.stem.removeprefix("epoch-")), **arrays)
+            except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
+                raise InputError(f"{file} is damaged ({error}): delete it to go on without that epoch") from None
 
     def checkpoint(self, epoch: int) -> Path:
         """The place of an epoch's weights."""

@@ -50,6 +50,10 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            value, kind = getattr(self, item.name), type(item.default)
+            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            _require(self, item.name, fits, f"of type {kind.__name__}")
         for name in ("width", "depth", "feature_dim", "epochs", "batch_size"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("decay_every", "measure_every", "checkpoint_every"):

@@ -1,0 +1,35 @@
+# Each target works on a machine that has only Python >= 3.10 and make: it makes its own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Extra words for pip, such as an index with CPU-only builds of torch.
+PIP_FLAGS ?=
+# Options of the demo's run, such as --epochs 3.
+DEMO ?=
+
+.PHONY: demo test test-slow lint bench clean
+
+demo: $(VENV)/.ready
+	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
+
+test: $(VENV)/.ready
+	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
+
+test-slow: $(VENV)/.ready
+	$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.ready
+	$(BIN)/python benchmarks/run.py
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[all]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,110 @@
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+
+from neuralcollapse import InputError
+from neuralcollapse.records import Record, RunFolder
+from neuralcollapse.report.page import render, verdict, write_page
+
+
+@pytest.fixture(scope="module")
+def page(short_run) -> str:
+    return render(short_run)
+
+
+class Sources(HTMLParser):
+    """Everything that a browser would fetch, and the text outside scripts and styles."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+        self.text: list[str] = []
+        self.inside = ""
+
+    def handle_starttag(self, tag, attributes):
+        self.inside = tag
+        for name, value in attributes:
+            if name in ("src", "href", "srcset", "data") and not (value or "").startswith("data:"):
+                self.fetched.append(f"{tag} {name}={value}")
+
+    def handle_endtag(self, tag):
+        self.inside = ""
+
+    def handle_data(self, data):
+        if self.inside not in ("script", "style"):
+            self.text.append(data)
+
+
+def test_the_page_is_one_file_that_fetches_nothing(page):
+    sources = Sources()
+    sources.feed(page)
+    assert sources.fetched == []
+    assert len(page.encode()) < 6_000_000
+
+
+def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
+    figures = json.loads(re.search(r"const figures = (\[.*?\]);\n", page).group(1))
+    assert [figure["name"] for figure in figures] == [
+        "loss",
+        "accuracy",
+        "variability",
+        "simplex",
+        "cosines",
+        "simplex-motion",
+    ]
+    for figure in figures:
+        assert f'id="{figure["name"]}"' in page
+    last = short_run.records()[-1]
+    assert verdict(short_run.records()).replace("'", "&#39;") in page
+    assert f"{last.test['accuracy']:.4f}" in page
+
+
+def test_the_verdict_states_the_records_facts():
+    def at(epoch: int, nc1: float) -> Record:
+        return Record(epoch, 0.0, 0.1, {"loss": 1.0, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.25}, {"nc1": nc1})
+
+    assert verdict([at(0, 2.0), at(9, 0.5)]) == (
+        "After 9 epochs: train accuracy 0.5000, test accuracy 0.2500; NC1 went from 2 to 0.5 (4 times less)."
+    )
+    assert "NC1 went from 0.5 to 2 (4 times more)" in verdict([at(0, 0.5), at(9, 2.0)])
+    assert "NC1 undefined" in verdict([at(0, float("nan"))])
+
+
+def copied(run: RunFolder, to) -> RunFolder:
+    shutil.copytree(run.path, to)
+    return RunFolder(to)
+
+
+def test_names_from_users_are_escaped(short_run, tmp_path):
+    run = copied(short_run, tmp_path / "run")
+    environment = json.loads(run.read_text("environment.json"))
+    environment["class_names"][0] = "</script><script>alert(1)</script>"
+    environment["note"] = "<img src=x onerror=alert(1)>"
+    run.write_text("environment.json", json.dumps(environment))
+    sources = Sources()
+    text = render(run)
+    sources.feed(text)
+    assert sources.fetched == []
+    assert text.count("alert(1)</script>") == 0
+
+
+@pytest.mark.parametrize(("name", "text"), [("config.yaml", "a: ["), ("environment.json", "[1]")])
+def test_damaged_files_are_named(short_run, tmp_path, name, text):
+    run = copied(short_run, tmp_path / "run")
+    run.write_text(name, text)
+    with pytest.raises(InputError, match=f"{name} is damaged"):
+        render(run)
+
+
+def test_a_place_that_cannot_be_written_is_one_clear_error(short_run, tmp_path):
+    with pytest.raises(InputError, match="cannot write"):
+        write_page(short_run, tmp_path / "missing" / "page.html")
+
+
+def test_a_run_without_geometry_still_has_its_curves(short_run, tmp_path):
+    run = copied(short_run, tmp_path / "run")
+    shutil.rmtree(run.path / "geometry")
+    assert 'id="cosines"' not in render(run)

@@ -1,0 +1,253 @@
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import neuralcollapse as nc
+from neuralcollapse.cli import main
+
+SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
+
+
+@pytest.fixture(autouse=True)
+def _own_warning_display(monkeypatch):
+    import warnings
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", nc.NeuralCollapseWarning)
+        yield
+
+
+@pytest.fixture
+def arrays() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    labels = np.arange(30) % 3
+    return {
+        "features": (rng.standard_normal((3, 4))[labels] + 0.1 * rng.standard_normal((30, 4))).astype(np.float32),
+        "labels": labels.astype(np.uint8),
+        "weight": rng.standard_normal((3, 4)).astype(np.float32),
+        "bias": rng.standard_normal(3).astype(np.float32),
+    }
+
+
+def refused(capsys, *arguments: object) -> str:
+    """Run a command that must fail: exit code 2, nothing on stdout, one line on stderr, which is returned."""
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert code == 2
+    assert out == ""
+    assert err.startswith("neuralcollapse: error: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def test_help_names_the_commands_and_gives_examples():
+    result = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "neuralcollapse", "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for command in ("train", "measure", "report", "examples:"):
+        assert command in result.stdout
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "plotly", "sklearn"}, "heavy modules load only when used"
+
+
+@pytest.mark.parametrize("command", ["measure", "report"])
+def test_every_command_has_help_with_an_example(capsys, command):
+    with pytest.raises(SystemExit) as exit_:
+        main([command, "--help"])
+    assert exit_.value.code == 0
+    assert "example" in capsys.readouterr().out
+
+
+def test_no_command_prints_the_help(capsys):
+    assert main([]) == 0
+    assert "usage: neuralcollapse" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_measure_gives_what_the_library_gives(tmp_path, capsys, arrays, kind):
+    path = tmp_path / f"features.{kind}"
+    if kind == "npz":
+        np.savez(path, **arrays)
+    else:
+        save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
+    assert main(["measure", str(path), "--json"]) == 0
+    expected = nc.measure_features(*(torch.from_numpy(array) for array in arrays.values()))
+    assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
+
+
+def test_measure_prints_a_table_and_the_next_step(tmp_path, capsys, arrays):
+    np.savez(tmp_path / "f.npz", features=arrays["features"], labels=arrays["labels"])
+    assert main(["measure", str(tmp_path / "f.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "NC1" in out
+    assert "equinorm, means" in out
+    assert "next  add the classifier's weight" in out
+
+
+def test_measure_takes_bfloat16_and_leaves_out_ignored_labels(tmp_path, capsys, arrays):
+    features = torch.from_numpy(arrays["features"]).bfloat16()
+    labels = torch.from_numpy(arrays["labels"]).long()
+    labels[:5] = -100
+    save_file({"features": features, "labels": labels}, tmp_path / "f.safetensors")
+    assert main(["measure", str(tmp_path / "f.safetensors"), "--json", "--ignore-index", "-100"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["num_samples"] == 25
+    assert values["nc1"] == pytest.approx(nc.measure_features(features[5:], labels[5:])["nc1"])
+
+
+def test_measure_warns_in_one_line_and_prints_undefined_values_as_null(tmp_path, capsys, arrays):
+    np.savez(tmp_path / "f.npz", features=arrays["features"], labels=0 * arrays["labels"])
+    assert main(["measure", str(tmp_path / "f.npz"), "--json", "--num-classes", "2"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["nc1"] is None
+    assert all(line.startswith("neuralcollapse: warning: ") for line in err.splitlines())
+    assert "only class 0 has samples" in err
+
+
+@pytest.mark.parametrize("missing", ["features", "labels"])
+def test_a_missing_array_is_named_with_those_found(tmp_path, capsys, arrays, missing):
+    np.savez(tmp_path / "f.npz", **{name: array for name, array in arrays.items() if name != missing})
+    err = refused(capsys, "measure", tmp_path / "f.npz")
+    assert f"no array '{missing}'" in err
+    assert "bias" in err
+
+
+class Bomb:
+    def __reduce__(self):
+        return (pytest.fail, ("unpickled",))
+
+
+@pytest.mark.parametrize("name", ["f.pt", "f.pkl", "f.npz", "f.npy", "f.safetensors"])
+def test_pickled_data_is_never_loaded_and_the_way_out_is_named(tmp_path, capsys, name):
+    (tmp_path / name).write_bytes(pickle.dumps(Bomb()))
+    assert "numpy.savez" in refused(capsys, "measure", tmp_path / name)
+
+
+def test_object_arrays_inside_a_file_are_not_unpickled(tmp_path, capsys):
+    np.savez(tmp_path / "f.npz", features=np.array([Bomb()], dtype=object), labels=np.zeros(1, int))
+    assert "pickled data" in refused(capsys, "measure", tmp_path / "f.npz")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": np.zeros((30, 1), int)}, "squeeze"),
+        ({"labels": np.full(30, -1)}, "0 to 2"),
+        ({"labels": np.full(30, 0.5)}, "integer labels"),
+        ({"features": np.full((30, 4), np.nan, np.float32)}, "120 NaN or infinite of 120"),
+        ({"features": np.zeros((0, 4), np.float32), "labels": np.zeros(0, int)}, "no samples"),
+        ({"weight": np.zeros((4, 3), np.float32)}, "weight"),
+        ({"bias": np.zeros(4, np.float32)}, "bias of shape"),
+        ({"features": np.array(["a"] * 30)}, "features"),
+    ],
+)
+def test_wrong_arrays_are_one_clear_line(tmp_path, capsys, arrays, change, message):
+    np.savez(tmp_path / "f.npz", **(arrays | change))
+    assert message in refused(capsys, "measure", tmp_path / "f.npz")
+
+
+def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path, capsys, arrays):
+    np.savez(tmp_path / "f.npz", **arrays)
+    (tmp_path / "half.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:200])
+    assert "cannot read" in refused(capsys, "measure", tmp_path / "half.npz")
+    assert "no file or run folder" in refused(capsys, "measure", tmp_path / "none.npz")
+
+
+def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", "--out", str(out), *SHORT_FLAGS, "--classifier=etf"]) == 0
+    text = capsys.readouterr().out
+    assert "NC1" in text
+    assert f"page  {out / 'report.html'}" in text
+    assert (out / "report.html").stat().st_size > 1_000_000
+    assert "feature_dim: 9\nclassifier: etf\n" in (out / "config.yaml").read_text()
+    assert refused(capsys, "train", "--out", out, *SHORT_FLAGS).count("--force") == 1
+    before = (out / "records.jsonl").read_text()
+    assert main(["train", "--config", str(out / "config.yaml"), "--out", str(out), "--force", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["epoch"] == 2
+    assert len((out / "records.jsonl").read_text().splitlines()) == len(before.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--epochs", "three"], "epochs"),
+        (["--epochs", "0"], "epochs to be at least 1"),
+        (["--classifier", "fixed"], "classifier"),
+        (["--network", "mpl"], "did you mean 'mlp'"),
+        (["--data", "digit"], "did you mean 'digits'"),
+        (["--classifier", "etf", "--feature-dim", "8"], "d >= K-1 = 9"),
+        (["--config", "missing.yaml"], "missing.yaml"),
+        (["stray"], "stray"),
+    ],
+)
+def test_wrong_options_of_train_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, "train", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unwritable_run_folder_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "cannot write the run folder" in refused(capsys, "train", *SHORT_FLAGS, "--out", tmp_path / "file" / "run")
+
+
+def test_train_help_is_made_from_the_config(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    assert "--weight_decay" in out
+    assert "dimension d of the features" in out
+
+
+def test_a_run_folder_is_measured_checkpoint_by_checkpoint(short_run, capsys):
+    assert main(["measure", str(short_run.path), "--json"]) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["epoch"] for result in results] == [2, 4]
+    assert main(["measure", str(short_run.path)]) == 0
+    assert "epoch 4, training set, 1437 samples" in capsys.readouterr().out
+
+
+def test_report_writes_the_page_where_asked(short_run, tmp_path, capsys):
+    assert main(["report", str(short_run.path), "--out", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert "page.html" in capsys.readouterr().out
+    assert "no run folder" in refused(capsys, "report", tmp_path / "none")
+
+
+def test_report_of_a_folder_without_records_is_refused(short_run, tmp_path, capsys):
+    shutil.copytree(short_run.path, tmp_path / "run")
+    (tmp_path / "run" / "records.jsonl").write_text("")
+    assert "no records yet" in refused(capsys, "report", tmp_path / "run")
+    assert "records.jsonl" in refused(capsys, "report", tmp_path)
+
+
+@pytest.mark.parametrize("arguments", [["mesure"], ["measure"], ["measure", "a", "b"], ["report", "--what"]])
+def test_a_wrong_command_line_is_one_line(capsys, arguments):
+    assert "--help" in refused(capsys, *arguments)
+
+
+def test_missing_packages_name_the_extra(monkeypatch, capsys, tmp_path):
+    monkeypatch.setitem(sys.modules, "neuralcollapse.training.run", None)
+    assert "neuralcollapse[train]" in refused(capsys, "train", "--out", tmp_path / "run")
+
+
+def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", interrupt)
+    assert main(["train", "--out", str(tmp_path / "run")]) == 130
+    assert capsys.readouterr().err == "neuralcollapse: interrupted\n"

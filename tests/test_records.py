@@ -1,0 +1,102 @@
+import json
+import math
+import os
+
+import numpy as np
+import pytest
+
+from neuralcollapse import InputError
+from neuralcollapse.records import Geometry, Record, RunFolder, write_atomically
+
+RECORD = Record(3, 1.5, 0.1, {"loss": 0.5, "accuracy": 0.75}, {}, {"nc1": 0.25, "nc2": math.nan})
+
+
+def test_a_record_survives_json_and_nan_becomes_null():
+    line = RECORD.to_json()
+    assert json.loads(line)["measures"]["nc2"] is None
+    back = Record.from_json(line)
+    assert back.epoch == 3
+    assert back.train == RECORD.train
+    assert back.measures["nc1"] == 0.25
+    assert math.isnan(back.measures["nc2"])
+
+
+def test_a_run_folder_gives_back_what_was_written(tmp_path):
+    run = RunFolder.create(tmp_path / "run")
+    run.append(RECORD)
+    run.append(RECORD)
+    geometry = Geometry(7, np.eye(3), np.ones(3), 2 * np.eye(3), np.zeros(3))
+    run.write_geometry(geometry)
+    opened = RunFolder.open(tmp_path / "run")
+    assert [record.epoch for record in opened.records()] == [3, 3]
+    (kept,) = opened.geometries()
+    assert kept.epoch == 7
+    np.testing.assert_array_equal(kept.centred, np.eye(3) - 1)
+    np.testing.assert_array_equal(kept.weight, 2 * np.eye(3))
+
+
+def test_a_used_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"not empty.*--force"):
+        RunFolder.create(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_force_clears_an_earlier_run_and_nothing_else(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.append(RECORD)
+    run.checkpoint(5).write_bytes(b"old")
+    (tmp_path / "notes.txt").write_text("mine")
+    RunFolder.create(tmp_path, force=True)
+    assert (tmp_path / "records.jsonl").read_text() == ""
+    assert not run.checkpoints()
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the run folder"):
+        RunFolder.create(tmp_path / "file" / "run")
+
+
+def test_opening_what_is_no_run_says_so(tmp_path):
+    with pytest.raises(InputError, match="no run folder"):
+        RunFolder.open(tmp_path / "missing")
+    with pytest.raises(InputError, match=r"records\.jsonl"):
+        RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"epoch": 1}', "null"])
+def test_a_damaged_record_is_named_by_its_line(tmp_path, line):
+    run = RunFolder.create(tmp_path)
+    run.append(RECORD)
+    with (tmp_path / "records.jsonl").open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(InputError, match="line 2 is not a record"):
+        run.records()
+
+
+def test_no_records_yet_is_an_error(tmp_path):
+    with pytest.raises(InputError, match="no records yet"):
+        RunFolder.create(tmp_path).records()
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+    target = tmp_path / "file"
+    write_atomically(target, b"old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(target, b"new")
+    assert target.read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_geometry_with_pickled_arrays_is_not_loaded(tmp_path):
+    run = RunFolder.create(tmp_path)
+    np.savez(tmp_path / "geometry" / "epoch-00001.npz", means=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="damaged"):
+        list(run.geometries())
