@@ -124,7 +124,9 @@ def test_the_frame_lies_on_the_device_asked_for():
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(3, 1), (10, 8), (1000, 512)])
 def test_too_few_dimensions_are_refused_with_the_least_that_would_do(num_classes, dim):
-    with pytest.raises(InputError, match=rf"expected .*K-1 = {num_classes - 1} .*got d={dim}: widen .*{num_classes - 1}"):
+    with pytest.raises(
+        InputError, match=rf"expected .*K-1 = {num_classes - 1} .*got d={dim}: widen .*{num_classes - 1}"
+    ):
         simplex_etf(num_classes, dim)
 
 
@@ -180,7 +182,7 @@ def test_a_scaled_rotated_and_shifted_etf_is_found_again(num_classes, dim):
     assert float(scale) == pytest.approx(3.7)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=100)
 @given(
     size=st.sampled_from([(2, 1), (3, 2), (3, 6), (5, 5), (6, 9)]),
     seed=st.integers(0, 2**32 - 1),

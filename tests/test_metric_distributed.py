@@ -31,7 +31,7 @@ def head():
 
 
 def work(rank, world_size, folder):
-    """Compute, look at the local state, add the same samples again, compute again."""
+    """Compute, look at the local state, add the samples once more (moved by one), compute again."""
     torch.set_num_threads(1)
     meeting = f"file://{folder}/meeting"
     dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)

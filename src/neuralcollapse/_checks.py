@@ -80,7 +80,7 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise InputError(f"expected weight as a floating-point torch.Tensor, got {_kind(weight)}")
     if tuple(weight.shape) != (num_classes, feature_dim):
-        transposed = tuple(weight.shape) == (feature_dim, num_classes)
+        transposed = weight.dim() == 2 and weight.shape[0] == feature_dim != weight.shape[1]
         raise InputError(
             f"expected weight of shape (K, d) = ({num_classes}, {feature_dim}), got {tuple(weight.shape)}"
             + (": transpose it (one row for each class)" if transposed else ": it must fit the features and labels")

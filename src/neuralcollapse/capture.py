@@ -120,7 +120,7 @@ def collect(
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper may skip hooks
     head = find_module(model, classifier)
     weight, bias = classifier_tensors(head)
-    num_classes = num_classes or weight.shape[0]
+    num_classes = weight.shape[0] if num_classes is None else num_classes
     check_classifier(weight, bias, num_classes, weight.shape[1])
     run = _Run(model, head, {name: find_module(model, name) for name in layers}, ignore_index, device)
 
@@ -144,7 +144,7 @@ def collect(
         correct += int((predicted == seen.labels).sum())
         loss += float(F.cross_entropy(seen.logits.float(), seen.labels, reduction="sum"))
         if kept is not None:
-            kept.append((seen.features, predicted))
+            kept.append((_owned(seen.features), predicted))
             kept_bytes += seen.features.numel() * seen.features.element_size()
             kept = kept if kept_bytes <= _KEEP_BYTES else None
     if moments is None or moments.num_samples == 0:
@@ -239,6 +239,12 @@ def _nc4(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> flo
     return math.nan
 
 
+def _owned(features: Tensor) -> Tensor:
+    """The features alone: a view would keep alive the whole tensor that it was cut from."""
+    own = features.numel() * features.element_size()
+    return features if features.untyped_storage().nbytes() <= own else features.clone()
+
+
 def _second_pass(run: _Run, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in _bar(loader, "measuring nc4", progress):
         seen = run(batch)
@@ -288,7 +294,11 @@ class _Run:
 
         hooks = [self.head.register_forward_hook(on_head, with_kwargs=True)]
         for name, layer in self.layers.items():
-            hooks.append(layer.register_forward_hook(lambda _, args, output, name=name: caught.update({name: output})))
+
+            def on_layer(_: nn.Module, args: tuple[Any, ...], output: Any, name: str = name) -> None:
+                caught[name] = _tensor(output, name).clone()  # an in-place layer may overwrite it next
+
+            hooks.append(layer.register_forward_hook(on_layer))
         try:
             with _eval_mode(self.model), torch.no_grad():
                 inputs = _to(inputs, self.device)

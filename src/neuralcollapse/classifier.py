@@ -122,22 +122,26 @@ class ETFClassifier(nn.Module):
         weight = state_dict.get(prefix + "weight")
         if weight is not None:
             own = self.weight.to(device=weight.device, dtype=weight.dtype)
-            if weight.shape != own.shape or not torch.allclose(weight, own, rtol=1e-3, atol=1e-3):
+            if weight.shape != own.shape or not torch.allclose(
+                weight, own, rtol=1e-3, atol=1e-3 * float(self.scale.detach())
+            ):
                 raise InputError(
                     f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's simplex ETF "
                     f"{tuple(own.shape)}: load it into an nn.Linear, or drop that key to train with the fixed frame"
                 )
             state_dict.pop(prefix + "weight")
-            state_dict.setdefault(prefix + "scale", self.scale.detach())
+            for name in ("scale", "rotation.signs"):
+                if name in self.state_dict():
+                    state_dict.setdefault(prefix + name, self.state_dict()[name])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class FastRotation(nn.Module):
-    """A seeded orthonormal transform of d features: twice random signs, a Hadamard product, and a reversal.
+    """A seeded orthonormal transform of d features: twice random signs, a reversal, and a Hadamard product.
 
     The Walsh-Hadamard transform of the largest power of two p <= d is taken as a product of two small
     matrices over a grid of p = a b, so it runs as two matmuls. As p > d/2, two rounds with the order
-    reversed between them reach every feature.
+    reversed between them reach every feature, and leave the mixed ones first.
 
     Shapes: (..., d) -> (..., d).
     """
@@ -157,11 +161,11 @@ class FastRotation(nn.Module):
         rows, columns = self._grid
         left, right = _hadamard(rows, features), _hadamard(columns, features)
         for signs in self.signs:
-            turned = features * signs.to(features.dtype)
+            turned = (features * signs.to(features.dtype)).flip(-1)
             grid = turned[..., : rows * columns].unflatten(-1, (rows, columns))
             mixed = ((grid @ right).transpose(-1, -2) @ left).flatten(-2)  # left grid right, transposed
             rest = turned[..., rows * columns :]
-            features = torch.cat([mixed.to(rest.dtype), rest], dim=-1).flip(-1)
+            features = torch.cat([mixed.to(rest.dtype), rest], dim=-1)
         return features
 
 

@@ -163,6 +163,9 @@ def measures(
     if not pairwise:
         jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
 
+    if len(means.seen) == 0:
+        warnings.warn("undefined (NaN): no samples were seen", NeuralCollapseWarning, stacklevel=2)
+        return dict.fromkeys(jobs, math.nan)
     values: dict[str, float] = {}
     undefined: dict[str, list[str]] = {}
     for name, job in jobs.items():
@@ -176,7 +179,7 @@ def measures(
 
 
 def _warn(means: _Means, undefined: dict[str, list[str]]) -> None:
-    if means.unseen and len(means.seen):
+    if means.unseen:
         warnings.warn(
             f"no samples of classes {listed(means.unseen)}: measured over the {len(means.seen)} classes seen",
             NeuralCollapseWarning,

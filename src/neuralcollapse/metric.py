@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -11,8 +13,8 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from neuralcollapse._checks import check_classifier, check_count
-from neuralcollapse._errors import InputError
-from neuralcollapse.collapse import measures
+from neuralcollapse._errors import InputError, NeuralCollapseWarning
+from neuralcollapse.collapse import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.moments import ClassMoments, packed_size
 
 
@@ -57,7 +59,9 @@ class NeuralCollapse(Metric):
         pairwise: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        # Computing is cheap beside updating, and a cached value would be stale once the classifier has moved; a
+        # process that never updated would return it without joining the others' gathering.
+        super().__init__(**({"compute_with_cache": False} | kwargs))
         self.num_classes = check_count(num_classes, "num_classes", 1)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
         self.ignore_index = ignore_index
@@ -72,37 +76,67 @@ class NeuralCollapse(Metric):
             persistent=True,
         )
 
+        # A MetricCollection lets metrics with equal states share one: this one tells them apart.
+        left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
+        self.add_state("left_out", default=left_out, dist_reduce_fx=_first)
+
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; on wrong input nothing is added."""
-        try:
-            self._moments().update(features, labels, ignore_index=self.ignore_index)
-        except InputError as error:
-            raise InputError(f"batch {self._update_count}: {error}") from None
+        self._add(self._moments(), features, labels, self._update_count)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add a batch and return the measures of that batch alone; on wrong input nothing is added."""
+        if self.dist_sync_on_step or self._is_synced:
+            return super().forward(features, labels)
+        batch = ClassMoments.zeros(self.num_classes, self.feature_dim, self.moments.device)
+        self._add(batch, features, labels, self._update_count + 1)
+        with torch.no_grad():
+            self._moments().absorb(batch)
+        self._update_count += 1
+        self._computed = None
+        values = self._measures(batch)
+        self._forward_cache: Any = values
+        return values
 
     def compute(self) -> dict[str, Tensor]:
         """The measures of everything seen since the last reset, over all processes."""
+        return self._measures(self._moments())
+
+    def _add(self, moments: ClassMoments, features: Tensor, labels: Tensor, batch: int) -> None:
+        try:
+            moments.update(features, labels, ignore_index=self.ignore_index)
+        except InputError as error:
+            raise InputError(f"batch {batch}: {error}") from None
+
+    def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
         weight, bias = (None, None) if self._classifier is None else classifier_tensors(self._classifier.module)
-        values = measures(self._moments(), weight, bias, pairwise=self.pairwise)
-        return {
-            name: torch.tensor(value, dtype=torch.float64, device=self.moments.device) for name, value in values.items()
-        }
+        try:
+            values = measures(moments, weight, bias, pairwise=self.pairwise)
+        except InputError as error:  # a weight that is not finite: raising here, in a sync, would leave it half done
+            wanted = [name for name in CLASSIFIER_MEASURES if self.pairwise or name not in PAIRWISE_MEASURES]
+            warnings.warn(f"undefined (NaN): {error}: {', '.join(wanted)}", NeuralCollapseWarning, stacklevel=3)
+            values = measures(moments, pairwise=self.pairwise) | dict.fromkeys(wanted, math.nan)
+        device = moments.means.device
+        return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another metric (or of its `metric_state`), which stays as it was."""
         if isinstance(incoming_state, NeuralCollapse):
-            theirs = incoming_state.moments
+            theirs, shape = incoming_state.moments, (incoming_state.num_classes, incoming_state.feature_dim)
+            updates = incoming_state._update_count
         elif isinstance(incoming_state, dict) and isinstance(incoming_state.get("moments"), Tensor):
-            theirs = incoming_state["moments"]
+            theirs, shape, updates = incoming_state["moments"], (self.num_classes, self.feature_dim), 1
         else:
             kind = type(incoming_state).__name__
             raise InputError(f"expected a NeuralCollapse metric or its metric_state, got {kind}")
-        if theirs.shape != self.moments.shape:
+        if shape != (self.num_classes, self.feature_dim):
             raise InputError(
-                f"expected the state of K={self.num_classes}, d={self.feature_dim} ({self.moments.numel()} values), "
-                f"got {theirs.numel()} values: both metrics need the same num_classes and feature_dim"
+                f"expected a metric of K={self.num_classes}, d={self.feature_dim}, got K={shape[0]}, d={shape[1]}: "
+                "both need the same num_classes and feature_dim"
             )
-        super().merge_state({"moments": theirs.to(self.moments.device)})
-        self._update_count += incoming_state._update_count if isinstance(incoming_state, Metric) else 1
+        with torch.no_grad():
+            self._moments().absorb(ClassMoments(theirs.to(self.moments.device), *shape))
+        self._update_count += updates
         self._computed = None
 
     def _moments(self) -> ClassMoments:
@@ -110,11 +144,12 @@ class NeuralCollapse(Metric):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Module.to(dtype) would cast the state without a word: follow the device, keep float64.
-        super()._apply(fn, exclude_state=("moments",))
+        super()._apply(fn, exclude_state=("moments", "left_out"))
         stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
         for store in stores:
             moved = fn(store["moments"])
             store["moments"] = moved if moved.dtype == torch.float64 else store["moments"].to(moved.device)
+            store["left_out"] = store["left_out"].to(moved.device)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -133,14 +168,28 @@ class NeuralCollapse(Metric):
 
 
 class _Shared:
-    """A module held by reference: not a submodule, and shared by copies of its holder."""
+    """A module held by reference: not a submodule, and shared by copies of its holder.
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    When a whole model is deep-copied with its metric, the copy's metric must read the copied classifier, which
+    may be copied after the metric: it is looked up when first used.
+    """
+
+    def __init__(self, module: nn.Module, copies: dict[int, Any] | None = None) -> None:
+        self._module = module
+        self._copies = copies
+
+    @property
+    def module(self) -> nn.Module:
+        if self._copies is not None:
+            self._module = self._copies.get(id(self._module), self._module)
+            self._copies = None
+        return self._module
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        copied = memo.get(id(self.module))  # the whole model is being copied, and its classifier already was
-        return self if copied is None else _Shared(copied)
+        return _Shared(self.module, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self.module, "_copies": None}
 
 
 def classifier_tensors(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -152,6 +201,11 @@ def classifier_tensors(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
             f"got {type(classifier).__name__}"
         )
     return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
+
+
+def _first(states: Tensor) -> Tensor:
+    """The state of the first process, which all share."""
+    return states[0]
 
 
 def _merge_packed(num_classes: int, feature_dim: int, states: Tensor) -> Tensor:

@@ -1,0 +1,122 @@
+"""A lower bound of the model's minimum from any point, by weak duality.
+
+For d >= K-1 the minimum is that of the convex problem min g(Z + b1') + mu |Z|_* + lb/2 |b|^2; for any d it is at
+least that. With slopes G of any logits, |G|_2 the spectral norm, and 0 <= t <= mu/|G|_2,
+
+    LB(t) = sum_i w_i (-l*(t v_i)) - t^2 |G 1|^2 / (2 lb)
+
+is a lower bound, concave in t. Without a bias the last term is absent; without decay on the bias G 1 must be
+zero, which minimising over b alone achieves. Source: weak duality; Zhu et al. 2021 for the convex form.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+
+_GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A lower bound of the minimum, and the bias (K,) that it was taken at."""
+
+    value: float
+    bias: Tensor | None
+
+
+def lower_bound(model: UnconstrainedFeatureModel, point: Point) -> Bound:
+    """The bound from a point's logits, the bias minimised first; -inf for a loss that is not convex."""
+    if not model.loss.convex:
+        return Bound(-math.inf, point.b)
+    logits = model.logits(Point(point.W, point.H))
+    bias = None
+    if model.bias:
+        assert point.b is not None
+        bias = best_bias(model, logits, point.b)
+        logits = logits + bias.unsqueeze(-1)
+    weights, targets = model.columns.weights, model.targets
+    slopes = model.loss.gradient(logits, targets)
+    rest = slopes @ weights  # G 1
+    penalty = 0.0
+    if model.bias and model.bias_decay > 0:
+        penalty = float(rest.square().sum()) / (2 * model.bias_decay)
+    elif model.bias:
+        slopes = slopes - rest.unsqueeze(-1)  # what rounding left of G 1
+    norm = spectral_norm(slopes * weights / model.columns.roots)
+    largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0)
+    if not math.isfinite(largest):
+        largest = 1.0
+
+    def bound(scale: float) -> float:
+        return float(model.loss.dual(scale * slopes, targets) @ weights) - scale * scale * penalty
+
+    end = bound(largest)
+    if end >= bound(largest * (1 - 1e-4)):  # still rising: concave, so the end is the maximum
+        return Bound(end, bias)
+    found = minimize_scalar(
+        lambda scale: -bound(scale),
+        bounds=(0.0, largest),
+        method="bounded",
+        options={"xatol": 1e-6 * largest, "maxiter": 40},
+    )
+    return Bound(max(end, -float(found.fun)), bias)
+
+
+def best_bias(model: UnconstrainedFeatureModel, logits: Tensor, start: Tensor) -> Tensor:
+    """The bias (K,) that minimises the objective for fixed W H: Newton's method with backtracking, convex."""
+    weights, decay = model.columns.weights, model.bias_decay
+
+    def value(bias: Tensor) -> float:
+        fit = model.loss.value(logits + bias.unsqueeze(-1), model.targets) @ weights
+        return float(fit) + decay / 2 * float(bias.square().sum())
+
+    bias = start.clone()
+    for _ in range(50):
+        moved = logits + bias.unsqueeze(-1)
+        gradient = model.loss.gradient(moved, model.targets) @ weights + decay * bias
+        if float(gradient.abs().max()) <= 1e-15:
+            break
+        hessian = model.loss.bias_hessian(moved, weights)
+        hessian.diagonal().add_(max(decay, 1e-14))
+        step = torch.linalg.lstsq(hessian, gradient).solution if decay == 0 else torch.linalg.solve(hessian, gradient)
+        if decay == 0:
+            step = step - step.mean()  # adding the same to every logit changes nothing
+        now, slope = value(bias), float(gradient @ step)
+        length = 1.0
+        while value(bias - length * step) > now - 1e-4 * length * slope + 1e-15 * abs(now) and length > 1e-8:
+            length /= 2
+        bias = bias - length * step
+        if length * float(step.abs().max()) <= 1e-15 * (1 + float(bias.abs().max())):
+            break
+    return bias
+
+
+def spectral_norm(matrix: Tensor) -> float:
+    """The largest singular value; by Lanczos when both sides are long."""
+    if min(matrix.shape) <= _GRAM_UP_TO:
+        gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
+        return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
+    return float(top_pair(matrix)[1])
+
+
+def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
+    """(u, s, v): the largest singular value with its vectors."""
+    if min(matrix.shape) <= _GRAM_UP_TO:
+        wide = matrix.shape[0] <= matrix.shape[1]
+        gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
+        near = torch.linalg.eigh(gram)[1][:, -1]
+        far = (matrix.mT if wide else matrix) @ near
+        size = float(far.norm())
+        far = far / size if size > 0 else far
+        return (near, size, far) if wide else (far, size, near)
+    from scipy.sparse.linalg import svds
+
+    u, s, v = svds(matrix.cpu().numpy(), k=1)
+    return torch.as_tensor(u[:, 0].copy()).to(matrix), float(s[0]), torch.as_tensor(v[0].copy()).to(matrix)

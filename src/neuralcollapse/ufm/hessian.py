@@ -1,0 +1,167 @@
+"""The Hessian of a point as a linear operator: products, extreme eigenvalues, and how many are negative."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+
+_DENSE_UP_TO = 1500  # variables up to which the whole matrix is made
+_COLLAPSED = 1e-9  # features nearer to their class means than this, relatively, count as equal
+
+
+class Hessian:
+    """The Hessian of a model's objective at a point.
+
+    Args:
+        model: the model.
+        point: where.
+
+    Where the features of each class coincide, as at every critical point, the spectrum splits: that of the
+    collapsed model (one column a class), and, for differences within class k, the eigenvalues of
+    W' C_k W / N + lH I, C_k the curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative`
+    use this, so their cost does not grow with the samples.
+    """
+
+    def __init__(self, model: UnconstrainedFeatureModel, point: Point) -> None:
+        model.check_point(point)
+        self.model = model
+        self.at = point
+        self.size = model.size
+
+    def product(self, direction: Point) -> Point:
+        """The Hessian times a direction."""
+        return self.model.hessian_product(self.at, direction)
+
+    def __matmul__(self, vector: Tensor) -> Tensor:
+        """The Hessian times a vector (n,)."""
+        return self.product(self.model.point(vector)).vector()
+
+    def quadratic(self, direction: Point) -> float:
+        """f''[D, D]."""
+        return float(direction.dot(self.product(direction)))
+
+    def operator(self) -> LinearOperator:
+        """The same for scipy."""
+
+        def matvec(vector: np.ndarray) -> np.ndarray:
+            direction = torch.as_tensor(vector.ravel(), dtype=torch.float64, device=self.model.device)
+            return (self @ direction).cpu().numpy()
+
+        return LinearOperator((self.size, self.size), matvec=matvec, rmatvec=matvec, dtype=np.float64)
+
+    def dense(self) -> Tensor:
+        """The whole matrix (n, n).
+
+        Raises:
+            InputError: more than a few thousand variables.
+        """
+        if self.size > 3 * _DENSE_UP_TO:
+            raise InputError(f"the Hessian has {self.size} variables, too many for a dense matrix: use operator()")
+        directions = self.model.point(torch.eye(self.size, dtype=torch.float64, device=self.model.device))
+        matrix = self.model.hessian_product(self.at, directions).vector()
+        return (matrix + matrix.mT) / 2
+
+    def eigenvalues(self, count: int = 6, *, largest: bool = False) -> Tensor:
+        """The `count` smallest (or largest) eigenvalues, ascending."""
+        pieces = [self._reduced()._extreme(count, largest)] if self._splits else [self._extreme(count, largest)]
+        if self._splits:
+            pieces += self._within(count)
+        values = torch.cat(pieces).sort().values
+        return values[-count:] if largest else values[:count]
+
+    def least(self) -> float:
+        """The least eigenvalue."""
+        return float(self.eigenvalues(1)[0])
+
+    def negative(self, tolerance: float = 1e-8) -> int:
+        """How many eigenvalues lie below -tolerance: the index of a critical point."""
+        if self._splits:
+            return self._reduced().negative(tolerance)  # the differences within classes curve upwards
+        count = 16
+        while True:
+            values = self._extreme(min(count, self.size), largest=False)
+            below = int((values < -tolerance).sum())
+            if below < len(values) or len(values) == self.size:
+                return below
+            count *= 4
+
+    def symmetry_error(self, seed: int = 0) -> float:
+        """|<u, A v> - <v, A u>| relative to |<u, A v>|, for random u and v: rounding, if the product is right."""
+        u, v = (self.model.random_point(seed + i) for i in range(2))
+        forward, backward = float(u.dot(self.product(v))), float(v.dot(self.product(u)))
+        return abs(forward - backward) / max(abs(forward), 1e-300)
+
+    def taylor_slope(self, seed: int = 0) -> float:
+        """The order at which the second-order Taylor expansion errs along a random direction: 3, if all is right."""
+        direction = self.model.random_point(seed)
+        direction = direction * (1 / direction.norm())
+        value = float(self.model.value(self.at))
+        first = float(self.model.gradient(self.at).dot(direction))
+        second = self.quadratic(direction)
+
+        def error(step: float) -> float:
+            moved = float(self.model.value(self.at + direction * step))
+            return abs(moved - value - step * first - step * step / 2 * second)
+
+        large, small = 0.1, 0.025
+        return math.log(error(large) / max(error(small), 1e-300)) / math.log(large / small)
+
+    @property
+    def _splits(self) -> bool:
+        return not self.model.is_collapsed and self.model.spread(self.at) <= _COLLAPSED
+
+    def _reduced(self) -> Hessian:
+        return Hessian(self.model.collapsed(), self.model.collapse(self.at))
+
+    def _within(self, count: int) -> list[Tensor]:
+        """For each class of two samples or more, the curvatures of differences between its features."""
+        small, point = self.model.collapsed(), self.model.collapse(self.at)
+        logits = small.logits(point)
+        pieces = []
+        for k, samples in enumerate(self.model.counts):
+            if samples < 2:
+                continue
+            bent = self.model.loss.curvature(
+                logits[:, k : k + 1].expand(-1, self.model.feature_dim).contiguous(),
+                small.targets[:, k : k + 1].expand(-1, self.model.feature_dim),
+                point.W,
+            )
+            block = point.W.mT @ bent / self.model.num_samples
+            values = torch.linalg.eigvalsh((block + block.mT) / 2) + self.model.feature_decay
+            pieces.append(values.repeat(min(count, samples - 1)))
+        return pieces
+
+    def _extreme(self, count: int, largest: bool) -> Tensor:
+        if self.size <= _DENSE_UP_TO:
+            values = torch.linalg.eigvalsh(self.dense())
+            return values[-count:] if largest else values[:count]
+        count = min(count, self.size - 1)
+        found = eigsh(
+            self.operator(),
+            k=count,
+            which="LA" if largest else "SA",
+            return_eigenvectors=False,
+            ncv=min(self.size, max(2 * count + 1, 40)),
+            v0=np.random.default_rng(0).standard_normal(self.size),
+        )
+        return torch.as_tensor(np.sort(found), dtype=torch.float64)
+
+    def least_direction(self) -> tuple[float, Point]:
+        """The least eigenvalue with its unit eigenvector; at collapsed points, that of the collapsed model."""
+        if self._splits:
+            value, direction = self._reduced().least_direction()
+            return value, self.model.expand(direction)
+        if self.size <= _DENSE_UP_TO:
+            values, vectors = torch.linalg.eigh(self.dense())
+            return float(values[0]), self.model.point(vectors[:, 0])
+        start = np.random.default_rng(0).standard_normal(self.size)
+        values, vectors = eigsh(self.operator(), k=1, which="SA", v0=start)
+        vector = torch.as_tensor(vectors[:, 0].copy(), dtype=torch.float64, device=self.model.device)
+        return float(values[0]), self.model.point(vector)

@@ -1,0 +1,205 @@
+"""Losses of the unconstrained feature model: value, gradient, curvature, and the dual where convex.
+
+A loss acts on one column of logits z (K,) with a target column y (K,); here on (..., K, M) matrices, column by
+column, giving (..., M). With slopes v = dl/dz the dual value is -l*(v), l* the convex conjugate: by Fenchel's
+inequality l(z) >= <z, v> - l*(v) for every z, with equality at the z that v came from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._errors import InputError, nearest
+
+
+class Loss(Protocol):
+    """What the model asks of a loss."""
+
+    name: str
+    convex: bool
+
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        """(K, M) float64 target columns of (M,) labels."""
+
+    def value(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(..., M) the loss of each column."""
+
+    def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """(..., K, M) slopes: the derivative of each column's loss."""
+
+    def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+        """(..., K, M) the Hessian of each column's loss times a direction."""
+
+    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """(K, K) the weighted sum of the columns' Hessians; only where convex."""
+
+    def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        """(..., M) -l*(slopes); only where convex."""
+
+    def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
+        """The largest t >= 0 for which l* is finite at t times the slopes."""
+
+
+class CrossEntropy:
+    r"""Cross-entropy, with label smoothing a: :math:`\log\sum_j e^{z_j} - \langle y, z\rangle`, y = (1-a) e_k + a/K.
+
+    Conjugate: :math:`l^*(v) = -\mathrm{entropy}(y + v)` where y + v lies in the simplex, else infinite.
+    """
+
+    convex = True
+
+    def __init__(self, smoothing: float = 0.0) -> None:
+        if not 0 <= smoothing < 1:
+            raise InputError(f"expected label smoothing from 0 to below 1, got {smoothing}")
+        self.smoothing = float(smoothing)
+        self.name = "label_smoothing" if smoothing else "cross_entropy"
+
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        """(1-a) one-hot + a/K."""
+        return (1 - self.smoothing) * _one_hot(labels, num_classes) + self.smoothing / num_classes
+
+    def value(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Log sum exp z - <y, z>."""
+        return logits.logsumexp(-2) - (logits * targets).sum(-2)
+
+    def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """softmax(z) - y."""
+        return logits.softmax(-2) - targets
+
+    def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+        """(diag(p) - p p') d."""
+        return _softmax_curvature(logits.softmax(-2), direction)
+
+    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """diag(P w) - P diag(w) P'."""
+        probabilities = logits.softmax(-2)
+        weighted = probabilities * weights
+        return torch.diag(weighted.sum(-1)) - weighted @ probabilities.mT
+
+    def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        """The entropy of y + v."""
+        return torch.special.entr((targets + slopes).clamp(min=0)).sum(-2)
+
+    def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
+        """Up to the t at which an entry of y + t v reaches zero."""
+        falling = slopes < 0
+        if not bool(falling.any()):
+            return math.inf
+        return float((targets / -slopes)[falling].min())
+
+
+class Focal:
+    r"""Focal loss :math:`-(1-p)^\gamma \log p`, p the probability of the right class; not convex in the logits."""
+
+    name = "focal"
+    convex = False
+
+    def __init__(self, gamma: float = 2.0) -> None:
+        if not (math.isfinite(gamma) and gamma >= 0):
+            raise InputError(f"expected focal gamma of at least 0, got {gamma}")
+        self.gamma = float(gamma)
+
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        """One-hot."""
+        return _one_hot(labels, num_classes)
+
+    def value(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """-(1-p)^gamma log p."""
+        log_p = (logits.log_softmax(-2) * targets).sum(-2)
+        return -((-torch.expm1(log_p)) ** self.gamma) * log_p
+
+    def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """((1-p)^gamma - gamma p (1-p)^(gamma-1) log p) (softmax(z) - y)."""
+        log_probabilities = logits.log_softmax(-2)
+        log_p = (log_probabilities * targets).sum(-2, keepdim=True)
+        rest = -torch.expm1(log_p)
+        tiny = torch.finfo(rest.dtype).tiny
+        factor = rest**self.gamma - self.gamma * log_p.exp() * rest.clamp(min=tiny) ** (self.gamma - 1) * log_p
+        return factor * (log_probabilities.exp() - targets)
+
+    def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+        """By forward differentiation of the gradient."""
+        logits, direction = torch.broadcast_tensors(logits, direction)
+        at = (logits.contiguous(),), (direction.contiguous(),)
+        return torch.func.jvp(lambda z: self.gradient(z, targets), *at)[1]
+
+    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """None, as for `dual`."""
+        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+
+    def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        """None: the loss is not convex, so no conjugate bounds it."""
+        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+
+    def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
+        """None, as for `dual`."""
+        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+
+
+class SquaredError:
+    r"""Mean squared error :math:`\frac12 |z - y|^2` (a sum over classes; torch's MSELoss also divides by K/2)."""
+
+    name = "mse"
+    convex = True
+
+    def targets(self, labels: Tensor, num_classes: int) -> Tensor:
+        """One-hot."""
+        return _one_hot(labels, num_classes)
+
+    def value(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """|z - y|^2 / 2."""
+        return (logits - targets).square().sum(-2) / 2
+
+    def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Z - y."""
+        return logits - targets
+
+    def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
+        """The direction itself."""
+        return direction.expand_as(logits)
+
+    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
+        """The sum of the weights, times the identity."""
+        return torch.eye(logits.shape[-2], dtype=logits.dtype, device=logits.device) * weights.sum()
+
+    def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
+        """-|v|^2/2 - <v, y>."""
+        return -(slopes.square() / 2 + slopes * targets).sum(-2)
+
+    def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
+        """Every t."""
+        return math.inf
+
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "label_smoothing": lambda: CrossEntropy(smoothing=0.1),
+    "focal": Focal,
+    "mse": SquaredError,
+}
+
+
+def find_loss(loss: str | Loss) -> Loss:
+    """A loss by name (label smoothing 0.1, focal gamma 2), or a loss itself.
+
+    Raises:
+        InputError: an unknown name; the nearest is offered.
+    """
+    if not isinstance(loss, str):
+        return loss
+    if loss not in LOSSES:
+        raise InputError(f"no loss {loss!r}{nearest(loss, LOSSES)}; there are: {', '.join(LOSSES)}")
+    return LOSSES[loss]()
+
+
+def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    return torch.nn.functional.one_hot(labels, num_classes).T.to(torch.float64)
+
+
+def _softmax_curvature(probabilities: Tensor, direction: Tensor) -> Tensor:
+    return probabilities * (direction - (probabilities * direction).sum(-2, keepdim=True))

@@ -1,0 +1,237 @@
+"""The global minimum: in closed form where there is one, and by an exact convex solver for any class counts.
+
+Sources: Zhu et al. 2021 (cross-entropy); the other closed forms follow from the same symmetry argument.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._checks import check_count
+from neuralcollapse._errors import InputError
+from neuralcollapse.frames import simplex_etf
+from neuralcollapse.ufm.descent import lbfgs, newton
+from neuralcollapse.ufm.duality import lower_bound
+from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
+from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+
+_GAP = 1e-10  # the duality gap at which the solver stops, absolute
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A balanced minimum: margin m between the right logit and the others, squared lengths, and the value."""
+
+    margin: float
+    weight_norm2: float
+    feature_norm2: float
+    minimum: float
+
+
+def closed_form(model: UnconstrainedFeatureModel) -> ClosedForm | None:
+    r"""The balanced minimum of cross-entropy, label smoothing or focal loss; None for other models.
+
+    Cross-entropy with smoothing a and c = sqrt(n lW lH): m = log(1/(c + a/K) - (K-1)),
+    f* = log(1+(K-1)e^-m) + (K-1)(c + a/K) m, |w|^2 = (K-1)/K m sqrt(n lH/lW), |h|^2 = |w|^2 lW/(n lH);
+    all zero and f* = log K once K c >= 1-a (`collapses_to_zero`). Focal: m minimises
+    (1-p)^gamma (-log p) + (K-1) c m, p = 1/(1+(K-1)e^-m), found by a scalar search.
+    """
+    if not model.balanced:
+        return None
+    K, n = model.num_classes, model.counts[0]
+    c = math.sqrt(n) * model.mu
+    if isinstance(model.loss, CrossEntropy):
+        pull = c + model.loss.smoothing / K
+        margin = math.log(1 / pull - (K - 1)) if K * pull < 1 else 0.0
+        minimum = math.log1p((K - 1) * math.exp(-margin)) + (K - 1) * pull * margin
+    elif isinstance(model.loss, Focal):
+        margin, minimum = _focal_margin(model.loss.gamma, K, c)
+    else:
+        return None
+    weight = (K - 1) / K * margin * math.sqrt(n * model.feature_decay / model.weight_decay)
+    feature = weight * model.weight_decay / (n * model.feature_decay)
+    return ClosedForm(margin, weight, feature, minimum)
+
+
+def collapses_to_zero(model: UnconstrainedFeatureModel) -> bool:
+    """Whether decay is so strong that W = 0 and H = 0 at the minimum: |grad g|_2 <= mu there (convex losses)."""
+    if not model.loss.convex:
+        form = closed_form(model)
+        if form is None:
+            raise InputError("the threshold of the focal loss is known for balanced classes only")
+        return form.margin == 0
+    small = model.collapsed()
+    from neuralcollapse.ufm.duality import best_bias, spectral_norm
+
+    point = small.zero_point()
+    if point.b is not None:
+        point.b = best_bias(small, small.logits(point), point.b)
+    return spectral_norm(small.slopes(point) / small.columns.roots) <= model.mu
+
+
+def global_minimizer(model: UnconstrainedFeatureModel) -> Point:
+    """A global minimiser, as a full point with balanced factors.
+
+    Raises:
+        InputError: d too small for the minimiser's rank (d < K-1, or d < K for some MSE models), or focal
+            loss with unequal classes (not convex: no exact solver).
+    """
+    form = closed_form(model)
+    if form is not None:
+        _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
+        frame = torch.zeros(model.num_classes, model.feature_dim, dtype=torch.float64, device=model.device)
+        if form.margin > 0:
+            frame = simplex_etf(model.num_classes, model.feature_dim, dtype=torch.float64, device=model.device)
+        features = math.sqrt(form.feature_norm2) * frame.T[:, model.columns.labels]
+        bias = torch.zeros(model.num_classes, dtype=torch.float64, device=model.device) if model.bias else None
+        return Point(math.sqrt(form.weight_norm2) * frame, features, bias)
+    if isinstance(model.loss, SquaredError) and model.balanced:
+        logits, bias = _mse_logits(model)
+        return model.expand(_factors(model, logits, bias))
+    if not model.loss.convex:
+        raise InputError(
+            "the focal loss is not convex: its minimum is known for balanced classes only; "
+            "use minimize() from several starts, which certifies nothing"
+        )
+    return model.expand(_factors(model, *_solve(model)))
+
+
+def global_minimum(model: UnconstrainedFeatureModel) -> float:
+    """The smallest value of the objective, for d >= K-1 (errors as in `global_minimizer`)."""
+    form = closed_form(model)
+    return form.minimum if form is not None else float(model.value(global_minimizer(model)))
+
+
+def _solve(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None]:
+    """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
+
+    The minimum depends on lW lH alone, so both decays are set to mu, where the problem is best conditioned;
+    with as many dimensions as classes its landscape is benign and L-BFGS finds the minimum, Newton its last digits.
+    """
+    K = model.num_classes
+    work = UnconstrainedFeatureModel(
+        K, K, model.counts, model.mu, model.mu, model.bias_decay, model.bias, model.loss, device=model.device
+    ).collapsed()
+    frame = simplex_etf(K, K, dtype=torch.float64, device=model.device)
+    start = Point(
+        frame, frame.T.clone(), torch.zeros(K, dtype=torch.float64, device=model.device) if model.bias else None
+    )
+    objective = work.value_and_gradient
+
+    def product(at: Tensor, direction: Tensor) -> Tensor:
+        return work.hessian_product(work.point(at), work.point(direction)).vector()
+
+    tolerance, vector = 1e-6 * work.mu, start.vector()
+    best, gap = vector, math.inf
+    for _ in range(6):
+        vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
+        vector = newton(objective, product, vector, tolerance=1e-3 * tolerance)
+        point = work.point(vector)
+        now = float(work.value(point)) - lower_bound(work, point).value
+        if now < gap:
+            best, gap = vector, now
+        if gap <= _GAP:
+            break
+        tolerance *= 1e-2
+    if gap > 1e-8:
+        raise InputError(
+            f"the convex solver stopped at a duality gap of {gap:.1e}: the decays are too far apart or too small"
+        )
+    point = work.point(best)
+    return point.W @ point.H, point.b
+
+
+def _mse_logits(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None]:
+    """The balanced MSE minimum: Zbar = kappa (I - J/K) + s J, scaled by sqrt(n), and the bias (1/K - s)/(1+lb)."""
+    K, n, decay = model.num_classes, model.counts[0], model.bias_decay
+    c = math.sqrt(n) * model.mu
+    kappa = max(0.0, 1 - K * c)
+    if not model.bias:
+        level = kappa / K
+    elif decay == 0:
+        level = 0.0
+    else:
+        level = max(0.0, 1 / K - c * (1 + decay) / decay)
+    eye = torch.eye(K, dtype=torch.float64, device=model.device)
+    logits = kappa * (eye - 1 / K) + level
+    bias = torch.full((K,), (1 / K - level) / (1 + decay), dtype=torch.float64, device=model.device)
+    return math.sqrt(n) * logits, bias if model.bias else None
+
+
+def _factors(model: UnconstrainedFeatureModel, logits: Tensor, bias: Tensor | None) -> Point:
+    """The balanced factors W G = logits of least decay, W'W lW = G G' lH, in d dimensions; a collapsed point."""
+    left, size, right = torch.linalg.svd(logits)
+    rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
+    _require_dim(model, rank)
+    keep = min(model.feature_dim, model.num_classes)
+    ratio = (model.feature_decay / model.weight_decay) ** 0.25
+    W = logits.new_zeros(model.num_classes, model.feature_dim)
+    G = logits.new_zeros(model.feature_dim, model.num_classes)
+    W[:, :keep] = ratio * left[:, :keep] * size[:keep].sqrt()
+    G[:keep] = size[:keep, None].sqrt() * right[:keep] / ratio
+    return Point(W, G, bias)
+
+
+def _require_dim(model: UnconstrainedFeatureModel, rank: int) -> None:
+    if model.feature_dim < rank:
+        raise InputError(
+            f"expected feature_dim of at least {rank}, the rank of the minimiser, got d={model.feature_dim}: with fewer "
+            "dimensions the landscape is not benign and no formula or solver here gives the minimum"
+        )
+
+
+def _focal_margin(gamma: float, num_classes: int, c: float) -> tuple[float, float]:
+    """The margin that minimises the balanced focal objective, and the minimum: a grid, then a bounded search."""
+    from scipy.optimize import minimize_scalar
+
+    others = num_classes - 1
+
+    def value(margin: float) -> float:
+        log_p = -math.log1p(others * math.exp(-margin))
+        return (-math.expm1(log_p)) ** gamma * -log_p + others * c * margin
+
+    highest = math.log(num_classes) / (others * c)  # beyond it the decay alone exceeds the value at zero
+    grid = [highest * (i / 400) ** 2 for i in range(401)]
+    best = min(range(401), key=lambda i: value(grid[i]))
+    low, high = grid[max(0, best - 1)], grid[min(400, best + 1)]
+    found = minimize_scalar(value, bounds=(low, high), method="bounded", options={"xatol": 1e-12})
+    margin = float(found.x)
+    return (margin, value(margin)) if value(margin) < value(0.0) - 1e-15 else (0.0, value(0.0))
+
+
+def fixed_classifier_minimum(
+    num_classes: int, samples_per_class: int, feature_decay: float, row_norm: float = 1.0
+) -> ClosedForm:
+    """The minimum over H alone when W is a fixed simplex ETF with rows of length omega; strictly convex, never zero.
+
+    The margin solves m (e^m + K-1) = K^2 omega^2 / ((K-1) N lH), and |h| = m (K-1)/(K omega).
+
+    Raises:
+        InputError: K < 2, n < 1, or feature_decay or row_norm not positive.
+    """
+    K = check_count(num_classes, "num_classes", 2)
+    N = K * check_count(samples_per_class, "samples_per_class", 1)
+    if not (feature_decay > 0 and row_norm > 0):
+        raise InputError(f"expected positive feature_decay and row_norm, got {feature_decay} and {row_norm}")
+    from scipy.optimize import brentq
+
+    target = math.log(K * K * row_norm**2 / ((K - 1) * N * feature_decay))
+
+    def excess(log_margin: float) -> float:
+        margin = math.exp(log_margin)
+        return log_margin + margin + math.log1p((K - 1) * math.exp(-margin)) - target
+
+    margin = math.exp(brentq(excess, -50 + min(0.0, target), 10 + max(0.0, math.log1p(abs(target))), xtol=1e-14))
+    length = margin * (K - 1) / (K * row_norm)
+    minimum = math.log1p((K - 1) * math.exp(-margin)) + feature_decay / 2 * N * length**2
+    return ClosedForm(margin, row_norm**2, length**2, minimum)
+
+
+def spherical_minimum(num_classes: int, temperature: float) -> float:
+    """The minimum with |w_k| = |h_i| = 1 and logits tau W h: log(1+(K-1) exp(-K tau/(K-1))), for d >= K-1."""
+    K = check_count(num_classes, "num_classes", 2)
+    return math.log1p((K - 1) * math.exp(-K * temperature / (K - 1)))

@@ -1,0 +1,296 @@
+"""UnconstrainedFeatureModel: the objective of the theorem, its derivatives, and its points.
+
+    f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lW/2 |W|^2 + lH/2 |H|^2 + lb/2 |b|^2
+
+Source: Zhu, Ding, Zhou, Li, You, Sulam, Qu, NeurIPS 2021 (arXiv 2105.02375), equation 2.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._checks import check_count
+from neuralcollapse._errors import InputError
+from neuralcollapse.ufm.losses import Loss, find_loss
+
+
+@dataclass
+class Point:
+    """W (..., K, d), H (..., d, N) with samples in the order of classes, b (..., K) or None; all float64."""
+
+    W: Tensor
+    H: Tensor
+    b: Tensor | None = None
+
+    def __add__(self, other: Point) -> Point:
+        return self._with(other, torch.add)
+
+    def __sub__(self, other: Point) -> Point:
+        return self._with(other, torch.sub)
+
+    def __mul__(self, factor: float) -> Point:
+        return Point(self.W * factor, self.H * factor, None if self.b is None else self.b * factor)
+
+    __rmul__ = __mul__
+
+    def _with(self, other: Point, operation: object) -> Point:
+        bias = None if self.b is None or other.b is None else operation(self.b, other.b)  # type: ignore[operator]
+        return Point(operation(self.W, other.W), operation(self.H, other.H), bias)  # type: ignore[operator]
+
+    def dot(self, other: Point) -> Tensor:
+        """The inner product, (...)."""
+        total = (self.W * other.W).sum((-1, -2)) + (self.H * other.H).sum((-1, -2))
+        return total if self.b is None or other.b is None else total + (self.b * other.b).sum(-1)
+
+    def norm(self) -> float:
+        """The Euclidean length."""
+        return math.sqrt(float(self.dot(self)))
+
+    def vector(self) -> Tensor:
+        """All numbers as one (..., n) vector: W, H, b."""
+        parts = [self.W.flatten(-2), self.H.flatten(-2)]
+        return torch.cat(parts if self.b is None else [*parts, self.b], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The columns of logits: class, weight in the mean, and length scale of each (see `collapsed`)."""
+
+    labels: Tensor
+    weights: Tensor
+    roots: Tensor
+
+
+class UnconstrainedFeatureModel:
+    """A classifier whose features are free variables: logits W H + b, with decay on W, H and b.
+
+    Args:
+        num_classes: K >= 2.
+        feature_dim: d >= 1; the landscape is benign for d >= K (d >= K-1 for the minimum).
+        samples_per_class: n, or a list of n_k >= 1.
+        weight_decay: lW > 0.
+        feature_decay: lH > 0.
+        bias_decay: lb >= 0.
+        bias: False leaves b out.
+        loss: "cross_entropy", "label_smoothing", "focal", "mse", or a loss of `ufm.losses` with its own options.
+        device: where points live.
+
+    Raises:
+        InputError: decays that are not positive, K < 2, d < 1, empty classes, an unknown loss.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        samples_per_class: int | Sequence[int],
+        weight_decay: float,
+        feature_decay: float,
+        bias_decay: float = 0.0,
+        bias: bool = True,
+        loss: str | Loss = "cross_entropy",
+        *,
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.num_classes = check_count(num_classes, "num_classes", 2)
+        self.feature_dim = check_count(feature_dim, "feature_dim", 1)
+        counts = [samples_per_class] * num_classes if isinstance(samples_per_class, int) else list(samples_per_class)
+        if len(counts) != num_classes:
+            raise InputError(f"expected samples_per_class for {num_classes} classes, got {len(counts)} counts")
+        self.counts = tuple(check_count(int(n), f"samples of class {k}", 1) for k, n in enumerate(counts))
+        self.weight_decay = _decay(weight_decay, "weight_decay")
+        self.feature_decay = _decay(feature_decay, "feature_decay")
+        self.bias_decay = _decay(bias_decay, "bias_decay", zero=True)
+        self.bias = bias
+        self.loss = find_loss(loss)
+        self.device = torch.device(device or "cpu")
+        labels = torch.arange(num_classes, device=self.device).repeat_interleave(
+            torch.tensor(self.counts, device=self.device)
+        )
+        weights = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=self.device)
+        self._set_columns(_Columns(labels, weights, torch.ones_like(weights)))
+
+    def _set_columns(self, columns: _Columns) -> None:
+        self.columns = columns
+        self.targets = self.loss.targets(columns.labels, self.num_classes)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return sum(self.counts)
+
+    @property
+    def balanced(self) -> bool:
+        """Whether all classes have as many samples."""
+        return len(set(self.counts)) == 1
+
+    @property
+    def mu(self) -> float:
+        """sqrt(lW lH): the weight of the nuclear norm in the convex form of the model."""
+        return math.sqrt(self.weight_decay * self.feature_decay)
+
+    @property
+    def size(self) -> int:
+        """The number of variables."""
+        count = len(self.columns.labels)
+        return (self.num_classes + count) * self.feature_dim + (self.num_classes if self.bias else 0)
+
+    # -- collapsed points ---------------------------------------------------------------------------------
+
+    def collapsed(self) -> UnconstrainedFeatureModel:
+        """The same model with one column a class, g_k = sqrt(n_k) h_k, for points whose features are equal in a class.
+
+        Objective, gradient, spectral norm and the negative part of the Hessian's spectrum are those of the full
+        model there: the differences of features within a class add only curvatures of at least lH.
+        """
+        model = copy.copy(self)
+        counts = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
+        labels = torch.arange(self.num_classes, device=self.device)
+        model._set_columns(_Columns(labels, counts / counts.sum(), counts.sqrt()))
+        return model
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether this model has one column a class (`collapsed`)."""
+        return len(self.columns.labels) == self.num_classes
+
+    def collapse(self, point: Point) -> Point:
+        """The class means of a point's features, as a point of `collapsed()`."""
+        sizes = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
+        sums = point.H.new_zeros(*point.H.shape[:-1], self.num_classes).index_add_(-1, self.columns.labels, point.H)
+        return Point(point.W, sums / sizes.sqrt(), point.b)
+
+    def expand(self, point: Point) -> Point:
+        """A point of `collapsed()` as a point of this model: the inverse of `collapse`."""
+        sizes = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
+        return Point(point.W, (point.H / sizes.sqrt())[..., self.columns.labels], point.b)
+
+    def spread(self, point: Point) -> float:
+        """How far features are from their class means, relative to their size; 0 at every critical point."""
+        apart = torch.linalg.vector_norm(point.H - self.expand(self.collapse(point)).H)
+        return float(apart / torch.linalg.vector_norm(point.H).clamp(min=1e-300))
+
+    # -- points -------------------------------------------------------------------------------------------
+
+    def zero_point(self) -> Point:
+        """All zeros: always a critical point without a bias, and with one when the model is balanced."""
+        return self.point(torch.zeros(self.size, dtype=torch.float64, device=self.device))
+
+    def random_point(self, seed: int = 0, scale: float = 1.0) -> Point:
+        """Independent normal numbers times `scale`; the same seed gives the same point."""
+        generator = torch.Generator().manual_seed(seed)
+        return self.point(scale * torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device))
+
+    def point(self, vector: Tensor) -> Point:
+        """The point of an (..., n) vector (W, H, b), as `Point.vector` makes it."""
+        K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
+        W, H, b = vector.split([K * d, d * count, K if self.bias else 0], dim=-1)
+        return Point(W.unflatten(-1, (K, d)), H.unflatten(-1, (d, count)), b if self.bias else None)
+
+    def check_point(self, point: Point) -> None:
+        """Raise unless W, H, b fit this model, are float64 and finite.
+
+        Raises:
+            InputError: saying which part, what was expected and what came.
+        """
+        K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
+        expected: dict[str, tuple[int, ...] | None] = {
+            "W": (K, d),
+            "H": (d, count),
+            "b": (K,) if self.bias else None,
+        }
+        for name, shape in expected.items():
+            part = getattr(point, name)
+            if (part is None) != (shape is None):
+                raise InputError(
+                    f"expected {'no b: the model has no bias' if shape is None else f'{name} of shape {shape}'}, "
+                    f"got {'none' if part is None else tuple(part.shape)}"
+                )
+            if part is None:
+                continue
+            if tuple(part.shape) != shape:
+                raise InputError(f"expected {name} of shape {shape}, got {tuple(part.shape)}")
+            if part.dtype != torch.float64:
+                raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with .double()")
+            if not bool(torch.isfinite(part).all()):
+                raise InputError(
+                    f"expected finite {name}, got {int((~torch.isfinite(part)).sum())} NaN or infinite values"
+                )
+
+    # -- the objective and its derivatives, over any leading dimensions -----------------------------------
+
+    def logits(self, point: Point) -> Tensor:
+        """(..., K, M) W H + b."""
+        product = (point.W @ point.H) / self.columns.roots
+        return product if point.b is None else product + point.b.unsqueeze(-1)
+
+    def value(self, point: Point) -> Tensor:
+        """(...) f."""
+        fit = (self.loss.value(self.logits(point), self.targets) * self.columns.weights).sum(-1)
+        decay = self.weight_decay * point.W.square().sum((-1, -2)) + self.feature_decay * point.H.square().sum((-1, -2))
+        if point.b is not None and self.bias_decay:
+            decay = decay + self.bias_decay * point.b.square().sum(-1)
+        return fit + decay / 2
+
+    def slopes(self, point: Point) -> Tensor:
+        """(..., K, M) the weighted slopes G = w_i dl/dz_i: grad g, for the full model (P - Y)/N."""
+        return self.loss.gradient(self.logits(point), self.targets) * self.columns.weights
+
+    def gradient(self, point: Point) -> Point:
+        """The gradient of f, as a point."""
+        return self._gradient(point, self.slopes(point))
+
+    def _gradient(self, point: Point, slopes: Tensor) -> Point:
+        scaled = slopes / self.columns.roots
+        W = scaled @ point.H.mT + self.weight_decay * point.W
+        H = point.W.mT @ scaled + self.feature_decay * point.H
+        return Point(W, H, None if point.b is None else slopes.sum(-1) + self.bias_decay * point.b)
+
+    def value_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """F (...) and its gradient (..., n) at (..., n) vectors."""
+        point = self.point(vector)
+        logits = self.logits(point)
+        fit = (self.loss.value(logits, self.targets) * self.columns.weights).sum(-1)
+        slopes = self.loss.gradient(logits, self.targets) * self.columns.weights
+        decay = self.weight_decay * point.W.square().sum((-1, -2)) + self.feature_decay * point.H.square().sum((-1, -2))
+        if point.b is not None:
+            decay = decay + self.bias_decay * point.b.square().sum(-1)
+        return fit + decay / 2, self._gradient(point, slopes).vector()
+
+    def hessian_product(self, point: Point, direction: Point) -> Point:
+        """The Hessian of f at a point times a direction, as a point."""
+        roots = self.columns.roots
+        logits = self.logits(point)
+        slopes = self.loss.gradient(logits, self.targets) * self.columns.weights / roots
+        moved = (direction.W @ point.H + point.W @ direction.H) / roots
+        if direction.b is not None:
+            moved = moved + direction.b.unsqueeze(-1)
+        bent = self.loss.curvature(logits, self.targets, moved) * self.columns.weights
+        W = (bent / roots) @ point.H.mT + slopes @ direction.H.mT + self.weight_decay * direction.W
+        H = point.W.mT @ (bent / roots) + direction.W.mT @ slopes + self.feature_decay * direction.H
+        return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
+
+    def objective(self, point: Point) -> float:
+        """F at a point, checked."""
+        self.check_point(point)
+        return float(self.value(point))
+
+    def balance_residual(self, point: Point) -> float:
+        """|lW W'W - lH H H'|_F, zero at every critical point."""
+        return float(
+            torch.linalg.matrix_norm(
+                self.weight_decay * point.W.mT @ point.W - self.feature_decay * point.H @ point.H.mT
+            )
+        )
+
+
+def _decay(value: float, name: str, *, zero: bool = False) -> float:
+    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
+        raise InputError(f"expected {name} to be {'0 or ' if zero else ''}positive and finite, got {value}")
+    return float(value)

@@ -1,0 +1,169 @@
+"""The layering of docs/architecture.md, and what importing the package costs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import neuralcollapse as nc
+
+SOURCE = Path(nc.__file__).parent
+# Bottom to top. In brackets the order of a subpackage's files, where it has one.
+ROWS = {
+    "_errors": (),
+    "_checks": (),
+    "frames": (),
+    "moments": (),
+    "collapse": (),
+    "records": (),
+    "classifier": (),
+    "metric": (),
+    "capture": (),
+    "ufm": ("losses", "model", "minimizers", "hessian", "certificate", "solvers", "atlas"),
+    "training": ("config", "data", "networks", "module", "callbacks", "run"),
+    "reproduce": (),
+    "report": ("figures", "page"),
+    "cli": (),
+    "__main__": (),
+}
+PACKAGES = [f"neuralcollapse.{name}" for name in ("ufm", "training", "reproduce", "report")]
+NO_TORCH = ["neuralcollapse", "records", "_errors", "training.config", "cli"]
+
+
+def module_name(path, source):
+    """`training.run` for training/run.py, `training` for training/__init__.py, "" for the root."""
+    parts = path.relative_to(source).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(tree, name, is_package):
+    """The package's own modules that a file imports, anywhere in it; "" stands for the package root."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = ["neuralcollapse", *filter(None, name.split("."))]
+                here = here[: len(here) - node.level + is_package]
+                base = ".".join([*here, *filter(None, [node.module])])
+            # `from package import file` imports the file; of anything else the part before `import` counts
+            targets = [f"{base}.{alias.name}" if base in PACKAGES else base for alias in node.names]
+        else:
+            continue
+        for target in targets:
+            root, _, rest = target.partition(".")
+            if root == "neuralcollapse":
+                yield node.lineno, rest
+
+
+def may_import(name, target):
+    """Whether the layering lets the file `name` import the file `target`."""
+    (row, _, file), (target_row, _, target_file) = name.partition("."), target.partition(".")
+    rows = list(ROWS)
+    if target_row not in rows or rows.index(target_row) > rows.index(row):
+        return False
+    if target_row != row:
+        return True
+    order = ROWS[row]
+    if file in order and target_file in order:
+        return order.index(target_file) < order.index(file)
+    return file not in order and target_file != file
+
+
+def violations(source):
+    """Lines that break the layering, as text."""
+    found = []
+    for path in sorted(source.rglob("*.py")):
+        name = module_name(path, source)
+        if name == "":
+            continue  # the root is the facade over all of it
+        if name.partition(".")[0] not in ROWS:
+            found.append(f"{name} has no row in the layering")
+            continue
+        for line, target in imported(ast.parse(path.read_text()), name, path.name == "__init__.py"):
+            if target == "":
+                found.append(f"{name}:{line} imports the package root")
+            elif not may_import(name, target):
+                found.append(f"{name}:{line} imports {target}")
+    return found
+
+
+def test_a_file_imports_only_from_rows_above_its_own():
+    assert violations(SOURCE) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "broken"),
+    [
+        ("moments.py", "from neuralcollapse.frames import simplex_etf", False),
+        ("moments.py", "from neuralcollapse.metric import NeuralCollapse", True),
+        ("moments.py", "def lazily():\n    import neuralcollapse.metric", True),
+        ("moments.py", "import neuralcollapse", True),
+        ("moments.py", "from neuralcollapse import frames", True),
+        ("moments.py", "from . import frames", True),
+        ("moments.py", "from .frames import simplex_etf", False),
+        ("moments.py", "from .metric import NeuralCollapse", True),
+        ("moments.py", "import neuralcollapse_else, torch", False),
+        ("training/data.py", "from neuralcollapse.training.config import TrainConfig", False),
+        ("training/data.py", "from neuralcollapse.training.run import train", True),
+        ("training/data.py", "from neuralcollapse.training import run", True),
+        ("training/data.py", "from . import run", True),
+        ("training/data.py", "from ..capture import measure", False),
+        ("training/__init__.py", "from ..report import page", True),
+        ("capture.py", "from neuralcollapse.training.config import TrainConfig", True),
+        ("report/page.py", "from neuralcollapse.training.run import train", False),
+        ("training/run.py", "from neuralcollapse.report.page import write_page", True),
+        ("cli.py", "from neuralcollapse.report.page import write_page", False),
+        ("new_idea.py", "", True),
+    ],
+)
+def test_the_layering_test_sees_what_breaks_it(tmp_path, file, line, broken):
+    path = tmp_path / file
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(line)
+    assert bool(violations(tmp_path)) is broken
+
+
+def loaded_by(code):
+    """The top-level modules in memory after running `code` in a fresh interpreter."""
+    code += "\nimport sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", NO_TORCH)
+def test_files_that_need_no_torch_load_none(name):
+    module = name if name == "neuralcollapse" else f"neuralcollapse.{name}"
+    assert not {"torch", "torchmetrics", "lightning"} & loaded_by(f"import {module}")
+
+
+def test_the_heavy_import_would_be_seen():
+    assert "torch" in loaded_by("import neuralcollapse.frames")
+
+
+def test_every_public_name_resolves():
+    assert len(nc.__all__) == len(set(nc.__all__))
+    for name in nc.__all__:
+        assert getattr(nc, name) is not None
+
+
+def test_importing_every_file_leaves_the_public_names_what_they_are():
+    names = [name for path in SOURCE.rglob("*.py") if (name := module_name(path, SOURCE)) not in ("", "__main__")]
+    code = "import importlib, types, neuralcollapse as nc\n"
+    code += f"for name in {names!r}: importlib.import_module(f'neuralcollapse.{{name}}')\n"
+    code += "assert not [name for name in nc.__all__ if isinstance(getattr(nc, name), types.ModuleType)]"
+    loaded_by(code)
+
+
+def test_dir_lists_the_public_names():
+    assert set(nc.__all__) <= set(dir(nc))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'neuralcollapse' has no attribute 'mesure'"):
+        nc.mesure  # noqa: B018
+    with pytest.raises(ImportError, match="mesure"):
+        from neuralcollapse import mesure  # noqa: F401
