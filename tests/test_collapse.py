@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcollapse import collapse
+from neuralcollapse import _rows, collapse
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.frames import simplex_etf
@@ -215,8 +215,8 @@ def test_collapsed_features_measure_zero(num_classes, dim):
 def test_the_paths_for_large_matrices_equal_the_small_ones(shape, tile, monkeypatch):
     parts = problem(*shape, offset=5.0)
     expected = measured(*parts)
-    monkeypatch.setattr(collapse, "_EXACT_SVD", 1)
-    monkeypatch.setattr(collapse, "_TILE", tile)
+    monkeypatch.setattr(_rows, "_EXACT_SVD", 1)
+    monkeypatch.setattr(_rows, "_TILE", tile)
     monkeypatch.setattr(torch.linalg, "svd", None)  # a call would fail
     assert_values(measured(*parts), expected, rel=1e-8)
 
@@ -235,7 +235,7 @@ def test_a_gram_matrix_too_ill_conditioned_falls_back_to_the_svd(least, by_svd, 
     features, labels = ill_conditioned(least)
     calls = []
     svd = torch.linalg.svd
-    monkeypatch.setattr(collapse, "_EXACT_SVD", 1)
+    monkeypatch.setattr(_rows, "_EXACT_SVD", 1)
     monkeypatch.setattr(torch.linalg, "svd", lambda *args, **options: calls.append(args) or svd(*args, **options))
     value = collapse.nc1(moments_of(features, labels, 10))
     assert bool(calls) == by_svd
@@ -271,7 +271,7 @@ def with_equal_means(offset, shuffled):
 @pytest.mark.parametrize("offset", [0.0, 100.0, 1e4])
 @pytest.mark.parametrize("exact_svd", [512, 1])
 def test_nc1_keeps_no_direction_that_is_rounding(exact_svd, offset, shuffled, monkeypatch):
-    monkeypatch.setattr(collapse, "_EXACT_SVD", exact_svd)
+    monkeypatch.setattr(_rows, "_EXACT_SVD", exact_svd)
     features, labels = with_equal_means(offset, shuffled)
     assert collapse.nc1(moments_of(features, labels, 4)) == pytest.approx(oracles.nc1(features, labels, 4), rel=1e-6)
 
@@ -279,7 +279,7 @@ def test_nc1_keeps_no_direction_that_is_rounding(exact_svd, offset, shuffled, mo
 @pytest.mark.parametrize("value", [0.0, 0.1, 100.1])
 @pytest.mark.parametrize("exact_svd", [512, 1])
 def test_nc1_of_more_classes_than_dimensions_ignores_a_constant_feature(exact_svd, value, monkeypatch):
-    monkeypatch.setattr(collapse, "_EXACT_SVD", exact_svd)
+    monkeypatch.setattr(_rows, "_EXACT_SVD", exact_svd)
     features, labels, *_ = problem(4, (3, 7, 5) * 4)
     wider = np.hstack([features, np.full((len(labels), 1), value)])
     assert collapse.nc1(moments_of(wider, labels, 12)) == pytest.approx(oracles.nc1(features, labels, 12), rel=1e-6)

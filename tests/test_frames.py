@@ -100,7 +100,7 @@ def test_a_generator_moves_on_with_every_frame():
 
 def test_rotations_are_uniform():
     frames = torch.stack([random_etf(3, 4, seed) for seed in range(600)])
-    # A QR whose signs are not mended leans to one side by about half a unit; the noise here is 0.02.
+    # A QR whose signs are not mended leans to one side by 0.4; the noise here is 0.02.
     assert frames.mean(0).abs().max() < 0.1
     torch.testing.assert_close(frames.square().mean(0), torch.full((3, 4), 0.25).double(), rtol=0, atol=0.05)
 

@@ -205,10 +205,10 @@ def test_float32_features_whose_products_leave_float32_are_measured_all_the_same
 
 def test_a_scatter_that_overflows_float32_only_in_its_sum_is_exact():
     features, labels = clusters(3, 300, 40)
-    features[:, 0] *= 50  # no sample's length squared overflows, but the sum over the samples does
-    features = (2e17 * features).astype(np.float32)
-    assert np.isfinite(np.square(features).sum(1)).all()
-    assert not np.isfinite(np.square(features).sum())
+    features[:, 0] *= 50  # no squared length overflows, but their sum does
+    features = (8e16 * features).astype(np.float32)
+    squares = np.square(features, dtype=np.float64).sum(1)
+    assert squares.max() < np.finfo(np.float32).max < squares.sum()
     assert_moments_of(of_batch(features, labels, 3), features, labels, 1e-6)
 
 

@@ -53,7 +53,8 @@ def check_labels(labels: Tensor, num_samples: int) -> Tensor:
         raise InputError(f"expected labels of shape (N,), got {shape}: {hint}")
     if labels.shape[0] != num_samples:
         raise InputError(
-            f"expected as many labels as features, got {labels.shape[0]} labels for {num_samples} rows of features"
+            f"expected as many labels as features, got {labels.shape[0]} labels for {num_samples} rows of features: "
+            "give one class index for each row"
         )
     return labels.to(torch.int64)
 

@@ -20,15 +20,26 @@ import functools
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_classifier, check_finite
+from neuralcollapse._checks import check_classifier, check_features, check_finite, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse.moments import ClassMoments, add_gram
+from neuralcollapse._rows import (
+    Rows,
+    Undefined,
+    as_rows,
+    between_directions,
+    distance_to_etf,
+    gram,
+    largest,
+    several,
+    tiles,
+)
+from neuralcollapse.moments import ClassMoments
 
 FEATURE_MEASURES = (
     "nc1",
@@ -51,13 +62,7 @@ CLASSIFIER_MEASURES = (
 )
 PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity_weights")
 
-_TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
-_EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
-_COINCIDE = 1e-13  # class means nearer than this, relative to their size, differ by rounding alone
-
-
-class _Undefined(Exception):
-    """Raised inside a measure that has no value here; becomes NaN and a warning."""
+_ROUNDING = 1e-13  # of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone
 
 
 def _nan_when_undefined(measure: Callable[..., float]) -> Callable[..., float]:
@@ -65,7 +70,7 @@ def _nan_when_undefined(measure: Callable[..., float]) -> Callable[..., float]:
     def guarded(*args: object, **options: object) -> float:
         try:
             return measure(*args, **options)
-        except _Undefined as reason:
+        except Undefined as reason:
             warnings.warn(f"{measure.__name__} is undefined (NaN): {reason}", NeuralCollapseWarning, stacklevel=2)
             return math.nan
 
@@ -73,49 +78,8 @@ def _nan_when_undefined(measure: Callable[..., float]) -> Callable[..., float]:
 
 
 def _value(measure: Callable[..., float], *args: object) -> float:
-    """A measure without its guard: raises `_Undefined` where the public function warns."""
+    """A measure without its guard: raises `Undefined` where the public function warns."""
     return inspect.unwrap(measure)(*args)
-
-
-class Rows:
-    """K vectors as the rows of a float64 matrix, with the products that several measures share."""
-
-    def __init__(self, rows: Tensor) -> None:
-        self.rows = rows.to(torch.float64)
-        self.count, self.dim = rows.shape
-
-    @cached_property
-    def gram(self) -> Tensor:
-        """(d, d) sum_k r_k r_k'."""
-        return _gram([self.rows])
-
-    @cached_property
-    def norms(self) -> Tensor:
-        """(K,) lengths."""
-        return torch.linalg.vector_norm(self.rows, dim=1)
-
-    def unit(self, part: slice) -> Tensor:
-        """The given rows at length one; undefined when one of them is zero."""
-        norms = self.norms[part, None]
-        if not bool(norms.all()):
-            zero = (self.norms == 0).nonzero().flatten().tolist()
-            raise _Undefined(f"vectors of zero length have no direction (number {listed(zero)})")
-        return self.rows[part] / norms
-
-    def blocks(self) -> list[slice]:
-        """The rows in blocks of `_TILE`."""
-        return [slice(start, min(start + _TILE, self.count)) for start in range(0, self.count, _TILE)]
-
-
-def _gram(blocks: Iterable[Tensor]) -> Tensor:
-    """The sum over blocks of rows of rows' rows, (d, d)."""
-    upper: Tensor | None = None
-    for rows in blocks:
-        if upper is None:
-            upper = rows.new_zeros(rows.shape[1], rows.shape[1])
-        add_gram(upper, rows)
-    assert upper is not None
-    return upper.triu_() + upper.triu(1).T
 
 
 def measures(
@@ -164,14 +128,14 @@ def measures(
         jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
 
     if len(means.seen) == 0:
-        warnings.warn("undefined (NaN): no samples were seen", NeuralCollapseWarning, stacklevel=2)
+        warnings.warn(f"undefined (NaN): no samples were seen: {', '.join(jobs)}", NeuralCollapseWarning, stacklevel=2)
         return dict.fromkeys(jobs, math.nan)
     values: dict[str, float] = {}
     undefined: dict[str, list[str]] = {}
     for name, job in jobs.items():
         try:
             values[name] = job()
-        except _Undefined as reason:
+        except Undefined as reason:
             values[name] = math.nan
             undefined.setdefault(str(reason), []).append(name)
     _warn(means, undefined)
@@ -212,13 +176,14 @@ class _Means:
         """M, the rows mu_k - mu_G; undefined below two classes or when all means coincide."""
         moments = self.moments
         if len(self.seen) == 0:
-            raise _Undefined("no samples were seen")
+            raise Undefined("no samples were seen")
         if len(self.seen) == 1:
-            raise _Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
+            raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
         means = moments.means if self.complete else moments.means[self.seen]
-        rows = Rows(means - moments.global_mean)
-        if _largest(rows.rows) <= _COINCIDE * _largest(means):
-            raise _Undefined("all class means coincide, so there is no spread between classes")
+        rounding = _ROUNDING * largest(means)
+        rows = Rows(means - moments.global_mean, math.sqrt(means.shape[1]) * rounding)
+        if largest(rows.rows) <= rounding:
+            raise Undefined("all class means coincide, so there is no spread between classes")
         return rows
 
 
@@ -230,7 +195,7 @@ def centred_means(moments: ClassMoments) -> Tensor:
     """(K, d) the rows mu_k - mu_G of the classes seen, in class order; mu_G is the mean of the samples."""
     try:
         return _Means(moments).centred.rows
-    except _Undefined as reason:
+    except Undefined as reason:
         raise InputError(f"no centred class means: {reason}") from None
 
 
@@ -242,7 +207,7 @@ def nc1(moments: ClassMoments, means: _Means | None = None) -> float:
     rank at most K-1: its pseudo-inverse keeps at most K-1 directions of the class means (fewer when d
     is smaller or the means are dependent), never a spurious one. Source: [Zhu 2021], [Papyan 2020].
     """
-    directions, squares = _between_directions(_as_means(moments, means))
+    directions, squares = between_directions(_as_means(moments, means))
     within = ((moments.within_covariance @ directions) * directions).sum(0)
     return float((within / squares).sum())
 
@@ -269,7 +234,7 @@ def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
     norms = means.centred.norms.square()
     variances = (moments.spreads / moments.counts.clamp(min=1))[means.seen]
     total = 0.0
-    for first, second in _tiles(means.centred):
+    for first, second in tiles(means.centred):
         sizes = norms[first, None] + norms[None, second]
         distances = sizes - 2 * (rows[first] @ rows[second].T)
         near = (distances < 1e-6 * sizes).nonzero()  # here the expansion cancels: take differences instead
@@ -277,10 +242,10 @@ def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
         distances[near[:, 0], near[:, 1]] = apart.square().sum(1)
         if first == second:
             distances.fill_diagonal_(math.inf)
-        equal = (distances == 0).nonzero()
+        equal = (distances <= means.centred.rounding**2).nonzero()
         if len(equal):
             pair = (int(means.seen[first][equal[0, 0]]), int(means.seen[second][equal[0, 1]]))
-            raise _Undefined(f"classes {pair[0]} and {pair[1]} have the same mean")
+            raise Undefined(f"classes {pair[0]} and {pair[1]} have the same mean")
         ratio = float(((variances[first, None] + variances[None, second]) / (2 * distances)).sum())
         total += ratio if first == second else 2 * ratio
     return total / (len(rows) * (len(rows) - 1))
@@ -297,7 +262,7 @@ def nc2(vectors: Tensor | Rows) -> float:
     Args:
         vectors: (K, d).
     """
-    return _distance_to_etf(_rows(vectors), None)
+    return distance_to_etf(as_rows(vectors), None)
 
 
 @_nan_when_undefined
@@ -310,16 +275,16 @@ def nc3(weight: Tensor | Rows, means: Tensor | Rows) -> float:
         weight: (K, d) rows of the classifier.
         means: (K, d) centred class means (`centred_means`).
     """
-    return _distance_to_etf(_rows(weight), _rows(means))
+    return distance_to_etf(as_rows(weight), as_rows(means))
 
 
 @_nan_when_undefined
 def nc3_distance(weight: Tensor | Rows, means: Tensor | Rows) -> float:
     r"""Self-duality: :math:`| W/|W|_F - M/|M|_F |_F`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    left, right = _rows(weight), _rows(means)
+    left, right = as_rows(weight), as_rows(means)
     sizes = torch.linalg.vector_norm(left.norms), torch.linalg.vector_norm(right.norms)
     if float(sizes[0]) == 0 or float(sizes[1]) == 0:
-        raise _Undefined("the classifier's weight or the centred means are all zero")
+        raise Undefined("the classifier's weight or the centred means are all zero")
     squares = [(left.rows[part] / sizes[0] - right.rows[part] / sizes[1]).square().sum() for part in left.blocks()]
     return math.sqrt(float(sum(squares)))
 
@@ -344,10 +309,10 @@ def nc_bias_centered(moments: ClassMoments, weight: Tensor, bias: Tensor | None 
 @_nan_when_undefined
 def equinorm(vectors: Tensor | Rows) -> float:
     """Standard deviation over mean of the K lengths (population), >= 0, goes to 0. Source: [Papyan 2020]."""
-    norms = _rows(vectors).norms
+    norms = as_rows(vectors).norms
     mean = float(norms.mean())
     if mean == 0:
-        raise _Undefined("all vectors are zero")
+        raise Undefined("all vectors are zero")
     return float(norms.std(correction=0)) / mean
 
 
@@ -358,7 +323,7 @@ def equiangularity(vectors: Tensor | Rows) -> float:
     With K > d+1 it comes from sums over d x d matrices: the cosines sum to |sum_k u_k|^2 and their squares
     to |U'U|_F^2.
     """
-    rows = _several(vectors)
+    rows = several(vectors)
     pairs = rows.count * (rows.count - 1)
     if rows.count <= rows.dim + 1:
         unit = rows.unit(slice(None))
@@ -367,16 +332,16 @@ def equiangularity(vectors: Tensor | Rows) -> float:
         return float(off_diagonal.std(correction=0))
     total = (rows.rows.T @ (1 / rows.norms)).square().sum()
     mean = (float(total) - rows.count) / pairs
-    squares = (float(_gram(map(rows.unit, rows.blocks())).square().sum()) - rows.count) / pairs
+    squares = (float(gram(map(rows.unit, rows.blocks())).square().sum()) - rows.count) / pairs
     return math.sqrt(max(0.0, squares - mean * mean))
 
 
 @_nan_when_undefined
 def max_equiangularity(vectors: Tensor | Rows) -> float:
     """Mean over pairs of |cos + 1/(K-1)|, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    rows = _several(vectors)
+    rows = several(vectors)
     total = 0.0
-    for first, second in _tiles(rows):
+    for first, second in tiles(rows):
         cosines = rows.unit(first) @ rows.unit(second).T
         excess = cosines.add_(1 / (rows.count - 1)).abs_()
         if first == second:
@@ -396,8 +361,19 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
         features: (N, d).
         predicted: (N,) the class with the largest logit.
         moments: of the whole data set, from an earlier pass.
+
+    Raises:
+        InputError: shapes that do not fit, features that are not finite, or moments of no samples.
     """
+    check_features(features)
+    check_labels(predicted, features.shape[0])
     check_finite(features)
+    if features.shape[1] != moments.feature_dim:
+        raise InputError(
+            f"expected features of dimension {moments.feature_dim}, got {features.shape[1]}: use the same layer"
+        )
+    if moments.num_samples == 0:
+        raise InputError("the moments hold no samples, so there is no nearest class mean: update them first")
     centre = moments.global_mean
     seen = moments.counts.nonzero().flatten()
     means = (moments.means - centre)[seen]
@@ -406,75 +382,12 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
     return int((seen[scores.argmax(1)] != predicted.to(device)).sum())
 
 
-def _rows(vectors: Tensor | Rows) -> Rows:
-    return vectors if isinstance(vectors, Rows) else Rows(vectors)
-
-
-def _several(vectors: Tensor | Rows) -> Rows:
-    rows = _rows(vectors)
-    if rows.count < 2:
-        raise _Undefined("one class has no pairs")
-    return rows
-
-
 def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
     seen = moments.counts.nonzero().flatten()
     if len(seen) == 0:
-        raise _Undefined("no samples were seen")
+        raise Undefined("no samples were seen")
     mean = moments.global_mean
     logits = weight.detach().to(mean) @ mean
     if bias is not None:
         logits = logits + bias.detach().to(mean)
     return logits[seen]
-
-
-def _distance_to_etf(left: Rows, right: Rows | None) -> float:
-    """|A/|A|_F - E|_F for A = left right' (right = left when None)."""
-    if left.count < 2:
-        raise _Undefined("one class spans no simplex")
-    count, dim = left.count, left.dim
-    other = left if right is None else right
-    if count <= dim + 1:
-        product = left.rows @ other.rows.T
-        norm = torch.linalg.vector_norm(product)
-        if float(norm) == 0:
-            raise _Undefined("the vectors are all zero")
-        etf = (torch.eye(count, dtype=product.dtype, device=product.device) - 1 / count) / math.sqrt(count - 1)
-        return float(torch.linalg.vector_norm(product / norm - etf))
-    # More classes than d+1: A is never near E (its rank is too low), so this expansion does not cancel,
-    # and |A|_F^2 = <left'left, right'right> needs no K x K matrix.
-    norm = math.sqrt(float((left.gram * other.gram).sum()))
-    if norm == 0:
-        raise _Undefined("the vectors are all zero")
-    trace = float(torch.dot(left.rows.reshape(-1), other.rows.reshape(-1)))
-    total = float(left.rows.sum(0) @ other.rows.sum(0))
-    return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
-
-
-def _between_directions(means: Rows) -> tuple[Tensor, Tensor]:
-    """Orthonormal directions (d, r) that the class means span, and the squares (r,) of their singular values.
-
-    r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as its
-    spectrum is wide enough to be exact to 1e-8.
-    """
-    rows = means.rows
-    keep = min(means.count - 1, means.dim)
-    if min(means.count, means.dim) > _EXACT_SVD:
-        small = means.gram if means.dim < means.count else rows @ rows.T
-        squares, vectors = torch.linalg.eigh(small)
-        squares, vectors = squares[-keep:], vectors[:, -keep:]
-        if float(squares[0]) > 1e-8 * float(squares[-1]):
-            return (vectors, squares) if means.dim < means.count else (rows.T @ vectors / squares.sqrt(), squares)
-    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
-    real = singular[:keep] > singular[0] * max(rows.shape) * torch.finfo(rows.dtype).eps
-    return right[:keep][real].T, singular[:keep][real].square()
-
-
-def _tiles(rows: Rows) -> Iterator[tuple[slice, slice]]:
-    """Pairs of blocks of rows that cover the upper triangle of the K x K pairs."""
-    blocks = rows.blocks()
-    return ((first, second) for i, first in enumerate(blocks) for second in blocks[i:])
-
-
-def _largest(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, ord=math.inf))

@@ -120,9 +120,12 @@ class ClassMoments:
         """
         check_features(features)
         if features.shape[1] != self.feature_dim:
-            raise InputError(f"expected features of dimension {self.feature_dim}, got {features.shape[1]}")
+            raise InputError(
+                f"expected features of dimension {self.feature_dim}, got {features.shape[1]}: use one layer throughout"
+            )
         labels = check_labels(labels, features.shape[0]).to(features.device)
         if ignore_index is not None and bool((ignored := labels == ignore_index).any()):
+            check_finite(torch.where(ignored[:, None], 0, features))  # here, where rows have the user's numbers
             features, labels = features[~ignored], labels[~ignored]
         if labels.numel() == 0:
             return self
@@ -178,7 +181,7 @@ class ClassMoments:
         if (self.num_classes, self.feature_dim) != (other.num_classes, other.feature_dim):
             raise InputError(
                 f"expected moments of K={self.num_classes}, d={self.feature_dim}, "
-                f"got K={other.num_classes}, d={other.feature_dim}"
+                f"got K={other.num_classes}, d={other.feature_dim}: both need the same num_classes and features"
             )
         merged = ClassMoments(self.packed.clone(), self.num_classes, self.feature_dim)
         merged.absorb(ClassMoments(other.packed.to(self.packed.device), self.num_classes, self.feature_dim))

@@ -76,7 +76,7 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
     names = [html.escape(name) for name in class_names]
 
     def trace(geometry: Geometry) -> dict[str, Any]:
-        return {"type": "heatmap", "z": _numbers(_cosines(geometry.centred), 3)}
+        return {"type": "heatmap", "z": plain_numbers(_cosines(geometry.centred), 3)}
 
     first = trace(chosen[-1]) | {
         "x": names,
@@ -107,7 +107,7 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
     return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames)
 
 
-def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
+def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], step: str = "epoch") -> Figure:
     """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
     project, targets = _view(geometries[-1])
     names = [html.escape(name) for name in class_names]
@@ -155,7 +155,7 @@ def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str]) -
         "margin": {"l": 10, "r": 10, "t": 40, "b": 90},
         "legend": {"orientation": "h", "x": 0, "y": 1.08},
         "scene": {"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
-        **_player([geometry.epoch for geometry in geometries]),
+        **_player([geometry.epoch for geometry in geometries], step),
     }
     seen_in = (
         "seen in three dimensions in which the vertices of the nearest simplex ETF lie spread over a ball"
@@ -204,7 +204,7 @@ def _curve(
             "mode": "lines" if len(epochs) > 1 else "markers",
             "name": label,
             "x": epochs,
-            "y": _numbers(values, 6),
+            "y": plain_numbers(values, 6),
             "line": {"color": color, "width": 2},
             "hovertemplate": "%{y:.4g}",
         }
@@ -221,7 +221,7 @@ def _curve(
     return Figure(name, title, caption, f"{title} from epoch {epochs[0]} to {epochs[-1]}: {ends}.", data, layout)
 
 
-def _player(epochs: Sequence[int]) -> dict[str, Any]:
+def _player(epochs: Sequence[int], step: str = "epoch") -> dict[str, Any]:
     """A play button and a slider over frames named by epoch, standing at the last."""
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     play = {"fromcurrent": False, "frame": {"duration": _STEP_MS, "redraw": True}, "transition": {"duration": 0}}
@@ -230,7 +230,7 @@ def _player(epochs: Sequence[int]) -> dict[str, Any]:
         "sliders": [
             {
                 "active": len(epochs) - 1,
-                "currentvalue": {"prefix": "epoch "},
+                "currentvalue": {"prefix": f"{step} "},
                 "steps": steps,
                 "x": 0.14,
                 "len": 0.86,
@@ -299,16 +299,16 @@ def _cosines(vectors: np.ndarray) -> np.ndarray:
 
 
 def _points(xyz: np.ndarray) -> dict[str, Any]:
-    x, y, z = (_numbers(column, 4) for column in xyz.T)
+    x, y, z = (plain_numbers(column, 4) for column in xyz.T)
     return {"type": "scatter3d", "x": x, "y": y, "z": z}
 
 
-def _numbers(values: Any, digits: int) -> Any:
+def plain_numbers(values: Any, digits: int) -> Any:
     """Nested lists of floats, short in JSON: `digits` significant digits for curves, NaN as null."""
     if isinstance(values, np.ndarray):
         values = values.tolist()
     if isinstance(values, list):
-        return [_numbers(value, digits) for value in values]
+        return [plain_numbers(value, digits) for value in values]
     return float(f"{values:.{digits}g}") if math.isfinite(values) else None
 
 

@@ -1,11 +1,11 @@
-"""One self-contained HTML page from a run folder."""
+"""One self-contained HTML page: of figures and tables in general, and of a run folder."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,44 @@ from plotly.offline import get_plotlyjs
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.records import MEASURES, Record, RunFolder, write_atomically
-from neuralcollapse.report.figures import all_figures
+from neuralcollapse.report.figures import Figure, all_figures
 
 _CARDS = ("nc1", "nc2", "nc3", "nc4")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page. A cell is a text, or a pair of a text and a smaller one below it."""
+
+    heading: str
+    rows: Sequence[Sequence[object]]
+    header: Sequence[str] = ()
+    note: str = ""
+    narrow: bool = False
+
+
+def document(
+    title: str,
+    subtitle: str,
+    verdict: str,
+    cards: Sequence[tuple[str, str, str]],
+    figures: Sequence[Figure],
+    tables: Sequence[Table],
+) -> str:
+    """The page as one HTML text; scripts and data are inside it, nothing is loaded from elsewhere."""
+    template = resources.files("neuralcollapse.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
+    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
+    plain = [asdict(figure) for figure in figures]
+    return page.render(
+        title=title,
+        subtitle=subtitle,
+        verdict=verdict,
+        cards=cards,
+        figures=plain,
+        figures_json=_script_json(plain),
+        tables=tables,
+        plotly=get_plotlyjs(),
+    )
 
 
 def write_page(run: RunFolder, out: Path | None = None) -> Path:
@@ -27,8 +62,15 @@ def write_page(run: RunFolder, out: Path | None = None) -> Path:
     Raises:
         InputError: the run has no records, damaged files, or `out` cannot be written.
     """
-    text = render(run)
-    target = out or run.path / "report.html"
+    return save_page(render(run), out or run.path / "report.html")
+
+
+def save_page(text: str, target: Path) -> Path:
+    """Write a page, whole or not at all.
+
+    Raises:
+        InputError: it cannot be written.
+    """
     try:
         return write_atomically(target, text.encode())
     except OSError as error:
@@ -36,33 +78,34 @@ def write_page(run: RunFolder, out: Path | None = None) -> Path:
 
 
 def render(run: RunFolder) -> str:
-    """The page as one HTML text; scripts and data are inside it, nothing is loaded from elsewhere."""
+    """The page of a run."""
     records = run.records()
     config, environment = _mapping(run, "config.yaml"), _mapping(run, "environment.json")
     geometries = list(run.geometries())
     count = len(geometries[-1].means) if geometries else 0
     names = environment.pop("class_names", None) or [str(i) for i in range(count)]
-    figures = [asdict(figure) for figure in all_figures(records, geometries, names)]
-
-    template = resources.files("neuralcollapse.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
-    page = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(template)
     first, last = records[0], records[-1]
-    return page.render(
-        title=f"{config.get('data', 'run')}, {config.get('network', 'network')}",
+    rows = [
+        ((label, meaning), number(first.measures.get(name)), number(last.measures.get(name)))
+        for name, (label, meaning) in MEASURES.items()
+        if name in last.measures
+    ]
+    return document(
+        title=f"Neural collapse: {config.get('data', 'run')}, {config.get('network', 'network')}",
         subtitle=f"{config.get('classifier', '')} classifier, d = {config.get('feature_dim', '?')}",
         verdict=verdict(records),
         cards=_cards(last),
-        figures=figures,
-        figures_json=_script_json(figures),
-        measures=[
-            (label, meaning, _number(first.measures.get(name)), _number(last.measures.get(name)))
-            for name, (label, meaning) in MEASURES.items()
-            if name in last.measures
+        figures=all_figures(records, geometries, names),
+        tables=[
+            Table(
+                "Every measure",
+                rows,
+                ("measure", f"epoch {first.epoch}", f"epoch {last.epoch}"),
+                "On the training set, in eval mode. Each goes to 0 under collapse.",
+            ),
+            Table("Configuration", [(name, str(value)) for name, value in config.items()], narrow=True),
+            Table("Where it ran", [(name, str(value)) for name, value in environment.items()], narrow=True),
         ],
-        epochs=(first.epoch, last.epoch),
-        config=config,
-        environment=environment,
-        plotly=get_plotlyjs(),
     )
 
 
@@ -73,9 +116,9 @@ def verdict(records: Sequence[Record]) -> str:
     if last.test:
         accuracy += f", test accuracy {last.test['accuracy']:.4f}"
     now, start = last.measures.get("nc1", math.nan), first.measures.get("nc1", math.nan)
-    change = f"NC1 {_number(now)}"
+    change = f"NC1 {number(now)}"
     if len(records) > 1 and now > 0 and start > 0:
-        change = f"NC1 went from {_number(start)} to {_number(now)} ({_ratio(start, now)})"
+        change = f"NC1 went from {number(start)} to {number(now)} ({_ratio(start, now)})"
     return f"After {last.epoch} epochs: {accuracy}; {change}."
 
 
@@ -89,11 +132,12 @@ def _cards(last: Record) -> list[tuple[str, str, str]]:
     if last.test:
         cards.append(("test accuracy", f"{last.test['accuracy']:.4f}", ""))
     return cards + [
-        (MEASURES[name][0], _number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
+        (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
     ]
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """A number for reading: four significant digits, or a power of ten."""
     if value is None or math.isnan(value):
         return "undefined"
     return f"{value:.4g}" if value == 0 or 1e-2 <= abs(value) < 1e4 else f"{value:.2e}"

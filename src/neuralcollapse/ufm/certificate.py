@@ -18,7 +18,7 @@ from torch import Tensor
 
 from neuralcollapse.ufm.duality import lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+from neuralcollapse.ufm.model import Model, Point
 
 GLOBAL_GAP = 1e-7  # a certified gap below this, relative to max(1, f), makes a global minimum
 CRITICAL = 1e-6  # a gradient below this times mu (1 + |point|) makes a critical point
@@ -55,7 +55,7 @@ class Certificate:
     least_eigenvalue: float | None = None
 
 
-def certify(model: UnconstrainedFeatureModel, point: Point, *, known_bound: float = -math.inf) -> Certificate:
+def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Certificate:
     """Certify a point.
 
     Args:
@@ -93,7 +93,7 @@ def certify(model: UnconstrainedFeatureModel, point: Point, *, known_bound: floa
     return Certificate("undecided", _why_undecided(model, gap), *facts)
 
 
-def _why_undecided(model: UnconstrainedFeatureModel, gap: float) -> str:
+def _why_undecided(model: Model, gap: float) -> str:
     if not model.loss.convex:
         return "no descent direction of second order, and no lower bound exists for a loss that is not convex"
     if model.feature_dim < model.num_classes - 1:
@@ -114,7 +114,7 @@ def free_direction(point: Point) -> Tensor | None:
     return vectors[:, 0]
 
 
-def escape(model: UnconstrainedFeatureModel, slopes: Tensor, free: Tensor) -> tuple[Point, float, float]:
+def escape(model: Model, slopes: Tensor, free: Tensor) -> tuple[Point, float, float]:
     """(D, f''[D, D], the least Rayleigh quotient in the plane of D's parts), for scaled slopes grad g."""
     u, s, v = top_pair(slopes)
     lW, lH = model.weight_decay, model.feature_decay

@@ -32,12 +32,12 @@ def lbfgs(
     tolerance: float = 1e-9,
     iterations: int = 2000,
     memory: int = 10,
-    watch: Callable[[int, Tensor], None] | None = None,
+    watch: Callable[[Tensor], None] | None = None,
 ) -> Descent:
     """Minimise from each row of `start` (B, n) independently, by L-BFGS with backtracking.
 
     Rows that reach a gradient norm of `tolerance`, or that no step improves any more, are set aside, so
-    the cost falls as rows finish. `watch(iteration, points)` sees all rows.
+    the cost falls as rows finish. `watch(points)` sees all rows after each iteration.
     """
     points = start.clone()
     values, gradients = objective(points)
@@ -60,7 +60,7 @@ def lbfgs(
         points[active], values[active], gradients[active] = new_x, new_f, new_g
         norms[active] = new_g.norm(dim=-1)
         if watch is not None:
-            watch(iteration, points)
+            watch(points)
 
         s, y = new_x - x, new_g - g
         curvature = (s * y).sum(-1)
@@ -125,7 +125,7 @@ def newton(
     iterations: int = 20,
     inner: int = 500,
 ) -> Tensor:
-    """Polish one point (n,) close to a minimum: Newton steps by conjugate gradients, kept while the gradient shrinks."""
+    """Polish one point (n,) close to a minimum: Newton steps by conjugate gradients, while the gradient shrinks."""
     x = start.clone()
     gradient = objective(x)[1]
     for _ in range(iterations):

@@ -18,7 +18,7 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+from neuralcollapse.ufm.model import Model, Point
 
 _GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
 
@@ -31,7 +31,7 @@ class Bound:
     bias: Tensor | None
 
 
-def lower_bound(model: UnconstrainedFeatureModel, point: Point) -> Bound:
+def lower_bound(model: Model, point: Point) -> Bound:
     """The bound from a point's logits, the bias minimised first; -inf for a loss that is not convex."""
     if not model.loss.convex:
         return Bound(-math.inf, point.b)
@@ -64,37 +64,35 @@ def lower_bound(model: UnconstrainedFeatureModel, point: Point) -> Bound:
         lambda scale: -bound(scale),
         bounds=(0.0, largest),
         method="bounded",
-        options={"xatol": 1e-6 * largest, "maxiter": 40},
+        options={"xatol": 1e-4 * largest, "maxiter": 20},
     )
     return Bound(max(end, -float(found.fun)), bias)
 
 
-def best_bias(model: UnconstrainedFeatureModel, logits: Tensor, start: Tensor) -> Tensor:
-    """The bias (K,) that minimises the objective for fixed W H: Newton's method with backtracking, convex."""
+def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
+    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton steps that shrink the gradient."""
     weights, decay = model.columns.weights, model.bias_decay
 
-    def value(bias: Tensor) -> float:
-        fit = model.loss.value(logits + bias.unsqueeze(-1), model.targets) @ weights
-        return float(fit) + decay / 2 * float(bias.square().sum())
+    def derivatives(bias: Tensor) -> tuple[Tensor, Tensor]:
+        gradient, hessian = model.loss.bias_derivatives(logits + bias.unsqueeze(-1), model.targets, weights)
+        hessian.diagonal().add_(decay)
+        return gradient + decay * bias, hessian
 
-    bias = start.clone()
+    bias = start
+    gradient, hessian = derivatives(bias)
     for _ in range(50):
-        moved = logits + bias.unsqueeze(-1)
-        gradient = model.loss.gradient(moved, model.targets) @ weights + decay * bias
-        if float(gradient.abs().max()) <= 1e-15:
+        size = float(gradient.norm())
+        if size <= 1e-15:
             break
-        hessian = model.loss.bias_hessian(moved, weights)
-        hessian.diagonal().add_(max(decay, 1e-14))
-        step = torch.linalg.lstsq(hessian, gradient).solution if decay == 0 else torch.linalg.solve(hessian, gradient)
-        if decay == 0:
-            step = step - step.mean()  # adding the same to every logit changes nothing
-        now, slope = value(bias), float(gradient @ step)
-        length = 1.0
-        while value(bias - length * step) > now - 1e-4 * length * slope + 1e-15 * abs(now) and length > 1e-8:
-            length /= 2
-        bias = bias - length * step
-        if length * float(step.abs().max()) <= 1e-15 * (1 + float(bias.abs().max())):
+        step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
+        for _ in range(20):
+            trial = derivatives(bias - step)
+            if float(trial[0].norm()) < size:
+                break
+            step = step / 2
+        else:
             break
+        bias, (gradient, hessian) = bias - step, trial
     return bias
 
 

@@ -10,7 +10,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+from neuralcollapse.ufm.model import Model, Point
 
 _DENSE_UP_TO = 1500  # variables up to which the whole matrix is made
 _COLLAPSED = 1e-9  # features nearer to their class means than this, relatively, count as equal
@@ -29,7 +29,7 @@ class Hessian:
     use this, so their cost does not grow with the samples.
     """
 
-    def __init__(self, model: UnconstrainedFeatureModel, point: Point) -> None:
+    def __init__(self, model: Model, point: Point) -> None:
         model.check_point(point)
         self.model = model
         self.at = point

@@ -35,8 +35,8 @@ class Loss(Protocol):
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(..., K, M) the Hessian of each column's loss times a direction."""
 
-    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """(K, K) the weighted sum of the columns' Hessians; only where convex."""
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted sums over columns of gradients (K,) and of Hessians (K, K); only where convex."""
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """(..., M) -l*(slopes); only where convex."""
@@ -75,11 +75,11 @@ class CrossEntropy:
         """(diag(p) - p p') d."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
-    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """diag(P w) - P diag(w) P'."""
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(P - Y) w, and diag(P w) - P diag(w) P'."""
         probabilities = logits.softmax(-2)
-        weighted = probabilities * weights
-        return torch.diag(weighted.sum(-1)) - weighted @ probabilities.mT
+        mean = probabilities @ weights
+        return mean - targets @ weights, torch.diag(mean) - (probabilities * weights) @ probabilities.mT
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of y + v."""
@@ -128,7 +128,7 @@ class Focal:
         at = (logits.contiguous(),), (direction.contiguous(),)
         return torch.func.jvp(lambda z: self.gradient(z, targets), *at)[1]
 
-    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """None, as for `dual`."""
         raise InputError("the focal loss is not convex in the logits: it has no duality bound")
 
@@ -163,9 +163,10 @@ class SquaredError:
         """The direction itself."""
         return direction.expand_as(logits)
 
-    def bias_hessian(self, logits: Tensor, weights: Tensor) -> Tensor:
-        """The sum of the weights, times the identity."""
-        return torch.eye(logits.shape[-2], dtype=logits.dtype, device=logits.device) * weights.sum()
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """(Z - Y) w, and the sum of the weights times the identity."""
+        eye = torch.eye(logits.shape[-2], dtype=logits.dtype, device=logits.device)
+        return (logits - targets) @ weights, eye * weights.sum()
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """-|v|^2/2 - <v, y>."""

@@ -15,9 +15,9 @@ from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError
 from neuralcollapse.frames import simplex_etf
 from neuralcollapse.ufm.descent import lbfgs, newton
-from neuralcollapse.ufm.duality import lower_bound
+from neuralcollapse.ufm.duality import best_bias, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
-from neuralcollapse.ufm.model import Point, UnconstrainedFeatureModel
+from neuralcollapse.ufm.model import Model, Point
 
 _GAP = 1e-10  # the duality gap at which the solver stops, absolute
 
@@ -32,7 +32,7 @@ class ClosedForm:
     minimum: float
 
 
-def closed_form(model: UnconstrainedFeatureModel) -> ClosedForm | None:
+def closed_form(model: Model) -> ClosedForm | None:
     r"""The balanced minimum of cross-entropy, label smoothing or focal loss; None for other models.
 
     Cross-entropy with smoothing a and c = sqrt(n lW lH): m = log(1/(c + a/K) - (K-1)),
@@ -57,7 +57,7 @@ def closed_form(model: UnconstrainedFeatureModel) -> ClosedForm | None:
     return ClosedForm(margin, weight, feature, minimum)
 
 
-def collapses_to_zero(model: UnconstrainedFeatureModel) -> bool:
+def collapses_to_zero(model: Model) -> bool:
     """Whether decay is so strong that W = 0 and H = 0 at the minimum: |grad g|_2 <= mu there (convex losses)."""
     if not model.loss.convex:
         form = closed_form(model)
@@ -65,15 +65,13 @@ def collapses_to_zero(model: UnconstrainedFeatureModel) -> bool:
             raise InputError("the threshold of the focal loss is known for balanced classes only")
         return form.margin == 0
     small = model.collapsed()
-    from neuralcollapse.ufm.duality import best_bias, spectral_norm
-
     point = small.zero_point()
     if point.b is not None:
         point.b = best_bias(small, small.logits(point), point.b)
     return spectral_norm(small.slopes(point) / small.columns.roots) <= model.mu
 
 
-def global_minimizer(model: UnconstrainedFeatureModel) -> Point:
+def global_minimizer(model: Model) -> Point:
     """A global minimiser, as a full point with balanced factors.
 
     Raises:
@@ -100,20 +98,20 @@ def global_minimizer(model: UnconstrainedFeatureModel) -> Point:
     return model.expand(_factors(model, *_solve(model)))
 
 
-def global_minimum(model: UnconstrainedFeatureModel) -> float:
+def global_minimum(model: Model) -> float:
     """The smallest value of the objective, for d >= K-1 (errors as in `global_minimizer`)."""
     form = closed_form(model)
     return form.minimum if form is not None else float(model.value(global_minimizer(model)))
 
 
-def _solve(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None]:
+def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
     """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
 
     The minimum depends on lW lH alone, so both decays are set to mu, where the problem is best conditioned;
     with as many dimensions as classes its landscape is benign and L-BFGS finds the minimum, Newton its last digits.
     """
     K = model.num_classes
-    work = UnconstrainedFeatureModel(
+    work = Model(
         K, K, model.counts, model.mu, model.mu, model.bias_decay, model.bias, model.loss, device=model.device
     ).collapsed()
     frame = simplex_etf(K, K, dtype=torch.float64, device=model.device)
@@ -145,7 +143,7 @@ def _solve(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None]:
     return point.W @ point.H, point.b
 
 
-def _mse_logits(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None]:
+def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
     """The balanced MSE minimum: Zbar = kappa (I - J/K) + s J, scaled by sqrt(n), and the bias (1/K - s)/(1+lb)."""
     K, n, decay = model.num_classes, model.counts[0], model.bias_decay
     c = math.sqrt(n) * model.mu
@@ -162,7 +160,7 @@ def _mse_logits(model: UnconstrainedFeatureModel) -> tuple[Tensor, Tensor | None
     return math.sqrt(n) * logits, bias if model.bias else None
 
 
-def _factors(model: UnconstrainedFeatureModel, logits: Tensor, bias: Tensor | None) -> Point:
+def _factors(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
     """The balanced factors W G = logits of least decay, W'W lW = G G' lH, in d dimensions; a collapsed point."""
     left, size, right = torch.linalg.svd(logits)
     rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
@@ -176,11 +174,11 @@ def _factors(model: UnconstrainedFeatureModel, logits: Tensor, bias: Tensor | No
     return Point(W, G, bias)
 
 
-def _require_dim(model: UnconstrainedFeatureModel, rank: int) -> None:
+def _require_dim(model: Model, rank: int) -> None:
     if model.feature_dim < rank:
         raise InputError(
-            f"expected feature_dim of at least {rank}, the rank of the minimiser, got d={model.feature_dim}: with fewer "
-            "dimensions the landscape is not benign and no formula or solver here gives the minimum"
+            f"expected feature_dim of at least {rank}, the rank of the minimiser, got d={model.feature_dim}: "
+            "with fewer dimensions the landscape is not benign and no formula or solver here gives the minimum"
         )
 
 

@@ -1,4 +1,4 @@
-"""UnconstrainedFeatureModel: the objective of the theorem, its derivatives, and its points.
+"""Model: the objective of the theorem, its derivatives, and its points.
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lW/2 |W|^2 + lH/2 |H|^2 + lb/2 |b|^2
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,9 @@ import torch
 from torch import Tensor
 
 from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, NeuralCollapseWarning
+from neuralcollapse.collapse import measures
+from neuralcollapse.moments import ClassMoments
 from neuralcollapse.ufm.losses import Loss, find_loss
 
 
@@ -67,7 +70,7 @@ class _Columns:
     roots: Tensor
 
 
-class UnconstrainedFeatureModel:
+class Model:
     """A classifier whose features are free variables: logits W H + b, with decay on W, H and b.
 
     Args:
@@ -143,7 +146,7 @@ class UnconstrainedFeatureModel:
 
     # -- collapsed points ---------------------------------------------------------------------------------
 
-    def collapsed(self) -> UnconstrainedFeatureModel:
+    def collapsed(self) -> Model:
         """The same model with one column a class, g_k = sqrt(n_k) h_k, for points whose features are equal in a class.
 
         Objective, gradient, spectral norm and the negative part of the Hessian's spectrum are those of the full
@@ -280,6 +283,15 @@ class UnconstrainedFeatureModel:
         """F at a point, checked."""
         self.check_point(point)
         return float(self.value(point))
+
+    @torch.no_grad()
+    def measures(self, point: Point) -> dict[str, float]:
+        """The collapse measures of a point (`neuralcollapse.measures`); undefined ones are NaN, without a warning."""
+        features = point.H / self.columns.roots  # columns of a collapsed model stand for n_k samples each
+        moments = ClassMoments.from_batch(features.T, self.columns.labels, self.num_classes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", NeuralCollapseWarning)
+            return measures(moments, point.W, point.b)
 
     def balance_residual(self, point: Point) -> float:
         """|lW W'W - lH H H'|_F, zero at every critical point."""

@@ -1,0 +1,132 @@
+"""K vectors as the rows of a matrix: the linear algebra behind the measures, never K x K when K > d+1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._errors import listed
+from neuralcollapse.moments import add_gram
+
+_TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
+_EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
+
+
+class Undefined(Exception):
+    """Raised inside a measure that has no value here; becomes NaN and a warning."""
+
+
+class Rows:
+    """K vectors as the rows of a float64 matrix, with the products that several measures share.
+
+    Differences up to `rounding` are rounding's: a vector that short counts as zero.
+    """
+
+    def __init__(self, rows: Tensor, rounding: float = 0.0) -> None:
+        self.rows = rows.to(torch.float64)
+        self.rounding = rounding
+        self.count, self.dim = rows.shape
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """(d, d) sum_k r_k r_k'."""
+        return gram([self.rows])
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """(K,) lengths."""
+        norms = torch.linalg.vector_norm(self.rows, dim=1)
+        return torch.where(norms > self.rounding, norms, 0.0)
+
+    def unit(self, part: slice) -> Tensor:
+        """The given rows at length one; undefined when one of them is zero."""
+        norms = self.norms[part, None]
+        if not bool(norms.all()):
+            zero = (self.norms == 0).nonzero().flatten().tolist()
+            raise Undefined(f"vectors of zero length have no direction (number {listed(zero)})")
+        return self.rows[part] / norms
+
+    def blocks(self) -> list[slice]:
+        """The rows in blocks of `_TILE`."""
+        return [slice(start, min(start + _TILE, self.count)) for start in range(0, self.count, _TILE)]
+
+
+def as_rows(vectors: Tensor | Rows) -> Rows:
+    return vectors if isinstance(vectors, Rows) else Rows(vectors)
+
+
+def several(vectors: Tensor | Rows) -> Rows:
+    rows = as_rows(vectors)
+    if rows.count < 2:
+        raise Undefined("one class has no pairs")
+    return rows
+
+
+def gram(blocks: Iterable[Tensor]) -> Tensor:
+    """The sum over blocks of rows of rows' rows, (d, d)."""
+    upper: Tensor | None = None
+    for rows in blocks:
+        if upper is None:
+            upper = rows.new_zeros(rows.shape[1], rows.shape[1])
+        add_gram(upper, rows)
+    assert upper is not None
+    return upper.triu_() + upper.triu(1).T
+
+
+def distance_to_etf(left: Rows, right: Rows | None) -> float:
+    """|A/|A|_F - E|_F for A = left right' (right = left when None)."""
+    if left.count < 2:
+        raise Undefined("one class spans no simplex")
+    count, dim = left.count, left.dim
+    other = left if right is None else right
+    if count <= dim + 1:
+        product = left.rows @ other.rows.T
+        norm = torch.linalg.vector_norm(product)
+        if float(norm) == 0:
+            raise Undefined("the vectors are all zero")
+        etf = (torch.eye(count, dtype=product.dtype, device=product.device) - 1 / count) / math.sqrt(count - 1)
+        return float(torch.linalg.vector_norm(product / norm - etf))
+    # More classes than d+1: A is never near E (its rank is too low), so this expansion does not cancel,
+    # and |A|_F^2 = <left'left, right'right> needs no K x K matrix.
+    norm = math.sqrt(float((left.gram * other.gram).sum()))
+    if norm == 0:
+        raise Undefined("the vectors are all zero")
+    trace = float(torch.dot(left.rows.reshape(-1), other.rows.reshape(-1)))
+    total = float(left.rows.sum(0) @ other.rows.sum(0))
+    return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
+
+
+def between_directions(means: Rows) -> tuple[Tensor, Tensor]:
+    """Orthonormal directions (d, r) that the class means span, and the squares (r,) of their singular values.
+
+    r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as its
+    spectrum is wide enough to be exact to 1e-8.
+    """
+    rows = means.rows
+    keep = min(means.count - 1, means.dim)
+    if min(means.count, means.dim) > _EXACT_SVD:
+        small = means.gram if means.dim < means.count else rows @ rows.T
+        squares, vectors = torch.linalg.eigh(small)
+        squares, vectors = squares[-keep:], vectors[:, -keep:]
+        if float(squares[0]) > 1e-8 * float(squares[-1]):
+            return (vectors, squares) if means.dim < means.count else (rows.T @ vectors / squares.sqrt(), squares)
+    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+    least = max(
+        float(singular[0]) * max(rows.shape) * torch.finfo(rows.dtype).eps, math.sqrt(len(rows)) * means.rounding
+    )
+    real = singular[:keep] > least
+    return right[:keep][real].T, singular[:keep][real].square()
+
+
+def tiles(rows: Rows) -> Iterator[tuple[slice, slice]]:
+    """Pairs of blocks of rows that cover the upper triangle of the K x K pairs."""
+    blocks = rows.blocks()
+    return ((first, second) for i, first in enumerate(blocks) for second in blocks[i:])
+
+
+def largest(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, ord=math.inf))

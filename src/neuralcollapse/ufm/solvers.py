@@ -1,0 +1,298 @@
+"""From a start to a certified end: descent methods, their trajectories, and many starts at once."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize as scipy_minimize
+from torch import Tensor
+
+from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.ufm.certificate import Certificate, certify
+from neuralcollapse.ufm.descent import lbfgs
+from neuralcollapse.ufm.duality import lower_bound
+from neuralcollapse.ufm.model import Model, Point
+
+METHODS = ("lbfgs", "newton", "gd", "sgd", "adam")
+_BATCH_VALUES = 2**22  # numbers of all the starts that descend together
+_RECORDS = 60  # about so many records of a trajectory
+
+
+@dataclass(frozen=True)
+class Step:
+    """A moment of a trajectory; `lower_bound` is the best so far, so `gap` bounds the distance to the optimum."""
+
+    iteration: int
+    objective: float
+    lower_bound: float
+    gap: float
+    gradient_norm: float
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a method ended.
+
+    Attributes:
+        point: the end.
+        objective: f there.
+        certificate: of the end, with the best bound of the whole trajectory.
+        history: the trajectory at about 60 iterations, closer together at first.
+        converged: whether the gradient reached the tolerance; if not, `message` says what was reached, and the
+            end is no minimum unless `certificate.verdict` says so.
+        iterations: iterations run.
+        message: how it ended, in one sentence.
+    """
+
+    point: Point
+    objective: float
+    certificate: Certificate
+    history: tuple[Step, ...]
+    converged: bool
+    iterations: int
+    message: str
+
+
+def minimize(
+    model: Model,
+    start: Point,
+    method: str = "lbfgs",
+    *,
+    iterations: int | None = None,
+    tolerance: float = 1e-9,
+    learning_rate: float | None = None,
+    batch_size: int = 32,
+    seed: int = 0,
+    escapes: int = 10,
+) -> Solution:
+    """Descend from a point; from a strict saddle, go on along its way down.
+
+    Args:
+        model: the model.
+        start: where to begin.
+        method: "lbfgs", "newton" (trust region with Hessian products), "gd" (momentum 0.9), "sgd" (the
+            same over batches of samples), or "adam".
+        iterations: at most so many; 5,000, or 300 for newton, when not given.
+        tolerance: the gradient norm to stop at.
+        learning_rate: of gd, sgd and adam; 1, 0.2 and 0.02 when not given, gd's divided by the weight of a sample.
+        batch_size: samples of a step of sgd.
+        seed: of sgd's batches.
+        escapes: how many saddles to leave, at most; 0 stops at the first.
+
+    Raises:
+        InputError: an unknown method, or a start that does not fit the model.
+    """
+    model.check_point(start)
+    if method not in METHODS:
+        raise InputError(f"no method {method!r}{nearest(method, METHODS)}; there are: {', '.join(METHODS)}")
+    limit = iterations or (300 if method == "newton" else 5000)
+    record = _Recorder(model, limit)
+    point, left = start, 0
+    record(point.vector())
+    while True:
+        end = _descend(model, point, method, limit, tolerance, learning_rate, batch_size, seed, record)
+        record(end, last=True)
+        point = model.point(end)
+        certificate = certify(model, point, known_bound=record.bound)
+        if certificate.verdict != "strict_saddle" or left == escapes:
+            break
+        left += 1
+        point = leave(model, point, certificate)
+    converged = certificate.gradient_norm <= tolerance
+    gap = f"certified gap {certificate.gap:.1e}" if math.isfinite(certificate.gap) else "no certified gap"
+    how = "converged" if converged else f"stopped at a gradient of {certificate.gradient_norm:.1e}"
+    over = f" by way of {left} saddle{'s' if left > 1 else ''}" if left else ""
+    message = f"{how} after {record.iteration} iterations{over}, {gap}"
+    return Solution(
+        point, certificate.objective, certificate, tuple(record.steps), converged, record.iteration, message
+    )
+
+
+def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
+    """A lower point along the way down of a strict saddle: the lowest of some steps in both senses.
+
+    Raises:
+        InputError: the certificate has no direction.
+    """
+    if certificate.direction is None:
+        raise InputError(f"no way down is known: the verdict is {certificate.verdict!r}")
+    direction = certificate.direction * (1 / certificate.direction.norm())
+    lengths = [sign * 2.0**-i * (1 + saddle.norm()) for i in range(1, 20) for sign in (1, -1)]
+    return min((saddle + direction * length for length in lengths), key=lambda point: float(model.value(point)))
+
+
+def _descend(
+    model: Model,
+    start: Point,
+    method: str,
+    limit: int,
+    tolerance: float,
+    learning_rate: float | None,
+    batch_size: int,
+    seed: int,
+    record: _Recorder,
+) -> Tensor:
+    if method == "lbfgs":
+        return lbfgs(
+            model.value_and_gradient,
+            start.vector()[None],
+            tolerance=tolerance,
+            iterations=limit,
+            watch=lambda points: record(points[0]),
+        ).points[0]
+    if method == "newton":
+        return _newton(model, start, limit, tolerance, record)
+    return _first_order(model, start, method, limit, tolerance, learning_rate, batch_size, seed, record)
+
+
+class _Recorder:
+    """Keeps about `_RECORDS` steps of a trajectory and the best lower bound."""
+
+    def __init__(self, model: Model, limit: int) -> None:
+        self.model = model
+        self.bound = -math.inf
+        self.iteration = 0
+        self.steps: list[Step] = []
+        self.due = {round(limit ** (i / _RECORDS)) for i in range(_RECORDS + 1)} | {0}
+
+    def __call__(self, vector: Tensor, last: bool = False) -> None:
+        iteration = self.iteration
+        self.iteration += not last
+        if not (last or iteration in self.due) or (self.steps and self.steps[-1].iteration == iteration):
+            return
+        point = self.model.point(vector)
+        objective = float(self.model.value(point))
+        self.bound = max(self.bound, lower_bound(self.model, point).value)
+        self.steps.append(
+            Step(
+                iteration,
+                objective,
+                self.bound,
+                objective - self.bound,
+                self.model.gradient(point).norm(),
+                self.model.measures(point),
+            )
+        )
+
+
+def _newton(model: Model, start: Point, limit: int, tolerance: float, record: _Recorder) -> Tensor:
+    """Scipy's trust-region method with Hessian products by conjugate gradients."""
+
+    def tensor(x: np.ndarray) -> Tensor:
+        return torch.as_tensor(x, dtype=torch.float64, device=model.device)
+
+    def value(x: np.ndarray) -> tuple[float, np.ndarray]:
+        f, g = model.value_and_gradient(tensor(x))
+        return float(f), g.cpu().numpy()
+
+    def product(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        at, along = model.point(tensor(x)), model.point(tensor(direction))
+        return model.hessian_product(at, along).vector().cpu().numpy()
+
+    result = scipy_minimize(
+        value,
+        start.vector().cpu().numpy(),
+        jac=True,
+        hessp=product,
+        method="trust-ncg",
+        callback=lambda x: record(tensor(x)),
+        options={"gtol": tolerance, "maxiter": limit},
+    )
+    return tensor(result.x)
+
+
+def _first_order(
+    model: Model,
+    start: Point,
+    method: str,
+    limit: int,
+    tolerance: float,
+    learning_rate: float | None,
+    batch_size: int,
+    seed: int,
+    record: _Recorder,
+) -> Tensor:
+    """torch.optim on one vector, with the gradient of the model or of a batch of its samples."""
+    x = start.vector().clone()
+    x.grad = torch.zeros_like(x)
+    if method == "adam":
+        optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=learning_rate or 0.02)
+    else:
+        optimizer = torch.optim.SGD([x], lr=learning_rate or (1.0 if method == "gd" else 0.2), momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, limit, eta_min=0.0) if method != "gd" else None
+    batches = _batches(model, batch_size, seed) if method == "sgd" else None
+    for iteration in range(1, limit + 1):
+        part = model if batches is None else next(batches)
+        x.grad.copy_(part.value_and_gradient(x)[1])
+        if batches is None and float(x.grad.norm()) <= tolerance:
+            break
+        optimizer.step()
+        if schedule is not None:
+            schedule.step()
+        if not bool(torch.isfinite(x).all()):
+            raise InputError(f"{method} diverged at iteration {iteration}: lower learning_rate")
+        record(x)
+    return x
+
+
+def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
+    """The model seen through random batches: the weights of the others are zero, and the mean is unbiased."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(model.columns.labels)
+    while True:
+        for chosen in torch.randperm(count, generator=generator).split(min(batch_size, count)):
+            part = copy.copy(model)
+            weights = torch.zeros_like(model.columns.weights)
+            weights[chosen.to(model.device)] = 1 / len(chosen)
+            part.columns = replace(model.columns, weights=weights)
+            yield part
+
+
+@dataclass(frozen=True)
+class Starts:
+    """The ends of many starts: values, certified gaps (B,), verdicts, and the points as (B, n) vectors."""
+
+    objectives: Tensor
+    gaps: Tensor
+    verdicts: tuple[str, ...]
+    vectors: Tensor
+    iterations: int
+
+
+def many_starts(
+    model: Model,
+    count: int,
+    *,
+    seed: int = 0,
+    scale: float = 1.0,
+    tolerance: float = 1e-9,
+    iterations: int = 5000,
+) -> Starts:
+    """L-BFGS from `count` random starts at once, each end certified.
+
+    All starts descend together as one batch (in parts when large), so a start costs a fraction of a run of its own.
+    """
+    if count < 1:
+        raise InputError(f"expected at least 1 start, got {count}")
+    generator = torch.Generator().manual_seed(seed)
+    vectors = scale * torch.randn(count, model.size, generator=generator, dtype=torch.float64).to(model.device)
+    ends, most = [], 0
+    for part in vectors.split(max(1, _BATCH_VALUES // model.size)):
+        ended = lbfgs(model.value_and_gradient, part, tolerance=tolerance, iterations=iterations)
+        ends.append(ended.points)
+        most = max(most, ended.iterations)
+    found = torch.cat(ends)
+    certificates = [certify(model, model.point(vector)) for vector in found]
+    return Starts(
+        torch.tensor([certificate.objective for certificate in certificates], dtype=torch.float64),
+        torch.tensor([certificate.gap for certificate in certificates], dtype=torch.float64),
+        tuple(certificate.verdict for certificate in certificates),
+        found,
+        most,
+    )

@@ -1,0 +1,173 @@
+"""A survey of a landscape: minimum, atlas, ends of starts, spectra, a way out of a saddle, minority collapse."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.ufm.atlas import Entry, atlas
+from neuralcollapse.ufm.descent import lbfgs
+from neuralcollapse.ufm.hessian import Hessian
+from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
+from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.solvers import Solution, Starts, leave, many_starts, minimize
+
+_TRAJECTORIES = 8  # starts whose trajectories are kept
+_FRAMES = 40  # points kept of a way out of a saddle
+_PHASE = 11  # grid points a side of the phase diagram
+_PHASE_CLASSES = 10  # classes up to which the phase diagram keeps K
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Cosine between the classifier rows of minority classes, exact: rows are ratios, columns decays N mu."""
+
+    ratios: list[float]
+    decays: list[float]
+    cosines: list[list[float]]
+    num_classes: int
+    majority: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What `survey` found; parts that do not apply are None or empty.
+
+    Attributes:
+        model: the model.
+        minimum: the exact global minimum, None where none is known (d < K-1, focal with unequal counts).
+        atlas: critical points.
+        starts: the ends of the random starts.
+        trajectories: some of the starts, step by step.
+        spectra: name of a point -> eigenvalues of the collapsed model's Hessian there, ascending.
+        way: points from a saddle to where its way down leads, with the saddle's entry.
+        phase: minority collapse, for models of unequal classes.
+    """
+
+    model: Model
+    minimum: float | None
+    atlas: list[Entry]
+    starts: Starts
+    trajectories: list[Solution]
+    spectra: dict[str, Tensor]
+    way: tuple[Entry, list[Point]] | None
+    phase: Phase | None
+
+
+def survey(
+    model: Model,
+    *,
+    starts: int = 100,
+    method: str = "lbfgs",
+    seed: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Survey:
+    """Look at a landscape from all sides.
+
+    Args:
+        model: the model.
+        starts: random starts, descended together by L-BFGS.
+        method: of the trajectories that are recorded step by step.
+        seed: of the starts.
+        tell: called with a line about each stage as it begins.
+    """
+    minimum: float | None = None
+    lowest: Point | None = None
+    tell("the global minimum")
+    try:
+        lowest, minimum = global_minimizer(model), global_minimum(model)
+    except InputError as error:
+        tell(f"no exact minimum: {error}")
+    entries: list[Entry] = []
+    tell("the atlas of critical points")
+    try:
+        entries = atlas(model)
+    except InputError as error:
+        tell(f"no atlas: {error}")
+    tell(f"{starts} random starts")
+    ends = many_starts(model, starts, seed=seed)
+    tell(f"trajectories by {method}")
+    begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
+    trajectories = [minimize(model, point, method, seed=seed) for point in begin]
+
+    saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle"]
+    chosen = {_name(entry): entry.point for entry in (saddles[:1] + saddles[-1:])}
+    if lowest is not None:
+        chosen["global minimum"] = lowest
+    small = model.collapsed()
+    spectra = {
+        name: Hessian(small, model.collapse(point)).eigenvalues(min(small.size, 400)) for name, point in chosen.items()
+    }
+    way = None
+    if saddles and model.feature_dim >= model.num_classes - 1:
+        tell("the way out of a saddle")
+        saddle = max(saddles, key=lambda entry: len(entry.partition))
+        way = (saddle, way_out(model, saddle))
+    phase = None
+    if not model.balanced and model.loss.convex:
+        tell("the phase diagram of minority collapse")
+        phase = minority_phase(model)
+    return Survey(model, minimum, entries, ends, trajectories, spectra, way, phase)
+
+
+def way_out(model: Model, saddle: Entry) -> list[Point]:
+    """Points from a saddle down to where L-BFGS leads from its escape direction, the saddle first."""
+    small = model.collapsed()
+    start = model.collapse(leave(model, saddle.point, saddle.certificate))
+    path = [model.collapse(saddle.point), start]
+    lbfgs(
+        small.value_and_gradient,
+        start.vector()[None],
+        tolerance=1e-8,
+        watch=lambda points: path.append(small.point(points[0].clone())),
+    )
+    picks = sorted({round((len(path) - 1) * (i / _FRAMES) ** 1.5) for i in range(_FRAMES + 1)})
+    return [model.expand(path[i]) for i in picks]
+
+
+def minority_phase(model: Model) -> Phase:
+    """Minority collapse over imbalance ratio and decay, from exact minimisers.
+
+    The model is taken with half its classes (at most 5 of 10) large and half small: n samples in a large class, n/R
+    in a small one. The rows of the small classes coincide (cosine 1) iff sqrt(n/R) <= N mu.
+    """
+    K = min(model.num_classes, _PHASE_CLASSES)
+    large = max(1, K // 2)
+    small = max(2, K - large)
+    top = 1000
+    ratios = [float(10 ** (3 * i / (_PHASE - 1))) for i in range(_PHASE)]
+    cosines: list[list[float]] = []
+    decays = [float(10 ** (-1.5 + 2.5 * i / (_PHASE - 1))) for i in range(_PHASE)]
+    for ratio in ratios:
+        minor = max(1, round(top / ratio))
+        counts = [top] * large + [minor] * small
+        row = []
+        for decay in decays:
+            decay_each = decay / sum(counts)
+            candidate = Model(
+                large + small,
+                large + small,
+                counts,
+                decay_each,
+                decay_each,
+                model.bias_decay,
+                model.bias,
+                model.loss,
+            )
+            W = global_minimizer(candidate).W[large:]
+            row.append(_cosine(W[0], W[1]))
+        cosines.append(row)
+    return Phase(ratios, decays, cosines, large + small, top)
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    size = float(a.norm() * b.norm())
+    return float(a @ b) / size if size > 1e-12 else math.nan
+
+
+def _name(entry: Entry) -> str:
+    return f"saddle {entry.name}"
