@@ -234,6 +234,57 @@ def test_report_of_a_folder_without_records_is_refused(short_run, tmp_path, caps
     assert "records.jsonl" in refused(capsys, "report", tmp_path)
 
 
+def test_landscape_prints_the_minimum_atlas_and_ends_and_writes_a_page(tmp_path, capsys):
+    page = tmp_path / "page.html"
+    flags = ["landscape", "--classes", "3", "--dim", "3", "--samples", "2", "--starts", "5", "--out", str(page)]
+    assert main(flags) == 0
+    out = capsys.readouterr().out
+    assert "global minimum" in out
+    assert "2+1" in out
+    assert "strict_saddle" in out
+    assert page.read_text().startswith("<!doctype html>")
+    assert "--force" in refused(capsys, *flags)
+    assert main([*flags, "--force", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    model = nc.ufm.UnconstrainedFeatureModel(3, 3, 2, 0.005, 0.005)
+    assert values["minimum"] == pytest.approx(model.global_minimum())
+    assert [entry["index"] for entry in values["atlas"]] == [entry.index for entry in model.atlas()]
+    assert values["ends"][0]["starts"] == 5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--samples", "3,x"], "--samples"),
+        (["--samples", "3,0"], "samples of class 1"),
+        (["--classes", "3", "--samples", "3,4"], "3 classes, got 2"),
+        (["--classes", "1"], "num_classes"),
+        (["--dim", "0"], "feature_dim"),
+        (["--weight-decay", "0"], "weight_decay"),
+        (["--loss", "mae"], "mse"),
+        (["--method", "adm"], "adam"),
+        (["--starts", "0"], "--starts"),
+        (["--out", "missing/page.html"], "missing"),
+    ],
+)
+def test_wrong_options_of_landscape_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, "landscape", *flags)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_head_of_a_file_and_of_a_run_is_certified_on_request(tmp_path, capsys, arrays, short_run):
+    np.savez(tmp_path / "f.npz", **arrays)
+    flags = ["measure", str(tmp_path / "f.npz"), "--certify-head"]
+    assert main([*flags, "--weight-decay", "0.01", "--json"]) == 0
+    tensors = [torch.from_numpy(array) for array in arrays.values()]
+    expected = nc.ufm.certify_head(*tensors, weight_decay=0.01)
+    assert json.loads(capsys.readouterr().out)["head"]["ratio"] == pytest.approx(expected.ratio)
+    assert "--weight-decay" in refused(capsys, *flags)
+    assert main(["measure", str(short_run.path), "--certify-head"]) == 0
+    assert capsys.readouterr().out.count("times the exact minimum") == 2
+
+
 @pytest.mark.parametrize("arguments", [["mesure"], ["measure"], ["measure", "a", "b"], ["report", "--what"]])
 def test_a_wrong_command_line_is_one_line(capsys, arguments):
     assert "--help" in refused(capsys, *arguments)

@@ -26,9 +26,10 @@ _HOMES = {
     "NeuralCollapseWarning": "_errors",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_HOMES, "__version__", "ufm"]
 
 if TYPE_CHECKING:
+    from neuralcollapse import ufm
     from neuralcollapse._errors import InputError, NeuralCollapseWarning
     from neuralcollapse.capture import measure, measure_features
     from neuralcollapse.classifier import ETFClassifier, fix_classifier
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
+    if name == "ufm":
+        return importlib.import_module(f"{__name__}.ufm")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

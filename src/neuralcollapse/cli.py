@@ -80,6 +80,14 @@ def _parser() -> _Parser:
     measure.add_argument("--num-classes", type=int, metavar="K", help="classes, where the file has no weight to tell")
     measure.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     measure.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
+    measure.add_argument(
+        "--certify-head",
+        action="store_true",
+        help="compare the last layer with the exact optimum of the unconstrained feature model",
+    )
+    measure.add_argument(
+        "--weight-decay", type=float, metavar="L", help="of the training, for --certify-head on a file"
+    )
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.set_defaults(run=_measure)
 
@@ -156,11 +164,14 @@ def _train(arguments: list[str]) -> int:
     page = write_page(run)
     last = run.records()[-1]
     values = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
+    if last.head:
+        values["head"] = last.head
     if parsed.json:
         _print_json({"run": str(run.path), "page": str(page), **values})
         return 0
     print(f"collapse after {last.epoch} epochs, on the training set (every measure goes to 0)\n")
     _print_table(last.measures)
+    _print_head({"head": last.head} if last.head else {})
     print(f"\ntrain accuracy {last.train['accuracy']:.4f}   test accuracy {last.test['accuracy']:.4f}")
     print(f"run   {run.path}\npage  {page}")
     if config.classifier == "learned":
@@ -199,13 +210,14 @@ def _measure(options: argparse.Namespace) -> int:
             from neuralcollapse.training.run import remeasure
         except ImportError as error:
             raise _needs_train(error) from None
-        results = remeasure(run)
+        results = remeasure(run, certify_head=options.certify_head)
         if options.json:
             _print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
             return 0
         for epoch, values in results.items():
             print(f"epoch {epoch}, training set, {values['num_samples']} samples, accuracy {values['accuracy']:.4f}\n")
             _print_table(values)
+            _print_head(values)
             print()
         print(f"next  neuralcollapse report {options.path}")
         return 0
@@ -222,15 +234,42 @@ def _measure(options: argparse.Namespace) -> int:
         ignore_index=options.ignore_index,
         pairwise=not options.no_pairwise,
     )
+    if options.certify_head:
+        values["head"] = _certify_head(arrays, options)
     if options.json:
         _print_json(values)
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (every measure goes to 0 under collapse)\n")
     _print_table(values)
+    _print_head(values)
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    from neuralcollapse.ufm.head import certify_head
+
+    if options.weight_decay is None or "weight" not in arrays:
+        raise InputError("--certify-head needs the array weight in the file, and --weight-decay of the training")
+    features, labels, weight = (torch.as_tensor(arrays[name]) for name in ("features", "labels", "weight"))
+    bias = torch.as_tensor(arrays["bias"]) if "bias" in arrays else None
+    if options.ignore_index is not None:
+        features, labels = features[labels != options.ignore_index], labels[labels != options.ignore_index]
+    found = certify_head(features, labels, weight, bias, options.weight_decay)
+    return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
+
+
+def _print_head(values: Mapping[str, Any]) -> None:
+    if "head" in values:
+        head = values["head"]
+        print(
+            f"\n  {'head':<22} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
+            f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
+        )
 
 
 def read_features(path: Path) -> dict[str, Any]:
@@ -272,6 +311,10 @@ def read_features(path: Path) -> dict[str, Any]:
 def _landscape(options: argparse.Namespace) -> int:
     if options.out.exists() and not options.force:
         raise InputError(f"{options.out} exists: choose another with --out, or overwrite with --force")
+    if not options.out.parent.is_dir():
+        raise InputError(
+            f"no folder {options.out.parent} to write {options.out.name} into: make it, or choose another --out"
+        )
     try:
         samples = [int(part) for part in options.samples.split(",")]
     except ValueError:
@@ -285,7 +328,10 @@ def _landscape(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise _needs_train(error) from None
     from neuralcollapse.ufm.model import Model
+    from neuralcollapse.ufm.solvers import check_method
     from neuralcollapse.ufm.survey import survey
+
+    check_method(options.method)
 
     model = Model(
         classes,

@@ -42,6 +42,8 @@ class Record:
         train: loss and accuracy in eval mode on the training set.
         test: loss and accuracy on the test set.
         measures: the keys of `neuralcollapse.measures` and nc4, on the training set.
+        head: where asked for, the last layer's objective, exact minimum, their ratio and lower bound
+            (`neuralcollapse.ufm.certify_head`).
     """
 
     epoch: int
@@ -50,6 +52,7 @@ class Record:
     train: dict[str, float]
     test: dict[str, float] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
+    head: dict[str, float] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One line of JSON; NaN as null."""
@@ -59,7 +62,7 @@ class Record:
     def from_json(cls, line: str) -> Record:
         """The inverse of `to_json`."""
         values = json.loads(line)
-        for group in ("train", "test", "measures"):
+        for group in ("train", "test", "measures", "head"):
             values[group] = {name: math.nan if x is None else float(x) for name, x in values[group].items()}
         return cls(**values)
 

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 
 import neuralcollapse as nc
 from neuralcollapse.records import RunFolder
+from neuralcollapse.report.figures import all_figures
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import read_config, remeasure, train
 from tests.conftest import SHORT
@@ -60,6 +61,19 @@ def test_measure_every_skips_epochs_but_not_the_last(tmp_path):
     run = train(replace(SHORT, epochs=5, measure_every=2), tmp_path / "run", progress=False)
     assert [record.epoch for record in run.records()] == [0, 2, 4, 5]
     assert [epoch for epoch, _ in run.checkpoints()] == [2, 4, 5]
+
+
+def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
+    config = replace(SHORT, certify_head=True)
+    run = train(config, tmp_path / "run", progress=False)
+    heads = [record.head for record in run.records()]
+    assert all(head["lower_bound"] <= head["minimum"] <= head["objective"] for head in heads)
+    assert heads[-1]["ratio"] < heads[0]["ratio"] / 2
+    assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
+    (figure,) = [figure for figure in all_figures(run.records(), [], []) if figure.name == "head"]
+    assert figure.data[0]["y"] == pytest.approx([head["objective"] for head in heads], rel=1e-4)
+    again = remeasure(run, certify_head=True, progress=False)[4]["head"]
+    assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
 
 def test_wrong_configurations_leave_no_folder(tmp_path):

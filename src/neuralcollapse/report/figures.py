@@ -68,6 +68,25 @@ def simplex_curve(records: Sequence[Record]) -> Figure:
     )
 
 
+def head_curve(records: Sequence[Record]) -> Figure:
+    """The last layer's objective, the exact minimum for its class counts, and the pointwise bound, by epoch."""
+    lines = [
+        (label, [r.head.get(key, math.nan) for r in records])
+        for key, label in (
+            ("objective", "the head"),
+            ("minimum", "exact minimum"),
+            ("lower_bound", "bound from the head"),
+        )
+    ]
+    ratio = records[-1].head["ratio"]
+    caption = (
+        "The last layer as a point of the unconstrained feature model: its objective, the exact global minimum for "
+        "its class counts and decays, and the lower bound that its class means certify. "
+        f"At the end {ratio:.3f} times the minimum."
+    )
+    return _curve(records, lines, "head", "The head against the exact optimum", caption, {"type": "log", "dtick": 1})
+
+
 def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
     """Cosines between centred class means, a slider over epochs."""
     count = len(class_names)
@@ -171,6 +190,8 @@ def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], s
 def all_figures(records: Sequence[Record], geometries: Sequence[Geometry], class_names: Sequence[str]) -> list[Figure]:
     """The figures of a run, in reading order."""
     figures = [loss_curve(records), accuracy_curve(records), variability_curve(records), simplex_curve(records)]
+    if any(record.head for record in records):
+        figures.append(head_curve(records))
     if geometries:
         figures += [cosine_map(geometries, class_names), simplex_motion(geometries, class_names)]
     return figures

@@ -10,6 +10,7 @@ import lightning
 
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.records import Record
+from neuralcollapse.ufm.head import certify_head_moments
 
 
 class CollapseCallback(lightning.Callback):
@@ -20,6 +21,8 @@ class CollapseCallback(lightning.Callback):
         test_loader: adds loss and accuracy on the test set to the record.
         classifier: dotted name of the last layer within the LightningModule.
         every: epochs between measurements.
+        head_decay: the weight decay of training; when given, each record compares the last layer with the exact
+            optimum of the unconstrained feature model (`neuralcollapse.ufm.certify_head`).
         on_record: called with each record and the capture behind it.
 
     The measures also go to the module's logger, as "collapse/nc1" and so on. `records` holds them all.
@@ -31,12 +34,14 @@ class CollapseCallback(lightning.Callback):
         test_loader: Iterable[Any] | None = None,
         classifier: str = "fc",
         every: int = 1,
+        head_decay: float | None = None,
         on_record: Callable[[Record, Capture], None] | None = None,
     ) -> None:
         self.loader = loader
         self.test_loader = test_loader
         self.classifier = classifier
         self.every = every
+        self.head_decay = head_decay
         self.on_record = on_record
         self.records: list[Record] = []
         self._started = 0.0
@@ -63,6 +68,7 @@ class CollapseCallback(lightning.Callback):
             train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
             test=self._test(module),
             measures={name: value for name, value in values.items() if name != "num_samples"},
+            head={} if self.head_decay is None else head_record(train, self.head_decay),
         )
         self.records.append(record)
         if self.on_record is not None:
@@ -74,3 +80,9 @@ class CollapseCallback(lightning.Callback):
             return {}
         test = collect(module, self.test_loader, self.classifier, nc4=False, progress=False)
         return {"loss": test.loss, "accuracy": test.accuracy}
+
+
+def head_record(capture: Capture, weight_decay: float) -> dict[str, float]:
+    """The head certificate of a capture, as a record keeps it."""
+    found = certify_head_moments(capture.moments, capture.loss, capture.weight, capture.bias, weight_decay)
+    return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}

@@ -29,6 +29,8 @@ class TrainConfig:
         decay_factor: what it is multiplied by.
         measure_every: epochs between measurements; the first and the last are always measured.
         checkpoint_every: epochs between kept weights; the last are always kept.
+        certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
+            (needs feature_dim >= classes - 1 and weight_decay above 0).
         seed: of the initial weights and the order of samples.
     """
 
@@ -47,12 +49,14 @@ class TrainConfig:
     decay_factor: float = 0.1
     measure_every: int = 1
     checkpoint_every: int = 50
+    certify_head: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value, kind = getattr(self, item.name), type(item.default)
-            fits = isinstance(value, (int, float) if kind is float else kind) and not isinstance(value, bool)
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            fits = fits and isinstance(value, bool) == (kind is bool)
             _require(self, item.name, fits, f"of type {kind.__name__}")
         for name in ("width", "depth", "feature_dim", "epochs", "batch_size"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
@@ -65,6 +69,9 @@ class TrainConfig:
             self, "weight_decay", self.weight_decay == 0 or _positive(self.weight_decay), "0 or positive and finite"
         )
         _require(self, "classifier", self.classifier in ("learned", "etf"), "'learned' or 'etf'")
+        _require(
+            self, "certify_head", not (self.certify_head and self.weight_decay == 0), "used with weight_decay above 0"
+        )
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
 
 

@@ -11,6 +11,7 @@ import warnings
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -23,7 +24,7 @@ from tqdm import tqdm
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.records import Geometry, Record, RunFolder, write_atomically
-from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.callbacks import CollapseCallback, head_record
 from neuralcollapse.training.config import TrainConfig, check_names
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
@@ -68,6 +69,7 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
             Batches(data.test, _EVAL_BATCH),
             classifier="network.fc",
             every=config.measure_every,
+            head_decay=config.weight_decay if config.certify_head else None,
             on_record=on_record,
         )
         shuffle = torch.Generator().manual_seed(config.seed)
@@ -75,8 +77,8 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
     return run
 
 
-def remeasure(run: RunFolder, *, progress: bool = True) -> dict[int, dict[str, float]]:
-    """Measure the kept checkpoints of a run anew on its training set: epoch -> measures.
+def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = True) -> dict[int, dict[str, Any]]:
+    """Measure the kept checkpoints of a run anew on its training set: epoch -> measures, with "head" if certified.
 
     Raises:
         InputError: no checkpoints, a config that does not fit, weights of another network.
@@ -92,7 +94,10 @@ def remeasure(run: RunFolder, *, progress: bool = True) -> dict[int, dict[str, f
             first = str(error).splitlines()[0]
             raise InputError(f"cannot load {file} into the run's network: {first}") from None
         loader = Batches(data.train, _EVAL_BATCH)
-        results[epoch] = collect(network, loader, "fc", progress=progress).measures()
+        capture = collect(network, loader, "fc", progress=progress)
+        results[epoch] = capture.measures()
+        if certify_head:
+            results[epoch]["head"] = head_record(capture, config.weight_decay)
     if not results:
         raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
     return results
@@ -201,6 +206,8 @@ class _Progress:
 
     def show(self, record: Record) -> None:
         text = f"accuracy {record.train['accuracy']:.4f}  NC1 {record.measures['nc1']:.2e}"
+        if record.head:
+            text += f"  head {record.head['ratio']:.3f} x minimum"
         if not self.bar.disable:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(record.epoch - self.bar.n)

@@ -2,7 +2,7 @@
 
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.facade import UnconstrainedFeatureModel
-from neuralcollapse.ufm.head import HeadCertificate, certify_head
+from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_moments
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.minimizers import closed_form, fixed_classifier_minimum, spherical_minimum
@@ -21,6 +21,7 @@ __all__ = [
     "UnconstrainedFeatureModel",
     "certify",
     "certify_head",
+    "certify_head_moments",
     "closed_form",
     "fixed_classifier_minimum",
     "spherical_minimum",

@@ -67,12 +67,14 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         InputError: a point of the wrong shape or dtype, or not finite.
     """
     model.check_point(point)
-    objective = float(model.value(point))
-    slopes = model.slopes(point)
-    gradient_norm = model._gradient(point, slopes).norm()
-    slopes = slopes / model.columns.roots
+    products = model.scaled(point.W @ point.H)
+    logits = products if point.b is None else products + point.b.unsqueeze(-1)
+    objective = float(model.value_at(point, logits))
+    slopes = model.loss.gradient(logits, model.targets).mul_(model.columns.weights)
+    gradient_norm = model.gradient_at(point, slopes).norm()
+    slopes = model.scaled(slopes)
     ratio = spectral_norm(slopes) / model.mu
-    bound = max(known_bound, lower_bound(model, point).value)
+    bound = max(known_bound, lower_bound(model, point, products).value)
     gap = objective - bound
     facts = (objective, bound, gap, gradient_norm, ratio)
 

@@ -31,11 +31,14 @@ class Bound:
     bias: Tensor | None
 
 
-def lower_bound(model: Model, point: Point) -> Bound:
-    """The bound from a point's logits, the bias minimised first; -inf for a loss that is not convex."""
+def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> Bound:
+    """The bound from a point's logits, the bias minimised first; -inf for a loss that is not convex.
+
+    `products` is W H (for collapsed models scaled), when it is known already.
+    """
     if not model.loss.convex:
         return Bound(-math.inf, point.b)
-    logits = model.logits(Point(point.W, point.H))
+    logits = model.scaled(point.W @ point.H) if products is None else products
     bias = None
     if model.bias:
         assert point.b is not None
@@ -49,7 +52,7 @@ def lower_bound(model: Model, point: Point) -> Bound:
         penalty = float(rest.square().sum()) / (2 * model.bias_decay)
     elif model.bias:
         slopes = slopes - rest.unsqueeze(-1)  # what rounding left of G 1
-    norm = spectral_norm(slopes * weights / model.columns.roots)
+    norm = spectral_norm(model.scaled(slopes * weights))
     largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0)
     if not math.isfinite(largest):
         largest = 1.0
@@ -82,7 +85,7 @@ def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
     gradient, hessian = derivatives(bias)
     for _ in range(50):
         size = float(gradient.norm())
-        if size <= 1e-15:
+        if size <= 1e-13:
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
         for _ in range(20):

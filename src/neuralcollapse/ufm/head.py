@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neuralcollapse._checks import check_classifier, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse._errors import InputError
+from neuralcollapse.moments import ClassMoments
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.minimizers import global_minimum
 from neuralcollapse.ufm.model import Model, Point
@@ -69,41 +70,80 @@ def certify_head(
     check_finite(features)
     if weight.dim() != 2:
         raise InputError(f"expected weight of shape (K, d), got {tuple(weight.shape)}")
-    num_classes, dim = weight.shape
+    num_classes = weight.shape[0]
     check_classifier(weight, bias, num_classes, features.shape[1])
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
     check_label_range(int(labels.min()), int(labels.max()), num_classes)
-    counts = labels.bincount(minlength=num_classes)
+    decays = (weight_decay, feature_decay, bias_decay)
+    order = labels.argsort(stable=True)
+    H = features[order].T.double()
+    model = _model(labels.bincount(minlength=num_classes), weight, bias, float(H.square().sum()), decays)
+    point = Point(weight.double(), H, None if bias is None else bias.double())
+    return _compare(model, float(model.value(point)), lower_bound(model, point).value)
+
+
+@torch.no_grad()
+def certify_head_moments(
+    moments: ClassMoments,
+    loss: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    weight_decay: float,
+    feature_decay: float | None = None,
+    *,
+    bias_decay: float | None = None,
+) -> HeadCertificate:
+    """`certify_head` without the features: from their moments and the mean cross-entropy of the head.
+
+    The objective is the same; the pointwise bound is taken at the class means. Other arguments and errors as there.
+    """
+    check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
+    counts = moments.counts
+    size = float(moments.spreads.sum() + counts.double() @ moments.means.square().sum(1))
+    device = moments.means.device
+    weight, bias = weight.to(device), None if bias is None else bias.to(device)
+    model = _model(counts, weight, bias, size, (weight_decay, feature_decay, bias_decay))
+    small = model.collapsed()
+    means = moments.means.T * small.columns.roots
+    point = Point(weight.double(), means, None if bias is None else bias.double())
+    decay = model.weight_decay * float(point.W.square().sum()) + model.feature_decay * size
+    if point.b is not None:
+        decay += model.bias_decay * float(point.b.square().sum())
+    return _compare(model, loss + decay / 2, lower_bound(small, point).value)
+
+
+_Decays = tuple[float, float | None, float | None]
+
+
+def _model(counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: _Decays) -> Model:
+    """The model whose point a head is; `size` is the sum of the features' squared lengths."""
+    weight_decay, feature_decay, bias_decay = decays
+    num_classes, dim = weight.shape
     if not bool(counts.all()):
         empty = (counts == 0).nonzero().flatten().tolist()
-        raise InputError(
-            f"classes {empty} have no samples: the model needs every class; drop them from weight and bias"
-        )
+        raise InputError(f"classes {empty} have no samples, and the model needs every class: drop them from the head")
     if dim < num_classes - 1:
         raise InputError(f"expected d >= K-1 = {num_classes - 1}, got d={dim}: below it the exact minimum is not known")
-
-    order = labels.argsort(stable=True)
-    W, H = weight.double(), features[order].T.double()
-    size = float(H.square().sum())
     if feature_decay is None:
-        if size == 0 or float(W.square().sum()) == 0:
+        rows = float(weight.double().square().sum())
+        if size == 0 or rows == 0:
             raise InputError("all features or all weights are zero, so no balance gives feature_decay: give it")
-        feature_decay = weight_decay * float(W.square().sum()) / size
-    decay = weight_decay if bias_decay is None else bias_decay
-    model = Model(
+        feature_decay = weight_decay * rows / size
+    bias_decay = weight_decay if bias_decay is None else bias_decay
+    return Model(
         num_classes,
         dim,
         counts.tolist(),
         weight_decay,
         feature_decay,
-        decay if bias is not None else 0.0,
+        bias_decay if bias is not None else 0.0,
         bias is not None,
-        device=features.device,
+        device=weight.device,
     )
-    point = Point(W, H, None if bias is None else bias.double())
-    objective = float(model.value(point))
+
+
+def _compare(model: Model, objective: float, bound: float) -> HeadCertificate:
     minimum = global_minimum(model)
-    bound = lower_bound(model, point).value
     ratio = objective / minimum if minimum > 0 else math.inf
-    return HeadCertificate(objective, minimum, ratio, bound, objective - bound, feature_decay, weight_decay)
+    return HeadCertificate(objective, minimum, ratio, bound, objective - bound, model.feature_decay, model.weight_decay)

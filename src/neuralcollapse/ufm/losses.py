@@ -79,7 +79,8 @@ class CrossEntropy:
         """(P - Y) w, and diag(P w) - P diag(w) P'."""
         probabilities = logits.softmax(-2)
         mean = probabilities @ weights
-        return mean - targets @ weights, torch.diag(mean) - (probabilities * weights) @ probabilities.mT
+        scaled = probabilities.mul_(weights.sqrt())
+        return mean - targets @ weights, torch.diag(mean) - scaled @ scaled.mT
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of y + v."""

@@ -160,7 +160,7 @@ class Model:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether this model has one column a class (`collapsed`)."""
+        """Whether this model has one column a class (`collapsed`, or one sample in each)."""
         return len(self.columns.labels) == self.num_classes
 
     def collapse(self, point: Point) -> Point:
@@ -221,23 +221,29 @@ class Model:
                 raise InputError(f"expected {name} of shape {shape}, got {tuple(part.shape)}")
             if part.dtype != torch.float64:
                 raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with .double()")
-            if not bool(torch.isfinite(part).all()):
-                raise InputError(
-                    f"expected finite {name}, got {int((~torch.isfinite(part)).sum())} NaN or infinite values"
-                )
+            if not bool(torch.isfinite(part.sum())) and (bad := int((~torch.isfinite(part)).sum())):
+                raise InputError(f"expected finite {name}, got {bad} NaN or infinite values")
 
     # -- the objective and its derivatives, over any leading dimensions -----------------------------------
 
+    def scaled(self, matrix: Tensor) -> Tensor:
+        """Columns over their length scales, for collapsed models; the same matrix otherwise."""
+        return matrix / self.columns.roots if self.is_collapsed else matrix
+
     def logits(self, point: Point) -> Tensor:
         """(..., K, M) W H + b."""
-        product = (point.W @ point.H) / self.columns.roots
+        product = self.scaled(point.W @ point.H)
         return product if point.b is None else product + point.b.unsqueeze(-1)
 
     def value(self, point: Point) -> Tensor:
         """(...) f."""
-        fit = (self.loss.value(self.logits(point), self.targets) * self.columns.weights).sum(-1)
+        return self.value_at(point, self.logits(point))
+
+    def value_at(self, point: Point, logits: Tensor) -> Tensor:
+        """(...) f, from the point's logits."""
+        fit = (self.loss.value(logits, self.targets) * self.columns.weights).sum(-1)
         decay = self.weight_decay * point.W.square().sum((-1, -2)) + self.feature_decay * point.H.square().sum((-1, -2))
-        if point.b is not None and self.bias_decay:
+        if point.b is not None:
             decay = decay + self.bias_decay * point.b.square().sum(-1)
         return fit + decay / 2
 
@@ -247,10 +253,11 @@ class Model:
 
     def gradient(self, point: Point) -> Point:
         """The gradient of f, as a point."""
-        return self._gradient(point, self.slopes(point))
+        return self.gradient_at(point, self.slopes(point))
 
-    def _gradient(self, point: Point, slopes: Tensor) -> Point:
-        scaled = slopes / self.columns.roots
+    def gradient_at(self, point: Point, slopes: Tensor) -> Point:
+        """The gradient of f, from the point's weighted slopes."""
+        scaled = self.scaled(slopes)
         W = scaled @ point.H.mT + self.weight_decay * point.W
         H = point.W.mT @ scaled + self.feature_decay * point.H
         return Point(W, H, None if point.b is None else slopes.sum(-1) + self.bias_decay * point.b)
@@ -259,24 +266,20 @@ class Model:
         """F (...) and its gradient (..., n) at (..., n) vectors."""
         point = self.point(vector)
         logits = self.logits(point)
-        fit = (self.loss.value(logits, self.targets) * self.columns.weights).sum(-1)
         slopes = self.loss.gradient(logits, self.targets) * self.columns.weights
-        decay = self.weight_decay * point.W.square().sum((-1, -2)) + self.feature_decay * point.H.square().sum((-1, -2))
-        if point.b is not None:
-            decay = decay + self.bias_decay * point.b.square().sum(-1)
-        return fit + decay / 2, self._gradient(point, slopes).vector()
+        return self.value_at(point, logits), self.gradient_at(point, slopes).vector()
 
     def hessian_product(self, point: Point, direction: Point) -> Point:
         """The Hessian of f at a point times a direction, as a point."""
-        roots = self.columns.roots
         logits = self.logits(point)
-        slopes = self.loss.gradient(logits, self.targets) * self.columns.weights / roots
-        moved = (direction.W @ point.H + point.W @ direction.H) / roots
+        slopes = self.scaled(self.loss.gradient(logits, self.targets) * self.columns.weights)
+        moved = self.scaled(direction.W @ point.H + point.W @ direction.H)
         if direction.b is not None:
             moved = moved + direction.b.unsqueeze(-1)
         bent = self.loss.curvature(logits, self.targets, moved) * self.columns.weights
-        W = (bent / roots) @ point.H.mT + slopes @ direction.H.mT + self.weight_decay * direction.W
-        H = point.W.mT @ (bent / roots) + direction.W.mT @ slopes + self.feature_decay * direction.H
+        scaled = self.scaled(bent)
+        W = scaled @ point.H.mT + slopes @ direction.H.mT + self.weight_decay * direction.W
+        H = point.W.mT @ scaled + direction.W.mT @ slopes + self.feature_decay * direction.H
         return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
 
     def objective(self, point: Point) -> float:

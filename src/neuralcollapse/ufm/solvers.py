@@ -89,8 +89,7 @@ def minimize(
         InputError: an unknown method, or a start that does not fit the model.
     """
     model.check_point(start)
-    if method not in METHODS:
-        raise InputError(f"no method {method!r}{nearest(method, METHODS)}; there are: {', '.join(METHODS)}")
+    check_method(method)
     limit = iterations or (300 if method == "newton" else 5000)
     record = _Recorder(model, limit)
     point, left = start, 0
@@ -112,6 +111,12 @@ def minimize(
     return Solution(
         point, certificate.objective, certificate, tuple(record.steps), converged, record.iteration, message
     )
+
+
+def check_method(method: str) -> None:
+    """Raise unless there is such a method; the nearest is offered."""
+    if method not in METHODS:
+        raise InputError(f"no method {method!r}{nearest(method, METHODS)}; there are: {', '.join(METHODS)}")
 
 
 def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:

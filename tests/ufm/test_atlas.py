@@ -1,0 +1,180 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neuralcollapse import InputError
+from neuralcollapse.ufm import UnconstrainedFeatureModel
+from neuralcollapse.ufm.atlas import integer_partitions, set_partitions
+
+Model = UnconstrainedFeatureModel
+
+
+@pytest.fixture(scope="module")
+def theorys():
+    model = Model(4, 6, 3, 0.005, 0.005, bias=False)
+    return model, model.atlas()
+
+
+def test_theorys_atlas(theorys):
+    _, entries = theorys
+    assert [entry.name for entry in entries] == ["4", "3+1", "2+2", "2+1+1", "1+1+1+1"]
+    expected = [1.386294, 0.895061, 0.780566, 0.466133, 0.149023]
+    assert [round(entry.objective, 6) for entry in entries] == expected
+    assert [entry.index for entry in entries] == [18, 12, 12, 6, 0]
+    assert [entry.rank for entry in entries] == [0, 1, 1, 2, 3]
+    assert [entry.certificate.verdict for entry in entries] == 4 * ["strict_saddle"] + ["global_minimum"]
+    for entry in entries[:-1]:
+        assert entry.least_eigenvalue == pytest.approx(-0.1393, abs=5e-5)
+    assert entries[-1].certificate.gap < 1e-12
+
+
+def test_indices_are_those_of_the_full_matrix(theorys):
+    model, entries = theorys
+    for entry in entries:
+        spectrum = torch.linalg.eigvalsh(model.hessian(entry.point).dense())
+        assert int((spectrum < -1e-8).sum()) == entry.index
+        assert float(spectrum[0]) == pytest.approx(entry.least_eigenvalue, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        Model(4, 6, 3, 0.005, 0.005, bias=False),
+        Model(4, 6, 3, 0.005, 0.001),
+        Model(5, 5, 2, 0.01, 0.002, 0.01),
+        Model(4, 3, 2, 0.01, 0.002, loss="label_smoothing"),
+        Model(4, 5, 2, 0.01, 0.002, loss="focal"),
+        Model(3, 4, 2, 0.01, 0.002, loss="mse"),
+        Model(4, 5, [5, 3, 3, 1], 0.01, 0.004),
+        Model(3, 4, [6, 2, 1], 0.01, 0.004, 0.01, bias=True),
+    ],
+    ids=["theory", "bias", "bias_decay", "smoothing", "focal", "mse", "unequal", "unequal_bias_decay"],
+)
+def test_every_entry_is_critical_in_the_full_model_and_so_described(model):
+    entries = model.atlas()
+    assert entries == sorted(entries, key=lambda entry: -entry.objective)
+    for entry in entries:
+        assert model.gradient(entry.point).norm() <= 1e-9
+        assert model.spread(entry.point) < 1e-12 or entry.rank == 0
+        assert model.balance_residual(entry.point) < 1e-8
+        assert entry.objective == pytest.approx(model.objective(entry.point), abs=1e-13)
+        assert entry.rank == np.linalg.matrix_rank(entry.point.W.numpy(), tol=1e-6)
+        spectrum = torch.linalg.eigvalsh(model.hessian(entry.point).dense())
+        assert entry.index == int((spectrum < -1e-8).sum())
+        assert entry.least_eigenvalue == pytest.approx(float(spectrum[0]), abs=1e-9)
+
+
+@pytest.mark.parametrize(("K", "sizes"), [(4, (1, 2, 4)), (6, (1, 2, 3, 6))])
+@pytest.mark.parametrize("bias", [True, False])
+def test_equal_groups_have_a_closed_form(K, sizes, bias):
+    n, decay = 4, 0.004
+    c = math.sqrt(n) * decay
+    model = Model(K, K + 1, n, decay, decay, bias=bias)
+    for s in sizes:
+        partition = tuple(tuple(range(i, i + s)) for i in range(0, K, s))
+        (entry,) = model.atlas([partition])
+        M = math.log((1 / c - K + s) / s) if s < K else 0.0
+        expected = math.log(s + (K - s) * math.exp(-M)) + c * (K - s) * M
+        assert entry.objective == pytest.approx(expected, abs=1e-10)
+        assert entry.rank == K // s - 1
+        norm = float(torch.linalg.svdvals(model.slopes(entry.point))[0])
+        expected_norm = model.mu if s == 1 else 1 / (K * math.sqrt(n))
+        assert norm == pytest.approx(expected_norm, abs=1e-8)
+
+
+def test_all_entries_but_the_global_one_have_the_same_spectral_norm(theorys):
+    model, entries = theorys
+    for entry in entries[:-1]:
+        norm = float(torch.linalg.svdvals(model.slopes(entry.point))[0])
+        assert norm == pytest.approx(1 / (4 * math.sqrt(3)), abs=1e-9)
+        assert entry.certificate.spectral_ratio == pytest.approx(norm / model.mu, rel=1e-8)
+
+
+def test_classes_of_a_group_share_their_row(theorys):
+    _, entries = theorys
+    for entry in entries:
+        W = entry.point.W
+        for group in entry.partition:
+            for k in group[1:]:
+                torch.testing.assert_close(W[k], W[group[0]], rtol=0, atol=1e-9)
+        heads = W[[group[0] for group in entry.partition]]
+        apart = torch.cdist(heads, heads) + torch.eye(len(heads)).double()
+        assert float(apart.min()) > 0.1
+
+
+@pytest.mark.parametrize(("bias", "bias_decay"), [(True, 0.0), (True, 0.02), (False, 0.0)])
+@pytest.mark.parametrize("counts", [(5, 2, 1), (4, 4, 1), (5, 3, 2, 1)])
+def test_unequal_counts_give_distinct_critical_points_down_to_the_minimum(counts, bias, bias_decay):
+    model = Model(len(counts), len(counts) + 1, counts, 0.01, 0.004, bias_decay, bias)
+    entries = model.atlas()
+    assert len(entries) > len(counts)
+    logits = [model.logits(entry.point) for entry in entries]
+    for i, entry in enumerate(entries):
+        assert model.gradient(entry.point).norm() <= 1e-9
+        assert entry.labelled
+        assert all(float((logits[i] - other).abs().max()) > 1e-6 for other in logits[:i])
+    assert entries[-1].objective == pytest.approx(model.global_minimum(), abs=1e-9)
+    assert entries[-1].certificate.verdict == "global_minimum"
+    assert all(entry.certificate.verdict == "strict_saddle" for entry in entries[:-1])
+
+
+def test_names_tell_sizes_or_classes():
+    balanced = Model(4, 5, 2, 0.01, 0.01).atlas([((3,), (0, 2, 1))])
+    assert balanced[0].name == "3+1"
+    assert balanced[0].sizes == (3, 1)
+    unequal = Model(3, 4, [5, 2, 1], 0.01, 0.004, bias=False).atlas([((2, 0), (1,))])
+    assert [entry.name for entry in unequal] == ["0,2 | 1"]
+
+
+def test_only_the_partitions_asked_for_are_made():
+    model = Model(8, 9, 2, 0.004, 0.004)
+    entries = model.atlas([(tuple(range(8)),), (tuple(range(4)), tuple(range(4, 8)))])
+    assert [entry.name for entry in entries] == ["8", "4+4"]
+
+
+@pytest.mark.parametrize(("total", "count"), [(1, 1), (2, 2), (3, 3), (4, 5), (5, 7), (6, 11), (10, 42)])
+def test_integer_partitions_are_counted(total, count):
+    found = list(integer_partitions(total))
+    assert len(set(found)) == len(found) == count
+    assert all(sum(parts) == total and list(parts) == sorted(parts, reverse=True) for parts in found)
+
+
+@pytest.mark.parametrize(("total", "bell"), [(1, 1), (2, 2), (3, 5), (4, 15), (5, 52), (6, 203)])
+def test_set_partitions_are_counted_by_bell_numbers(total, bell):
+    found = list(set_partitions(tuple(range(total))))
+    assert len({frozenset(frozenset(group) for group in partition) for partition in found}) == len(found) == bell
+    assert all(sorted(k for group in partition for k in group) == list(range(total)) for partition in found)
+
+
+@settings(deadline=None, max_examples=8)
+@given(data=st.data(), K=st.integers(3, 5))
+def test_any_labelling_of_a_partition_has_the_same_objective(data, K):
+    model = Model(K, K, 2, 0.01, 0.004)
+    order = data.draw(st.permutations(range(K)))
+    cut = data.draw(st.integers(1, K - 1))
+    (plain,) = model.atlas([(tuple(range(cut)), tuple(range(cut, K)))])
+    (mixed,) = model.atlas([(tuple(order[:cut]), tuple(order[cut:]))])
+    assert mixed.objective == pytest.approx(plain.objective, abs=1e-10)
+    assert (mixed.index, mixed.rank) == (plain.index, plain.rank)
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [((0, 1), (2,)), ((0, 1), (1, 2), (3,)), ((0, 1, 2, 3, 4),), ((1, 2), (3, 4)), (), ((0, 0, 1), (2, 3))],
+)
+def test_groups_that_are_no_partition_are_refused(partition):
+    with pytest.raises(InputError, match="partition of the classes 0 to 3"):
+        Model(4, 5, 2, 0.01, 0.01).atlas([partition])
+
+
+def test_many_unequal_classes_need_chosen_partitions():
+    model = Model(7, 8, [4, 3, 2, 2, 2, 1, 1], 0.01, 0.004)
+    with pytest.raises(InputError, match="choose some with partitions="):
+        model.atlas()
+    singles = tuple((k,) for k in range(7))
+    (entry,) = model.atlas([singles])
+    assert entry.objective == pytest.approx(model.global_minimum(), abs=1e-9)

@@ -1,0 +1,168 @@
+import math
+
+import pytest
+import torch
+
+import neuralcollapse as nc
+from neuralcollapse import InputError
+from neuralcollapse.ufm import UnconstrainedFeatureModel, certify_head
+from tests.ufm import oracles
+
+Model = UnconstrainedFeatureModel
+COUNTS = [6, 4, 3, 1]
+WEIGHT_DECAY, FEATURE_DECAY = 0.01, 0.004
+
+
+def head(noise=0.0, counts=COUNTS, bias=True, bias_decay=WEIGHT_DECAY, seed=0):
+    """(features, labels, weight, bias) of the global minimiser of the model, plus noise."""
+    decay = bias_decay if bias else 0.0
+    model = Model(len(counts), 6, counts, WEIGHT_DECAY, FEATURE_DECAY, decay, bias)
+    point = model.global_minimizer() + model.random_point(seed) * noise
+    return point.H.T.contiguous(), model.columns.labels, point.W, point.b
+
+
+@pytest.mark.parametrize("counts", [COUNTS, [3, 3, 3, 3]])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_optimal_head_has_ratio_one(counts, bias):
+    found = nc.ufm.certify_head(*head(counts=counts, bias=bias), WEIGHT_DECAY)
+    model = Model(4, 6, counts, WEIGHT_DECAY, FEATURE_DECAY, WEIGHT_DECAY if bias else 0.0, bias)
+    assert found.feature_decay == pytest.approx(FEATURE_DECAY, rel=1e-6)
+    assert found.weight_decay == WEIGHT_DECAY
+    assert found.minimum == pytest.approx(model.global_minimum(), abs=1e-6)
+    assert found.ratio == pytest.approx(1, abs=1e-8)
+    assert found.gap <= 1e-6
+
+
+@pytest.mark.parametrize("counts", [COUNTS, [3, 3, 3, 3]])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("noise", [1e-3, 0.03, 0.3, 1.0])
+def test_noise_raises_the_ratio_and_the_bound_stays_below(counts, bias, noise):
+    for seed in range(3):
+        found = certify_head(*head(noise, counts, bias, seed=seed), WEIGHT_DECAY)
+        assert found.lower_bound <= found.minimum + 1e-9
+        assert found.minimum <= found.objective + 1e-12
+        assert found.ratio >= 1
+        assert found.ratio == pytest.approx(found.objective / found.minimum)
+        assert found.gap == pytest.approx(found.objective - found.lower_bound)
+        if noise <= 1e-3:
+            assert found.ratio < 1.001
+        if noise >= 0.3:
+            assert found.ratio > 1.05
+
+
+def test_the_objective_is_the_loops():
+    features, labels, weight, bias = head(0.5)
+    found = certify_head(features, labels, weight, bias, WEIGHT_DECAY, 0.007, bias_decay=0.3)
+    arrays = weight.tolist(), features.T.tolist(), bias.tolist()
+    expected = oracles.objective(*arrays, COUNTS, WEIGHT_DECAY, 0.007, 0.3, oracles.cross_entropy())
+    assert found.objective == pytest.approx(expected, rel=1e-12)
+    assert found.feature_decay == 0.007
+    assert found.minimum == pytest.approx(Model(4, 6, COUNTS, WEIGHT_DECAY, 0.007, 0.3).global_minimum(), abs=1e-9)
+
+
+def test_the_feature_decay_comes_from_the_balance():
+    features, labels, weight, bias = head(0.5)
+    found = certify_head(features, labels, weight, bias, WEIGHT_DECAY)
+    assert found.feature_decay == pytest.approx(WEIGHT_DECAY * float(weight.square().sum() / features.square().sum()))
+
+
+def test_the_bias_decays_like_the_weight_unless_told_otherwise():
+    features, labels, weight, bias = head(0.5)
+    plain = certify_head(features, labels, weight, bias, WEIGHT_DECAY)
+    same = certify_head(features, labels, weight, bias, WEIGHT_DECAY, bias_decay=WEIGHT_DECAY)
+    none = certify_head(features, labels, weight, bias, WEIGHT_DECAY, bias_decay=0.0)
+    assert plain == same
+    assert plain.objective - none.objective == pytest.approx(WEIGHT_DECAY / 2 * float(bias.square().sum()), rel=1e-9)
+
+
+def test_the_order_of_samples_does_not_matter():
+    features, labels, weight, bias = head(0.3)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    assert not labels[order].equal(labels)
+    first = certify_head(features, labels, weight, bias, WEIGHT_DECAY)
+    second = certify_head(features[order], labels[order], weight, bias, WEIGHT_DECAY)
+    for name in ("objective", "minimum", "ratio", "lower_bound", "gap", "feature_decay"):
+        assert getattr(second, name) == pytest.approx(getattr(first, name), abs=1e-9)
+
+
+def test_single_precision_heads_and_small_integer_labels_are_accepted():
+    features, labels, weight, bias = head(0.1)
+    exact = certify_head(features, labels, weight, bias, WEIGHT_DECAY)
+    single = certify_head(features.float(), labels.int(), weight.float(), bias.float(), WEIGHT_DECAY)
+    assert single.ratio == pytest.approx(exact.ratio, rel=1e-5)
+    assert single.ratio >= 1
+
+
+def test_parameters_of_a_linear_layer_may_be_given_as_they_are():
+    features, labels, _, _ = head(0.1)
+    layer = torch.nn.Linear(6, 4, dtype=torch.float64)
+    found = certify_head(features.requires_grad_(), labels, layer.weight, layer.bias, WEIGHT_DECAY)
+    assert found.ratio > 1
+    assert layer.weight.grad is None
+
+
+def test_k_minus_1_dimensions_suffice():
+    model = Model(4, 3, COUNTS, WEIGHT_DECAY, FEATURE_DECAY, WEIGHT_DECAY)
+    point = model.global_minimizer()
+    found = certify_head(point.H.T, model.columns.labels, point.W, point.b, WEIGHT_DECAY)
+    assert found.ratio == pytest.approx(1, abs=1e-8)
+
+
+def changed(**parts):
+    features, labels, weight, bias = head(0.1)
+    arguments = {"features": features, "labels": labels, "weight": weight, "bias": bias, "weight_decay": 0.01}
+    return {name: parts[name](value) if name in parts else value for name, value in arguments.items()}
+
+
+def infinite(tensor):
+    tensor = tensor.clone()
+    tensor.view(-1)[0] = math.nan
+    return tensor
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (changed(labels=lambda y: torch.where(y == 3, 2, y)), r"classes \[3\] have no samples"),
+        (changed(labels=lambda y: y[:-1]), "13 labels for 14 rows"),
+        (changed(labels=lambda y: y[:, None]), r"labels of shape \(N,\), got \(14, 1\): use labels.squeeze"),
+        (changed(labels=lambda y: y + 1), "labels from 0 to 3"),
+        (changed(labels=lambda y: y - 1), "labels from 0 to 3"),
+        (changed(labels=torch.Tensor.float), "integer labels"),
+        (changed(features=lambda h: h[:, :5]), r"weight of shape \(K, d\) = \(4, 5\)"),
+        (changed(features=lambda h: h[None]), r"features of shape \(N, d\)"),
+        (changed(features=lambda h: h.long()), "floating-point features"),
+        (changed(features=torch.zeros_like), "all features or all weights are zero"),
+        (changed(weight=torch.zeros_like), "all features or all weights are zero"),
+        (changed(features=infinite), "finite features"),
+        (changed(weight=infinite), "finite weight"),
+        (changed(bias=infinite), "finite bias"),
+        (changed(weight=lambda w: w.T), "weight of shape"),
+        (changed(weight=lambda w: w[0]), r"weight of shape \(K, d\)"),
+        (changed(bias=lambda b: b[:3]), r"bias of shape \(K,\)"),
+        (changed(features=lambda h: h[:, :2], weight=lambda w: w[:, :2]), r"d >= K-1 = 3, got d=2"),
+        (changed(features=lambda h: h[:0], labels=lambda y: y[:0]), "no samples"),
+        (changed(weight_decay=lambda _: 0.0), "weight_decay to be positive"),
+        (changed(weight_decay=lambda _: -0.01), "decay"),
+    ],
+)
+def test_heads_that_do_not_fit_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        certify_head(**arguments)
+
+
+@pytest.mark.parametrize("decay", [0.0, -1.0, math.nan])
+def test_a_feature_decay_that_is_not_positive_is_refused(decay):
+    with pytest.raises(InputError, match="feature_decay"):
+        certify_head(*head(0.1), WEIGHT_DECAY, decay)
+
+
+def test_zero_decay_names_the_decay_that_was_given():
+    with pytest.raises(InputError, match="weight_decay"):
+        certify_head(*head(0.1), 0.0)
+
+
+def test_zero_features_with_a_given_decay_are_a_point_like_any_other():
+    features, labels, weight, bias = head(0.1)
+    found = certify_head(torch.zeros_like(features), labels, weight, bias, WEIGHT_DECAY, FEATURE_DECAY)
+    assert found.ratio > 1
