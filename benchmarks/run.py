@@ -45,6 +45,25 @@ TABLES: list[tuple[str, str, list[tuple[str, str, str]]]] = [
         ],
     ),
     (
+        "Certificate: K=100, n=100, d=128, a random point",
+        "test_gradient",
+        [
+            ("test_gradient", "one gradient of the model", ""),
+            ("test_spectral_norm", "one spectral norm, by SVD", ""),
+            ("test_certify", "`certify`", "at most 5 gradients and one norm"),
+        ],
+    ),
+    (
+        "Landscape",
+        "test_exact_minimum[balanced]",
+        [
+            ("test_exact_minimum[balanced]", "exact minimiser, K=100, 500 samples each", "at most 2 s"),
+            ("test_exact_minimum[long tail]", "the same, counts from 500 down to 5", "at most 2 s"),
+            ("test_thousand_starts", "1,000 starts, K=4, d=6, n=10, each end certified", "at most 60 s"),
+            ("test_atlas", "atlas, K=10, d=12, n=10, with verdicts", "at most 60 s"),
+        ],
+    ),
+    (
         "Start-up: whole processes",
         "test_start[import torch]",
         [

@@ -145,3 +145,53 @@ def test_start(benchmark, code):
     arguments = code.split(" ") if code.startswith("-m") else code.split(" ", 1)
     run = [sys.executable, *arguments]
     benchmark.pedantic(lambda: subprocess.run(run, check=True, capture_output=True), rounds=7, warmup_rounds=1)
+
+
+@pytest.fixture(scope="module")
+def large_model() -> tuple[nc.ufm.UnconstrainedFeatureModel, nc.ufm.Point]:
+    model = nc.ufm.UnconstrainedFeatureModel(100, 128, 100, 5e-4, 1e-5)
+    return model, model.random_point(0, 0.3)
+
+
+@pytest.mark.benchmark(group="certificate")
+def test_gradient(benchmark, large_model):
+    model, point = large_model
+    benchmark.pedantic(lambda: model.gradient(point), rounds=21, warmup_rounds=3)
+
+
+@pytest.mark.benchmark(group="certificate")
+def test_spectral_norm(benchmark, large_model):
+    model, point = large_model
+    slopes = model.slopes(point)
+    benchmark.pedantic(lambda: torch.linalg.matrix_norm(slopes, 2), rounds=21, warmup_rounds=3)
+
+
+@pytest.mark.benchmark(group="certificate")
+def test_certify(benchmark, large_model):
+    model, point = large_model
+    benchmark.pedantic(lambda: model.certify(point), rounds=21, warmup_rounds=3)
+
+
+@pytest.mark.benchmark(group="landscape")
+@pytest.mark.parametrize("counts", ["balanced", "long tail"])
+def test_exact_minimum(benchmark, counts):
+    sizes = [500] * 100 if counts == "balanced" else [max(1, round(500 * 0.01 ** (k / 99))) for k in range(100)]
+    model = nc.ufm.UnconstrainedFeatureModel(100, 128, sizes, 5e-4, 1e-5, 0.01)
+    point = benchmark.pedantic(model.global_minimizer, rounds=3)
+    benchmark.extra_info["note"] = f"certified gap {model.certify(point).gap:.0e}"
+
+
+@pytest.mark.benchmark(group="landscape")
+def test_thousand_starts(benchmark):
+    model = nc.ufm.UnconstrainedFeatureModel(4, 6, 10, 0.005, 0.005)
+    ends = benchmark.pedantic(lambda: model.many_starts(1000), rounds=3)
+    certified = sum(verdict == "global_minimum" for verdict in ends.verdicts)
+    benchmark.extra_info["note"] = f"{certified} certified, largest gap {float(ends.gaps.max()):.0e}"
+
+
+@pytest.mark.benchmark(group="landscape")
+def test_atlas(benchmark):
+    model = nc.ufm.UnconstrainedFeatureModel(10, 12, 10, 0.005, 0.005)
+    entries = benchmark.pedantic(model.atlas, rounds=3)
+    saddles = sum(entry.certificate.verdict == "strict_saddle" for entry in entries)
+    benchmark.extra_info["note"] = f"{len(entries)} entries, {saddles} strict saddles"

@@ -565,7 +565,7 @@ L = torch.arange(6) % K
         ((H, L, torch.zeros(2, D)), "labels from 0 to 1.*got 0 to 2"),
         ((H, L, torch.zeros(K, D), torch.zeros(K + 1)), "bias of shape"),
         ((H, L, torch.full((K, D), torch.inf)), "finite weight"),
-        ((H, L, None, torch.zeros(K)), "bias without a weight"),
+        ((H, L, None, torch.zeros(K)), "expected a weight beside the bias"),
         ((H, L, torch.zeros(K, D), None, K + 1), r"\(4, 5\), got \(3, 5\)"),
         ((H, L, None, None, 2), "labels from 0 to 1"),
     ],

@@ -470,7 +470,7 @@ WEIGHT, BIAS = torch.ones(3, 4), torch.ones(3)
         (WEIGHT.long(), BIAS, r"expected weight .*floating-point .*got torch\.int64"),
         (WEIGHT.numpy(), BIAS, "expected weight .*Tensor, got ndarray"),
         (WEIGHT / 0, BIAS, "expected finite weight, got 12 .*in 3 rows"),
-        (None, BIAS, "got a bias without a weight: pass weight"),
+        (None, BIAS, "expected a weight beside the bias, got none: pass weight"),
         (WEIGHT, torch.ones(4), r"expected bias of shape \(K,\) = \(3,\), got \(4,\)"),
         (WEIGHT, BIAS[:, None], r"expected bias .*\(3,\), got \(3, 1\)"),
         (WEIGHT, BIAS.long(), r"expected bias .*floating-point .*got torch\.int64"),
@@ -529,3 +529,31 @@ def test_nc4_refuses_what_does_not_fit(features, predicted, seen):
     moments = moments_of(*problem(2, (3, 3, 3))[:2], 3) if seen else NO_SAMPLES
     with pytest.raises(InputError):
         collapse.nc4_disagreements(features, predicted, moments)
+
+
+@pytest.mark.parametrize("size", [1e-100, 1.0, 1e100])
+def test_size_alone_changes_no_measure_of_float64_features(size):
+    features, labels, weight, _ = problem(6, (4, 5, 6))
+    plain = measures(moments_of(features, labels, 3), torch.as_tensor(weight))
+    scaled = measures(moments_of(size * features, labels, 3), torch.as_tensor(weight))
+    for name in ("nc1", "nc1_quotient", "nc1_cdnv", "nc2_means", "nc3", "nc3_distance", "equinorm_means"):
+        assert scaled[name] == pytest.approx(plain[name], rel=1e-9), name
+
+
+def test_values_that_overflow_are_undefined_and_say_so():
+    features, labels, *_ = problem(6, (4, 5, 6))
+    with pytest.warns(NeuralCollapseWarning, match="overflow"):
+        assert math.isnan(measures(moments_of(1e200 * features, labels, 3))["nc1"])
+
+
+@pytest.mark.parametrize("vectors", [torch.randn(4), torch.ones(3, 4, dtype=torch.int64), [[1.0]]])
+def test_vectors_of_a_wrong_kind_are_refused(vectors):
+    for measure in (collapse.nc2, collapse.equinorm, collapse.equiangularity, collapse.max_equiangularity):
+        with pytest.raises(InputError, match="expected vectors as a"):
+            measure(vectors)
+
+
+def test_weight_and_means_of_different_shapes_are_refused():
+    for measure in (collapse.nc3, collapse.nc3_distance):
+        with pytest.raises(InputError, match=r"got \(3, 4\) and \(2, 4\)"):
+            measure(torch.randn(3, 4), torch.randn(2, 4))

@@ -359,3 +359,19 @@ def test_sizes_below_one_or_no_integers_are_refused(size, message):
 def test_a_packed_state_of_another_size_or_dtype_is_refused(packed):
     with pytest.raises(InputError, match=r"expected .*float64 .*\(34,\), got "):
         ClassMoments(packed, 3, 4)
+
+
+@pytest.mark.parametrize("size", [1e3, 1e4, 1e5])
+@pytest.mark.parametrize("batch", [20, 400])
+def test_an_outlier_leaves_the_other_samples_exact_in_float32(size, batch):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 10
+    features = (
+        torch.randn(10, 512, generator=generator)[labels] + 1e-3 * torch.randn(400, 512, generator=generator) + 100
+    )
+    features[0] += size * torch.randn(512, generator=generator)
+    single, double = ClassMoments.zeros(10, 512), ClassMoments.zeros(10, 512)
+    for part in torch.arange(400).split(batch):
+        single.update(features[part], labels[part])
+        double.update(features[part].double(), labels[part])
+    assert nc1(single) == pytest.approx(nc1(double), rel=1e-6)

@@ -36,24 +36,24 @@ def check_finite(values: Tensor, name: str = "features") -> None:
     )
 
 
-def check_labels(labels: Tensor, num_samples: int) -> Tensor:
-    """Labels as int64, after checking shape (N,) and integer type; their range is `check_label_range`'s."""
+def check_labels(labels: Tensor, num_samples: int, name: str = "labels") -> Tensor:
+    """Labels (or predicted classes) as int64, after checking shape (N,) and type; for the range `check_label_range`."""
     if not isinstance(labels, Tensor):
-        raise InputError(f"expected labels as a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor")
+        raise InputError(f"expected {name} as a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise InputError(f"expected integer labels, got {labels.dtype}: convert them with labels.long()")
+        raise InputError(f"expected integer {name}, got {labels.dtype}: convert them with {name}.long()")
     if labels.dim() != 1:
         shape = tuple(labels.shape)
         if labels.dim() == 2 and shape[1] == 1:
-            hint = "use labels.squeeze(1)"
+            hint = f"use {name}.squeeze(1)"
         elif labels.dim() == 2 and shape[0] == num_samples:
-            hint = "if they are one-hot, use labels.argmax(1)"
+            hint = f"if they are one-hot, use {name}.argmax(1)"
         else:
             hint = "give one class index for each row of features"
-        raise InputError(f"expected labels of shape (N,), got {shape}: {hint}")
+        raise InputError(f"expected {name} of shape (N,), got {shape}: {hint}")
     if labels.shape[0] != num_samples:
         raise InputError(
-            f"expected as many labels as features, got {labels.shape[0]} labels for {num_samples} rows of features: "
+            f"expected as many {name} as features, got {labels.shape[0]} {name} for {num_samples} rows of features: "
             "give one class index for each row"
         )
     return labels.to(torch.int64)
@@ -76,7 +76,7 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     """Raise unless weight is (K, d) and bias (K,), both finite and floating-point; None passes."""
     if weight is None:
         if bias is not None:
-            raise InputError("got a bias without a weight: pass weight=(K, d) too")
+            raise InputError("expected a weight beside the bias, got none: pass weight (K, d) too")
         return
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise InputError(f"expected weight as a floating-point torch.Tensor, got {_kind(weight)}")
@@ -92,7 +92,9 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     if not isinstance(bias, Tensor) or not bias.is_floating_point():
         raise InputError(f"expected bias as a floating-point torch.Tensor, got {_kind(bias)}")
     if tuple(bias.shape) != (num_classes,):
-        raise InputError(f"expected bias of shape (K,) = ({num_classes},), got {tuple(bias.shape)}")
+        raise InputError(
+            f"expected bias of shape (K,) = ({num_classes},), got {tuple(bias.shape)}: a number for each class"
+        )
     check_finite(bias, "bias")
 
 

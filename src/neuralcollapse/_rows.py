@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import listed
+from neuralcollapse._errors import InputError, listed
 from neuralcollapse.moments import add_gram
 
 _TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
@@ -56,7 +56,24 @@ class Rows:
 
 
 def as_rows(vectors: Tensor | Rows) -> Rows:
-    return vectors if isinstance(vectors, Rows) else Rows(vectors)
+    """The vectors as Rows, after checking that they are a (K, d) floating-point matrix."""
+    if isinstance(vectors, Rows):
+        return vectors
+    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
+        got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
+    return Rows(vectors)
+
+
+def same_shape(left: Tensor | Rows, right: Tensor | Rows) -> tuple[Rows, Rows]:
+    """Both as Rows, after checking that they have as many rows and columns."""
+    first, second = as_rows(left), as_rows(right)
+    if first.rows.shape != second.rows.shape:
+        raise InputError(
+            f"expected weight and means of the same shape (K, d), got {tuple(first.rows.shape)} and "
+            f"{tuple(second.rows.shape)}: one row for each class"
+        )
+    return first, second
 
 
 def several(vectors: Tensor | Rows) -> Rows:
@@ -84,7 +101,7 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     count, dim = left.count, left.dim
     other = left if right is None else right
     if count <= dim + 1:
-        product = left.rows @ other.rows.T
+        product = unit_size(left.rows) @ unit_size(other.rows).T
         norm = torch.linalg.vector_norm(product)
         if float(norm) == 0:
             raise Undefined("the vectors are all zero")
@@ -126,6 +143,12 @@ def tiles(rows: Rows) -> Iterator[tuple[slice, slice]]:
     """Pairs of blocks of rows that cover the upper triangle of the K x K pairs."""
     blocks = rows.blocks()
     return ((first, second) for i, first in enumerate(blocks) for second in blocks[i:])
+
+
+def unit_size(rows: Tensor) -> Tensor:
+    """The rows over their largest entry, so that products neither under- nor overflow."""
+    size = largest(rows)
+    return rows / size if 0 < size < math.inf else rows
 
 
 def largest(values: Tensor) -> float:

@@ -36,6 +36,7 @@ from neuralcollapse._rows import (
     distance_to_etf,
     gram,
     largest,
+    same_shape,
     several,
     tiles,
 )
@@ -62,6 +63,7 @@ CLASSIFIER_MEASURES = (
 )
 PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity_weights")
 
+_OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
 _ROUNDING = 1e-13  # of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone
 
 
@@ -135,6 +137,8 @@ def measures(
     for name, job in jobs.items():
         try:
             values[name] = job()
+            if not math.isfinite(values[name]):
+                raise Undefined(_OVERFLOW)
         except Undefined as reason:
             values[name] = math.nan
             undefined.setdefault(str(reason), []).append(name)
@@ -182,7 +186,10 @@ class _Means:
         means = moments.means if self.complete else moments.means[self.seen]
         rounding = _ROUNDING * largest(means)
         rows = Rows(means - moments.global_mean, math.sqrt(means.shape[1]) * rounding)
-        if largest(rows.rows) <= rounding:
+        size = largest(rows.rows)
+        if not math.isfinite(size * size * rows.count * rows.dim):
+            raise Undefined(_OVERFLOW)
+        if size <= rounding:
             raise Undefined("all class means coincide, so there is no spread between classes")
         return rows
 
@@ -242,7 +249,7 @@ def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
         distances[near[:, 0], near[:, 1]] = apart.square().sum(1)
         if first == second:
             distances.fill_diagonal_(math.inf)
-        equal = (distances <= means.centred.rounding**2).nonzero()
+        equal = (distances <= means.centred.rounding * means.centred.rounding).nonzero()
         if len(equal):
             pair = (int(means.seen[first][equal[0, 0]]), int(means.seen[second][equal[0, 1]]))
             raise Undefined(f"classes {pair[0]} and {pair[1]} have the same mean")
@@ -275,13 +282,13 @@ def nc3(weight: Tensor | Rows, means: Tensor | Rows) -> float:
         weight: (K, d) rows of the classifier.
         means: (K, d) centred class means (`centred_means`).
     """
-    return distance_to_etf(as_rows(weight), as_rows(means))
+    return distance_to_etf(*same_shape(weight, means))
 
 
 @_nan_when_undefined
 def nc3_distance(weight: Tensor | Rows, means: Tensor | Rows) -> float:
     r"""Self-duality: :math:`| W/|W|_F - M/|M|_F |_F`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    left, right = as_rows(weight), as_rows(means)
+    left, right = same_shape(weight, means)
     sizes = torch.linalg.vector_norm(left.norms), torch.linalg.vector_norm(right.norms)
     if float(sizes[0]) == 0 or float(sizes[1]) == 0:
         raise Undefined("the classifier's weight or the centred means are all zero")
@@ -366,7 +373,7 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
         InputError: shapes that do not fit, features that are not finite, or moments of no samples.
     """
     check_features(features)
-    check_labels(predicted, features.shape[0])
+    check_labels(predicted, features.shape[0], "predictions")
     check_finite(features)
     if features.shape[1] != moments.feature_dim:
         raise InputError(

@@ -81,8 +81,9 @@ def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Schoenemann (1966) for Procrustes.
     """
-    if vectors.dim() != 2 or not vectors.is_floating_point():
-        raise InputError(f"expected (K, d) floating-point vectors, got {tuple(vectors.shape)} {vectors.dtype}")
+    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
+        got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
     num_classes, dim = vectors.shape
     check_etf_exists(num_classes, dim)
     check_finite(vectors, "vectors")

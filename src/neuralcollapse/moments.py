@@ -25,6 +25,8 @@ _BLOCK_VALUES = 2**19
 _FLOAT32_FROM_DIM = 256
 # A float32 product whose trace leaves this range may have under- or overflowed: it is run again in float64.
 _SAFE_TRACE = (1e-24, 1e36)
+# A row with this share of the trace would leave the others to float32's rounding: float64 again.
+_DOMINANT = 0.25
 
 
 class ClassMoments:
@@ -165,7 +167,8 @@ class ClassMoments:
         if dtype != torch.float64 and self.feature_dim >= _FLOAT32_FROM_DIM:
             small = centred.to(torch.float32)
             squares = torch.linalg.vector_norm(small, dim=1).to(torch.float64).square_()
-            if _SAFE_TRACE[0] < float(squares.sum()) < _SAFE_TRACE[1]:
+            trace, most = torch.stack([squares.sum(), squares.max()]).tolist()
+            if _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
                 with torch.autocast(centred.device.type, enabled=False):
                     add_gram(self._upper, small)
                 return squares

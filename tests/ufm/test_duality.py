@@ -53,6 +53,22 @@ def test_no_bound_of_1000_random_points_exceeds_the_minimum(loss):
     assert bounds_above_the_minimum(loss, 1000) == (0, 1000)
 
 
+@every_loss
+def test_no_bound_of_confident_points_exceeds_the_minimum(loss):
+    """Logits beyond the minimiser's, with slopes down to the rounding of a probability near 1."""
+    above = []
+    for shape in SHAPES:
+        model = build(shape, loss, max(shape[:2]))
+        best, minimum = model.global_minimizer(), model.global_minimum()
+        for factor in (1.5, 2, 2.5, 3, 4, 6, 10):
+            for noise in (0.0, 1e-6, 1e-2):
+                point = best * factor + model.random_point(1) * noise
+                bound = lower_bound(model, point).value
+                if bound > minimum + 1e-9:
+                    above.append((shape, factor, noise, bound, minimum))
+    assert not above, above[0]
+
+
 @pytest.mark.parametrize("loss", ["cross_entropy", "mse"])
 def test_a_bound_that_ignored_the_constraint_would_be_caught(loss, monkeypatch):
     right = duality.spectral_norm

@@ -322,7 +322,7 @@ def test_the_convex_solver_agrees_with_the_closed_form_in_the_limit_of_equal_cou
         assert model.objective(solved) == pytest.approx(model.global_minimum(), abs=1e-9)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(deadline=None, max_examples=8)
 @given(
     counts=st.lists(st.integers(1, 60), min_size=2, max_size=6),
     log_decays=st.tuples(st.floats(-4, 0), st.floats(-4, 0)),

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -40,7 +41,7 @@ def test_the_history_bounds_the_true_gap_at_every_step(small, solutions, method)
     assert history[0].objective == pytest.approx(small.objective(small.random_point(1)), abs=1e-14)
     assert history[-1].objective == pytest.approx(solutions[method].objective, abs=1e-14)
     assert history[-1].iteration == solutions[method].iterations
-    for before, after in zip(history, history[1:], strict=False):
+    for before, after in itertools.pairwise(history):
         assert after.iteration > before.iteration
         assert after.lower_bound >= before.lower_bound
     for step in history:
@@ -69,6 +70,17 @@ def test_sgds_batches_follow_the_seed():
     ]
     assert ends[0].equal(ends[1])
     assert not ends[0].equal(ends[2])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_no_stop_on_the_way_down_from_confident_points_is_called_a_minimum(bias):
+    model = Model(4, 6, 3, 0.005, 0.005, bias=bias)
+    minimum = model.global_minimum()
+    for iterations in (1, 3, 5, 8, 12, 20, 30, 40):
+        solution = model.minimize(model.global_minimizer() * 3, "gd", iterations=iterations)
+        assert solution.certificate.lower_bound <= minimum + 1e-9
+        above = solution.objective - minimum
+        assert solution.certificate.verdict != "global_minimum" or above <= 1e-6
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -108,18 +120,17 @@ def test_without_escapes_a_saddle_is_the_end_and_by_default_it_is_left(method):
 
 
 def test_from_every_saddle_of_the_k5_atlas_the_way_down_leads_to_the_minimum():
-    for bias in (True, False):
-        model = Model(5, 7, 3, 0.005, 0.005, bias=bias)
-        entries = model.atlas()
-        saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle"]
-        assert len(entries) == 7
-        assert len(saddles) == 6
-        for saddle in saddles:
-            start = leave(model, saddle.point, saddle.certificate)
-            assert model.objective(start) < saddle.objective - 1e-3
-            end = model.minimize(start, "lbfgs")
-            assert end.certificate.verdict == "global_minimum"
-            assert end.objective == pytest.approx(model.global_minimum(), abs=1e-8)
+    model = Model(5, 7, 3, 0.005, 0.005)
+    entries = model.atlas()
+    saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle"]
+    assert len(entries) == 7
+    assert len(saddles) == 6
+    for saddle in saddles:
+        start = leave(model, saddle.point, saddle.certificate)
+        assert model.objective(start) < saddle.objective - 1e-3
+        end = model.minimize(start, "lbfgs")
+        assert end.certificate.verdict == "global_minimum"
+        assert end.objective == pytest.approx(model.global_minimum(), abs=1e-8)
 
 
 def test_a_point_without_a_way_down_cannot_be_left():
