@@ -7,16 +7,13 @@ PIP_FLAGS ?=
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=2 $(BIN)/python -m pytest
-
-test-slow: $(VENV)/.ready
-	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

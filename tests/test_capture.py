@@ -351,7 +351,7 @@ def test_the_second_pass_may_come_in_another_order(network, data, monkeypatch):
 def test_an_iterator_too_large_to_keep_has_no_nc4_and_says_so(network, loader, data, monkeypatch):
     assert_same(nc.measure(network, iter(loader)), by_hand(network, *data))
     monkeypatch.setattr(capture, "_KEEP_BYTES", 0)
-    with pytest.warns(nc.NeuralCollapseWarning, match="cannot be run a second time.*DataLoader"):
+    with pytest.warns(nc.NeuralCollapseWarning, match="second pass over the loader, which gave 0 samples.*DataLoader"):
         got = nc.measure(network, iter(loader))
     assert math.isnan(got.pop("nc4"))
     want = by_hand(network, *data)
@@ -458,7 +458,7 @@ def test_a_number_of_classes_that_is_not_the_classifiers_is_refused(network, loa
 
 def test_a_class_never_seen_is_named_in_a_warning(network, data):
     inputs, labels = data
-    with pytest.warns(nc.NeuralCollapseWarning, match="no samples of classes 1: measured over the 2 classes seen"):
+    with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 1: measured over the 2 classes seen"):
         got = nc.measure(network, [(inputs[labels != 1], labels[labels != 1])])
     assert all(math.isfinite(value) for value in got.values())
 
@@ -519,7 +519,7 @@ def test_the_number_of_classes_comes_from_the_weight_or_the_largest_label(arrays
     without_last = labels % 2
     assert nc.measure_features(features, without_last) == nc.measure_features(features, without_last, num_classes=2)
     for options in ({"num_classes": K}, {"weight": weight}):
-        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of classes 2"):
+        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 2"):
             nc.measure_features(features, without_last, **options)
 
 
@@ -578,3 +578,48 @@ def test_arrays_that_do_not_fit_are_refused(arguments, message):
 def test_features_that_are_all_ignored_are_refused():
     with pytest.raises(nc.InputError, match="no samples"):
         nc.measure_features(H, L * 0 - 1, ignore_index=-1)
+
+
+def small_model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    model.body = torch.nn.Sequential(torch.nn.Linear(5, 8), torch.nn.ReLU())
+    model.fc = torch.nn.Linear(8, 3)
+    return model
+
+
+BATCH = (torch.randn(12, 5), torch.arange(12) % 3)
+
+
+def test_the_classifier_may_be_given_itself_and_layers_as_one_name():
+    model = small_model()
+    values = nc.measure(model, [BATCH], model.fc, layers="body.0")
+    assert values == nc.measure(model, [BATCH], "fc", layers=("body.0",))
+    with pytest.raises(nc.InputError, match="outside the model"):
+        nc.measure(model, [BATCH], torch.nn.Linear(8, 3))
+    with pytest.raises(nc.InputError, match="layer's name"):
+        nc.measure(model, [BATCH], 3)
+
+
+def test_a_layer_that_does_not_make_the_models_output_is_pointed_out():
+    with pytest.warns(nc.NeuralCollapseWarning) as record:
+        nc.measure(small_model(), [BATCH], "body.0")
+    assert any("gives 8 outputs and the model 3" in str(warning.message) for warning in record)
+
+
+def test_a_data_set_or_keys_that_do_not_fit_say_what_to_do():
+    with pytest.raises(nc.InputError, match=r"wrap it in torch\.utils\.data\.DataLoader"):
+        nc.measure(small_model(), torch.utils.data.TensorDataset(*BATCH))
+    with pytest.raises(nc.InputError, match=r"batch 1: the batch's keys \['image'\] do not fit"):
+        nc.measure(small_model(), [{"image": BATCH[0], "labels": BATCH[1]}])
+    with pytest.raises(nc.InputError, match="batch 1: expected labels"):
+        nc.measure(small_model(), [(BATCH[0], ["cat"] * 12)])
+
+
+def test_a_stray_large_label_is_refused_and_rows_keep_their_numbers():
+    with pytest.raises(nc.InputError, match="3 different ones up to 1000000000"):
+        nc.measure_features(torch.randn(3, 2), torch.tensor([0, 1, 10**9]))
+    features, labels = torch.randn(12, 4), torch.arange(12) % 3
+    features[10], labels[:5] = torch.nan, -1
+    with pytest.raises(nc.InputError, match=r"\(rows 10\)"):
+        nc.measure_features(features, labels, ignore_index=-1)

@@ -365,3 +365,43 @@ def test_a_network_learns_under_the_fixed_layer(options):
         losses.append(loss.item())
     assert losses[-1] < 0.3 * losses[0]
     torch.testing.assert_close(network.fc.weight / network.fc.scale, fixed)
+
+
+def test_a_dense_weight_that_is_only_entrywise_near_is_refused():
+    layer = nc.ETFClassifier(300, 300, bias=False)
+    with pytest.raises(nc.InputError, match="not this layer's simplex ETF"):
+        layer.load_state_dict({"weight": torch.eye(300)})
+
+
+def test_fix_classifier_spreads_each_class_over_all_features_unless_told_not_to():
+    def model() -> torch.nn.Module:
+        holder = torch.nn.Module()
+        holder.fc = torch.nn.Linear(64, 4)
+        return holder
+
+    assert bool((nc.fix_classifier(model()).fc.weight != 0).any(0).all())
+    plain = nc.fix_classifier(model(), rotation="none").fc.weight
+    assert torch.allclose(plain, nc.simplex_etf(4, 64), atol=1e-6)
+
+
+def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
+    """With the plain frame silenced features take their classes with them (0.5 to 0.8 in such networks)."""
+    from neuralcollapse.training.data import load_data
+
+    data = load_data("digits").train
+    images, labels = data.images.flatten(1), data.labels
+
+    def accuracy(fix: bool) -> float:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        if fix:
+            nc.fix_classifier(model, "2")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(30):
+            for batch in torch.randperm(len(labels)).split(64):
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
+        return float((model(images).argmax(1) == labels).float().mean())
+
+    assert accuracy(fix=True) > accuracy(fix=False) - 0.01

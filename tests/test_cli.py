@@ -1,8 +1,10 @@
 import json
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -90,8 +92,8 @@ def test_measure_prints_a_table_and_the_next_step(tmp_path, capsys, arrays):
     np.savez(tmp_path / "f.npz", features=arrays["features"], labels=arrays["labels"])
     assert main(["measure", str(tmp_path / "f.npz")]) == 0
     out = capsys.readouterr().out
-    assert "NC1" in out
-    assert "equinorm, means" in out
+    assert "nc1 " in out
+    assert "equinorm_means" in out
     assert "next  add the classifier's weight" in out
 
 
@@ -160,7 +162,7 @@ def test_wrong_arrays_are_one_clear_line(tmp_path, capsys, arrays, change, messa
 def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path, capsys, arrays):
     np.savez(tmp_path / "f.npz", **arrays)
     (tmp_path / "half.npz").write_bytes((tmp_path / "f.npz").read_bytes()[:200])
-    assert "cannot read" in refused(capsys, "measure", tmp_path / "half.npz")
+    assert "cut off" in refused(capsys, "measure", tmp_path / "half.npz")
     assert "no file or run folder" in refused(capsys, "measure", tmp_path / "none.npz")
 
 
@@ -168,7 +170,7 @@ def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
     out = tmp_path / "run"
     assert main(["train", "--out", str(out), *SHORT_FLAGS, "--classifier=etf"]) == 0
     text = capsys.readouterr().out
-    assert "NC1" in text
+    assert "nc1 " in text
     assert f"page  {out / 'report.html'}" in text
     assert (out / "report.html").stat().st_size > 1_000_000
     assert "feature_dim: 9\nclassifier: etf\n" in (out / "config.yaml").read_text()
@@ -301,4 +303,52 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("neuralcollapse.training.run.train", interrupt)
     assert main(["train", "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err == "neuralcollapse: interrupted\n"
+    assert capsys.readouterr().err.startswith("neuralcollapse: interrupted; the records so far are in ")
+
+
+def test_ctrl_c_stops_a_real_run_with_its_records_kept(tmp_path):
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "neuralcollapse", "train", "--out", str(out), "--epochs", "5000", "--width", "8"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    records = out / "records.jsonl"
+    for _ in range(600):
+        if records.is_file() and len(records.read_text().splitlines()) > 2:
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "interrupted; the records so far are in" in err
+    assert "Traceback" not in err
+    assert main(["report", str(out)]) == 0
+
+
+def test_training_that_diverges_says_so_and_leaves_nothing(tmp_path, capsys):
+    flags = ["train", *SHORT_FLAGS, "--learning-rate", "1e30", "--out", str(tmp_path / "run")]
+    assert main(flags) == 2
+    err = capsys.readouterr().err.splitlines()
+    assert "neuralcollapse: error: training diverged by epoch 1" in err[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_options_for_files_are_refused_for_runs_and_pages_are_not_overwritten(short_run, tmp_path, capsys):
+    for flag in (["--num-classes", "3"], ["--ignore_index", "3"], ["--no-pairwise"]):
+        assert "for files" in refused(capsys, "measure", short_run.path, *flag)
+    (tmp_path / "page.html").write_text("precious")
+    assert "--force" in refused(capsys, "report", short_run.path, "--out", tmp_path / "page.html")
+    assert (tmp_path / "page.html").read_text() == "precious"
+    assert main(["report", str(short_run.path), "--out", str(tmp_path / "page.html"), "--force"]) == 0
+
+
+def test_records_that_are_not_text_and_unknown_keys_of_a_config_are_one_line(short_run, tmp_path, capsys):
+    shutil.copytree(short_run.path, tmp_path / "run")
+    (tmp_path / "run" / "records.jsonl").write_bytes(b"\xff\xfe")
+    assert "it is not text" in refused(capsys, "report", tmp_path / "run")
+    (tmp_path / "config.yaml").write_text("widht: 3\n")
+    assert "did you mean 'width'" in refused(capsys, "train", "--config", tmp_path / "config.yaml")
+
+
+def test_arrays_that_are_not_used_are_named(tmp_path, capsys, arrays):
+    np.savez(tmp_path / "f.npz", features=arrays["features"], labels=arrays["labels"], W=arrays["weight"])
+    assert main(["measure", str(tmp_path / "f.npz")]) == 0
+    assert "not used: the arrays W" in capsys.readouterr().out

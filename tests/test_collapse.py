@@ -316,7 +316,10 @@ def test_one_class_alone_has_no_spread_between_classes():
     features, _, weight, _ = problem(4, (3, 3, 3))
     values, named, texts = warned(features, np.full(9, 2), weight)
     assert named == OF_MEANS | ANGLES_OF_WEIGHTS | {"nc2"}
-    assert "no samples of classes 0, 1: measured over the 1 classes seen" in texts
+    assert (
+        "no samples of classes 0, 1: measured over the 1 class seen (W cut to their rows, a simplex of as many)"
+        in texts
+    )
     assert any("only class 2 has samples" in text and "nc1, " in text for text in texts)
     assert values["nc_bias"] == pytest.approx(abs(weight[2] @ features.mean(0)))
 
@@ -429,7 +432,7 @@ def test_unseen_classes_are_named_and_left_out():
     far = np.full(7, -1e3)
     far[names] = bias
     expected = measured(features, labels, weight, bias)
-    with pytest.warns(NeuralCollapseWarning, match="^no samples of classes 1, 4, 5: measured over the 4 classes seen$"):
+    with pytest.warns(NeuralCollapseWarning, match="^no samples of classes 1, 4, 5: measured over the 4 classes seen "):
         values = measured(features, names[labels], spread, far)
     assert_values(values, expected, rel=1e-12)
 
@@ -445,8 +448,9 @@ def test_more_classes_than_d_plus_1_give_values_and_a_warning_with_the_floor():
     angles = 2 * math.pi * np.arange(5) / 5
     pentagon = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     floor = math.sqrt(2 - 2 * math.sqrt(2 / 4))
+    twice = np.concatenate([pentagon, pentagon])
     with pytest.warns(NeuralCollapseWarning, match=rf"K=5 .*d=2 .*cannot go below {floor:.4f}"):
-        values = measures(moments_of(pentagon, np.arange(5), 5), torch.from_numpy(pentagon))
+        values = measures(moments_of(twice, np.arange(10) % 5, 5), torch.from_numpy(pentagon))
     assert [values[name] for name in ("nc2", "nc2_means", "nc3")] == pytest.approx([floor] * 3, rel=1e-12)
     assert not any(map(math.isnan, values.values()))
 
@@ -557,3 +561,29 @@ def test_weight_and_means_of_different_shapes_are_refused():
     for measure in (collapse.nc3, collapse.nc3_distance):
         with pytest.raises(InputError, match=r"got \(3, 4\) and \(2, 4\)"):
             measure(torch.randn(3, 4), torch.randn(2, 4))
+
+
+def test_one_sample_in_every_class_warns_that_nc1_says_nothing():
+    with pytest.warns(NeuralCollapseWarning, match="every class has one sample"):
+        assert measures(moments_of(np.eye(3), np.arange(3), 3))["nc1"] == 0
+
+
+def test_clustered_classes_cost_cdnv_no_more_memory_than_a_tile():
+    torch.manual_seed(0)
+    sides = torch.tensor([1.0, -1.0]).repeat(300)[:, None]
+    means = sides * torch.randn(256) + 1e-5 * torch.randn(600, 256)
+    moments = ClassMoments.from_means(torch.full((600,), 2), means)
+    moments.spreads.fill_(2.0)
+    apart = torch.cdist(means.double(), means.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    apart.fill_diagonal_(math.inf)
+    assert collapse.nc1_cdnv(moments) == pytest.approx(float((1 / apart).sum()) / (600 * 599), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.randn(5, 6), torch.randn(4, 5), torch.full((4, 6), math.nan)])
+def test_nc_bias_refuses_a_weight_that_does_not_fit(bad):
+    moments = ClassMoments.from_means(torch.ones(4, dtype=torch.int64), torch.randn(4, 6))
+    for measure in (collapse.nc_bias, collapse.nc_bias_centered):
+        with pytest.raises(InputError, match="weight"):
+            measure(moments, bad)
+        with pytest.raises(InputError, match="bias"):
+            measure(moments, torch.randn(4, 6), torch.randn(1))

@@ -32,7 +32,7 @@ def test_the_readme_runs_on_a_users_model(capsys):
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
     with torch.no_grad():
         features = model.eval().features(images)
-    namespace = {"model": model, "loader": loader, "features": features, "labels": labels}
+    namespace = {"model": model, "loader": loader, "features": features}
     found = blocks("README.md")
     assert len(found) >= 3
     for block in found:

@@ -378,3 +378,12 @@ def test_a_cast_leaves_the_state_float64_and_the_values_as_they_were(data, cast,
     assert_same(metric.compute(), expected(data))
     metric.reset()
     assert metric.moments.dtype == torch.float64
+
+
+def test_a_metric_reset_in_inference_mode_can_be_updated_outside():
+    metric = nc.NeuralCollapse(2, 3)
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(torch.randn(4, 3), torch.arange(4) % 2)
+    metric.update(torch.randn(4, 3), torch.arange(4) % 2)
+    assert metric.metric_state["moments"][:2].tolist() == [4, 4]

@@ -375,3 +375,39 @@ def test_an_outlier_leaves_the_other_samples_exact_in_float32(size, batch):
         single.update(features[part], labels[part])
         double.update(features[part].double(), labels[part])
     assert nc1(single) == pytest.approx(nc1(double), rel=1e-6)
+
+
+def test_a_pickled_copy_goes_on_as_the_original_does():
+    import pickle
+
+    features, labels = torch.randn(20, 4), torch.arange(20) % 3
+    original = ClassMoments.from_batch(features, labels, 3)
+    copy = pickle.loads(pickle.dumps(original)).update(features, labels)
+    assert copy.merge(ClassMoments.zeros(3, 4)).num_samples == 40
+    assert original.num_samples == 20
+
+
+def test_moments_made_in_inference_mode_can_be_updated_outside():
+    with torch.inference_mode():
+        moments = ClassMoments.from_batch(torch.randn(4, 2), torch.arange(4) % 2, 2)
+    assert moments.update(torch.randn(4, 2), torch.arange(4) % 2).num_samples == 8
+
+
+def test_the_users_matmul_precision_changes_nothing_and_stays():
+    torch.manual_seed(0)
+    features, labels = 100 + torch.randn(64, 300), torch.arange(64) % 4
+    plain = ClassMoments.from_batch(features, labels, 4)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert torch.equal(ClassMoments.from_batch(features, labels, 4).packed, plain.packed)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
+def test_moments_of_means_have_no_spread():
+    means = torch.randn(3, 4)
+    moments = ClassMoments.from_means(torch.tensor([2, 5, 1]), means)
+    assert moments.counts.tolist() == [2, 5, 1]
+    assert torch.equal(moments.means, means.double())
+    assert float(moments.scatter.abs().max()) == 0

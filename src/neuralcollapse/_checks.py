@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -81,10 +83,13 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
         raise InputError(f"expected weight as a floating-point torch.Tensor, got {_kind(weight)}")
     if tuple(weight.shape) != (num_classes, feature_dim):
-        transposed = weight.dim() == 2 and weight.shape[0] == feature_dim != weight.shape[1]
+        hint = "it must fit the features and labels"
+        if weight.dim() == 2 and weight.shape[0] == feature_dim != weight.shape[1]:
+            hint = "transpose it (one row for each class)"
+        elif weight.dim() == 2 and weight.shape[1] == feature_dim:
+            hint = "num_classes must be that of the classifier"
         raise InputError(
-            f"expected weight of shape (K, d) = ({num_classes}, {feature_dim}), got {tuple(weight.shape)}"
-            + (": transpose it (one row for each class)" if transposed else ": it must fit the features and labels")
+            f"expected weight of shape (K, d) = ({num_classes}, {feature_dim}), got {tuple(weight.shape)}: {hint}"
         )
     check_finite(weight, "weight")
     if bias is None:
@@ -98,11 +103,11 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     check_finite(bias, "bias")
 
 
-def check_count(value: int, name: str, least: int) -> int:
-    """Raise unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"expected {name} to be an integer of at least {least}, got {value!r}")
-    return value
+def check_count(value: object, name: str, least: int) -> int:
+    """The value as an int; raise unless it is an integer (NumPy's too) of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"expected {name} to be an integer of at least {least}, got {value!r}: give such a number")
+    return int(value)
 
 
 def check_etf_exists(num_classes: int, dim: int) -> None:

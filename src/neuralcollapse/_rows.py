@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from neuralcollapse._checks import check_finite
 from neuralcollapse._errors import InputError, listed
 from neuralcollapse.moments import add_gram
 
@@ -62,7 +63,8 @@ def as_rows(vectors: Tensor | Rows) -> Rows:
     if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
         got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
         raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
-    return Rows(vectors)
+    check_finite(vectors, "vectors")
+    return Rows(vectors.detach())
 
 
 def same_shape(left: Tensor | Rows, right: Tensor | Rows) -> tuple[Rows, Rows]:

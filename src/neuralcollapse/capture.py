@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from neuralcollapse._checks import check_classifier, check_features, check_labels
@@ -19,7 +21,7 @@ from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.classifier import find_module
 from neuralcollapse.collapse import measures, nc4_disagreements
 from neuralcollapse.metric import classifier_tensors
-from neuralcollapse.moments import ClassMoments
+from neuralcollapse.moments import ClassMoments, kept_rows
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20
@@ -52,9 +54,9 @@ class Capture:
 def measure(
     model: nn.Module,
     loader: Iterable[Any],
-    classifier: str = "fc",
+    classifier: str | nn.Module = "fc",
     num_classes: int | None = None,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
@@ -70,11 +72,11 @@ def measure(
 
     Args:
         model: any module whose forward pass calls the layer `classifier` once.
-        loader: gives (inputs, labels, ...) or a dict with "labels" (the rest are keyword inputs).
-        classifier: dotted name of the last layer, which has a `.weight` (K, d).
+        loader: gives (inputs, labels, ...) or a dict with "labels" (or "label"; the rest are keyword inputs).
+        classifier: the last layer, which has a `.weight` (K, d): its dotted name, or itself.
         num_classes: K; that of the classifier's weight when not given.
         layers: names of inner layers whose outputs are measured in the same pass (feature measures
-            only). Outputs (N, C, H, W) and (N, T, C) are averaged over positions.
+            only). Outputs (N, C, H, W) and (N, T, C) are averaged over positions (H, W or T).
         nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader is run
             through the network a second time.
         ignore_index: samples with this label are left out.
@@ -107,9 +109,9 @@ def measure(
 def collect(
     model: nn.Module,
     loader: Iterable[Any],
-    classifier: str = "fc",
+    classifier: str | nn.Module = "fc",
     num_classes: int | None = None,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
@@ -117,6 +119,9 @@ def collect(
     progress: bool = True,
 ) -> Capture:
     """The pass behind `measure`, with the moments themselves; arguments and errors as there."""
+    if isinstance(loader, Dataset):
+        raise InputError("expected a loader of batches, got a Dataset: wrap it in torch.utils.data.DataLoader")
+    layers = (layers,) if isinstance(layers, str) else layers
     model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper may skip hooks
     head = find_module(model, classifier)
     weight, bias = classifier_tensors(head)
@@ -154,6 +159,13 @@ def collect(
     if nc4:
         again = kept if kept is not None else _second_pass(run, loader, progress)
         result.nc4 = _nc4(again, moments)
+    if run.other_output is not None:
+        warnings.warn(
+            f"the layer measured as the classifier gives {run.other_output[0]} outputs and the model "
+            f"{run.other_output[1]}: name the layer that makes the model's logits",
+            NeuralCollapseWarning,
+            stacklevel=2,
+        )
     return result
 
 
@@ -190,11 +202,12 @@ def measure_features(
     check_features(features)
     labels = check_labels(labels, features.shape[0])
     if ignore_index is not None:
-        features, labels = features[labels != ignore_index], labels[labels != ignore_index]
+        kept = kept_rows(features, labels, ignore_index)
+        features, labels = features[kept], labels[kept]
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
     if num_classes is None:
-        num_classes = weight.shape[0] if weight is not None and weight.dim() else max(1, int(labels.max()) + 1)
+        num_classes = weight.shape[0] if weight is not None and weight.dim() else _count_classes(labels)
     check_classifier(weight, bias, num_classes, features.shape[1])
     moments = ClassMoments.from_batch(features, labels, num_classes)
     result: dict[str, Any] = dict(measures(moments, weight, bias, pairwise=pairwise))
@@ -205,6 +218,17 @@ def measure_features(
         result["nc4"] = _nc4(batches, moments)
         result["accuracy"] = float((predicted == labels.to(predicted.device)).double().mean())
     return result
+
+
+def _count_classes(labels: Tensor) -> int:
+    """The largest label plus one, unless that is far beyond the number of different labels."""
+    largest, different = int(labels.max()), len(labels.unique())
+    if largest >= 10 * different + 1000:
+        raise InputError(
+            f"expected labels from 0 to K-1, got {different} different ones up to {largest}: "
+            "remap them, or pass num_classes"
+        )
+    return max(1, largest + 1)
 
 
 def _as_tensor(values: Any, name: str) -> Tensor:
@@ -223,16 +247,16 @@ def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Itera
 
 
 def _nc4(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> float:
-    """The share of samples whose predicted class is not that of the nearest mean; NaN when none came."""
+    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
     wrong, count = 0, 0
     for features, predicted in batches:
         wrong += nc4_disagreements(features, predicted, moments)
         count += len(predicted)
-    if count:
+    if count == moments.num_samples:
         return wrong / count
     warnings.warn(
-        "undefined (NaN): the loader cannot be run a second time, which nc4 needs: give a DataLoader "
-        "instead of an iterator",
+        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {count} samples instead of "
+        f"{moments.num_samples}: give a DataLoader that can be run again, or nc4=False",
         NeuralCollapseWarning,
         stacklevel=4,
     )
@@ -280,6 +304,7 @@ class _Run:
         self.head = head
         self.layers = layers
         self.ignore_index = ignore_index
+        self.other_output: tuple[int, int] | None = None
         first = next(model.parameters(), None)
         self.device = torch.device(device) if device else torch.device("cpu") if first is None else first.device
 
@@ -302,10 +327,7 @@ class _Run:
         try:
             with _eval_mode(self.model), torch.no_grad():
                 inputs = _to(inputs, self.device)
-                if isinstance(inputs, Mapping):
-                    self.model(**inputs)
-                else:
-                    self.model(inputs)
+                returned = _call(self.model, inputs)
         finally:
             for hook in hooks:
                 hook.remove()
@@ -314,19 +336,21 @@ class _Run:
                 f"expected the model to call its classifier once a batch, got {caught.get('calls', 0)} calls: "
                 "name the layer that makes the logits"
             )
-        return self._tidy(caught, _to(labels, self.device))
+        seen = self._tidy(caught, _to(labels, self.device))
+        if isinstance(returned, Tensor) and returned.dim() > 1 and returned.shape[-1] != caught["logits"].shape[-1]:
+            self.other_output = (caught["logits"].shape[-1], returned.shape[-1])
+        return seen
 
     def _tidy(self, caught: dict[str, Any], labels: Any) -> _Seen:
         features, logits = _tensor(caught["features"], "classifier"), _tensor(caught["logits"], "classifier")
-        if not isinstance(labels, Tensor):
-            labels = torch.as_tensor(labels, device=features.device)
+        labels = _as_tensor(labels, "labels").to(features.device)
         if features.dim() > 2 and labels.dim() > 1 and labels.shape == features.shape[:-1]:  # a label for each token
             features, logits, labels = features.flatten(0, -2), logits.flatten(0, -2), labels.flatten()
         check_features(features)
         labels = check_labels(labels, features.shape[0])
         layers = {name: _pool(_tensor(caught.get(name), name), len(labels), name) for name in self.layers}
         if self.ignore_index is not None:
-            keep = labels != self.ignore_index
+            keep = kept_rows(features, labels, self.ignore_index)
             features, labels, logits = features[keep], labels[keep], logits[keep]
             layers = {name: outputs[keep] for name, outputs in layers.items()}
         return _Seen(features, labels, logits, layers)
@@ -342,6 +366,20 @@ def _unpack(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, Sequence) and len(batch) >= 2:
         return batch[0], batch[1]
     raise InputError(f"expected a batch (inputs, labels) or a dict with labels, got {type(batch).__name__}")
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output; a dict of inputs goes in by keyword."""
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError as error:
+        raise InputError(
+            f"the batch's keys {sorted(inputs)} do not fit the model's forward ({error}): rename them, or let the "
+            "loader give (inputs, labels)"
+        ) from None
+    return model(**inputs)
 
 
 def _to(value: Any, device: torch.device) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralcollapse._checks import check_etf_exists
 from neuralcollapse._errors import InputError, listed, nearest
@@ -23,7 +24,8 @@ class ETFClassifier(nn.Module):
     r"""Logits s W h + b with W a fixed simplex ETF (unit rows); a drop-in for `nn.Linear`.
 
     Args:
-        in_features: d >= K-1. Of d > K features the first K are used (all of them with `rotation`).
+        in_features: d >= K-1. Of d > K features the first K are used (all of them with `rotation`). Each class
+            then hangs on one feature: after a ReLU without normalisation, use rotation="fast".
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
         scale: s, the length of every row.
@@ -91,8 +93,11 @@ class ETFClassifier(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(K, d) the matrix s W that the layer stands for, made anew at each request."""
-        identity = torch.eye(self.in_features, device=self.scale.device, dtype=self.scale.dtype)
-        return self._product(identity).T
+        with torch.autocast(self.scale.device.type, enabled=False):
+            width = min(self.in_features, self.num_classes)
+            rows = self._centred(torch.eye(width, device=self.scale.device, dtype=self.scale.dtype)).T * self._factor
+            rows = F.pad(rows, (0, self.in_features - width))
+            return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., d) features to (..., K) logits."""
@@ -104,12 +109,14 @@ class ETFClassifier(nn.Module):
     def _product(self, features: Tensor) -> Tensor:
         if self.rotation is not None:
             features = self.rotation(features)
-        if self.in_features == self.num_classes - 1:
-            centred = drop_ones(features)
-        else:
-            used = features if self.in_features == self.num_classes else features[..., : self.num_classes]
-            centred = used - used.mean(-1, keepdim=True)
+        used = features if self.in_features <= self.num_classes else features[..., : self.num_classes]
+        centred = self._centred(used)
         return centred * (self._factor * self.scale).to(centred.dtype)
+
+    def _centred(self, used: Tensor) -> Tensor:
+        if self.in_features == self.num_classes - 1:
+            return drop_ones(used)
+        return used - used.mean(-1, keepdim=True)
 
     def extra_repr(self) -> str:
         """The arguments, as `nn.Linear` shows its own."""
@@ -122,9 +129,7 @@ class ETFClassifier(nn.Module):
         weight = state_dict.get(prefix + "weight")
         if weight is not None:
             own = self.weight.to(device=weight.device, dtype=weight.dtype)
-            if weight.shape != own.shape or not torch.allclose(
-                weight, own, rtol=1e-3, atol=1e-3 * float(self.scale.detach())
-            ):
+            if weight.shape != own.shape or not bool((weight - own).norm() <= 1e-2 * own.norm()):
                 raise InputError(
                     f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's simplex ETF "
                     f"{tuple(own.shape)}: load it into an nn.Linear, or drop that key to train with the fixed frame"
@@ -158,15 +163,24 @@ class FastRotation(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., d) to (..., d), lengths and angles kept."""
+        for signs in self.signs:
+            features = self._mix((features * signs.to(features.dtype)).flip(-1))
+        return features
+
+    def inverse(self, features: Tensor) -> Tensor:
+        """The way back: the transposed transform."""
+        for signs in self.signs.flip(0):
+            features = self._mix(features).flip(-1) * signs.to(features.dtype)
+        return features
+
+    def _mix(self, features: Tensor) -> Tensor:
+        """The Walsh-Hadamard transform of the first p features, its own inverse."""
         rows, columns = self._grid
         left, right = _hadamard(rows, features), _hadamard(columns, features)
-        for signs in self.signs:
-            turned = (features * signs.to(features.dtype)).flip(-1)
-            grid = turned[..., : rows * columns].unflatten(-1, (rows, columns))
-            mixed = ((grid @ right).transpose(-1, -2) @ left).flatten(-2)  # left grid right, transposed
-            rest = turned[..., rows * columns :]
-            features = torch.cat([mixed.to(rest.dtype), rest], dim=-1)
-        return features
+        grid = features[..., : rows * columns].unflatten(-1, (rows, columns))
+        mixed = (left @ (grid @ right)).flatten(-2)
+        rest = features[..., rows * columns :]
+        return torch.cat([mixed.to(rest.dtype), rest], dim=-1)
 
 
 def _hadamard(size: int, like: Tensor) -> Tensor:
@@ -177,11 +191,14 @@ def _hadamard(size: int, like: Tensor) -> Tensor:
     return matrix
 
 
-def fix_classifier(model: nn.Module, name: str = "fc", **options: Any) -> nn.Module:
+def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", **options: Any) -> nn.Module:
     """Swap a model's last `nn.Linear` for an `ETFClassifier` of the same shape, in place.
 
+    The frame is turned by the fast rotation unless `rotation="none"` is given: the plain frame reads one
+    feature for each class, and one that a ReLU has silenced takes its class with it.
+
     The new layer keeps the old one's device and dtype, has a bias where the old one had (zero at first:
-    the old bias belonged to the old rows), and no trainable weight.
+    the old bias belonged to the old rows), and no trainable weight. Make the optimiser afterwards.
 
     Args:
         model: holds an `nn.Linear` at `name`.
@@ -202,26 +219,39 @@ def fix_classifier(model: nn.Module, name: str = "fc", **options: Any) -> nn.Mod
             f"expected {name!r} to be an nn.Linear, got {type(layer).__name__}; the model's linear layers: "
             f"{listed(linear_names(model)) or 'none'}"
         )
-    parent, _, leaf = name.rpartition(".")
+    path = name if isinstance(name, str) else next(path for path, module in model.named_modules() if module is layer)
+    parent, _, leaf = path.rpartition(".")
     setattr(model.get_submodule(parent), leaf, _like(layer, options))
     return model
 
 
 def _like(layer: nn.Linear, options: dict[str, Any]) -> ETFClassifier:
-    like: dict[str, Any] = {"bias": layer.bias is not None, "device": layer.weight.device, "dtype": layer.weight.dtype}
+    like: dict[str, Any] = {
+        "bias": layer.bias is not None,
+        "rotation": "fast",
+        "device": layer.weight.device,
+        "dtype": layer.weight.dtype,
+    }
     options = like | options
     fixed = ETFClassifier(layer.in_features, layer.out_features, **options)
     return fixed.train(layer.training)
 
 
-def find_module(model: nn.Module, name: str) -> nn.Module:
-    """The submodule at a dotted path; an error names the linear layers that exist."""
+def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """The submodule at a dotted path (or the submodule itself); an error names the linear layers that exist."""
     known = dict(model.named_modules())
+    if isinstance(name, nn.Module):
+        if any(module is name for module in known.values()):
+            return name
+        raise InputError(f"expected a layer of the model or its name, got a {type(name).__name__} outside the model")
+    if not isinstance(name, str):
+        raise InputError(f"expected a layer's name, such as 'fc', got {name!r}")
     if name in known and name:
         return known[name]
     linear = linear_names(model)
+    hint = nearest(name, [path for path in known if path]) if name else ""
     raise InputError(
-        f"the model ({type(model).__name__}) has no layer {name!r}{nearest(name, known)}; its linear layers: "
+        f"the model ({type(model).__name__}) has no layer {name!r}{hint}; its linear layers: "
         f"{listed(linear[-8:]) or 'none'}"
     )
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -35,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _parser()
         if arguments[:1] == ["train"]:  # its options come from TrainConfig, by jsonargparse
             return _train(arguments[1:])
-        options = parser.parse_args(arguments)
+        options = parser.parse_args([_hyphened(argument) for argument in arguments])
         command: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
         if command is None:
             parser.print_help()
@@ -47,6 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("neuralcollapse: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -130,6 +136,7 @@ def _parser() -> _Parser:
     )
     report.add_argument("path", type=Path, metavar="RUN", help="a run folder")
     report.add_argument("--out", type=Path, metavar="FILE", help="where to write it (RUN/report.html)")
+    report.add_argument("--force", action="store_true", help="overwrite that file")
     report.add_argument("--json", action="store_true", help="print JSON")
     report.set_defaults(run=_report)
     return parser
@@ -160,7 +167,14 @@ def _train(arguments: list[str]) -> int:
     config = TrainConfig(**{name: parsed[name] for name in options})
     out = Path(parsed.out or f"runs/{config.data}-{config.network}-{config.classifier}")
 
-    run = train(config, out, force=parsed.force)
+    try:
+        run = train(config, out, force=parsed.force)
+    except KeyboardInterrupt:
+        print(
+            f"neuralcollapse: interrupted; the records so far are in {out}: neuralcollapse report {out}",
+            file=sys.stderr,
+        )
+        return 130
     page = write_page(run)
     last = run.records()[-1]
     values = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
@@ -169,7 +183,7 @@ def _train(arguments: list[str]) -> int:
     if parsed.json:
         _print_json({"run": str(run.path), "page": str(page), **values})
         return 0
-    print(f"collapse after {last.epoch} epochs, on the training set (every measure goes to 0)\n")
+    print(f"collapse after {last.epoch} epochs, on the training set (all but NC bias go to 0)\n")
     _print_table(last.measures)
     _print_head({"head": last.head} if last.head else {})
     print(f"\ntrain accuracy {last.train['accuracy']:.4f}   test accuracy {last.test['accuracy']:.4f}")
@@ -191,6 +205,9 @@ def _parse(parser: Any, arguments: list[str]) -> Any:
     try:
         return parser.parse_args(arguments)
     except Exception as error:  # jsonargparse raises argparse's, its own and its YAML reader's
+        unknown = re.search(r"Option '(\w+)' is not accepted", str(error))
+        if unknown:
+            check_names({unknown[1]: None}, "train --config")
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None
 
@@ -203,9 +220,19 @@ def _underscored(argument: str) -> str:
     return "--" + name[2:].replace("-", "_") + equals + value
 
 
+def _hyphened(argument: str) -> str:
+    """--num_classes as --num-classes, the style of the other commands."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace("_", "-") + equals + value
+
+
 def _measure(options: argparse.Namespace) -> int:
     if options.path.is_dir():
         run = RunFolder.open(options.path)
+        if options.num_classes is not None or options.ignore_index is not None or options.no_pairwise:
+            raise InputError("--num-classes, --ignore-index and --no-pairwise are for files: a run has its own classes")
         try:
             from neuralcollapse.training.run import remeasure
         except ImportError as error:
@@ -240,9 +267,12 @@ def _measure(options: argparse.Namespace) -> int:
         _print_json(values)
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
-    print(f"{options.path}: {values['num_samples']} samples{accuracy} (every measure goes to 0 under collapse)\n")
+    print(f"{options.path}: {values['num_samples']} samples{accuracy} (all but NC bias go to 0 under collapse)\n")
     _print_table(values)
     _print_head(values)
+    unused = sorted(set(arrays) - {"features", "labels", "weight", "bias"})
+    if unused:
+        print(f"\nnot used: the arrays {', '.join(unused)}")
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
@@ -258,7 +288,8 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
     features, labels, weight = (torch.as_tensor(arrays[name]) for name in ("features", "labels", "weight"))
     bias = torch.as_tensor(arrays["bias"]) if "bias" in arrays else None
     if options.ignore_index is not None:
-        features, labels = features[labels != options.ignore_index], labels[labels != options.ignore_index]
+        kept = labels != options.ignore_index
+        features, labels = features[kept], labels[kept]
     found = certify_head(features, labels, weight, bias, options.weight_decay)
     return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
 
@@ -267,7 +298,7 @@ def _print_head(values: Mapping[str, Any]) -> None:
     if "head" in values:
         head = values["head"]
         print(
-            f"\n  {'head':<22} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
+            f"\n  {'head':<27} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
             f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
         )
 
@@ -289,12 +320,18 @@ def read_features(path: Path) -> dict[str, Any]:
         if path.suffix == ".npz":
             import numpy as np
 
+            if not zipfile.is_zipfile(path):
+                raise InputError(
+                    f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
+                )
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
         else:
             from safetensors.torch import load_file
 
             arrays = load_file(path)
+    except InputError:
+        raise
     except ValueError as error:
         if "pickle" in str(error):
             raise InputError(f"{path} holds pickled data, which is never loaded: {how}") from None
@@ -395,6 +432,8 @@ def _landscape(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     run = RunFolder.open(options.path)
+    if options.out is not None and options.out.exists() and not options.force:
+        raise InputError(f"{options.out} exists: choose another with --out, or overwrite with --force")
     try:
         from neuralcollapse.report.page import write_page
     except ImportError as error:
@@ -412,9 +451,9 @@ def _needs_train(error: ImportError) -> InputError:
 
 
 def _print_table(values: Mapping[str, float]) -> None:
-    for name, (label, meaning) in MEASURES.items():
+    for name, (_, meaning) in MEASURES.items():
         if name in values:
-            print(f"  {label:<22} {values[name]:>10.3g}   {meaning}")
+            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}")
 
 
 def _print_json(value: Any) -> None:

@@ -149,7 +149,14 @@ def measures(
 def _warn(means: _Means, undefined: dict[str, list[str]]) -> None:
     if means.unseen:
         warnings.warn(
-            f"no samples of classes {listed(means.unseen)}: measured over the {len(means.seen)} classes seen",
+            f"no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
+            f"{len(means.seen)} class{'es' * (len(means.seen) > 1)} seen (W cut to their rows, a simplex of as many)",
+            NeuralCollapseWarning,
+            stacklevel=3,
+        )
+    if int(means.moments.counts.max()) == 1:
+        warnings.warn(
+            "every class has one sample: NC1 is 0 whatever the features, since nothing varies within a class",
             NeuralCollapseWarning,
             stacklevel=3,
         )
@@ -244,11 +251,12 @@ def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
     for first, second in tiles(means.centred):
         sizes = norms[first, None] + norms[None, second]
         distances = sizes - 2 * (rows[first] @ rows[second].T)
-        near = (distances < 1e-6 * sizes).nonzero()  # here the expansion cancels: take differences instead
-        apart = rows[first][near[:, 0]] - rows[second][near[:, 1]]
-        distances[near[:, 0], near[:, 1]] = apart.square().sum(1)
         if first == second:
             distances.fill_diagonal_(math.inf)
+        near = (distances < 1e-6 * sizes).nonzero()  # here the expansion cancels: take differences instead
+        for pairs in near.split(max(1, 2**20 // rows.shape[1])):
+            apart = rows[first][pairs[:, 0]] - rows[second][pairs[:, 1]]
+            distances[pairs[:, 0], pairs[:, 1]] = apart.square().sum(1)
         equal = (distances <= means.centred.rounding * means.centred.rounding).nonzero()
         if len(equal):
             pair = (int(means.seen[first][equal[0, 0]]), int(means.seen[second][equal[0, 1]]))
@@ -390,6 +398,7 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
 
 
 def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
+    check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     seen = moments.counts.nonzero().flatten()
     if len(seen) == 0:
         raise Undefined("no samples were seen")

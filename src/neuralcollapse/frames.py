@@ -49,17 +49,20 @@ def simplex_etf(
     """
     dim = num_classes if dim is None else dim
     check_etf_exists(num_classes, dim)
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are no integers")
     scale = math.sqrt(num_classes / (num_classes - 1))
-    if generator is None and dim >= num_classes:
+    if generator is not None:
+        frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T @ _haar_rows(
+            num_classes - 1, dim, generator
+        )
+    elif dim >= num_classes:
         frame = torch.eye(num_classes, dim, dtype=torch.float64)
         frame[:, :num_classes] -= 1 / num_classes
     else:
         frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T
-        if generator is None:  # dim == num_classes - 1
-            pass
-        else:
-            frame = frame @ _haar_rows(num_classes - 1, dim, generator)
-    return (scale * frame).to(device=device, dtype=dtype or torch.get_default_dtype())
+    return (scale * frame).to(device=device, dtype=dtype)
 
 
 def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from torchmetrics import Metric
 from neuralcollapse._checks import check_classifier, check_count
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
-from neuralcollapse.moments import ClassMoments, packed_size
+from neuralcollapse.moments import ClassMoments, state_device
 
 
 class NeuralCollapse(Metric):
@@ -33,6 +33,9 @@ class NeuralCollapse(Metric):
         ignore_index: samples with this label are left out.
         pairwise: False leaves out the measures whose cost grows with K^2 (see `neuralcollapse.measures`).
         kwargs: torchmetrics' own, such as `dist_sync_on_step`.
+
+    The features of all updates should come from the same weights: update in eval mode over the training set
+    after an epoch, not while the weights change (NC4 needs two looks at a sample: `neuralcollapse.measure`).
 
     `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels and raises
     InputError, naming the batch, on anything else. `compute()` returns a dict of float64 scalars; undefined
@@ -71,7 +74,7 @@ class NeuralCollapse(Metric):
             check_classifier(*classifier_tensors(classifier), num_classes, feature_dim)
         self.add_state(
             "moments",
-            default=torch.zeros(packed_size(num_classes, feature_dim), dtype=torch.float64),
+            default=ClassMoments.zeros(num_classes, feature_dim).packed,
             dist_reduce_fx=partial(_merge_packed, num_classes, feature_dim),
             persistent=True,
         )
@@ -79,6 +82,11 @@ class NeuralCollapse(Metric):
         # A MetricCollection lets metrics with equal states share one: this one tells them apart.
         left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
         self.add_state("left_out", default=left_out, dist_reduce_fx=_first)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        with torch.inference_mode(False):  # else updates outside inference mode would be refused
+            super().reset()
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; on wrong input nothing is added."""
@@ -147,9 +155,8 @@ class NeuralCollapse(Metric):
         super()._apply(fn, exclude_state=("moments", "left_out"))
         stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
         for store in stores:
-            moved = fn(store["moments"])
-            store["moments"] = moved if moved.dtype == torch.float64 else store["moments"].to(moved.device)
-            store["left_out"] = store["left_out"].to(moved.device)
+            target = state_device(fn(store["left_out"]).device)
+            store["moments"], store["left_out"] = store["moments"].to(target), store["left_out"].to(target)
         return self
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -13,6 +13,9 @@ are small, so the product itself may run in float32. Joint merging is Chan, Golu
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -43,6 +46,9 @@ class ClassMoments:
     Make one with `from_batch` or `zeros`, add batches in place with `update`, join two with `merge`.
     Features may be float16, bfloat16, float32 (products in float32 after centring) or float64
     (products in float64); labels any integer type. Works on any device.
+
+    Float32 products leave a relative error of some 1e-9 in NC1; where the scatter is far larger in one direction than
+    along the class means, of up to 1e-7 times that ratio. Give `features.double()` to be exact there too.
     """
 
     def __init__(self, packed: Tensor, num_classes: int, feature_dim: int) -> None:
@@ -67,7 +73,9 @@ class ClassMoments:
         check_count(num_classes, "num_classes", 1)
         check_count(feature_dim, "feature_dim", 1)
         size = packed_size(num_classes, feature_dim)
-        return cls(torch.zeros(size, dtype=torch.float64, device=device), num_classes, feature_dim)
+        with torch.inference_mode(False):  # else updates outside inference mode would be refused
+            packed = torch.zeros(size, dtype=torch.float64, device=state_device(device))
+        return cls(packed, num_classes, feature_dim)
 
     @classmethod
     def from_batch(
@@ -82,6 +90,15 @@ class ClassMoments:
         return cls.zeros(num_classes, features.shape[1], features.device).update(
             features, labels, ignore_index=ignore_index
         )
+
+    @classmethod
+    def from_means(cls, counts: Tensor, means: Tensor) -> ClassMoments:
+        """The moments of (K,) samples a class that all lie at its mean, a row of (K, d): no spread."""
+        check_features(means)
+        moments = cls.zeros(means.shape[0], means.shape[1], means.device)
+        moments._counts.copy_(check_labels(counts, means.shape[0], "counts"))
+        moments.means.copy_(means)
+        return moments
 
     @property
     def counts(self) -> Tensor:
@@ -126,9 +143,9 @@ class ClassMoments:
                 f"expected features of dimension {self.feature_dim}, got {features.shape[1]}: use one layer throughout"
             )
         labels = check_labels(labels, features.shape[0]).to(features.device)
-        if ignore_index is not None and bool((ignored := labels == ignore_index).any()):
-            check_finite(torch.where(ignored[:, None], 0, features))  # here, where rows have the user's numbers
-            features, labels = features[~ignored], labels[~ignored]
+        if ignore_index is not None:
+            kept = kept_rows(features, labels, ignore_index)
+            features, labels = features[kept], labels[kept]
         if labels.numel() == 0:
             return self
         lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
@@ -169,7 +186,7 @@ class ClassMoments:
             squares = torch.linalg.vector_norm(small, dim=1).to(torch.float64).square_()
             trace, most = torch.stack([squares.sum(), squares.max()]).tolist()
             if _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
-                with torch.autocast(centred.device.type, enabled=False):
+                with _full_precision(centred.device):
                     add_gram(self._upper, small)
                 return squares
         add_gram(self._upper, centred)
@@ -203,9 +220,38 @@ class ClassMoments:
         self.means += share[:, None] * moved
         self._counts.copy_(total)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return ClassMoments, (self.packed, self.num_classes, self.feature_dim)  # the views are made anew
+
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the user has set."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+
+
+def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
+    """(N,) bool, the rows whose label is not `ignore_index`; they must be finite, and an error counts all rows."""
+    kept = labels != ignore_index
+    if not bool(kept.all()):
+        check_finite(torch.where(kept[:, None], features, 0))
+    return kept
+
+
+def state_device(device: torch.device | str | None) -> torch.device:
+    """Where float64 state for features on `device` lives: there, or on the CPU for devices without float64 (MPS)."""
+    device = torch.device(device or "cpu")
+    return torch.device("cpu") if device.type == "mps" else device
 
 
 def packed_size(num_classes: int, feature_dim: int) -> int:

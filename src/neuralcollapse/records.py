@@ -63,7 +63,7 @@ class Record:
         """The inverse of `to_json`."""
         values = json.loads(line)
         for group in ("train", "test", "measures", "head"):
-            values[group] = {name: math.nan if x is None else float(x) for name, x in values[group].items()}
+            values[group] = {name: math.nan if x is None else float(x) for name, x in values.get(group, {}).items()}
         return cls(**values)
 
 
@@ -133,6 +133,13 @@ class RunFolder:
             for file in (self.path / folder).glob(pattern):
                 file.unlink()
 
+    def discard(self) -> None:
+        """Remove the run's files, and the folders that are empty then: a failed run leaves nothing half-written."""
+        self._clear()
+        for folder in (*(self.path / name for name in _OWN_FOLDERS), self.path):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
     def append(self, record: Record) -> None:
         """Add a record."""
         file = self.path / "records.jsonl"
@@ -144,7 +151,7 @@ class RunFolder:
         Raises:
             InputError: there are none, or a line is not a record.
         """
-        lines = (self.path / "records.jsonl").read_text(encoding="utf-8").splitlines()
+        lines = self.read_text("records.jsonl").splitlines()
         records = []
         for number, line in enumerate(lines, start=1):
             try:
@@ -199,8 +206,9 @@ class RunFolder:
         """
         try:
             return (self.path / name).read_text(encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot read {self.path / name}: {error.strerror}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is not text"
+            raise InputError(f"cannot read {self.path / name}: {reason}") from None
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -246,7 +254,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "equinorm_weights": ("equinorm, rows", "spread of the lengths of the classifier's rows"),
     "equiangularity_means": ("equiangularity, means", "spread of the cosines between class means"),
     "equiangularity_weights": ("equiangularity, rows", "spread of the cosines between the classifier's rows"),
-    "max_equiangularity_means": ("max angle, means", "mean |cos + 1/(K-1)| between class means"),
-    "max_equiangularity_weights": ("max angle, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
+    "max_equiangularity_means": ("maximal angles, means", "mean |cos + 1/(K-1)| between class means"),
+    "max_equiangularity_weights": ("maximal angles, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
 }
-"""Label and meaning of each measure, in the order of tables. Each goes to 0 under collapse."""
+"""Label and meaning of each measure, in the order of tables. All but nc_bias go to 0 under collapse."""

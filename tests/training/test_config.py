@@ -10,7 +10,7 @@ from neuralcollapse.training.config import TrainConfig, check_names
     ("values", "message"),
     [
         ({"epochs": 0}, "epochs.*at least 1.*0"),
-        ({"batch_size": -1}, "batch_size.*at least 1"),
+        ({"batch_size": 1}, "batch_size.*at least 2"),
         ({"learning_rate": float("nan")}, "learning_rate.*positive"),
         ({"learning_rate": 0.0}, "learning_rate.*positive"),
         ({"momentum": 1.0}, "momentum"),

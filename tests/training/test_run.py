@@ -147,3 +147,8 @@ def test_the_callback_measures_any_lightning_module():
     trainer.fit(Plain(), loader)
     assert [record.epoch for record in callback.records] == [0, 2, 3]
     assert float(trainer.callback_metrics["collapse/nc1"]) == pytest.approx(callback.records[-1].measures["nc1"])
+
+
+def test_records_hold_the_learning_rate_of_the_epoch_that_ended(tmp_path):
+    run = train(replace(SHORT, epochs=3, decay_every=1, learning_rate=0.1), tmp_path / "run", progress=False)
+    assert [record.learning_rate for record in run.records()] == pytest.approx([0.1, 0.1, 0.01, 0.001])

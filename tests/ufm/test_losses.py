@@ -127,7 +127,8 @@ def test_bias_derivatives_are_weighted_sums_over_columns(name):
     loss, _ = LOSSES[name]
     logits, weights = normal(4, 6), torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     targets = loss.targets(LABELS, 4)
-    gradient, hessian = loss.bias_derivatives(logits, targets, weights)
+    value, gradient, hessian = loss.bias_derivatives(logits, targets, weights)
+    assert value == pytest.approx(float(loss.value(logits, targets) @ weights))
     torch.testing.assert_close(gradient, loss.gradient(logits, targets) @ weights)
     for k in range(4):
         unit = torch.zeros(4, 6, dtype=torch.float64)

@@ -36,7 +36,7 @@ class Figure:
 
 def loss_curve(records: Sequence[Record]) -> Figure:
     """Cross-entropy on the training and test set by epoch, log axis."""
-    return _split_curve(records, "loss", "Loss", "Cross-entropy in eval mode.", {"type": "log", "dtick": 1})
+    return _split_curve(records, "loss", "Loss", "Cross-entropy in eval mode.", {"type": "log"})
 
 
 def accuracy_curve(records: Sequence[Record]) -> Figure:
@@ -52,7 +52,7 @@ def variability_curve(records: Sequence[Record]) -> Figure:
         "variability",
         "NC1: variability within classes",
         "Spread of the features within classes against spread between them, on the training set. Falls to 0.",
-        {"type": "log", "dtick": 1, "exponentformat": "power"},
+        {"type": "log"},
     )
 
 
@@ -84,7 +84,7 @@ def head_curve(records: Sequence[Record]) -> Figure:
         "its class counts and decays, and the lower bound that its class means certify. "
         f"At the end {ratio:.3f} times the minimum."
     )
-    return _curve(records, lines, "head", "The head against the exact optimum", caption, {"type": "log", "dtick": 1})
+    return _curve(records, lines, "head", "The head against the exact optimum", caption, {"type": "log"})
 
 
 def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
@@ -94,21 +94,25 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
     chosen = _thin(geometries, most)
     names = [html.escape(name) for name in class_names]
 
-    def trace(geometry: Geometry) -> dict[str, Any]:
-        return {"type": "heatmap", "z": plain_numbers(_cosines(geometry.centred), 3)}
+    target = -1 / (count - 1) if count > 1 else math.nan
+    cosines = [_cosines(geometry.centred) for geometry in chosen]
+    for matrix in cosines:
+        np.fill_diagonal(matrix, np.nan)
+    reach = float(np.nanmax([np.nanmax(np.abs(matrix - target)) for matrix in cosines])) if count > 1 else 1.0
 
-    first = trace(chosen[-1]) | {
+    def trace(matrix: np.ndarray) -> dict[str, Any]:
+        return {"type": "heatmap", "z": plain_numbers(matrix, 3)}
+
+    first = trace(cosines[-1]) | {
         "x": names,
         "y": names,
-        "zmin": -1,
-        "zmax": 1,
+        "zmin": target - reach,
+        "zmax": target + reach,
         "colorscale": "RdBu",
-        "colorbar": {"title": {"text": "cos"}, "thickness": 12},
+        "colorbar": {"title": {"text": "cos"}, "thickness": 12, "len": 0.8},
         "hovertemplate": "%{y} and %{x}: cos %{z:.3f}<extra></extra>",
     }
-    final = _cosines(chosen[-1].centred)
-    off = final[~np.eye(count, dtype=bool)]
-    target = -1 / (count - 1) if count > 1 else math.nan
+    off = cosines[-1]
     axis = {"type": "category", "constrain": "domain"}
     layout = {
         "height": _TALL,
@@ -117,12 +121,14 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
         "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"},
         **_player([geometry.epoch for geometry in chosen]),
     }
-    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}. Move the slider to see it form."
+    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale."
     alt = (
         f"Heat map of the cosines between {count} class means at epoch {chosen[-1].epoch}: off the diagonal from "
         f"{np.nanmin(off):.3f} to {np.nanmax(off):.3f}, where a simplex ETF has {target:.3f}."
     )
-    frames = [{"name": str(geometry.epoch), "data": [trace(geometry)]} for geometry in chosen]
+    frames = [
+        {"name": str(geometry.epoch), "data": [trace(matrix)]} for geometry, matrix in zip(chosen, cosines, strict=True)
+    ]
     return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames)
 
 
@@ -177,7 +183,7 @@ def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], s
         **_player([geometry.epoch for geometry in geometries], step),
     }
     seen_in = (
-        "seen in three dimensions in which the vertices of the nearest simplex ETF lie spread over a ball"
+        "projected to three dimensions so that the simplex's vertices lie apart (angles are not the true ones)"
         if targets is not None
         else "in the three directions of their largest spread (d < K-1 holds no simplex)"
     )
@@ -231,10 +237,15 @@ def _curve(
         }
         for (label, values), color in zip(lines, COLORS, strict=False)
     ]
+    if axis.get("type") == "log":
+        positive = [value for _, values in lines for value in values if value > 0]
+        wide = bool(positive) and max(positive) > 30 * min(positive)
+        axis = axis | {"exponentformat": "e", "dtick": 1 if wide else "D2"}
+    whole = {"tickformat": "d", "dtick": 1} if len(epochs) < 8 else {}
     layout = {
         "height": 320,
         "hovermode": "x unified",
-        "xaxis": {"title": {"text": "epoch"}},
+        "xaxis": {"title": {"text": "epoch"}} | whole,
         "yaxis": axis,
         "legend": {"orientation": "h", "y": 1.12, "x": 0},
     }
@@ -243,7 +254,9 @@ def _curve(
 
 
 def _player(epochs: Sequence[int], step: str = "epoch") -> dict[str, Any]:
-    """A play button and a slider over frames named by epoch, standing at the last."""
+    """A play button and a slider over frames named by epoch, standing at the last; nothing for a single frame."""
+    if len(epochs) < 2:
+        return {}
     still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
     play = {"fromcurrent": False, "frame": {"duration": _STEP_MS, "redraw": True}, "transition": {"duration": 0}}
     steps = [{"label": str(epoch), "method": "animate", "args": [[str(epoch)], still]} for epoch in epochs]

@@ -18,7 +18,7 @@ from neuralcollapse._errors import InputError
 from neuralcollapse.records import MEASURES, Record, RunFolder, write_atomically
 from neuralcollapse.report.figures import Figure, all_figures
 
-_CARDS = ("nc1", "nc2", "nc3", "nc4")
+_CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def render(run: RunFolder) -> str:
     names = environment.pop("class_names", None) or [str(i) for i in range(count)]
     first, last = records[0], records[-1]
     rows = [
-        ((label, meaning), number(first.measures.get(name)), number(last.measures.get(name)))
+        ((label, f"{name}: {meaning}"), number(first.measures.get(name)), number(last.measures.get(name)))
         for name, (label, meaning) in MEASURES.items()
         if name in last.measures
     ]
@@ -101,7 +101,8 @@ def render(run: RunFolder) -> str:
                 "Every measure",
                 rows,
                 ("measure", f"epoch {first.epoch}", f"epoch {last.epoch}"),
-                "On the training set, in eval mode. Each goes to 0 under collapse.",
+                "On the training set, in eval mode. All but NC bias go to 0 under collapse. W: the classifier's rows; "
+                "M: the class means about their mean mu_G; S_W, S_B: covariance within and between K classes.",
             ),
             Table("Configuration", [(name, str(value)) for name, value in config.items()], narrow=True),
             Table("Where it ran", [(name, str(value)) for name, value in environment.items()], narrow=True),

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
+import torch
 
+from neuralcollapse._checks import check_count
+from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.records import Record
 from neuralcollapse.ufm.head import certify_head_moments
@@ -40,31 +44,43 @@ class CollapseCallback(lightning.Callback):
         self.loader = loader
         self.test_loader = test_loader
         self.classifier = classifier
-        self.every = every
+        self.every = check_count(every, "every", 1)
         self.head_decay = head_decay
         self.on_record = on_record
         self.records: list[Record] = []
-        self._started = 0.0
+        self._started = self._rate = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Measure the network as initialised."""
+        """Measure the network as training begins (epoch 0, or the epoch that a resumed run stands at)."""
         self._started = time.perf_counter()
-        self._measure(trainer, pl_module, 0)
+        self._rate = _learning_rate(trainer)
+        self._measure(pl_module, trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note the learning rate: by the end of the epoch the schedule has moved on."""
+        self._rate = _learning_rate(trainer)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure, when this epoch's turn has come."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every == 0 or epoch == trainer.max_epochs:
-            record = self._measure(trainer, pl_module, epoch)
+            record = self._measure(pl_module, epoch)
             pl_module.log_dict({f"collapse/{name}": value for name, value in record.measures.items()})
 
-    def _measure(self, trainer: lightning.Trainer, module: lightning.LightningModule, epoch: int) -> Record:
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure the end, when training stopped between two measurements."""
+        if self.records and self.records[-1].epoch != trainer.current_epoch:
+            self._measure(pl_module, trainer.current_epoch)
+
+    def _measure(self, module: lightning.LightningModule, epoch: int) -> Record:
+        if not all(bool(torch.isfinite(value).all()) for value in module.parameters()):
+            raise InputError(f"training diverged by epoch {epoch} (weights are not finite): lower the learning rate")
         train = collect(module, self.loader, self.classifier, progress=False)
         values = train.measures()
         record = Record(
             epoch=epoch,
             seconds=time.perf_counter() - self._started,
-            learning_rate=float(trainer.optimizers[0].param_groups[0]["lr"]),
+            learning_rate=self._rate,
             train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
             test=self._test(module),
             measures={name: value for name, value in values.items() if name != "num_samples"},
@@ -80,6 +96,10 @@ class CollapseCallback(lightning.Callback):
             return {}
         test = collect(module, self.test_loader, self.classifier, nc4=False, progress=False)
         return {"loss": test.loss, "accuracy": test.accuracy}
+
+
+def _learning_rate(trainer: lightning.Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
 
 def head_record(capture: Capture, weight_decay: float) -> dict[str, float]:

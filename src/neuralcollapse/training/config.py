@@ -21,7 +21,7 @@ class TrainConfig:
         feature_dim: dimension d of the features that the classifier sees.
         classifier: "learned", or "etf": fixed to a simplex ETF, without weights (needs feature_dim >= classes - 1).
         epochs: passes over the training set.
-        batch_size: samples in a step.
+        batch_size: samples in a step, at least 2.
         learning_rate: of SGD.
         momentum: of SGD.
         weight_decay: L2 decay on all parameters, coupled (part of the gradient).
@@ -58,7 +58,8 @@ class TrainConfig:
             fits = isinstance(value, (int, float) if kind is float else kind)
             fits = fits and isinstance(value, bool) == (kind is bool)
             _require(self, item.name, fits, f"of type {kind.__name__}")
-        for name in ("width", "depth", "feature_dim", "epochs", "batch_size"):
+        _require(self, "batch_size", self.batch_size >= 2, "at least 2, for batch normalisation")
+        for name in ("width", "depth", "feature_dim", "epochs"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("decay_every", "measure_every", "checkpoint_every"):
             _require(self, name, getattr(self, name) >= 1, "at least 1")

@@ -44,7 +44,9 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
         progress: show how far it is.
 
     Raises:
-        InputError: an unknown data set or network, d < K-1 for an ETF classifier, a folder in use.
+        InputError: an unknown data set or network, d < K-1 for an ETF classifier, a folder in use, training that
+            diverged (the run folder is removed).
+        KeyboardInterrupt: the records so far stay in the folder.
     """
     data = load_data(config.data)
     lightning.seed_everything(config.seed, verbose=False)
@@ -73,7 +75,12 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
             on_record=on_record,
         )
         shuffle = torch.Generator().manual_seed(config.seed)
-        _fit(Classification(network, config), Batches(data.train, config.batch_size, shuffle), callback, config.epochs)
+        batches = Batches(data.train, config.batch_size, shuffle)
+        try:
+            _fit(Classification(network, config), batches, callback, config.epochs)
+        except InputError:
+            run.discard()
+            raise
     return run
 
 
@@ -166,7 +173,12 @@ def _fit(module: Classification, batches: Batches, callback: CollapseCallback, e
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(module, train_dataloaders=batches)
+        try:
+            trainer.fit(module, train_dataloaders=batches)
+        except SystemExit:  # Lightning turns an interrupt into an exit of its own
+            raise KeyboardInterrupt from None
+        if trainer.interrupted:
+            raise KeyboardInterrupt
 
 
 def _geometry(epoch: int, capture: Capture) -> Geometry:

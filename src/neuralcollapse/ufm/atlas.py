@@ -55,7 +55,7 @@ class Entry:
     def name(self) -> str:
         """The groups as text: their sizes, "3+1", or, where classes differ, the classes, "0,1,2 | 3"."""
         if self.labelled:
-            return " | ".join(",".join(map(str, sorted(group))) for group in sorted(self.partition))
+            return " | ".join(",".join(map(str, group)) for group in sorted(map(sorted, self.partition)))
         return "+".join(map(str, self.sizes))
 
     @property

@@ -16,12 +16,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuralcollapse._errors import InputError
 from neuralcollapse.ufm.duality import lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
 
 GLOBAL_GAP = 1e-7  # a certified gap below this, relative to max(1, f), makes a global minimum
 CRITICAL = 1e-6  # a gradient below this times mu (1 + |point|) makes a critical point
+_CONTRADICTION = 1e-9  # a lower bound this far above an objective, relatively, cannot be one
 _ABOVE = 1e-6  # a spectral ratio above 1 + this makes a way down
 
 
@@ -64,7 +66,7 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         known_bound: a lower bound from another point of the same model (the running maximum of a trajectory).
 
     Raises:
-        InputError: a point of the wrong shape or dtype, or not finite.
+        InputError: a point of the wrong shape or dtype, or not finite; a known_bound above the objective.
     """
     model.check_point(point)
     products = model.scaled(point.W @ point.H)
@@ -76,6 +78,10 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     ratio = spectral_norm(slopes) / model.mu
     bound = max(known_bound, lower_bound(model, point, products).value)
     gap = objective - bound
+    if gap < -_CONTRADICTION * max(1.0, abs(objective)):
+        raise InputError(
+            f"expected a known_bound of at most the objective {objective:.12g}, got {bound:.12g}: of another model?"
+        )
     facts = (objective, bound, gap, gradient_norm, ratio)
 
     if gap <= GLOBAL_GAP * max(1.0, abs(objective)):

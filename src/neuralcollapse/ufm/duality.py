@@ -6,7 +6,8 @@ least that. With slopes G of any logits, |G|_2 the spectral norm, and 0 <= t <= 
     LB(t) = sum_i w_i (-l*(t v_i)) - t^2 |G 1|^2 / (2 lb)
 
 is a lower bound, concave in t. Without a bias the last term is absent; without decay on the bias G 1 must be
-zero, which minimising over b alone achieves. Source: weak duality; Zhu et al. 2021 for the convex form.
+zero, which minimising over b alone achieves up to rounding, whose worst effect is subtracted.
+Source: weak duality; Zhu et al. 2021 for the convex form.
 """
 
 from __future__ import annotations
@@ -18,8 +19,12 @@ import torch
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
+from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.model import Model, Point
 
+_LONGEST_STEP = 20.0  # of the bias in a Newton step: saturated logits have hardly any curvature
+_LARGEST_SCALE = 1e6  # of t: beyond it rounding in the slopes would be blown up
+_LARGEST_BIAS = 1e3  # taken to bound |b| at a minimum where no decay holds it
 _GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
 
 
@@ -46,19 +51,18 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         logits = logits + bias.unsqueeze(-1)
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
+    if isinstance(model.loss, CrossEntropy):  # columns sum to zero exactly, even at confident points
+        own = targets.argmax(-2, keepdim=True)
+        slopes = slopes.scatter(-2, own, 0.0)
+        slopes = slopes.scatter(-2, own, -slopes.sum(-2, keepdim=True))
     rest = slopes @ weights  # G 1
-    penalty = 0.0
-    if model.bias and model.bias_decay > 0:
-        penalty = float(rest.square().sum()) / (2 * model.bias_decay)
-    elif model.bias:
-        slopes = slopes - rest.unsqueeze(-1)  # what rounding left of G 1
+    quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
+    linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
     norm = spectral_norm(model.scaled(slopes * weights))
-    largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0)
-    if not math.isfinite(largest):
-        largest = 1.0
+    largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0, _LARGEST_SCALE)
 
     def bound(scale: float) -> float:
-        return float(model.loss.dual(scale * slopes, targets) @ weights) - scale * scale * penalty
+        return float(model.loss.dual(scale * slopes, targets) @ weights) - scale * scale * quadratic - scale * linear
 
     end = bound(largest)
     if end >= bound(largest * (1 - 1e-4)):  # still rising: concave, so the end is the maximum
@@ -73,29 +77,33 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
 
 
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
-    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton steps that shrink the gradient."""
+    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking."""
     weights, decay = model.columns.weights, model.bias_decay
 
-    def derivatives(bias: Tensor) -> tuple[Tensor, Tensor]:
-        gradient, hessian = model.loss.bias_derivatives(logits + bias.unsqueeze(-1), model.targets, weights)
+    def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor]:
+        value, gradient, hessian = model.loss.bias_derivatives(logits + bias.unsqueeze(-1), model.targets, weights)
         hessian.diagonal().add_(decay)
-        return gradient + decay * bias, hessian
+        return value + decay / 2 * float(bias.square().sum()), gradient + decay * bias, hessian
 
     bias = start
-    gradient, hessian = derivatives(bias)
-    for _ in range(50):
+    value, gradient, hessian = derivatives(bias)
+    for _ in range(200):
         size = float(gradient.norm())
-        if size <= 1e-13:
+        if size <= 1e-15:
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
-        for _ in range(20):
+        step = step * min(1.0, _LONGEST_STEP / max(float(step.abs().max()), 1e-300))
+        slope = float(gradient @ step)
+        for _ in range(40):
             trial = derivatives(bias - step)
-            if float(trial[0].norm()) < size:
+            lower = trial[0] <= value - 1e-4 * slope
+            # near the end the value cannot tell steps apart any more, but the gradient can
+            if lower or (trial[0] <= value + 1e-13 * (1 + abs(value)) and float(trial[1].norm()) < 0.5 * size):
                 break
-            step = step / 2
+            step, slope = step / 2, slope / 2
         else:
             break
-        bias, (gradient, hessian) = bias - step, trial
+        bias, (value, gradient, hessian) = bias - step, trial
     return bias
 
 

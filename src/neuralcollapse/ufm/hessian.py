@@ -72,7 +72,7 @@ class Hessian:
         """The `count` smallest (or largest) eigenvalues, ascending."""
         pieces = [self._reduced()._extreme(count, largest)] if self._splits else [self._extreme(count, largest)]
         if self._splits:
-            pieces += self._within(count)
+            pieces += [values.repeat(min(count, repeats)) for values, _, repeats in self._within()]
         values = torch.cat(pieces).sort().values
         return values[-count:] if largest else values[:count]
 
@@ -83,7 +83,8 @@ class Hessian:
     def negative(self, tolerance: float = 1e-8) -> int:
         """How many eigenvalues lie below -tolerance: the index of a critical point."""
         if self._splits:
-            return self._reduced().negative(tolerance)  # the differences within classes curve upwards
+            within = sum(int((values < -tolerance).sum()) * repeats for values, _, repeats in self._within())
+            return self._reduced().negative(tolerance) + within
         count = 16
         while True:
             values = self._extreme(min(count, self.size), largest=False)
@@ -120,22 +121,16 @@ class Hessian:
     def _reduced(self) -> Hessian:
         return Hessian(self.model.collapsed(), self.model.collapse(self.at))
 
-    def _within(self, count: int) -> list[Tensor]:
-        """For each class of two samples or more, the curvatures of differences between its features."""
+    def _within(self) -> list[tuple[Tensor, Tensor, int]]:
+        """For each class: curvatures (d,) of differences between its features, their directions, and how often."""
         small, point = self.model.collapsed(), self.model.collapse(self.at)
         logits = small.logits(point)
         pieces = []
         for k, samples in enumerate(self.model.counts):
-            if samples < 2:
-                continue
-            bent = self.model.loss.curvature(
-                logits[:, k : k + 1].expand(-1, self.model.feature_dim).contiguous(),
-                small.targets[:, k : k + 1].expand(-1, self.model.feature_dim),
-                point.W,
-            )
+            bent = self.model.loss.curvature(logits[:, k : k + 1], small.targets[:, k : k + 1], point.W)
             block = point.W.mT @ bent / self.model.num_samples
-            values = torch.linalg.eigvalsh((block + block.mT) / 2) + self.model.feature_decay
-            pieces.append(values.repeat(min(count, samples - 1)))
+            values, vectors = torch.linalg.eigh((block + block.mT) / 2)
+            pieces.append((values + self.model.feature_decay, vectors, samples - 1))
         return pieces
 
     def _extreme(self, count: int, largest: bool) -> Tensor:
@@ -154,14 +149,22 @@ class Hessian:
         return torch.as_tensor(np.sort(found), dtype=torch.float64)
 
     def least_direction(self) -> tuple[float, Point]:
-        """The least eigenvalue with its unit eigenvector; at collapsed points, that of the collapsed model."""
+        """The least eigenvalue with its unit eigenvector."""
         if self._splits:
             value, direction = self._reduced().least_direction()
-            return value, self.model.expand(direction)
+            best, direction = value, self.model.expand(direction)
+            first = 0
+            for (values, vectors, repeats), samples in zip(self._within(), self.model.counts, strict=True):
+                if repeats and float(values[0]) < best:  # two features of the class, moved apart
+                    best, direction = float(values[0]), self.model.zero_point()
+                    direction.H[:, first] = vectors[:, 0] / math.sqrt(2)
+                    direction.H[:, first + 1] = -vectors[:, 0] / math.sqrt(2)
+                first += samples
+            return best, direction
         if self.size <= _DENSE_UP_TO:
             values, vectors = torch.linalg.eigh(self.dense())
             return float(values[0]), self.model.point(vectors[:, 0])
         start = np.random.default_rng(0).standard_normal(self.size)
-        values, vectors = eigsh(self.operator(), k=1, which="SA", v0=start)
-        vector = torch.as_tensor(vectors[:, 0].copy(), dtype=torch.float64, device=self.model.device)
-        return float(values[0]), self.model.point(vector)
+        found, along = eigsh(self.operator(), k=1, which="SA", v0=start)
+        vector = torch.as_tensor(along[:, 0].copy(), dtype=torch.float64, device=self.model.device)
+        return float(found[0]), self.model.point(vector)

@@ -35,8 +35,8 @@ class Loss(Protocol):
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(..., K, M) the Hessian of each column's loss times a direction."""
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """The weighted sums over columns of gradients (K,) and of Hessians (K, K); only where convex."""
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The weighted sums over columns of values, gradients (K,) and Hessians (K, K); only where convex."""
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """(..., M) -l*(slopes); only where convex."""
@@ -68,19 +68,22 @@ class CrossEntropy:
         return logits.logsumexp(-2) - (logits * targets).sum(-2)
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """softmax(z) - y."""
+        """softmax(z) - y; columns sum to zero."""
         return logits.softmax(-2) - targets
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(diag(p) - p p') d."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(P - Y) w, and diag(P w) - P diag(w) P'."""
-        probabilities = logits.softmax(-2)
-        mean = probabilities @ weights
-        scaled = probabilities.mul_(weights.sqrt())
-        return mean - targets @ weights, torch.diag(mean) - scaled @ scaled.mT
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The value, (P - Y) w, and diag(P w) - P diag(w) P', from one exponential."""
+        highest = logits.amax(-2, keepdim=True)
+        scaled = (logits - highest).exp_()
+        sums = scaled.sum(-2, keepdim=True)
+        value = (sums.log() + highest).squeeze(-2) @ weights - (logits * targets).sum(-2) @ weights
+        scaled.mul_(weights.sqrt() / sums)
+        mean = scaled @ weights.sqrt()
+        return float(value), mean - targets @ weights, torch.diag(mean) - scaled @ scaled.mT
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of y + v."""
@@ -115,21 +118,33 @@ class Focal:
         return -((-torch.expm1(log_p)) ** self.gamma) * log_p
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """((1-p)^gamma - gamma p (1-p)^(gamma-1) log p) (softmax(z) - y)."""
-        log_probabilities = logits.log_softmax(-2)
-        log_p = (log_probabilities * targets).sum(-2, keepdim=True)
-        rest = -torch.expm1(log_p)
-        tiny = torch.finfo(rest.dtype).tiny
-        factor = rest**self.gamma - self.gamma * log_p.exp() * rest.clamp(min=tiny) ** (self.gamma - 1) * log_p
-        return factor * (log_probabilities.exp() - targets)
+        """F (softmax(z) - y), f = (1-p)^gamma - gamma p (1-p)^(gamma-1) log p."""
+        probabilities, _, slope, _ = self._derivatives(logits, targets)
+        return -slope * (probabilities - targets)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        """By forward differentiation of the gradient."""
-        logits, direction = torch.broadcast_tensors(logits, direction)
-        at = (logits.contiguous(),), (direction.contiguous(),)
-        return torch.func.jvp(lambda z: self.gradient(z, targets), *at)[1]
+        """With L = log p and l = phi(L): phi''(L) <y - P, d> (y - P) - phi'(L) (diag(P) - P P') d."""
+        probabilities, away, slope, bend = self._derivatives(logits, targets)
+        return bend * (away * direction).sum(-2, keepdim=True) * away - slope * _softmax_curvature(
+            probabilities, direction
+        )
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    def _derivatives(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """P, y - P, and phi'(L), phi''(L) for phi(L) = -(1-e^L)^gamma L."""
+        gamma = self.gamma
+        log_probabilities = logits.log_softmax(-2)
+        log_p = (log_probabilities * targets).sum(-2, keepdim=True)
+        p, rest = log_p.exp(), (-torch.expm1(log_p)).clamp(min=1e-300)
+        probabilities = log_probabilities.exp()
+        power = rest ** (gamma - 1)
+        slope = -(rest**gamma) + gamma * p * power * log_p
+        bend = gamma * p * power * (2 + log_p - (gamma - 1) * p * (log_p / rest))
+        # y - P without cancellation in the right class: there it is the sum of the others
+        others = (probabilities * (1 - targets)).sum(-2, keepdim=True)
+        away = torch.where(targets > 0, others, -probabilities)
+        return probabilities, away, slope, bend
+
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
         """None, as for `dual`."""
         raise InputError("the focal loss is not convex in the logits: it has no duality bound")
 
@@ -162,12 +177,12 @@ class SquaredError:
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """The direction itself."""
-        return direction.expand_as(logits)
+        return direction.expand(torch.broadcast_shapes(direction.shape, logits.shape))
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """(Z - Y) w, and the sum of the weights times the identity."""
+    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The value, (Z - Y) w, and the sum of the weights times the identity."""
         eye = torch.eye(logits.shape[-2], dtype=logits.dtype, device=logits.device)
-        return (logits - targets) @ weights, eye * weights.sum()
+        return float(self.value(logits, targets) @ weights), (logits - targets) @ weights, eye * weights.sum()
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """-|v|^2/2 - <v, y>."""

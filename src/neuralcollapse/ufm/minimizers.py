@@ -101,7 +101,10 @@ def global_minimizer(model: Model) -> Point:
 def global_minimum(model: Model) -> float:
     """The smallest value of the objective, for d >= K-1 (errors as in `global_minimizer`)."""
     form = closed_form(model)
-    return form.minimum if form is not None else float(model.value(global_minimizer(model)))
+    if form is None:
+        return float(model.value(global_minimizer(model)))
+    _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
+    return form.minimum
 
 
 def _solve(model: Model) -> tuple[Tensor, Tensor | None]:

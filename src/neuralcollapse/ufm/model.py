@@ -12,6 +12,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -103,10 +104,18 @@ class Model:
     ) -> None:
         self.num_classes = check_count(num_classes, "num_classes", 2)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
-        counts = [samples_per_class] * num_classes if isinstance(samples_per_class, int) else list(samples_per_class)
-        if len(counts) != num_classes:
-            raise InputError(f"expected samples_per_class for {num_classes} classes, got {len(counts)} counts")
-        self.counts = tuple(check_count(int(n), f"samples of class {k}", 1) for k, n in enumerate(counts))
+        if isinstance(samples_per_class, Integral):
+            samples_per_class = [int(samples_per_class)] * num_classes
+        if not isinstance(samples_per_class, Sequence) or isinstance(samples_per_class, str):
+            raise InputError(f"expected samples_per_class as an integer or a list of them, got {samples_per_class!r}")
+        if len(samples_per_class) != num_classes:
+            raise InputError(
+                f"expected samples_per_class for {num_classes} classes, got {len(samples_per_class)} counts"
+            )
+        self.counts = tuple(
+            check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
+            for k, n in enumerate(samples_per_class)
+        )
         self.weight_decay = _decay(weight_decay, "weight_decay")
         self.feature_decay = _decay(feature_decay, "feature_decay")
         self.bias_decay = _decay(bias_decay, "bias_decay", zero=True)
@@ -290,8 +299,10 @@ class Model:
     @torch.no_grad()
     def measures(self, point: Point) -> dict[str, float]:
         """The collapse measures of a point (`neuralcollapse.measures`); undefined ones are NaN, without a warning."""
-        features = point.H / self.columns.roots  # columns of a collapsed model stand for n_k samples each
-        moments = ClassMoments.from_batch(features.T, self.columns.labels, self.num_classes)
+        if self.is_collapsed:
+            moments = ClassMoments.from_means(torch.tensor(self.counts), (point.H / self.columns.roots).T)
+        else:
+            moments = ClassMoments.from_batch(point.H.T, self.columns.labels, self.num_classes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NeuralCollapseWarning)
             return measures(moments, point.W, point.b)

@@ -12,6 +12,7 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
+from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, nearest
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
@@ -80,7 +81,7 @@ def minimize(
             same over batches of samples), or "adam".
         iterations: at most so many; 5,000, or 300 for newton, when not given.
         tolerance: the gradient norm to stop at.
-        learning_rate: of gd, sgd and adam; 1, 0.2 and 0.02 when not given, gd's divided by the weight of a sample.
+        learning_rate: of gd, sgd and adam; 1, 0.2 and 0.02 when not given. Those of sgd and adam fall to 0 by a cosine.
         batch_size: samples of a step of sgd.
         seed: of sgd's batches.
         escapes: how many saddles to leave, at most; 0 stops at the first.
@@ -90,7 +91,9 @@ def minimize(
     """
     model.check_point(start)
     check_method(method)
-    limit = iterations or (300 if method == "newton" else 5000)
+    limit = (300 if method == "newton" else 5000) if iterations is None else check_count(iterations, "iterations", 1)
+    if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
+        raise InputError(f"expected learning_rate to be positive and finite, got {learning_rate}")
     record = _Recorder(model, limit)
     point, left = start, 0
     record(point.vector())
@@ -162,13 +165,13 @@ class _Recorder:
     def __init__(self, model: Model, limit: int) -> None:
         self.model = model
         self.bound = -math.inf
-        self.iteration = 0
+        self.iteration = -1  # the start is number 0
         self.steps: list[Step] = []
         self.due = {round(limit ** (i / _RECORDS)) for i in range(_RECORDS + 1)} | {0}
 
     def __call__(self, vector: Tensor, last: bool = False) -> None:
-        iteration = self.iteration
         self.iteration += not last
+        iteration = self.iteration
         if not (last or iteration in self.due) or (self.steps and self.steps[-1].iteration == iteration):
             return
         point = self.model.point(vector)
