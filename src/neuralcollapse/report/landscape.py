@@ -89,7 +89,7 @@ def energy_figure(entries: list[Entry]) -> Figure:
             )
     layout = {
         "height": 360,
-        "xaxis": {"title": {"text": "index: negative eigenvalues of the Hessian"}},
+        "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
         "yaxis": {"title": {"text": "objective"}},
         "legend": {"orientation": "h", "y": 1.12, "x": 0},
     }
