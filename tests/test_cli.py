@@ -261,6 +261,8 @@ def test_landscape_prints_the_minimum_atlas_and_ends_and_writes_a_page(tmp_path,
         (["--samples", "3,0"], "samples of class 1"),
         (["--classes", "3", "--samples", "3,4"], "3 classes, got 2"),
         (["--classes", "1"], "num_classes"),
+        (["--classes", "0"], "num_classes"),
+        (["--bias-decay", "0.1", "--no-bias"], "--no-bias"),
         (["--dim", "0"], "feature_dim"),
         (["--weight-decay", "0"], "weight_decay"),
         (["--loss", "mae"], "mse"),
@@ -283,6 +285,8 @@ def test_the_head_of_a_file_and_of_a_run_is_certified_on_request(tmp_path, capsy
     expected = nc.ufm.certify_head(*tensors, weight_decay=0.01)
     assert json.loads(capsys.readouterr().out)["head"]["ratio"] == pytest.approx(expected.ratio)
     assert "--weight-decay" in refused(capsys, *flags)
+    assert "--certify-head" in refused(capsys, "measure", tmp_path / "f.npz", "--weight-decay", "0.01")
+    assert "leave them out" in refused(capsys, "measure", short_run.path, "--weight-decay", "0.01")
     assert main(["measure", str(short_run.path), "--certify-head"]) == 0
     assert capsys.readouterr().out.count("times the exact minimum") == 2
 

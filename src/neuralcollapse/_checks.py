@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from numbers import Integral
+import math
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -108,6 +109,14 @@ def check_count(value: object, name: str, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"expected {name} to be an integer of at least {least}, got {value!r}: give such a number")
     return int(value)
+
+
+def check_real(value: object, name: str, *, zero: bool = False) -> float:
+    """The value as a float; raise unless it is a finite real number above 0 (or 0, where allowed)."""
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise InputError(f"expected {name} to be {'0 or ' if zero else ''}positive and finite, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
 
 
 def check_etf_exists(num_classes: int, dim: int) -> None:

@@ -19,6 +19,7 @@ from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.records import MEASURES, RunFolder
 from neuralcollapse.training.config import TrainConfig, check_names
 
+_DECAYS = ("weight_decay", "feature_decay", "bias_decay")
 _EXAMPLES = """\
 examples:
   neuralcollapse train                                      digits, an MLP, half a minute, a page
@@ -94,6 +95,10 @@ def _parser() -> _Parser:
     measure.add_argument(
         "--weight-decay", type=float, metavar="L", help="of the training, for --certify-head on a file"
     )
+    measure.add_argument(
+        "--feature-decay", type=float, metavar="L", help="of the features (from the balance of W and H)"
+    )
+    measure.add_argument("--bias-decay", type=float, metavar="L", help="of the bias (the weight decay)")
     measure.add_argument("--json", action="store_true", help="print JSON")
     measure.set_defaults(run=_measure)
 
@@ -116,7 +121,9 @@ def _parser() -> _Parser:
     landscape.add_argument("--feature-decay", type=float, default=0.005, metavar="L", help="of H (0.005)")
     landscape.add_argument("--bias-decay", type=float, default=0.0, metavar="L", help="of b (0)")
     landscape.add_argument("--no-bias", action="store_true", help="leave the bias out")
-    landscape.add_argument("--loss", default="cross_entropy", help="cross_entropy, label_smoothing, focal or mse")
+    landscape.add_argument(
+        "--loss", default="cross_entropy", help="cross_entropy, label_smoothing[:A], focal[:GAMMA] or mse"
+    )
     landscape.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
     landscape.add_argument(
         "--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam"
@@ -231,8 +238,11 @@ def _hyphened(argument: str) -> str:
 def _measure(options: argparse.Namespace) -> int:
     if options.path.is_dir():
         run = RunFolder.open(options.path)
-        if options.num_classes is not None or options.ignore_index is not None or options.no_pairwise:
-            raise InputError("--num-classes, --ignore-index and --no-pairwise are for files: a run has its own classes")
+        given = [options.num_classes, options.ignore_index, *(getattr(options, name) for name in _DECAYS)]
+        if options.no_pairwise or any(value is not None for value in given):
+            raise InputError(
+                "only --certify-head and --json are for runs, the other options are for files: leave them out"
+            )
         try:
             from neuralcollapse.training.run import remeasure
         except ImportError as error:
@@ -249,6 +259,8 @@ def _measure(options: argparse.Namespace) -> int:
         print(f"next  neuralcollapse report {options.path}")
         return 0
 
+    if not options.certify_head and any(getattr(options, name) is not None for name in _DECAYS):
+        raise InputError("the decays are for --certify-head: add it, or leave them out")
     arrays = read_features(options.path)
     from neuralcollapse.capture import measure_features
 
@@ -290,7 +302,8 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
     if options.ignore_index is not None:
         kept = labels != options.ignore_index
         features, labels = features[kept], labels[kept]
-    found = certify_head(features, labels, weight, bias, options.weight_decay)
+    decays = (options.weight_decay, options.feature_decay)
+    found = certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay)
     return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
 
 
@@ -356,7 +369,9 @@ def _landscape(options: argparse.Namespace) -> int:
         samples = [int(part) for part in options.samples.split(",")]
     except ValueError:
         raise InputError(f"expected --samples as a number or a list n1,n2,..., got {options.samples!r}") from None
-    classes = options.classes or (len(samples) if len(samples) > 1 else 4)
+    classes = options.classes if options.classes is not None else len(samples) if len(samples) > 1 else 4
+    if options.no_bias and options.bias_decay:
+        raise InputError("expected --bias-decay without --no-bias, got both: a model without bias has nothing to decay")
     if options.starts < 1:
         raise InputError(f"expected --starts of at least 1, got {options.starts}")
     try:

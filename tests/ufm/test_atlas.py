@@ -6,8 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcollapse import InputError
+from neuralcollapse import InputError, NeuralCollapseWarning
 from neuralcollapse.ufm import UnconstrainedFeatureModel
+from neuralcollapse.ufm import atlas as atlas_module
 from neuralcollapse.ufm.atlas import integer_partitions, set_partitions
 
 Model = UnconstrainedFeatureModel
@@ -171,10 +172,30 @@ def test_groups_that_are_no_partition_are_refused(partition):
         Model(4, 5, 2, 0.01, 0.01).atlas([partition])
 
 
-def test_many_unequal_classes_need_chosen_partitions():
-    model = Model(7, 8, [4, 3, 2, 2, 2, 1, 1], 0.01, 0.004)
+def test_many_unequal_classes_get_the_partitions_of_the_sorted_classes():
+    model = Model(7, 8, [1, 4, 3, 2, 2, 2, 1], 0.01, 0.004)
+    entries = model.atlas()
+    assert 2 <= len(entries) <= 15
+    assert entries[-1].objective == pytest.approx(model.global_minimum(), abs=1e-9)
+    assert all(model.gradient(entry.point).norm() < 1e-9 for entry in entries)
     with pytest.raises(InputError, match="choose some with partitions="):
-        model.atlas()
-    singles = tuple((k,) for k in range(7))
-    (entry,) = model.atlas([singles])
-    assert entry.objective == pytest.approx(model.global_minimum(), abs=1e-9)
+        Model(21, 22, 2, 0.01, 0.004).atlas()
+
+
+def test_points_that_several_partitions_give_count_once():
+    (entry,) = Model(3, 4, 2, 1.0, 1.0).atlas()
+    assert (entry.name, entry.rank, entry.certificate.verdict) == ("3", 0, "global_minimum")
+
+
+@pytest.mark.parametrize("balance", [1.0, 1e6, 1e-6])
+def test_the_balance_of_the_decays_changes_no_index_rank_or_objective(balance):
+    plain = Model(4, 6, 5, 0.005, 0.005).atlas()
+    turned = Model(4, 6, 5, 0.005 * balance, 0.005 / balance).atlas()
+    assert [(e.name, e.index, e.rank) for e in turned] == [(e.name, e.index, e.rank) for e in plain]
+    assert [e.objective for e in turned] == pytest.approx([e.objective for e in plain], abs=1e-12)
+
+
+def test_a_partition_that_polishes_nowhere_is_named(monkeypatch):
+    monkeypatch.setattr(atlas_module, "_critical_point", lambda small, partition: None)
+    with pytest.warns(NeuralCollapseWarning, match="no critical point"):
+        assert Model(3, 4, 2, 0.01, 0.01).atlas() == []

@@ -3,7 +3,8 @@ import math
 import pytest
 import torch
 
-from neuralcollapse.ufm import CrossEntropy, Focal, UnconstrainedFeatureModel, certify
+from neuralcollapse import InputError
+from neuralcollapse.ufm import CrossEntropy, Focal, Point, UnconstrainedFeatureModel, certify
 from neuralcollapse.ufm.certificate import free_direction
 
 Model = UnconstrainedFeatureModel
@@ -211,3 +212,26 @@ def test_certificates_of_collapsed_and_full_points_agree():
         assert full.objective == pytest.approx(reduced.objective, abs=1e-13)
         assert full.lower_bound == pytest.approx(reduced.lower_bound, abs=1e-8)
         assert full.spectral_ratio == pytest.approx(reduced.spectral_ratio, rel=1e-10)
+
+
+@pytest.mark.parametrize("decay", [1e-9, 1e-8, 1e-3])
+def test_a_small_minimum_is_no_excuse_for_a_point_above_it(decay):
+    model = UnconstrainedFeatureModel(4, 5, 3, decay, decay)
+    lowest = model.global_minimizer()
+    assert model.certify(lowest).verdict == "global_minimum"
+    assert model.certify(lowest * 1.05).verdict == "not_critical"
+
+
+def test_points_and_bounds_that_make_no_sense_are_one_line():
+    model = UnconstrainedFeatureModel(3, 4, 2, 0.01, 0.01)
+    point = model.random_point(0)
+    cases = [
+        (lambda: model.certify(model.random_point(0, 1e160)), "overflow"),
+        (lambda: model.certify(point.vector()), r"expected a Point\(W, H, b\)"),
+        (lambda: model.certify(Point(point.W.numpy(), point.H, point.b)), "W as a torch.Tensor"),
+        (lambda: model.certify(point, known_bound=math.nan), "known_bound"),
+        (lambda: model.certify(point, known_bound=1e9), "known_bound"),
+    ]
+    for call, message in cases:
+        with pytest.raises(InputError, match=message):
+            call()

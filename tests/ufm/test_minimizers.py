@@ -406,3 +406,36 @@ def test_fixed_classifiers_that_make_no_sense_are_refused(arguments, message):
 def test_spherical_needs_two_classes():
     with pytest.raises(InputError, match="num_classes"):
         spherical_minimum(1, 1.0)
+
+
+@pytest.mark.parametrize("counts", [[2, 3], [4, 4, 5], [3, 7, 1, 2]])
+@pytest.mark.parametrize(("bias", "bias_decay"), [(True, 0.1), (True, 1.0), (False, 0.0)])
+def test_mse_of_unequal_counts_is_solved_though_its_minimiser_has_full_rank(counts, bias, bias_decay):
+    model = UnconstrainedFeatureModel(len(counts), len(counts) + 1, counts, 0.01, 0.01, bias_decay, bias, "mse")
+    found = float(model.many_starts(5).objectives.min())
+    assert model.global_minimum() == pytest.approx(found, abs=1e-9)
+    assert model.certify(model.global_minimizer()).verdict == "global_minimum"
+
+
+@pytest.mark.parametrize(("factor", "together"), [(0.89, False), (0.91, True)])
+def test_label_smoothing_moves_the_line_of_minority_collapse(factor, together):
+    mu = factor * 3 / 218  # N mu = factor sqrt(n) of the small classes; the line lies at 1 - 0.1
+    model = UnconstrainedFeatureModel(4, 4, [100, 100, 9, 9], mu, mu, loss="label_smoothing:0.1")
+    rows = model.global_minimizer().W[2:]
+    assert (float(torch.nn.functional.cosine_similarity(rows[0], rows[1], dim=0)) > 1 - 1e-9) == together
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: UnconstrainedFeatureModel(3, 3, 2, "a", 0.1), "weight_decay.*'a'"),
+        (lambda: UnconstrainedFeatureModel(3, 3, 2, 0.1, 0.1, loss=None), "loss by name"),
+        (lambda: UnconstrainedFeatureModel(3, 3, 2, 0.1, 0.1, loss="focal:x"), "focal:GAMMA"),
+        (lambda: UnconstrainedFeatureModel(3, 3, 2, 0.1, 0.1, loss="mse:2"), "focal:GAMMA"),
+        (lambda: spherical_minimum(4, math.nan), "temperature"),
+        (lambda: fixed_classifier_minimum(4, 3, math.inf), "feature_decay"),
+    ],
+)
+def test_parameters_that_make_no_sense_are_one_line(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

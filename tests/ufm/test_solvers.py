@@ -140,10 +140,10 @@ def test_a_point_without_a_way_down_cannot_be_left():
         leave(model, best, model.certify(best))
 
 
-def test_200_starts_all_end_at_the_certified_minimum():
+def test_a_thousand_starts_all_end_at_the_certified_minimum():
     model = Model(4, 6, 10, 0.005, 0.005)
-    starts = model.many_starts(200, seed=3)
-    assert len(starts.verdicts) == len(starts.objectives) == len(starts.gaps) == 200
+    starts = model.many_starts(1000, seed=3)
+    assert len(starts.verdicts) == len(starts.objectives) == len(starts.gaps) == 1000
     assert set(starts.verdicts) == {"global_minimum"}
     assert float(starts.gaps.max()) <= 1e-6
     assert float((starts.objectives - model.global_minimum()).abs().max()) <= 1e-9
@@ -174,7 +174,7 @@ def test_starts_follow_the_seed_and_do_not_depend_on_how_they_are_batched(monkey
 
 @pytest.mark.parametrize("count", [0, -1])
 def test_no_starts_are_refused(count):
-    with pytest.raises(InputError, match="at least 1 start"):
+    with pytest.raises(InputError, match="count to be an integer of at least 1"):
         Model(3, 4, 2, 0.01, 0.01).many_starts(count)
 
 
@@ -205,3 +205,27 @@ def test_the_start_is_left_alone(small):
         start = small.random_point(3)
         small.minimize(start, method, iterations=3)
         assert start.vector().equal(small.random_point(3).vector())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": math.nan}, "tolerance"),
+        ({"tolerance": -1.0}, "tolerance"),
+        ({"iterations": 0}, "iterations"),
+        ({"learning_rate": 0.0}, "learning_rate"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    model = UnconstrainedFeatureModel(3, 4, 2, 0.01, 0.01)
+    with pytest.raises(InputError, match=message):
+        model.minimize(model.random_point(0), "sgd", **options)
+
+
+def test_a_start_that_requires_gradients_is_only_read():
+    model = UnconstrainedFeatureModel(3, 4, 2, 0.01, 0.01)
+    start = model.random_point(0)
+    start.W.requires_grad_()
+    for method in ("lbfgs", "adam"):
+        assert not model.minimize(start, method, iterations=5).point.W.requires_grad

@@ -166,10 +166,10 @@ def way_figure(found: Survey) -> Figure:
     figure = simplex_motion(geometries, names, step="step")
     return Figure(
         "way-out",
-        f"From the saddle {entry.name} to the simplex",
+        f"From the saddle {entry.name} to the {'simplex' if found.model.balanced else 'global minimum'}",
         f"Class features and classifier rows on the way down from a saddle of index {entry.index}, "
         "by its escape direction and L-BFGS. Classes that the saddle ties together come apart. Press play.",
-        f"Three-dimensional view of {len(names)} class features leaving a saddle and ending at the simplex.",
+        f"Three-dimensional view of {len(names)} class features leaving a saddle and ending at the minimum.",
         figure.data,
         figure.layout,
         figure.frames,
@@ -191,7 +191,8 @@ def phase_figure(found: Survey) -> Figure:
         "colorbar": {"title": {"text": "cos"}, "thickness": 12},
         "hovertemplate": "N mu %{x:.3g}, ratio %{y:.3g}: cos %{z:.3f}<extra></extra>",
     }
-    line_x = [math.sqrt(max(1, round(phase.majority / ratio))) for ratio in phase.ratios]
+    keep = 1 - phase.smoothing
+    line_x = [keep * math.sqrt(max(1, round(phase.majority / ratio))) for ratio in phase.ratios]
     line = {
         "type": "scatter",
         "mode": "lines",
@@ -209,8 +210,8 @@ def phase_figure(found: Survey) -> Figure:
     }
     caption = (
         f"Cosine between the classifier rows of two small classes, K = {phase.num_classes}, {phase.majority} samples in"
-        " a large class. Right of the dashed line, sqrt(n) of a small class = N mu, they coincide: minority collapse. "
-        "Blank: both are zero."
+        f" a large class. Right of the dashed line, {f'{keep:g} ' if keep < 1 else ''}sqrt(n) of a small class = N mu, "
+        "they coincide: minority collapse. Blank: both are zero."
     )
     alt = "Heat map: small classes' rows point apart at low decay and ratio, and coincide beyond the line."
     return Figure("phase", "Minority collapse", caption, alt, [heat, line], layout)

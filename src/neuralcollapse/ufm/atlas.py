@@ -7,13 +7,14 @@ global minimiser, all together the origin.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.hessian import Hessian
@@ -23,6 +24,7 @@ Partition = tuple[tuple[int, ...], ...]
 
 CRITICAL = 1e-10  # the gradient norm to which points are polished
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
+_LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
 
 @dataclass(frozen=True)
@@ -68,47 +70,74 @@ def atlas(model: Model, partitions: Sequence[Partition] | None = None) -> list[E
     """The critical points of a model, highest first.
 
     Args:
-        model: d >= K-1 dimensions.
+        model: with d >= K-1.
         partitions: the partitions to use. When not given: one for each integer partition of K when the classes
-            have equal counts; every labelled partition when they do not and K <= 6.
+            have equal counts; when they do not, every labelled partition for K <= 6, and beyond that the integer
+            partitions of the classes sorted by size, largest first.
 
-    Points of unequal classes are polished from the tied minimum to the nearest critical point; those that reach none,
-    or one that another partition gave, are left out.
+    Points with the same logits count once. Points of unequal classes are polished from the tied minimum to the
+    nearest critical point; those that reach none are left out.
 
     Raises:
-        InputError: unequal counts with K > 6 and no partitions given, or groups that are no partition of the classes.
+        InputError: K > 20 and no partitions given, or groups that are no partition of the classes.
     """
     if partitions is None:
         partitions = _all_partitions(model)
+    # Critical points depend on lW lH alone, up to the balance of W and H: find them where both decays are mu.
+    even = Model(
+        model.num_classes,
+        model.feature_dim,
+        model.counts,
+        model.mu,
+        model.mu,
+        model.bias_decay,
+        model.bias,
+        model.loss,
+        device=model.device,
+    ).collapsed()
     entries: list[Entry] = []
+    known: list[Tensor] = []
+    missed: list[str] = []
     for partition in partitions:
         _check_partition(partition, model.num_classes)
-        small = model.collapsed()
-        vector = _critical_point(small, partition)
+        vector = _critical_point(even, partition)
         if vector is None:
+            missed.append(str(partition))
             continue
-        point = small.point(vector)
-        if not model.balanced and any(_same(small, point, entry, model) for entry in entries):
+        point = even.point(vector)
+        logits = even.logits(point)
+        if any(torch.allclose(logits, other, atol=1e-6) for other in known):
             continue
-        entries.append(_entry(model, small, point, partition))
+        known.append(logits)
+        entries.append(_entry(model, even, point, partition))
+    if missed and model.balanced:
+        warnings.warn(
+            f"no critical point polished to a gradient of {_critical(even):.0e} for the partitions {listed(missed)}",
+            NeuralCollapseWarning,
+            stacklevel=2,
+        )
     return sorted(entries, key=lambda entry: -entry.objective)
 
 
-def _entry(model: Model, small: Model, point: Point, partition: Partition) -> Entry:
-    full = model.expand(point)
-    hessian = Hessian(small, point)
-    singular = torch.linalg.svdvals(point.W)
+def _entry(model: Model, even: Model, point: Point, partition: Partition) -> Entry:
+    ratio = (model.feature_decay / model.weight_decay) ** 0.25
+    full = model.expand(Point(ratio * point.W, point.H / ratio, point.b))
     return Entry(
         partition,
         full,
-        float(small.value(point)),
+        float(even.value(point)),
         certify(model, full),
-        hessian.negative(),
+        Hessian(even, point).negative(1e-6 * even.mu),  # inertia does not depend on the balance
         Hessian(model, full).least(),
-        int((singular > 1e-6).sum()),
+        int((torch.linalg.svdvals(point.W) > 1e-5).sum()),
         model.measures(full),
         not model.balanced,
     )
+
+
+def _critical(even: Model) -> float:
+    """The gradient norm to polish to: `CRITICAL`, or less where the decays are tiny."""
+    return min(CRITICAL, max(1e-6 * even.mu, 1e-15))
 
 
 def _critical_point(small: Model, partition: Partition) -> Tensor | None:
@@ -124,10 +153,10 @@ def _critical_point(small: Model, partition: Partition) -> Tensor | None:
 
     start = tie(small.random_point(seed=1, scale=0.5).vector())
     vector = lbfgs(objective, start[None], tolerance=1e-7 * small.mu, iterations=4000, memory=20).points[0]
-    vector = tie(newton(objective, product, vector, tolerance=0.01 * CRITICAL))
-    if float(small.value_and_gradient(vector)[1].norm()) > CRITICAL:
+    vector = tie(newton(objective, product, vector, tolerance=0.01 * _critical(small)))
+    if float(small.value_and_gradient(vector)[1].norm()) > _critical(small):
         vector = _polish(small, vector)
-    return vector if float(small.value_and_gradient(vector)[1].norm()) <= CRITICAL else None
+    return vector if float(small.value_and_gradient(vector)[1].norm()) <= _critical(small) else None
 
 
 def _tying(small: Model, partition: Partition) -> Callable[[Tensor], Tensor]:
@@ -166,31 +195,25 @@ def _polish(small: Model, vector: Tensor) -> Tensor:
         else:
             return vector
         vector, size = trial, trial_size
-        if size <= 0.01 * CRITICAL:
+        if size <= 0.01 * _critical(small):
             break
     return vector
 
 
-def _same(small: Model, point: Point, entry: Entry, model: Model) -> bool:
-    """Whether two points have the same logits: equal up to a rotation of the features."""
-    other = model.collapse(entry.point)
-    return bool(torch.allclose(small.logits(point), small.logits(other), atol=1e-6))
-
-
 def _all_partitions(model: Model) -> list[Partition]:
     K = model.num_classes
-    if model.balanced:
-        found = []
-        for sizes in integer_partitions(K):
-            ends = torch.tensor(sizes).cumsum(0).tolist()
-            found.append(tuple(tuple(range(end - size, end)) for size, end in zip(sizes, ends, strict=True)))
-        return found
-    if K > _LABELLED_UP_TO:
+    if not model.balanced and K <= _LABELLED_UP_TO:
+        return list(set_partitions(tuple(range(K))))
+    if K > _LARGEST:
         raise InputError(
-            f"{K} classes of unequal counts have too many labelled partitions: choose some with partitions=, "
-            f"each a tuple of groups of class numbers"
+            f"{K} classes have too many partitions: choose some with partitions=, tuples of groups of classes"
         )
-    return list(set_partitions(tuple(range(K))))
+    order = sorted(range(K), key=lambda k: -model.counts[k])
+    found = []
+    for sizes in integer_partitions(K):
+        ends = torch.tensor(sizes).cumsum(0).tolist()
+        found.append(tuple(tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)))
+    return found
 
 
 def integer_partitions(total: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
@@ -216,7 +239,8 @@ def set_partitions(items: tuple[int, ...]) -> Iterator[Partition]:
 
 
 def _check_partition(partition: Partition, num_classes: int) -> None:
-    if sorted(k for group in partition for k in group) != list(range(num_classes)):
+    groups = isinstance(partition, Sequence) and all(isinstance(group, Sequence) and len(group) for group in partition)
+    if not groups or sorted(k for group in partition for k in group) != list(range(num_classes)):
         raise InputError(
             f"expected a partition of the classes 0 to {num_classes - 1} into groups, got {partition}: each class once"
         )

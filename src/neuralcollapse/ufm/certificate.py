@@ -21,7 +21,8 @@ from neuralcollapse.ufm.duality import lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
 
-GLOBAL_GAP = 1e-7  # a certified gap below this, relative to max(1, f), makes a global minimum
+GLOBAL_GAP = 1e-7  # a certified gap below this, relative to f, makes a global minimum
+_ROUNDING = 1e-13  # what rounding leaves of a gap that is zero
 CRITICAL = 1e-6  # a gradient below this times mu (1 + |point|) makes a critical point
 _CONTRADICTION = 1e-9  # a lower bound this far above an objective, relatively, cannot be one
 _ABOVE = 1e-6  # a spectral ratio above 1 + this makes a way down
@@ -72,6 +73,12 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     products = model.scaled(point.W @ point.H)
     logits = products if point.b is None else products + point.b.unsqueeze(-1)
     objective = float(model.value_at(point, logits))
+    if not math.isfinite(objective):
+        raise InputError(
+            "expected a point with a finite objective, got one whose logits or norms overflow: scale it down"
+        )
+    if math.isnan(known_bound):
+        raise InputError("expected known_bound to be a number, got nan")
     slopes = model.loss.gradient(logits, model.targets).mul_(model.columns.weights)
     gradient_norm = model.gradient_at(point, slopes).norm()
     slopes = model.scaled(slopes)
@@ -84,9 +91,9 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         )
     facts = (objective, bound, gap, gradient_norm, ratio)
 
-    if gap <= GLOBAL_GAP * max(1.0, abs(objective)):
+    if gap <= GLOBAL_GAP * abs(objective) + _ROUNDING:
         return Certificate("global_minimum", f"the certified gap is {max(gap, 0.0):.1e}", *facts)
-    if gradient_norm > CRITICAL * model.mu * (1 + point.norm()):
+    if gradient_norm > CRITICAL * model.mu * (1 + point.norm()) + 1e-15:
         return Certificate("not_critical", f"the gradient's length is {gradient_norm:.1e}: descend further", *facts)
     if ratio > 1 + _ABOVE:
         free = free_direction(point)

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_classifier, check_features, check_finite, check_label_range, check_labels
+from neuralcollapse._checks import (
+    check_classifier,
+    check_features,
+    check_finite,
+    check_label_range,
+    check_labels,
+    check_real,
+)
 from neuralcollapse._errors import InputError
 from neuralcollapse.moments import ClassMoments
 from neuralcollapse.ufm.duality import lower_bound
@@ -59,7 +66,7 @@ def certify_head(
         bias: (K,) or None.
         weight_decay: lW > 0, as trained with.
         feature_decay: lH > 0; when not given, the one at which the head is balanced, lW |W|^2 = lH |H|^2, as it
-            would be at any critical point.
+            would be at any critical point; far from one (features of a wild scale) the ratio means little.
         bias_decay: lb; the same as the weight's when not given, as an optimiser with one decay has it.
 
     Raises:
@@ -119,6 +126,7 @@ _Decays = tuple[float, float | None, float | None]
 def _model(counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: _Decays) -> Model:
     """The model whose point a head is; `size` is the sum of the features' squared lengths."""
     weight_decay, feature_decay, bias_decay = decays
+    check_real(weight_decay, "weight_decay")
     num_classes, dim = weight.shape
     if not bool(counts.all()):
         empty = (counts == 0).nonzero().flatten().tolist()

@@ -202,16 +202,27 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 
 
 def find_loss(loss: str | Loss) -> Loss:
-    """A loss by name (label smoothing 0.1, focal gamma 2), or a loss itself.
+    """A loss by name, or a loss itself. "label_smoothing:0.2" and "focal:3" set the smoothing (0.1) and gamma (2).
 
     Raises:
-        InputError: an unknown name; the nearest is offered.
+        InputError: an unknown name (the nearest is offered), or a parameter that is no number.
     """
     if not isinstance(loss, str):
-        return loss
-    if loss not in LOSSES:
-        raise InputError(f"no loss {loss!r}{nearest(loss, LOSSES)}; there are: {', '.join(LOSSES)}")
-    return LOSSES[loss]()
+        if isinstance(loss, CrossEntropy | Focal | SquaredError):
+            return loss
+        raise InputError(f"expected a loss by name or an instance of a loss, got {loss!r}")
+    name, colon, parameter = loss.partition(":")
+    if name not in LOSSES:
+        raise InputError(f"no loss {name!r}{nearest(name, LOSSES)}; there are: {', '.join(LOSSES)}")
+    if not colon:
+        return LOSSES[name]()
+    makers: dict[str, Callable[[float], Loss]] = {"label_smoothing": CrossEntropy, "focal": Focal}
+    try:
+        return makers[name](float(parameter))
+    except (KeyError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"expected label_smoothing:A or focal:GAMMA with a number, got {loss!r}") from None
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count
+from neuralcollapse._checks import check_count, check_real
 from neuralcollapse._errors import InputError
 from neuralcollapse.frames import simplex_etf
 from neuralcollapse.ufm.descent import lbfgs, newton
@@ -19,7 +19,8 @@ from neuralcollapse.ufm.duality import best_bias, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
 
-_GAP = 1e-10  # the duality gap at which the solver stops, absolute
+_ATTEMPTS = 5  # starts of the solver
+_GAP = 1e-9  # the duality gap at which the solver stops, relative to the minimum (with a floor for rounding)
 
 
 @dataclass(frozen=True)
@@ -117,33 +118,47 @@ def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
     work = Model(
         K, K, model.counts, model.mu, model.mu, model.bias_decay, model.bias, model.loss, device=model.device
     ).collapsed()
-    frame = simplex_etf(K, K, dtype=torch.float64, device=model.device)
-    start = Point(
-        frame, frame.T.clone(), torch.zeros(K, dtype=torch.float64, device=model.device) if model.bias else None
-    )
+    if collapses_to_zero(work):
+        zero = work.zero_point()
+        bias = None if zero.b is None else best_bias(work, work.logits(zero), zero.b)
+        return zero.W @ zero.H, bias
     objective = work.value_and_gradient
 
     def product(at: Tensor, direction: Tensor) -> Tensor:
         return work.hessian_product(work.point(at), work.point(direction)).vector()
 
-    tolerance, vector = 1e-6 * work.mu, start.vector()
-    best, gap = vector, math.inf
-    for _ in range(6):
-        vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
-        vector = newton(objective, product, vector, tolerance=1e-3 * tolerance)
-        point = work.point(vector)
-        now = float(work.value(point)) - lower_bound(work, point).value
-        if now < gap:
-            best, gap = vector, now
-        if gap <= _GAP:
+    best, gap, least = work.zero_point().vector(), math.inf, math.inf
+    for attempt in range(_ATTEMPTS):  # the first from a simplex; others only if that ends at a saddle
+        tolerance, vector = 1e-6 * work.mu, _start(work, attempt)
+        for _ in range(6):
+            vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
+            vector = newton(objective, product, vector, tolerance=1e-3 * tolerance)
+            point = work.point(vector)
+            value = float(work.value(point))
+            now = value - lower_bound(work, point).value
+            if now < gap:
+                best, gap, least = vector, now, value
+            if gap <= _GAP * least + 1e-15 or now > 1e-2 * value:
+                break
+            tolerance *= 1e-2
+        if gap <= 1e-7 * least + 1e-13:
             break
-        tolerance *= 1e-2
-    if gap > 1e-8:
+    if gap > 1e-7 * least + 1e-13:
         raise InputError(
-            f"the convex solver stopped at a duality gap of {gap:.1e}: the decays are too far apart or too small"
+            f"the convex solver stopped at a certified gap of {gap:.1e} above {least - gap:.6g}: "
+            "raise weight_decay * feature_decay, which is too small for it"
         )
     point = work.point(best)
     return point.W @ point.H, point.b
+
+
+def _start(work: Model, attempt: int) -> Tensor:
+    """Where the solver begins: near a simplex ETF, then anywhere. Never at one: descent would keep its rank K-1."""
+    point = work.random_point(attempt, scale=1.0 if attempt else 0.01)
+    if attempt == 0:
+        frame = simplex_etf(work.num_classes, work.num_classes, dtype=torch.float64, device=work.device)
+        point = Point(point.W + frame, point.H + frame.T, point.b)
+    return point.vector()
 
 
 def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
@@ -216,8 +231,7 @@ def fixed_classifier_minimum(
     """
     K = check_count(num_classes, "num_classes", 2)
     N = K * check_count(samples_per_class, "samples_per_class", 1)
-    if not (feature_decay > 0 and row_norm > 0):
-        raise InputError(f"expected positive feature_decay and row_norm, got {feature_decay} and {row_norm}")
+    feature_decay, row_norm = check_real(feature_decay, "feature_decay"), check_real(row_norm, "row_norm")
     from scipy.optimize import brentq
 
     target = math.log(K * K * row_norm**2 / ((K - 1) * N * feature_decay))
@@ -235,4 +249,5 @@ def fixed_classifier_minimum(
 def spherical_minimum(num_classes: int, temperature: float) -> float:
     """The minimum with |w_k| = |h_i| = 1 and logits tau W h: log(1+(K-1) exp(-K tau/(K-1))), for d >= K-1."""
     K = check_count(num_classes, "num_classes", 2)
+    temperature = check_real(temperature, "temperature")
     return math.log1p((K - 1) * math.exp(-K * temperature / (K - 1)))

@@ -17,7 +17,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count
+from neuralcollapse._checks import check_count, check_real
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import measures
 from neuralcollapse.moments import ClassMoments
@@ -116,9 +116,9 @@ class Model:
             check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
             for k, n in enumerate(samples_per_class)
         )
-        self.weight_decay = _decay(weight_decay, "weight_decay")
-        self.feature_decay = _decay(feature_decay, "feature_decay")
-        self.bias_decay = _decay(bias_decay, "bias_decay", zero=True)
+        self.weight_decay = check_real(weight_decay, "weight_decay")
+        self.feature_decay = check_real(feature_decay, "feature_decay")
+        self.bias_decay = check_real(bias_decay, "bias_decay", zero=True)
         self.bias = bias
         self.loss = find_loss(loss)
         self.device = torch.device(device or "cpu")
@@ -196,6 +196,7 @@ class Model:
 
     def random_point(self, seed: int = 0, scale: float = 1.0) -> Point:
         """Independent normal numbers times `scale`; the same seed gives the same point."""
+        check_real(scale, "scale")
         generator = torch.Generator().manual_seed(seed)
         return self.point(scale * torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device))
 
@@ -211,6 +212,8 @@ class Model:
         Raises:
             InputError: saying which part, what was expected and what came.
         """
+        if not isinstance(point, Point):
+            raise InputError(f"expected a Point(W, H, b), got {type(point).__name__}: model.point(vector) makes one")
         K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
         expected: dict[str, tuple[int, ...] | None] = {
             "W": (K, d),
@@ -222,10 +225,12 @@ class Model:
             if (part is None) != (shape is None):
                 raise InputError(
                     f"expected {'no b: the model has no bias' if shape is None else f'{name} of shape {shape}'}, "
-                    f"got {'none' if part is None else tuple(part.shape)}"
+                    f"got {'none' if part is None else type(part).__name__}"
                 )
             if part is None:
                 continue
+            if not isinstance(part, Tensor):
+                raise InputError(f"expected {name} as a torch.Tensor, got {type(part).__name__}: use torch.as_tensor")
             if tuple(part.shape) != shape:
                 raise InputError(f"expected {name} of shape {shape}, got {tuple(part.shape)}")
             if part.dtype != torch.float64:
@@ -309,14 +314,9 @@ class Model:
 
     def balance_residual(self, point: Point) -> float:
         """|lW W'W - lH H H'|_F, zero at every critical point."""
+        self.check_point(point)
         return float(
             torch.linalg.matrix_norm(
                 self.weight_decay * point.W.mT @ point.W - self.feature_decay * point.H @ point.H.mT
             )
         )
-
-
-def _decay(value: float, name: str, *, zero: bool = False) -> float:
-    if not math.isfinite(value) or value < 0 or (value == 0 and not zero):
-        raise InputError(f"expected {name} to be {'0 or ' if zero else ''}positive and finite, got {value}")
-    return float(value)

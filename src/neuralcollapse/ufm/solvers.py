@@ -12,7 +12,7 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
-from neuralcollapse._checks import check_count
+from neuralcollapse._checks import check_count, check_real
 from neuralcollapse._errors import InputError, nearest
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
@@ -90,10 +90,14 @@ def minimize(
         InputError: an unknown method, or a start that does not fit the model.
     """
     model.check_point(start)
+    start = model.point(start.vector().detach())
+    check_real(tolerance, "tolerance")
+    check_count(batch_size, "batch_size", 1)
+    check_count(escapes, "escapes", 0)
     check_method(method)
     limit = (300 if method == "newton" else 5000) if iterations is None else check_count(iterations, "iterations", 1)
-    if learning_rate is not None and not (math.isfinite(learning_rate) and learning_rate > 0):
-        raise InputError(f"expected learning_rate to be positive and finite, got {learning_rate}")
+    if learning_rate is not None:
+        check_real(learning_rate, "learning_rate")
     record = _Recorder(model, limit)
     point, left = start, 0
     record(point.vector())
@@ -286,8 +290,9 @@ def many_starts(
 
     All starts descend together as one batch (in parts when large), so a start costs a fraction of a run of its own.
     """
-    if count < 1:
-        raise InputError(f"expected at least 1 start, got {count}")
+    check_count(count, "count", 1)
+    check_real(scale, "scale")
+    check_real(tolerance, "tolerance")
     generator = torch.Generator().manual_seed(seed)
     vectors = scale * torch.randn(count, model.size, generator=generator, dtype=torch.float64).to(model.device)
     ends, most = [], 0

@@ -31,6 +31,7 @@ class Phase:
     cosines: list[list[float]]
     num_classes: int
     majority: int
+    smoothing: float
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def minority_phase(model: Model) -> Phase:
     """Minority collapse over imbalance ratio and decay, from exact minimisers.
 
     The model is taken with half its classes (at most 5 of 10) large and half small: n samples in a large class, n/R
-    in a small one. The rows of the small classes coincide (cosine 1) iff sqrt(n/R) <= N mu.
+    in a small one. The rows of the small classes coincide (cosine 1) iff (1-a) sqrt(n/R) <= N mu, a the smoothing.
     """
     K = min(model.num_classes, _PHASE_CLASSES)
     large = max(1, K // 2)
@@ -158,10 +159,13 @@ def minority_phase(model: Model) -> Phase:
                 model.bias,
                 model.loss,
             )
-            W = global_minimizer(candidate).W[large:]
-            row.append(_cosine(W[0], W[1]))
+            try:
+                W = global_minimizer(candidate).W[large:]
+                row.append(_cosine(W[0], W[1]))
+            except InputError:  # the solver's limit, in one cell
+                row.append(math.nan)
         cosines.append(row)
-    return Phase(ratios, decays, cosines, large + small, top)
+    return Phase(ratios, decays, cosines, large + small, top, getattr(model.loss, "smoothing", 0.0))
 
 
 def _cosine(a: Tensor, b: Tensor) -> float:
