@@ -14,7 +14,7 @@ are small, so the product itself may run in float32. Joint merging is Chan, Golu
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -228,9 +228,15 @@ class ClassMoments:
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
 
 
-@contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def _full_precision(device: torch.device) -> AbstractContextManager[None]:
     """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the user has set."""
+    if torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(device.type):
+        return nullcontext()
+    return _forced_precision(device)
+
+
+@contextmanager
+def _forced_precision(device: torch.device) -> Iterator[None]:
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -127,8 +127,11 @@ def test_bias_derivatives_are_weighted_sums_over_columns(name):
     loss, _ = LOSSES[name]
     logits, weights = normal(4, 6), torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     targets = loss.targets(LABELS, 4)
-    value, gradient, hessian = loss.bias_derivatives(logits, targets, weights)
-    assert value == pytest.approx(float(loss.value(logits, targets) @ weights))
+    shares, zero, bias = targets @ weights, torch.zeros(len(logits), dtype=torch.float64), normal(len(logits), 1)[:, 0]
+    value, gradient, hessian = loss.bias_derivatives(logits, zero, shares, weights)
+    moved = loss.bias_derivatives(logits, bias, shares, weights)[0]
+    difference = (loss.value(logits + bias[:, None], targets) - loss.value(logits, targets)) @ weights
+    assert moved - value == pytest.approx(float(difference))
     torch.testing.assert_close(gradient, loss.gradient(logits, targets) @ weights)
     for k in range(4):
         unit = torch.zeros(4, 6, dtype=torch.float64)
@@ -189,7 +192,7 @@ def test_the_focal_loss_is_not_convex_and_claims_no_dual():
         with pytest.raises(InputError, match="not convex"):
             refused(logits, targets)
     with pytest.raises(InputError, match="not convex"):
-        loss.bias_derivatives(logits, targets, torch.ones(6, dtype=torch.float64))
+        loss.bias_derivatives(logits, logits[:, 0], targets[:, 0], torch.ones(6, dtype=torch.float64))
 
 
 def test_losses_are_found_by_name_or_pass_through():

@@ -23,6 +23,7 @@ from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.model import Model, Point
 
 _LONGEST_STEP = 20.0  # of the bias in a Newton step: saturated logits have hardly any curvature
+_FEW = 10  # samples a class that the first steps of the bias see, at least
 _LARGEST_SCALE = 1e6  # of t: beyond it rounding in the slopes would be blown up
 _LARGEST_BIAS = 1e3  # taken to bound |b| at a minimum where no decay holds it
 _GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
@@ -52,23 +53,25 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
     if isinstance(model.loss, CrossEntropy):  # columns sum to zero exactly, even at confident points
-        own = targets.argmax(-2, keepdim=True)
-        slopes = slopes.scatter(-2, own, 0.0)
-        slopes = slopes.scatter(-2, own, -slopes.sum(-2, keepdim=True))
+        own = model.columns.labels.unsqueeze(0)
+        slopes.scatter_(-2, own, 0.0)
+        slopes.scatter_(-2, own, -slopes.sum(-2, keepdim=True))
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
     linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
-    norm = spectral_norm(model.scaled(slopes * weights))
+    norm = _weighted_norm(model, slopes)
     largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0, _LARGEST_SCALE)
+    line = model.loss.dual_line(slopes, targets, weights)
 
-    def bound(scale: float) -> float:
-        return float(model.loss.dual(scale * slopes, targets) @ weights) - scale * scale * quadratic - scale * linear
+    def bound(scale: float) -> tuple[float, float]:
+        value, slope = line(scale)
+        return value - scale * (scale * quadratic + linear), slope - 2 * scale * quadratic - linear
 
-    end = bound(largest)
-    if end >= bound(largest * (1 - 1e-4)):  # still rising: concave, so the end is the maximum
+    end, slope = bound(largest)
+    if slope >= 0:  # still rising: concave, so the end is the maximum
         return Bound(end, bias)
     found = minimize_scalar(
-        lambda scale: -bound(scale),
+        lambda scale: -bound(scale)[0],
         bounds=(0.0, largest),
         method="bounded",
         options={"xatol": 1e-4 * largest, "maxiter": 20},
@@ -76,12 +79,35 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
     return Bound(max(end, -float(found.fun)), bias)
 
 
+def _weighted_norm(model: Model, slopes: Tensor) -> float:
+    """|G|_2 of slopes not yet weighted; where all columns weigh the same, without another matrix."""
+    weights, roots = model.columns.weights, model.columns.roots
+    if model.balanced:
+        return spectral_norm(slopes) * float(weights[0] / roots[0])
+    return spectral_norm(model.scaled(slopes * weights))
+
+
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
-    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking."""
-    weights, decay = model.columns.weights, model.bias_decay
+    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking.
+
+    With many samples a class the first steps are taken on a share of them.
+    """
+    targets, weights = model.targets, model.columns.weights
+    stride = min(model.counts) // _FEW if model.balanced else 0
+    if stride > 1:
+        part = slice(None, None, stride)
+        share = weights[part] / weights[part].sum()
+        start = _newton_bias(model, logits[:, part].contiguous(), targets[:, part], share, start, tolerance=1e-3)
+    return _newton_bias(model, logits, targets, weights, start, tolerance=1e-15)
+
+
+def _newton_bias(
+    model: Model, logits: Tensor, targets: Tensor, weights: Tensor, start: Tensor, tolerance: float
+) -> Tensor:
+    shares, decay = targets @ weights, model.bias_decay
 
     def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        value, gradient, hessian = model.loss.bias_derivatives(logits + bias.unsqueeze(-1), model.targets, weights)
+        value, gradient, hessian = model.loss.bias_derivatives(logits, bias, shares, weights)
         hessian.diagonal().add_(decay)
         return value + decay / 2 * float(bias.square().sum()), gradient + decay * bias, hessian
 
@@ -89,10 +115,13 @@ def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
     value, gradient, hessian = derivatives(bias)
     for _ in range(200):
         size = float(gradient.norm())
-        if size <= 1e-15:
+        if size <= tolerance:
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
-        step = step * min(1.0, _LONGEST_STEP / max(float(step.abs().max()), 1e-300))
+        longest = float(step.abs().max())
+        if size <= 1e-9 and longest <= 1e-6:  # the error of a Newton step is its square: below rounding
+            return bias - step
+        step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)
         for _ in range(40):
             trial = derivatives(bias - step)

@@ -35,11 +35,19 @@ class Loss(Protocol):
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(..., K, M) the Hessian of each column's loss times a direction."""
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The weighted sums over columns of values, gradients (K,) and Hessians (K, K); only where convex."""
+    def bias_derivatives(
+        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
+        """For logits + bias: the weighted sum over columns, up to a constant, its gradient (K,) and Hessian (K, K).
+
+        `shares` (K,) is the weighted sum of the target columns. Only where convex.
+        """
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """(..., M) -l*(slopes); only where convex."""
+
+    def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
+        """T -> the weighted sum of -l*(t slopes) and its derivative in t; only where convex."""
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """The largest t >= 0 for which l* is finite at t times the slopes."""
@@ -69,32 +77,49 @@ class CrossEntropy:
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
         """softmax(z) - y; columns sum to zero."""
-        return logits.softmax(-2) - targets
+        return logits.softmax(-2).sub_(targets)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(diag(p) - p p') d."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The value, (P - Y) w, and diag(P w) - P diag(w) P', from one exponential."""
-        highest = logits.amax(-2, keepdim=True)
-        scaled = (logits - highest).exp_()
-        sums = scaled.sum(-2, keepdim=True)
-        value = (sums.log() + highest).squeeze(-2) @ weights - (logits * targets).sum(-2) @ weights
-        scaled.mul_(weights.sqrt() / sums)
-        mean = scaled @ weights.sqrt()
-        return float(value), mean - targets @ weights, torch.diag(mean) - scaled @ scaled.mT
+    def bias_derivatives(
+        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
+        """Log sum exp less <shares, b>, P w - shares, and diag(P w) - P diag(w) P', from one exponential."""
+        scaled = logits + bias.unsqueeze(-1)
+        highest = scaled.amax(-2, keepdim=True)
+        sums = scaled.sub_(highest).exp_().sum(-2, keepdim=True)
+        value = (sums.log() + highest).squeeze(-2) @ weights - shares @ bias
+        roots = weights.sqrt()
+        scaled.mul_(roots / sums)
+        mean = scaled @ roots
+        return float(value), mean - shares, torch.diag(mean) - scaled @ scaled.mT
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of y + v."""
         return torch.special.entr((targets + slopes).clamp(min=0)).sum(-2)
 
+    def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
+        """Sums of entropies; d/dt entropy(y + t v) = -<v, log(y + t v)> as v sums to zero."""
+
+        def at(scale: float) -> tuple[float, float]:
+            logs = torch.add(targets, slopes, alpha=scale).clamp_(min=1e-300).log_().mul_(weights).flatten()
+            slope = -float(torch.dot(slopes.flatten(), logs))
+            return scale * slope - float(torch.dot(targets.flatten(), logs)), slope
+
+        return at
+
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """Up to the t at which an entry of y + t v reaches zero."""
-        falling = slopes < 0
-        if not bool(falling.any()):
-            return math.inf
-        return float((targets / -slopes)[falling].min())
+        if not self.smoothing:  # only the right class, where y = 1, can fall
+            least = float(slopes.min())
+            return -1 / least if least < 0 else math.inf
+        steepest = float((slopes / targets).min())
+        return -1 / steepest if steepest < 0 else math.inf
+
+
+_NO_DUAL = "the focal loss is not convex in the logits: it has no duality bound"
 
 
 class Focal:
@@ -144,17 +169,23 @@ class Focal:
         away = torch.where(targets > 0, others, -probabilities)
         return probabilities, away, slope, bend
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
+    def bias_derivatives(
+        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
         """None, as for `dual`."""
-        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+        raise InputError(_NO_DUAL)
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """None: the loss is not convex, so no conjugate bounds it."""
-        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+        raise InputError(_NO_DUAL)
+
+    def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
+        """None, as for `dual`."""
+        raise InputError(_NO_DUAL)
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """None, as for `dual`."""
-        raise InputError("the focal loss is not convex in the logits: it has no duality bound")
+        raise InputError(_NO_DUAL)
 
 
 class SquaredError:
@@ -179,14 +210,24 @@ class SquaredError:
         """The direction itself."""
         return direction.expand(torch.broadcast_shapes(direction.shape, logits.shape))
 
-    def bias_derivatives(self, logits: Tensor, targets: Tensor, weights: Tensor) -> tuple[float, Tensor, Tensor]:
-        """The value, (Z - Y) w, and the sum of the weights times the identity."""
-        eye = torch.eye(logits.shape[-2], dtype=logits.dtype, device=logits.device)
-        return float(self.value(logits, targets) @ weights), (logits - targets) @ weights, eye * weights.sum()
+    def bias_derivatives(
+        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+    ) -> tuple[float, Tensor, Tensor]:
+        """|b|^2/2 + <Z w - shares, b>, its gradient, and the identity, times the sum of the weights."""
+        total = weights.sum()
+        slope = logits @ weights - shares
+        value = float(total * bias.square().sum() / 2 + slope @ bias)
+        return value, total * bias + slope, total * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """-|v|^2/2 - <v, y>."""
         return -(slopes.square() / 2 + slopes * targets).sum(-2)
+
+    def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
+        """A parabola."""
+        weighted = (slopes * weights).flatten()
+        square, product = float(torch.dot(weighted, slopes.flatten())), float(torch.dot(weighted, targets.flatten()))
+        return lambda scale: (-scale * (scale * square / 2 + product), -scale * square - product)
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """Every t."""

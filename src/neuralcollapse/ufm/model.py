@@ -54,7 +54,8 @@ class Point:
 
     def norm(self) -> float:
         """The Euclidean length."""
-        return math.sqrt(float(self.dot(self)))
+        parts = [self.W, self.H] if self.b is None else [self.W, self.H, self.b]
+        return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
 
     def vector(self) -> Tensor:
         """All numbers as one (..., n) vector: W, H, b."""
