@@ -13,6 +13,7 @@ are small, so the product itself may run in float32. Joint merging is Chan, Golu
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -162,7 +163,7 @@ class ClassMoments:
         index = labels
         if self.num_classes > len(labels):  # work on the classes of this block alone
             classes, index = labels.unique(return_inverse=True)
-        exact = features.to(torch.float64)
+        exact = _scratch("exact", features, torch.float64).copy_(features)
         sums = exact.new_zeros(self.means[classes].shape).index_add_(0, index, exact)
         if not bool(torch.isfinite(sums.sum())):
             check_finite(features)  # raises, before anything has changed
@@ -174,7 +175,7 @@ class ClassMoments:
         moved = sums / batch_counts.clamp(min=1)[:, None] - self.means[classes]
         centres = self.means[classes] + (1 - (seen / total).sqrt())[:, None] * moved
 
-        exact = exact - centres[index] if exact is features else exact.sub_(centres[index])
+        exact.sub_(torch.index_select(centres, 0, index, out=_scratch("centres", features, torch.float64)))
         self.spreads.index_add_(0, labels, self._add_scatter(exact, features.dtype))
         self.means[classes] += share[:, None] * moved
         self._counts[classes] += batch_counts
@@ -182,7 +183,7 @@ class ClassMoments:
     def _add_scatter(self, centred: Tensor, dtype: torch.dtype) -> Tensor:
         """Add X'X to the scatter; returns the squared lengths of the rows of X (N,) as float64."""
         if dtype != torch.float64 and self.feature_dim >= _FLOAT32_FROM_DIM:
-            small = centred.to(torch.float32)
+            small = _scratch("small", centred, torch.float32).copy_(centred)
             squares = torch.linalg.vector_norm(small, dim=1).to(torch.float64).square_()
             trace, most = torch.stack([squares.sum(), squares.max()]).tolist()
             if _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
@@ -270,4 +271,21 @@ def add_gram(upper: Tensor, rows: Tensor) -> None:
     dim = rows.shape[1]
     step = max(256, -(-dim // 8)) if rows.device.type == "cpu" else dim
     for start in range(0, dim, step):
-        upper[start : start + step, start:] += rows[:, start : start + step].T @ rows[:, start:]
+        block, left, right = upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:]
+        if rows.dtype == upper.dtype:
+            block.addmm_(left, right)
+        else:
+            block += left @ right
+
+
+_buffers = threading.local()
+
+
+def _scratch(name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for a block, kept from one batch to the next: asking for fresh pages costs as much as the arithmetic."""
+    key = (name, like.device, dtype)
+    kept: dict[object, Tensor] = _buffers.__dict__.setdefault("kept", {})
+    if key not in kept or kept[key].numel() < like.numel():
+        with torch.inference_mode(False):
+            kept[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
+    return kept[key][: like.numel()].view(like.shape)
