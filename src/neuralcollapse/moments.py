@@ -149,7 +149,7 @@ class ClassMoments:
             features, labels = features[kept], labels[kept]
         if labels.numel() == 0:
             return self
-        lowest, highest = torch.stack(torch.aminmax(labels)).tolist()
+        lowest, highest = (int(end) for end in torch.aminmax(labels))
         check_label_range(lowest, highest, self.num_classes)
         rows = max(1, _BLOCK_VALUES // self.feature_dim)
         if len(labels) > rows:  # a single block is checked by its sums, below
@@ -185,7 +185,7 @@ class ClassMoments:
         if dtype != torch.float64 and self.feature_dim >= _FLOAT32_FROM_DIM:
             small = _scratch("small", centred, torch.float32).copy_(centred)
             squares = torch.linalg.vector_norm(small, dim=1).to(torch.float64).square_()
-            trace, most = torch.stack([squares.sum(), squares.max()]).tolist()
+            trace, most = float(squares.sum()), float(squares.max())
             if _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
                 with _full_precision(centred.device):
                     add_gram(self._upper, small)
