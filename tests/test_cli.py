@@ -313,14 +313,19 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
 def test_ctrl_c_stops_a_real_run_with_its_records_kept(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "neuralcollapse", "train", "--out", str(out), "--epochs", "5000", "--width", "8"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    # A job in the background starts with interrupts ignored, and its children with it: undo that for this one.
+    heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heed)
     records = out / "records.jsonl"
     for _ in range(600):
         if records.is_file() and len(records.read_text().splitlines()) > 2:
             break
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    try:
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "interrupted; the records so far are in" in err
     assert "Traceback" not in err
