@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser = _parser()
         if arguments[:1] == ["train"]:  # its options come from TrainConfig, by jsonargparse
             return _train(arguments[1:])
-        options = parser.parse_args([_hyphened(argument) for argument in arguments])
+        options = parser.parse_args([_spelled(argument, "_", "-") for argument in arguments])
         command: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
         if command is None:
             parser.print_help()
@@ -170,7 +170,7 @@ def _train(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_class_arguments(TrainConfig)
     options = [item.name for item in fields(TrainConfig)]
-    parsed = _parse(parser, [_underscored(argument) for argument in arguments])
+    parsed = _parse(parser, [_spelled(argument, "-", "_") for argument in arguments])
     config = TrainConfig(**{name: parsed[name] for name in options})
     out = Path(parsed.out or f"runs/{config.data}-{config.network}-{config.classifier}")
 
@@ -219,20 +219,12 @@ def _parse(parser: Any, arguments: list[str]) -> Any:
         raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None
 
 
-def _underscored(argument: str) -> str:
-    """--feature-dim as --feature_dim, the name that the config file has."""
+def _spelled(argument: str, old: str, new: str) -> str:
+    """A flag's name with `new` for `old`, so that --feature-dim and --feature_dim both work everywhere."""
     if not argument.startswith("--"):
         return argument
     name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("-", "_") + equals + value
-
-
-def _hyphened(argument: str) -> str:
-    """--num_classes as --num-classes, the style of the other commands."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace("_", "-") + equals + value
+    return "--" + name[2:].replace(old, new) + equals + value
 
 
 def _measure(options: argparse.Namespace) -> int:
@@ -303,8 +295,7 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
         kept = labels != options.ignore_index
         features, labels = features[kept], labels[kept]
     decays = (options.weight_decay, options.feature_decay)
-    found = certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay)
-    return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
+    return certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay).record()
 
 
 def _print_head(values: Mapping[str, Any]) -> None:

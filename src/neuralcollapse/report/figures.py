@@ -31,7 +31,6 @@ class Figure:
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     frames: list[dict[str, Any]] = field(default_factory=list)
-    wide: bool = False
 
 
 def loss_curve(records: Sequence[Record]) -> Figure:

@@ -104,5 +104,4 @@ def _learning_rate(trainer: lightning.Trainer) -> float:
 
 def head_record(capture: Capture, weight_decay: float) -> dict[str, float]:
     """The head certificate of a capture, as a record keeps it."""
-    found = certify_head_moments(capture.moments, capture.loss, capture.weight, capture.bias, weight_decay)
-    return {name: getattr(found, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
+    return certify_head_moments(capture.moments, capture.loss, capture.weight, capture.bias, weight_decay).record()

@@ -6,7 +6,8 @@ least that. With slopes G of any logits, |G|_2 the spectral norm, and 0 <= t <= 
     LB(t) = sum_i w_i (-l*(t v_i)) - t^2 |G 1|^2 / (2 lb)
 
 is a lower bound, concave in t. Without a bias the last term is absent; without decay on the bias G 1 must be
-zero, which minimising over b alone achieves up to rounding, whose worst effect is subtracted.
+zero, which minimising over b alone achieves up to rounding, whose worst effect is subtracted (for a minimum with
+|b| up to 1e3: nothing else bounds it there).
 Source: weak duality; Zhu et al. 2021 for the convex form.
 """
 

@@ -45,6 +45,10 @@ class HeadCertificate:
     feature_decay: float
     weight_decay: float
 
+    def record(self) -> dict[str, float]:
+        """What a run's records keep of it."""
+        return {name: getattr(self, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
+
 
 @torch.no_grad()
 def certify_head(
