@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from neuralcollapse._checks import check_classifier, check_features, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
+from neuralcollapse._sharded import merged, num_processes, summed
 from neuralcollapse.classifier import find_module
 from neuralcollapse.collapse import measures, nc4_disagreements
 from neuralcollapse.metric import classifier_tensors
@@ -62,6 +63,7 @@ def measure(
     ignore_index: int | None = None,
     pairwise: bool = True,
     device: torch.device | str | None = None,
+    sharded: bool = False,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Measure the collapse of a classifier network over a loader.
@@ -82,6 +84,8 @@ def measure(
         ignore_index: samples with this label are left out.
         pairwise: False leaves out the measures whose cost grows with K^2.
         device: where to run; that of the model's parameters when not given.
+        sharded: in each process of torch.distributed the loader gives its own share of the samples: the result, the
+            same in all, is that of all samples. All processes must call this.
         progress: show a progress bar (on a terminal only).
 
     Returns:
@@ -101,6 +105,7 @@ def measure(
         nc4=nc4,
         ignore_index=ignore_index,
         device=device,
+        sharded=sharded,
         progress=progress,
     )
     return capture.measures(pairwise=pairwise)
@@ -116,9 +121,14 @@ def collect(
     nc4: bool = True,
     ignore_index: int | None = None,
     device: torch.device | str | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    sharded: bool = False,
     progress: bool = True,
 ) -> Capture:
-    """The pass behind `measure`, with the moments themselves; arguments and errors as there."""
+    """The pass behind `measure`, with the moments themselves; arguments and errors as there.
+
+    `loss` takes logits (N, K) and labels (N,) and gives their mean loss.
+    """
     if isinstance(loader, Dataset):
         raise InputError("expected a loader of batches, got a Dataset: wrap it in torch.utils.data.DataLoader")
     layers = (layers,) if isinstance(layers, str) else layers
@@ -132,7 +142,7 @@ def collect(
     moments: ClassMoments | None = None
     inner: dict[str, ClassMoments] = {}
     kept: list[tuple[Tensor, Tensor]] | None = [] if nc4 else None
-    kept_bytes, correct, loss = 0, 0, 0.0
+    kept_bytes, correct, total = 0, 0, 0.0
     for index, batch in enumerate(_bar(loader, "measuring", progress), start=1):
         try:
             seen = run(batch)
@@ -147,18 +157,32 @@ def collect(
             raise InputError(f"batch {index}: {error}") from None
         predicted = seen.logits.argmax(1)
         correct += int((predicted == seen.labels).sum())
-        loss += float(F.cross_entropy(seen.logits.float(), seen.labels, reduction="sum"))
+        total += float(loss(seen.logits.float(), seen.labels)) * len(seen.labels) if len(seen.labels) else 0.0
         if kept is not None:
             kept.append((_owned(seen.features), predicted))
             kept_bytes += seen.features.numel() * seen.features.element_size()
             kept = kept if kept_bytes <= _KEEP_BYTES else None
-    if moments is None or moments.num_samples == 0:
+    if moments is None:
+        moments = ClassMoments.zeros(num_classes, weight.shape[1], run.device)
+    if sharded:
+        with_samples, keep, correct, total = summed(run.device, moments.num_samples > 0, kept is not None, correct, total)
+        everywhere = num_processes()
+        if 0 < with_samples < everywhere:
+            raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
+        kept = kept if keep == everywhere else None
+        moments = merged(moments)
+        inner = {name: merged(part) for name, part in inner.items()}
+    count = moments.num_samples
+    if count == 0:
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
 
-    result = Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples, layers=inner)
+    result = Capture(moments, weight, bias, correct / count, total / count, layers=inner)
     if nc4:
         again = kept if kept is not None else _second_pass(run, loader, progress)
-        result.nc4 = _nc4(again, moments)
+        wrong, seen_again = _disagreements(again, moments)
+        if sharded:
+            wrong, seen_again = summed(run.device, wrong, seen_again)
+        result.nc4 = _nc4(wrong, seen_again, count)
     if run.other_output is not None:
         warnings.warn(
             f"the layer measured as the classifier gives {run.other_output[0]} outputs and the model "
@@ -215,7 +239,7 @@ def measure_features(
     if weight is not None:
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([classes for _, classes in batches])
-        result["nc4"] = _nc4(batches, moments)
+        result["nc4"] = _nc4(*_disagreements(batches, moments), moments.num_samples)
         result["accuracy"] = float((predicted == labels.to(predicted.device)).double().mean())
     return result
 
@@ -246,17 +270,22 @@ def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Itera
         yield block, (block.double() @ rows.T + shift).argmax(1)
 
 
-def _nc4(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> float:
-    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
+def _disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> tuple[int, int]:
+    """How many of (features, predicted class) disagree with the nearest mean, and how many there are."""
     wrong, count = 0, 0
     for features, predicted in batches:
         wrong += nc4_disagreements(features, predicted, moments)
         count += len(predicted)
-    if count == moments.num_samples:
+    return wrong, count
+
+
+def _nc4(wrong: float, seen: float, count: int) -> float:
+    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
+    if seen == count:
         return wrong / count
     warnings.warn(
-        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {count} samples instead of "
-        f"{moments.num_samples}: give a DataLoader that can be run again, or nc4=False",
+        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {seen:.0f} samples instead of "
+        f"{count}: give a DataLoader that can be run again, or nc4=False",
         NeuralCollapseWarning,
         stacklevel=4,
     )
@@ -418,11 +447,16 @@ def _pool(outputs: Tensor, count: int, name: str) -> Tensor:
 
 @contextmanager
 def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every submodule is in the mode it was in."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
+    modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
     model.eval()
+    for module, _, compiled in modes:
+        if compiled is not None:
+            module._compiled_call_impl = None
     try:
         yield
     finally:
-        for module, training in modes:
+        for module, training, compiled in modes:
             module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled

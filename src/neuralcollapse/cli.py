@@ -11,13 +11,12 @@ import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.records import MEASURES, RunFolder
-from neuralcollapse.training.config import TrainConfig, check_names
+from neuralcollapse.training.config import TrainConfig, check_names, types
 
 _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
 _EXAMPLES = """\
@@ -155,51 +154,104 @@ def _train(arguments: list[str]) -> int:
         import yaml  # noqa: F401  jsonargparse reads config files with it
 
         from neuralcollapse.report.page import write_page
-        from neuralcollapse.training.run import train
+        from neuralcollapse.training.resume import Stopped
+        from neuralcollapse.training.run import is_primary, resume, train
     except ImportError as error:
         raise _needs_train(error) from None
     parser = jsonargparse.ArgumentParser(
         prog="neuralcollapse train",
         description="Train a network, measure collapse as it goes, write a run folder and its page.",
-        epilog="example: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf",
+        epilog="examples: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf; "
+        "neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam; "
+        "neuralcollapse train --resume runs/etf",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_argument("--out", type=str | None, help="the run folder (runs/DATA-NETWORK-CLASSIFIER)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
+    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was stopped")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_class_arguments(TrainConfig)
-    options = [item.name for item in fields(TrainConfig)]
-    parsed = _parse(parser, [_spelled(argument, "-", "_") for argument in arguments])
-    config = TrainConfig(**{name: parsed[name] for name in options})
-    out = Path(parsed.out or f"runs/{config.data}-{config.network}-{config.classifier}")
+    arguments = [_listed(_spelled(argument, "-", "_")) for argument in _joined(arguments)]
+    parsed = _parse(parser, arguments)
+    options = {name: parsed[name] for name in types()}
+    if parsed.resume:
+        if parsed.out or parsed.force:
+            raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
+        out = Path(parsed.resume)
+        given = parser.parse_args(arguments, defaults=False)
+        changes = {name: given[name] for name in types() if name in given}
+    else:
+        config = TrainConfig(**options)
+        out = Path(parsed.out or f"runs/{_file_name(config.data)}-{_file_name(config.network)}-{config.classifier}")
 
     try:
-        run = train(config, out, force=parsed.force)
+        run = resume(out, changes) if parsed.resume else train(config, out, force=parsed.force)
+    except Stopped as stopped:
+        if is_primary():
+            print(
+                f"neuralcollapse: {stopped}; to go on: neuralcollapse train --resume {out}",
+                file=sys.stderr,
+            )
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print(
-            f"neuralcollapse: interrupted; the records so far are in {out}: neuralcollapse report {out}",
+            f"neuralcollapse: interrupted; the records so far are in {out}: neuralcollapse train --resume {out}",
             file=sys.stderr,
         )
         return 130
+    if not is_primary():
+        return 0
     page = write_page(run)
     last = run.records()[-1]
-    values = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
+    values: dict[str, Any] = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
     if last.head:
         values["head"] = last.head
+    if last.layers:
+        values["layers"] = last.layers
     if parsed.json:
         _print_json({"run": str(run.path), "page": str(page), **values})
         return 0
-    print(f"collapse after {last.epoch} epochs, on the training set (all but NC bias go to 0)\n")
+    how = "on the training set" if last.source == "eval" else "from the training steps of the last epoch"
+    print(f"collapse after {last.epoch} epochs, {how} (all but NC bias go to 0)\n")
     _print_table(last.measures)
     _print_head({"head": last.head} if last.head else {})
-    print(f"\ntrain accuracy {last.train['accuracy']:.4f}   test accuracy {last.test['accuracy']:.4f}")
+    _print_layers(last.layers)
+    test = f"   test accuracy {last.test['accuracy']:.4f}" if last.test else ""
+    print(f"\ntrain accuracy {last.train['accuracy']:.4f}{test}")
     print(f"run   {run.path}\npage  {page}")
-    if config.classifier == "learned":
-        print("next  open the page; or fix the classifier: neuralcollapse train --classifier etf --feature_dim 10")
+    if options["classifier"] == "learned" and not parsed.resume:
+        print("next  open the page; or fix the classifier: add --classifier etf --feature_dim K, K the number of classes")
     else:
-        print("next  open the page; or compare with a learned classifier: neuralcollapse train")
+        print("next  open the page; or compare with another classifier, loss or optimiser: neuralcollapse train --help")
     return 0
+
+
+def _file_name(text: str) -> str:
+    """What can stand in a file's name of a data set or network: the last part of a path or dotted name."""
+    return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", text.rstrip("/\\"))[-1]) or "run"
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Options and values that stand apart, joined by "=", where the option takes a list: --layers a,b."""
+    joined: list[str] = []
+    lists = {name for name, kind in types().items() if get_origin(kind) is tuple}
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--") and argument[2:].replace("-", "_") in lists:
+            value = next(waiting, None)
+            argument = argument if value is None else f"{argument}={value}"
+        joined.append(argument)
+    return joined
+
+
+def _listed(argument: str) -> str:
+    """A list written a,b as jsonargparse reads one: [a,b]."""
+    name, equals, value = argument.partition("=")
+    kind = types().get(name.removeprefix("--"))
+    if not equals or get_origin(kind) is not tuple or value.startswith(("[", "(")):
+        return argument
+    return f"{name}=[{value}]"
 
 
 def _parse(parser: Any, arguments: list[str]) -> Any:
@@ -247,6 +299,7 @@ def _measure(options: argparse.Namespace) -> int:
             print(f"epoch {epoch}, training set, {values['num_samples']} samples, accuracy {values['accuracy']:.4f}\n")
             _print_table(values)
             _print_head(values)
+            _print_layers(values.get("layers", {}))
             print()
         print(f"next  neuralcollapse report {options.path}")
         return 0
@@ -296,6 +349,13 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
         features, labels = features[kept], labels[kept]
     decays = (options.weight_decay, options.feature_decay)
     return certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay).record()
+
+
+def _print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
+    for number, (name, values) in enumerate(layers.items()):
+        if number == 0:
+            print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
+        print(f"  {name:<27} {values['nc1']:>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
 
 
 def _print_head(values: Mapping[str, Any]) -> None:

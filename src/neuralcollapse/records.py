@@ -5,6 +5,8 @@
     records.jsonl       one line for each measured epoch (`Record`)
     geometry/*.npz      class means and classifier at some epochs (`Geometry`)
     checkpoints/*.safetensors   the network's weights
+    state.pt            where the run stands, to go on from (`neuralcollapse train --resume`)
+    logs/               what other loggers wrote
     report.html         the page
 
 Every file is written beside its place and moved there, so that a reader never meets half of one.
@@ -16,6 +18,7 @@ import io
 import json
 import math
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -27,7 +30,7 @@ import numpy as np
 
 from neuralcollapse._errors import InputError
 
-_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "report.html")
+_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "report.html", "state.pt")
 _OWN_FOLDERS = {"geometry": "*.npz", "checkpoints": "*.safetensors"}
 
 
@@ -44,6 +47,9 @@ class Record:
         measures: the keys of `neuralcollapse.measures` and nc4, on the training set.
         head: where asked for, the last layer's objective, exact minimum, their ratio and lower bound
             (`neuralcollapse.ufm.certify_head`).
+        layers: where asked for, the feature measures of inner layers, by name.
+        source: "eval": of a pass over the un-augmented training set in eval mode; "online": of the training steps of
+            the epoch, while the weights moved.
     """
 
     epoch: int
@@ -53,6 +59,8 @@ class Record:
     test: dict[str, float] = field(default_factory=dict)
     measures: dict[str, float] = field(default_factory=dict)
     head: dict[str, float] = field(default_factory=dict)
+    layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    source: str = "eval"
 
     def to_json(self) -> str:
         """One line of JSON; NaN as null."""
@@ -63,7 +71,8 @@ class Record:
         """The inverse of `to_json`."""
         values = json.loads(line)
         for group in ("train", "test", "measures", "head"):
-            values[group] = {name: math.nan if x is None else float(x) for name, x in values.get(group, {}).items()}
+            values[group] = _numbers(values.get(group, {}))
+        values["layers"] = {name: _numbers(part) for name, part in values.get("layers", {}).items()}
         return cls(**values)
 
 
@@ -105,8 +114,7 @@ class RunFolder:
                         f"the run folder {run.path} is not empty: choose another with --out, or overwrite with --force"
                     )
                 run._clear()
-            for name in _OWN_FOLDERS:
-                (run.path / name).mkdir(exist_ok=True)
+            run.make_folders()
             write_atomically(run.path / "records.jsonl", b"")
         except OSError as error:
             raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
@@ -126,12 +134,45 @@ class RunFolder:
             raise InputError(f"{run.path} holds no records.jsonl: expected a folder that 'neuralcollapse train' wrote")
         return run
 
+    def make_folders(self) -> None:
+        """Make the folders inside."""
+        for name in _OWN_FOLDERS:
+            (self.path / name).mkdir(exist_ok=True)
+
     def _clear(self) -> None:
         for name in _OWN_FILES:
             (self.path / name).unlink(missing_ok=True)
         for folder, pattern in _OWN_FOLDERS.items():
             for file in (self.path / folder).glob(pattern):
                 file.unlink()
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.sweep()
+
+    def sweep(self) -> None:
+        """Remove the temporary files that a killed process left."""
+        for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
+            for file in folder.glob(".*.tmp"):
+                file.unlink()
+
+    def rewind(self, epoch: int) -> None:
+        """Forget what came after an epoch: a resumed run makes it again (-1: forget everything that was measured)."""
+        kept = [record for record in self._parse() if record.epoch <= epoch]
+        text = "".join(record.to_json() + "\n" for record in kept)
+        write_atomically(self.path / "records.jsonl", text.encode())
+        for folder, pattern in _OWN_FOLDERS.items():
+            for file in (self.path / folder).glob(f"epoch-{pattern}"):
+                if _epoch(file) > epoch:
+                    file.unlink()
+
+    @property
+    def state(self) -> Path:
+        """The place of the state to resume from."""
+        return self.path / "state.pt"
+
+    @property
+    def logs(self) -> Path:
+        """The place of other loggers' files."""
+        return self.path / "logs"
 
     def discard(self) -> None:
         """Remove the run's files, and the folders that are empty then: a failed run leaves nothing half-written."""
@@ -151,6 +192,12 @@ class RunFolder:
         Raises:
             InputError: there are none, or a line is not a record.
         """
+        records = self._parse()
+        if not records:
+            raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
+        return records
+
+    def _parse(self) -> list[Record]:
         lines = self.read_text("records.jsonl").splitlines()
         records = []
         for number, line in enumerate(lines, start=1):
@@ -160,8 +207,6 @@ class RunFolder:
                 raise InputError(
                     f"{self.path / 'records.jsonl'} line {number} is not a record ({error}): restore it or train again"
                 ) from None
-        if not records:
-            raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
         return records
 
     def write_geometry(self, geometry: Geometry) -> None:
@@ -181,7 +226,7 @@ class RunFolder:
             try:
                 with np.load(file, allow_pickle=False) as loaded:
                     arrays = {name: loaded[name] for name in loaded.files}
-                yield Geometry(int(file.stem.removeprefix("epoch-")), **arrays)
+                yield Geometry(_epoch(file), **arrays)
             except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise InputError(f"{file} is damaged ({error}): delete it to go on without that epoch") from None
 
@@ -192,7 +237,7 @@ class RunFolder:
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(epoch, file) of the kept weights, in order."""
         files = sorted((self.path / "checkpoints").glob("epoch-*.safetensors"))
-        return [(int(file.stem.removeprefix("epoch-")), file) for file in files]
+        return [(_epoch(file), file) for file in files]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the folder."""
@@ -213,7 +258,7 @@ class RunFolder:
 
 def write_atomically(path: Path, content: bytes) -> Path:
     """Write a whole file or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -227,10 +272,18 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
+def _epoch(file: Path) -> int:
+    return int(file.stem.removeprefix("epoch-"))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
+
+
+def _numbers(values: dict[str, float | None]) -> dict[str, float]:
+    return {name: math.nan if x is None else float(x) for name, x in values.items()}
 
 
 def _map_floats(value: Any, change: Any) -> Any:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import lightning
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError
@@ -24,37 +26,55 @@ class CollapseCallback(lightning.Callback):
         loader: the un-augmented training set, as (images, labels) batches.
         test_loader: adds loss and accuracy on the test set to the record.
         classifier: dotted name of the last layer within the LightningModule.
-        every: epochs between measurements.
-        head_decay: the weight decay of training; when given, each record compares the last layer with the exact
-            optimum of the unconstrained feature model (`neuralcollapse.ufm.certify_head`).
+        every: epochs between measurements, or a function that says of an epoch whether it is measured.
+        layers: dotted names of inner layers to measure too.
+        head_decay: the weight decay of training, or (weight, feature, bias) decays; when given, each record compares
+            the last layer with the exact optimum of the unconstrained feature model (`neuralcollapse.ufm.certify_head`).
+        loss: of logits (N, K) and labels (N,), their mean loss; cross-entropy when not given.
+        sharded: in each process the loaders give its own share of the samples (see `neuralcollapse.measure`).
+        progress: show a bar while measuring (on a terminal only).
         on_record: called with each record and the capture behind it.
 
     The measures also go to the module's logger, as "collapse/nc1" and so on. `records` holds them all.
     """
+
+    source = "eval"
 
     def __init__(
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
         classifier: str = "fc",
-        every: int = 1,
-        head_decay: float | None = None,
+        every: int | Callable[[int], bool] = 1,
+        layers: Sequence[str] = (),
+        head_decay: float | tuple[float, float | None, float | None] | None = None,
+        *,
+        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+        sharded: bool = False,
+        progress: bool = False,
         on_record: Callable[[Record, Capture], None] | None = None,
     ) -> None:
         self.loader = loader
         self.test_loader = test_loader
         self.classifier = classifier
-        self.every = check_count(every, "every", 1)
+        self.every = every if callable(every) else check_count(every, "every", 1)
+        self.layers = layers
         self.head_decay = head_decay
+        self.loss = loss
+        self.sharded = sharded
+        self.progress = progress
         self.on_record = on_record
         self.records: list[Record] = []
-        self._started = self._rate = 0.0
+        self._seconds = 0.0  # of the runs that this one goes on from
+        self._started = self._rate = math.nan
+        self._measured_epoch: int | None = None
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Measure the network as training begins (epoch 0, or the epoch that a resumed run stands at)."""
+        """Measure the network as training begins (not when a run is resumed)."""
         self._started = time.perf_counter()
         self._rate = _learning_rate(trainer)
-        self._measure(pl_module, trainer.current_epoch)
+        if self._measured_epoch is None:
+            self._measure(pl_module, trainer.current_epoch)
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note the learning rate: by the end of the epoch the schedule has moved on."""
@@ -62,39 +82,85 @@ class CollapseCallback(lightning.Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure, when this epoch's turn has come."""
-        epoch = trainer.current_epoch + 1
-        if epoch % self.every == 0 or epoch == trainer.max_epochs:
-            record = self._measure(pl_module, epoch)
-            pl_module.log_dict({f"collapse/{name}": value for name, value in record.measures.items()})
+        if self._turn(trainer):
+            record = self._measure(pl_module, trainer.current_epoch + 1)
+            groups = {"collapse": record.measures, "train": record.train, "test": record.test}
+            values = {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
+            pl_module.log_dict({**values, "epochs": float(record.epoch), "learning_rate": record.learning_rate})
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure the end, when training stopped between two measurements."""
-        if self.records and self.records[-1].epoch != trainer.current_epoch:
+        if self._measured_epoch not in (None, trainer.current_epoch):
             self._measure(pl_module, trainer.current_epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to know."""
+        return {"seconds": self.seconds, "measured_epoch": self._measured_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._seconds, self._measured_epoch = state_dict["seconds"], state_dict["measured_epoch"]
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training so far, those of the runs that this one goes on from included."""
+        running = 0.0 if math.isnan(self._started) else time.perf_counter() - self._started
+        return self._seconds + running
+
+    def _turn(self, trainer: lightning.Trainer) -> bool:
+        """Whether the network is measured at the end of this epoch."""
+        epoch = trainer.current_epoch + 1
+        turn = self.every(epoch) if callable(self.every) else epoch % self.every == 0
+        return turn or epoch == trainer.max_epochs
 
     def _measure(self, module: lightning.LightningModule, epoch: int) -> Record:
         if not all(bool(torch.isfinite(value).all()) for value in module.parameters()):
             raise InputError(f"training diverged by epoch {epoch} (weights are not finite): lower the learning rate")
-        train = collect(module, self.loader, self.classifier, progress=False)
-        values = train.measures()
+        if self.sharded:
+            for buffer in module.buffers():  # those of batch normalisation differ between processes
+                torch.distributed.broadcast(buffer, 0)
+        capture = self._capture(module)
+        values = capture.measures()
         record = Record(
             epoch=epoch,
-            seconds=time.perf_counter() - self._started,
+            seconds=self.seconds,
             learning_rate=self._rate,
             train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
             test=self._test(module),
+            layers=values.pop("layers", {}),
             measures={name: value for name, value in values.items() if name != "num_samples"},
-            head={} if self.head_decay is None else head_record(train, self.head_decay),
+            head={} if self.head_decay is None else head_record(capture, self.head_decay),
+            source=self.source,
         )
+        self._measured_epoch = epoch
         self.records.append(record)
         if self.on_record is not None:
-            self.on_record(record, train)
+            self.on_record(record, capture)
         return record
+
+    def _capture(self, module: lightning.LightningModule) -> Capture:
+        return collect(
+            module,
+            self.loader,
+            self.classifier,
+            layers=self.layers,
+            loss=self.loss,
+            sharded=self.sharded,
+            progress=self.progress,
+        )
 
     def _test(self, module: lightning.LightningModule) -> dict[str, float]:
         if self.test_loader is None:
             return {}
-        test = collect(module, self.test_loader, self.classifier, nc4=False, progress=False)
+        test = collect(
+            module,
+            self.test_loader,
+            self.classifier,
+            nc4=False,
+            loss=self.loss,
+            sharded=self.sharded,
+            progress=self.progress,
+        )
         return {"loss": test.loss, "accuracy": test.accuracy}
 
 
@@ -102,6 +168,17 @@ def _learning_rate(trainer: lightning.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
 
-def head_record(capture: Capture, weight_decay: float) -> dict[str, float]:
-    """The head certificate of a capture, as a record keeps it."""
-    return certify_head_moments(capture.moments, capture.loss, capture.weight, capture.bias, weight_decay).record()
+def head_record(
+    capture: Capture, decay: float | tuple[float, float | None, float | None]
+) -> dict[str, float]:
+    """The head certificate of a capture, as a record keeps it; `decay` of the weight, or of (W, H, b)."""
+    weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
+    return certify_head_moments(
+        capture.moments,
+        capture.loss,
+        capture.weight,
+        capture.bias,
+        weight_decay,
+        feature_decay,
+        bias_decay=bias_decay,
+    ).record()

@@ -2,96 +2,194 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse._errors import InputError
+from neuralcollapse.training import alter
+from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.sources import Split, check_classes, read
 
+__all__ = ["Batches", "Data", "Split", "load_data"]
 
-@dataclass(frozen=True)
-class Split:
-    """Images (N, ...) float32 and labels (N,) int64."""
-
-    images: Tensor
-    labels: Tensor
+_CHUNK = 4096  # images counted at a time
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: its two splits and the names of its classes."""
+    """A data set in memory.
+
+    Args:
+        train: the training images (N, C, H, W) uint8 and labels (N,) int64.
+        test: the same of the test set; it may have no samples.
+        class_names: of the K classes.
+        mean: of each of the C channels over the training images, in units of the uint8 values.
+        std: likewise; 1 for a channel that is constant.
+        channels: what the network sees: 3 where grey images are repeated, else C.
+    """
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    channels: int
 
     @property
     def num_classes(self) -> int:
         """K."""
         return len(self.class_names)
 
-
-class Batches:
-    """Batches of a split, in order or newly shuffled at each pass.
-
-    Cut straight from memory: a DataLoader would collate the samples one by one. While shuffling, a last
-    batch of one sample joins the batch before it, since batch normalisation cannot train on one.
-    """
-
-    def __init__(self, split: Split, batch_size: int, generator: torch.Generator | None = None) -> None:
-        self.split = split
-        self.batch_size = batch_size
-        self.generator = generator
-
-    def _starts(self) -> list[int]:
-        count = len(self.split.labels)
-        starts = list(range(0, count, self.batch_size))
-        if self.generator is not None and count % self.batch_size == 1 and len(starts) > 1:
-            starts.pop()
-        return starts
-
-    def __len__(self) -> int:
-        return len(self._starts())
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        images, labels = self.split.images, self.split.labels
-        starts = self._starts()
-        if self.generator is not None:
-            order = torch.randperm(len(labels), generator=self.generator)
-        for start, stop in zip(starts, [*starts[1:], len(labels)], strict=True):
-            part = slice(start, stop)
-            chosen = part if self.generator is None else order[part]
-            yield images[chosen], labels[chosen]
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, H, W) of what the network sees."""
+        _, _, height, width = self.train.images.shape
+        return self.channels, height, width
 
 
-def load_data(name: str) -> Data:
-    """A data set by name.
+def load_data(config: TrainConfig) -> Data:
+    """The data set of a run: read, resized, and with its training labels altered as the configuration says.
+
+    The changes of the training set come in the order samples_per_class, imbalance, random_labels, label_noise.
 
     Raises:
-        InputError: no such data set (the nearest name is offered).
+        InputError: no such data set, files that are missing or damaged, a hub that cannot be reached, too few samples
+            of a class, or options that do not go with the images.
     """
-    if name not in _DATA_SETS:
-        raise InputError(f"no data set {name!r}{nearest(name, _DATA_SETS)}; there are: {', '.join(_DATA_SETS)}")
-    return _DATA_SETS[name]()
+    source = read(config.data, config.image_size)
+    stored = source.train.images.shape[1]
+    channels = config.channels or stored
+    if channels != stored and stored != 1:
+        raise InputError(
+            f"channels={channels} is for grey images, and those of {config.data} have {stored} channels: leave it out"
+        )
+    train = _altered(source.train, config, source.class_names)
+    mean, std = _statistics(train.images)
+    return Data(train, source.test, source.class_names, mean, std, channels)
 
 
-def _digits() -> Data:
-    """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels; a fixed stratified fifth is the test set."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+class Batches:
+    """Batches of a split: in order, or shuffled anew at each epoch; with several processes, this one's share of each.
 
-    pixels, labels = load_digits(return_X_y=True)
-    train, test, train_labels, test_labels = train_test_split(
-        pixels.astype("float32"), labels.astype("int64"), test_size=360, random_state=0, stratify=labels
-    )
-    mean, spread = float(train.mean()), float(train.std())
-    splits = [
-        Split(torch.from_numpy((images - mean) / spread).view(-1, 1, 8, 8), torch.from_numpy(classes))
-        for images, classes in ((train, train_labels), (test, test_labels))
-    ]
-    return Data(splits[0], splits[1], tuple(str(digit) for digit in range(10)))
+    Cut straight from memory: a DataLoader would collate the samples one by one. Process r of w gets every w-th sample
+    of each batch, from the r-th on.
+
+    In order, every sample comes once over all processes, and a process passes over a last batch too small to hold a
+    sample for it. Shuffled, the order is a function of (shuffle_seed, epoch) alone, so that a run can go on from any
+    batch, and all processes have the same number of batches with at least 2 samples in each, since batch
+    normalisation cannot train on one: a last batch with fewer joins the batch before.
+
+    Args:
+        split: images (N, ...) and labels (N,).
+        batch_size: samples in a batch, over all processes.
+        shuffle_seed: None for batches in order.
+        device: where the batches are going. A CUDA device holds the split where it takes less than half of its free
+            memory; else the batches come from the CPU, pinned.
+        rank: this process, from 0.
+        world: number of processes.
+
+    Raises:
+        InputError: too few samples, or too small a batch, for 2 samples in each process's batch while shuffling.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        *,
+        shuffle_seed: int | None = None,
+        device: torch.device | str | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.batch_size = batch_size
+        self.shuffle_seed = shuffle_seed
+        self.rank = rank
+        self.world = world
+        self.epoch = 0
+        self.skip = 0
+        count = len(split.labels)
+        least = 2 * world
+        if shuffle_seed is not None and min(count, batch_size) < least:
+            raise InputError(
+                f"expected at least {least} samples in a training batch, 2 for each of {world} processes, got a "
+                f"batch_size of {batch_size} and {count} samples"
+            )
+        starts = range(0, count, batch_size)
+        if shuffle_seed is not None and 0 < count % batch_size < least:
+            starts = starts[:-1]
+        bounds = zip(starts, [*starts[1:], count], strict=True) if starts else ()
+        self._bounds = [(start, stop) for start, stop in bounds if start + rank < stop]
+        goes_to = torch.device("cpu" if device is None else device)
+        self._pinned = goes_to.type == "cuda" and not _fits(split, goes_to)
+        if goes_to.type == "cuda" and not self._pinned:
+            split = Split(split.images.to(goes_to), split.labels.to(goes_to))
+        self.split = split
+
+    def set_epoch(self, epoch: int) -> None:
+        """Shuffle the next pass as that of `epoch`."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._bounds)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        skip, self.skip = (
+            self.skip,
+            0,
+        )  # when the first batch is asked for, not before: a loop may make iterators in vain
+        yield from self._pass(self._bounds[skip:], self._order())
+
+    def _order(self) -> Tensor | None:
+        if self.shuffle_seed is None:
+            return None
+        source = alter.generator("order", self.shuffle_seed, self.epoch)
+        return torch.randperm(len(self.split.labels), generator=source).to(self.split.labels.device)
+
+    def _pass(self, bounds: list[tuple[int, int]], order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+        for start, stop in bounds:
+            part = slice(start + self.rank, stop, self.world)
+            if order is None:
+                images, labels = self.split.images[part], self.split.labels[part]
+            else:
+                chosen = order[part]
+                images, labels = (tensor.index_select(0, chosen) for tensor in (self.split.images, self.split.labels))
+            yield (images.pin_memory(), labels.pin_memory()) if self._pinned else (images, labels)
 
 
-_DATA_SETS: dict[str, Callable[[], Data]] = {"digits": _digits}
+def _altered(train: Split, config: TrainConfig, class_names: tuple[str, ...]) -> Split:
+    images, labels = train.images, train.labels
+    if config.samples_per_class is not None:
+        chosen = alter.samples_per_class(labels, config.samples_per_class, class_names, config.seed)
+        images, labels = images[chosen], labels[chosen]
+    if config.imbalance is not None:
+        chosen = alter.imbalance(labels, config.imbalance, len(class_names), config.seed)
+        images, labels = images[chosen], labels[chosen]
+    if config.random_labels:
+        labels = alter.random_labels(len(labels), len(class_names), config.seed)
+    if config.label_noise:
+        labels = alter.label_noise(labels, config.label_noise, len(class_names), config.seed)
+    check_classes(labels, class_names, config.data)
+    return Split(images, labels)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel, exactly, from counts of the 256 values."""
+    counts = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for part in images.split(_CHUNK):
+        for channel, row in enumerate(counts):
+            row += part[:, channel].flatten().bincount(minlength=256)
+    values = torch.arange(256, dtype=torch.float64)
+    shares = counts / counts.sum(1, keepdim=True).double()
+    means = shares @ values
+    variances = (shares * (values - means[:, None]).square()).sum(1)
+    return tuple(means.tolist()), tuple(math.sqrt(variance) or 1.0 for variance in variances.tolist())
+
+
+def _fits(split: Split, device: torch.device) -> bool:
+    free, _ = torch.cuda.mem_get_info(device)
+    return split.images.nbytes + split.labels.nbytes < free / 2

@@ -1,15 +1,17 @@
-"""Networks whose last layer is `.fc`, learned or fixed to a simplex ETF."""
+"""Networks by name, with their classifier at `.fc`, learned or fixed to a simplex ETF."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
+from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, nearest
-from neuralcollapse.classifier import ETFClassifier
+from neuralcollapse.classifier import ETFClassifier, fix_classifier
+from neuralcollapse.training.outside import outside_network
+from neuralcollapse.training.resnet import ResNet
 
 
 class MLP(nn.Module):
@@ -27,7 +29,9 @@ class MLP(nn.Module):
         self, num_classes: int, feature_dim: int = 256, *, in_features: int = 64, width: int = 512, depth: int = 3
     ) -> None:
         super().__init__()
-        sizes = [in_features, *[width] * (depth - 1), feature_dim]
+        for name, count in (("in_features", in_features), ("width", width), ("depth", depth)):
+            check_count(count, name, 1)
+        sizes = [in_features, *[width] * (depth - 1), check_count(feature_dim, "feature_dim", 1)]
         layers: list[nn.Module] = [nn.Flatten()]
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
@@ -39,33 +43,87 @@ class MLP(nn.Module):
         return self.fc(self.features(images))
 
 
-_NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP}
+_OPTIONS = {
+    "mlp": ("in_features", "width", "depth"),
+    "resnet18": ("in_channels",),
+    "resnet34": ("in_channels",),
+    "resnet50": ("in_channels",),
+    "resnet18_width": ("in_channels", "width"),
+}
 
 
 def build_network(
-    name: str, num_classes: int, feature_dim: int | None = None, classifier: str = "learned", **options: Any
+    name: str,
+    num_classes: int,
+    feature_dim: int | None = None,
+    classifier: str = "learned",
+    stem: str = "imagenet",
+    *,
+    learn_scale: bool = False,
+    **options: Any,
 ) -> nn.Module:
-    """A network by name, with its classifier at `.fc`.
+    """A network by name, with its classifier at `.fc` (see also `classifier_name`).
 
     Args:
-        name: "mlp".
-        num_classes: K.
-        feature_dim: d of the features that `.fc` sees; the network's own when not given.
-        classifier: "learned" (nn.Linear) or "etf" (ETFClassifier with a bias, d >= K-1).
-        options: of the network; for the MLP in_features, width and depth.
+        name: "mlp", "resnet18", "resnet34", "resnet50", "resnet18_width", or one from elsewhere: "torchvision:NAME",
+            "timm:NAME", "transformers:NAME" (a model type, a hub id or a folder; the weights are random), or a function
+            of your own as "package.module:function", called as function(num_classes=K, **options).
+        num_classes: K >= 2.
+        feature_dim: d of the features that `.fc` sees; the network's own when not given. The MLP's last layer has d
+            units, a ResNet's last block d channels; a network from elsewhere gets a linear map to d.
+        classifier: "learned" (nn.Linear) or "etf": `ETFClassifier` with rotation="fast", d >= K-1, with a bias where
+            the learned one has it. The rotation matters: the plain frame hangs each class on one feature, which a ReLU
+            may silence.
+        stem: of a ResNet: "imagenet" (7x7 convolution with stride 2, max-pool) or "small" (3x3, for small images).
+        learn_scale: learn the length of the fixed classifier's rows.
+        options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
+            the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
+            from elsewhere what it takes.
 
     Raises:
-        InputError: an unknown network (the nearest name is offered) or classifier, or d < K-1 for "etf".
+        InputError: an unknown network (the nearest name is offered), classifier or option, a stem for what is no
+            ResNet, d < K-1 for "etf", or a network from elsewhere that cannot be had.
     """
-    if name not in _NETWORKS:
-        raise InputError(f"no network {name!r}{nearest(name, _NETWORKS)}; there are: {', '.join(_NETWORKS)}")
+    check_count(num_classes, "num_classes", 2)
     if classifier not in ("learned", "etf"):
         raise InputError(f"expected classifier 'learned' or 'etf', got {classifier!r}")
-    if feature_dim is not None:
-        options["feature_dim"] = feature_dim
-    network = _NETWORKS[name](num_classes, **options)
-    if classifier == "etf":
-        learned = network.fc
-        assert isinstance(learned, nn.Linear)
-        network.fc = ETFClassifier(learned.in_features, num_classes)
+    if learn_scale and classifier != "etf":
+        raise InputError("learn_scale is for classifier='etf': a learned classifier has its own lengths")
+    if stem != "imagenet" and (name == "mlp" or ":" in name):
+        raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
+    options = {key: value for key, value in options.items() if value is not None}
+    if ":" in name:
+        network: Any = outside_network(name, num_classes, feature_dim, options)
+    else:
+        network = _own_network(name, num_classes, feature_dim, stem, options)
+    if isinstance(network.fc, ETFClassifier):
+        learned = isinstance(network.fc.scale, nn.Parameter)
+        if (classifier, learn_scale) != ("etf", learned):
+            raise InputError(
+                f"{name} brings its own ETFClassifier, got classifier={classifier!r}, learn_scale={learn_scale}: use "
+                f"classifier='etf', learn_scale={learned}, or have it end in an nn.Linear"
+            )
+    elif classifier == "etf":
+        network.fc = fix_classifier(network.fc, learn_scale=learn_scale)
     return network
+
+
+def classifier_name(network: nn.Module) -> str:
+    """The dotted path of a built network's classifier in `named_modules`, for `measure` and `fix_classifier`."""
+    name: str = getattr(network, "classifier_name", "fc")  # torch.compile's wrapper passes this on
+    return name
+
+
+def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str, options: dict[str, Any]) -> nn.Module:
+    if name not in _OPTIONS:
+        raise InputError(
+            f"no network {name!r}{nearest(name, _OPTIONS)}; there are: {', '.join(_OPTIONS)}, torchvision:NAME, "
+            "timm:NAME, transformers:NAME, package.module:function"
+        )
+    known = _OPTIONS[name]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name} has no option {option!r}{nearest(option, known)}; it takes {', '.join(known)}")
+    if name == "mlp":
+        return MLP(num_classes, **options) if feature_dim is None else MLP(num_classes, feature_dim, **options)
+    return ResNet(name, num_classes, feature_dim, stem=stem, **options)

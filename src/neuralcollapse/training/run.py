@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import platform
-import sys
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -17,18 +19,25 @@ import lightning
 import numpy as np
 import torch
 import yaml
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file, save
 from torch import nn
-from tqdm import tqdm
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
+from neuralcollapse.classifier import find_module
 from neuralcollapse.records import Geometry, Record, RunFolder, write_atomically
 from neuralcollapse.training.callbacks import CollapseCallback, head_record
-from neuralcollapse.training.config import TrainConfig, check_names
+from neuralcollapse.training.config import TrainConfig, check_names, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.networks import build_network
+from neuralcollapse.training.objective import loss_function
+from neuralcollapse.training.online import OnlineCollapse
+from neuralcollapse.training.progress import Progress
+from neuralcollapse.training.resume import KeepState, Pace, State, StopSignal, take_up
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
 _GEOMETRIES = 40  # class means are kept at about this many epochs
@@ -37,6 +46,8 @@ _GEOMETRIES = 40  # class means are kept at about this many epochs
 def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress: bool = True) -> RunFolder:
     """Train a network as described, measuring collapse, and leave a run folder.
 
+    SIGTERM and a first SIGINT end the training after the step at hand; `resume` goes on from there.
+
     Args:
         config: the run.
         out: the run folder; must be new or empty.
@@ -44,44 +55,141 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
         progress: show how far it is.
 
     Raises:
-        InputError: an unknown data set or network, d < K-1 for an ETF classifier, a folder in use, training that
-            diverged (the run folder is removed).
-        KeyboardInterrupt: the records so far stay in the folder.
+        InputError: an unknown data set or network, files that are not as they should be, d < K-1 for an ETF classifier,
+            a folder in use, training that diverged (a run folder with no state to resume from is removed).
+        Stopped: a signal came; the state is in the folder.
     """
-    data = load_data(config.data)
+
+    def folder(data: Data, network: nn.Module) -> RunFolder:
+        run = RunFolder.create(out, force=force)
+        run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        run.write_text("environment.json", json.dumps(environment(data, network), indent=2) + "\n")
+        return run
+
+    return _train(config, Path(out), folder, None, progress)
+
+
+def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True) -> RunFolder:
+    """Go on with a run that was stopped or killed; its end is bit for bit that of a run never stopped.
+
+    From the state that the run kept, or from the start where there is none yet. A run that is whole stays as it is,
+    unless `changes` gives it more epochs.
+
+    Args:
+        path: the run folder.
+        changes: new values of options that may change (`neuralcollapse.training.config.CHANGEABLE`).
+        progress: show how far it is.
+
+    Raises:
+        InputError: no run there, a damaged state, a change of what made the weights, fewer epochs than were trained.
+        Stopped: a signal came again.
+    """
+    run = RunFolder.open(path)
+    old = read_config(run)
+    config = resumed(old, changes or {})
+    state = State.read(run.state) if run.state.is_file() else None
+    if state is not None and state.epoch >= config.epochs:
+        if state.epoch > config.epochs:
+            raise InputError(f"{run.path} was trained for {state.epoch} epochs already, got epochs={config.epochs}")
+        return run
+
+    def folder(data: Data, network: nn.Module) -> RunFolder:
+        run.sweep()
+        run.make_folders()
+        run.rewind(-1 if state is None else state.epoch)
+        if config != old:
+            run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+        return run
+
+    return _train(config, run.path, folder, state, progress)
+
+
+def _train(
+    config: TrainConfig,
+    path: Path,
+    folder: Callable[[Data, nn.Module], RunFolder],
+    state: State | None,
+    progress: bool,
+) -> RunFolder:
+    loss = loss_function(config.loss)
+    data = load_data(config)
     lightning.seed_everything(config.seed, verbose=False)
     network = _build(config, data)
-    run = RunFolder.create(out, force=force)
-    run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-    run.write_text("environment.json", json.dumps(environment(data), indent=2) + "\n")
+    module = Classification(network, config, data)
+    for name in config.layers:
+        find_module(network, name)
+    with _quiet():
+        trainer = _trainer(config, path)
+    primary = trainer.is_global_zero
+    run = folder(data, network) if primary else RunFolder(path)
 
+    many = trainer.world_size > 1
+    place: dict[str, Any] = {
+        "device": trainer.strategy.root_device,
+        "rank": trainer.global_rank,
+        "world": trainer.world_size,
+    }
+    batches = Batches(data.train, config.batch_size, shuffle_seed=config.seed, **place)
+    bar = Progress(config.epochs, len(batches), progress and primary)
     keep = _spaced(config.epochs, _GEOMETRIES)
-    with _Progress(config.epochs, progress) as bar:
 
-        def on_record(record: Record, capture: Capture) -> None:
-            run.append(record)
-            if record.epoch in keep or record.epoch == config.epochs:
-                run.write_geometry(_geometry(record.epoch, capture))
-            if record.epoch and (record.epoch % config.checkpoint_every == 0 or record.epoch == config.epochs):
-                write_atomically(run.checkpoint(record.epoch), save(_own(network.state_dict())))
-            bar.show(record)
+    def on_record(record: Record, capture: Capture) -> None:
+        if not primary:
+            return
+        run.append(record)
+        if record.epoch in keep or record.epoch == config.epochs:
+            run.write_geometry(_geometry(record.epoch, capture))
+        bar.show(record)
 
-        callback = CollapseCallback(
-            Batches(data.train, _EVAL_BATCH),
-            Batches(data.test, _EVAL_BATCH),
-            classifier="network.fc",
-            every=config.measure_every,
-            head_decay=config.weight_decay if config.certify_head else None,
-            on_record=on_record,
-        )
-        shuffle = torch.Generator().manual_seed(config.seed)
-        batches = Batches(data.train, config.batch_size, shuffle)
-        try:
-            _fit(Classification(network, config), batches, callback, config.epochs)
-        except InputError:
+    collapse = (OnlineCollapse if config.measure == "online" else CollapseCallback)(
+        Batches(batches.split, _EVAL_BATCH, **place),
+        Batches(data.test, _EVAL_BATCH, **place) if len(data.test.labels) else None,
+        classifier=module.classifier,
+        every=config.measured,
+        layers=[f"network.{name}" for name in config.layers],
+        head_decay=_head_decay(config) if config.certify_head else None,
+        loss=loss,
+        sharded=many,
+        progress=progress and primary,
+        on_record=on_record,
+    )
+    stop = StopSignal()
+    callbacks = [Pace(batches), collapse, _Checkpoints(run, config), KeepState(run, collapse, stop, config.save_seconds)]
+    if state is not None:
+        take_up(state, trainer, module, batches, callbacks)
+    trainer.callbacks.extend([*callbacks, bar])
+    try:
+        with stop.installed(), _quiet():
+            trainer.fit(module, train_dataloaders=batches)
+    except InputError:
+        if primary and not run.state.is_file():
             run.discard()
-            raise
+        raise
+    except OSError as error:
+        hint = f"; then go on with 'neuralcollapse train --resume {path}'" if run.state.is_file() else ""
+        raise InputError(
+            f"cannot write the run folder {path}: {error.strerror or error}: free some space or mend the folder{hint}"
+        ) from None
+    except SystemExit:  # Lightning turns an interrupt into an exit of its own
+        raise KeyboardInterrupt from None
+    finally:
+        bar.close()
     return run
+
+
+class _Checkpoints(lightning.Callback):
+    """Keeps the network's weights every few epochs and at the end."""
+
+    def __init__(self, run: RunFolder, config: TrainConfig) -> None:
+        self.run = run
+        self.config = config
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
+        epoch = trainer.current_epoch + 1
+        if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
+            state = pl_module.network.state_dict()
+            own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            write_atomically(self.run.checkpoint(epoch), save(own))
 
 
 def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = True) -> dict[int, dict[str, Any]]:
@@ -91,8 +199,11 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
         InputError: no checkpoints, a config that does not fit, weights of another network.
     """
     config = read_config(run)
-    data = load_data(config.data)
+    data = load_data(config)
     network = _build(config, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = Classification(network, config, data).to(device)
+    loader = Batches(data.train, _EVAL_BATCH, device=device)
     results = {}
     for epoch, file in run.checkpoints():
         try:
@@ -100,14 +211,19 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
         except Exception as error:  # safetensors and torch raise kinds of their own
             first = str(error).splitlines()[0]
             raise InputError(f"cannot load {file} into the run's network: {first}") from None
-        loader = Batches(data.train, _EVAL_BATCH)
-        capture = collect(network, loader, "fc", progress=progress)
+        layers = [f"network.{name}" for name in config.layers]
+        capture = collect(module, loader, module.classifier, layers=layers, loss=module.loss, progress=progress)
         results[epoch] = capture.measures()
         if certify_head:
-            results[epoch]["head"] = head_record(capture, config.weight_decay)
+            results[epoch]["head"] = head_record(capture, _head_decay(config))
     if not results:
         raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
     return results
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes and prints: the first of those that train together."""
+    return int(rank_zero_only.rank or 0) == 0
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -130,8 +246,8 @@ def read_config(run: RunFolder) -> TrainConfig:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
 
 
-def environment(data: Data) -> dict[str, object]:
-    """Versions, hardware and the data's shape, for the record."""
+def environment(data: Data, network: nn.Module) -> dict[str, object]:
+    """Versions, hardware, and the shapes of data and network, for the record."""
     packages = ("neuralcollapse", "torch", "lightning", "torchmetrics", "numpy")
     return {
         "python": platform.python_version(),
@@ -143,42 +259,107 @@ def environment(data: Data) -> dict[str, object]:
         "class_names": list(data.class_names),
         "train_samples": len(data.train.labels),
         "test_samples": len(data.test.labels),
+        "image_shape": list(data.image_shape),
+        "pixel_mean": list(data.mean),
+        "pixel_std": list(data.std),
+        "parameters": sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
     }
 
 
 def _build(config: TrainConfig, data: Data) -> nn.Module:
-    return build_network(
+    options: dict[str, Any] = {"width": config.width, "depth": config.depth}
+    if config.network == "mlp":
+        options["in_features"] = math.prod(data.image_shape)
+    elif config.network.startswith("resnet"):
+        options["in_channels"] = data.image_shape[0]
+    network = build_network(
         config.network,
         data.num_classes,
         config.feature_dim,
         config.classifier,
-        in_features=data.train.images[0].numel(),
-        width=config.width,
-        depth=config.depth,
+        config.stem,
+        learn_scale=config.learn_scale,
+        **(options | config.network_options),
     )
+    _check_takes(network, config, data)
+    return network
 
 
-def _fit(module: Classification, batches: Batches, callback: CollapseCallback, epochs: int) -> None:
-    for name in ("lightning.pytorch", "lightning.fabric"):  # its tips and banners; our own progress says enough
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        trainer = lightning.Trainer(
-            max_epochs=epochs,
-            accelerator="auto",
-            devices=1,
-            callbacks=[callback],
-            logger=False,
+def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
+    """Raise unless the network makes K logits of the data's images."""
+    shape = data.image_shape
+    network.eval()
+    try:
+        with torch.no_grad():
+            found = tuple(network(torch.zeros(2, *shape)).shape)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise InputError(
+            f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({first}): "
+            "see --channels, --image_size, --network_options"
+        ) from None
+    network.train()
+    if found != (2, data.num_classes):
+        raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
+
+
+def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
+    if config.decay_on == "all":
+        return config.weight_decay, None, None
+    return config.weight_decay, config.feature_decay, config.bias_decay
+
+
+def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
+    if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
+    if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
+        raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
+    try:
+        return lightning.Trainer(
+            max_epochs=config.epochs,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            gradient_clip_val=config.gradient_clip,
+            deterministic="warn" if config.deterministic else False,
+            logger=[_logger(name, path) for name in config.loggers],
+            default_root_dir=path,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        try:
-            trainer.fit(module, train_dataloaders=batches)
-        except SystemExit:  # Lightning turns an interrupt into an exit of its own
-            raise KeyboardInterrupt from None
-        if trainer.interrupted:
-            raise KeyboardInterrupt
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
+            f"strategy={config.strategy}, precision={config.precision}: {' '.join(str(error).split())[:240]}"
+        ) from None
+
+
+def _logger(name: str, path: Path) -> Logger:
+    logs = path / "logs"
+    try:
+        if name == "csv":
+            return CSVLogger(logs, name="csv")
+        if name == "tensorboard":
+            return TensorBoardLogger(logs, name="tensorboard")
+        if name == "wandb":
+            return WandbLogger(name=path.name, project="neuralcollapse", save_dir=logs)
+        uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{(logs / 'mlflow').resolve()}")
+        return MLFlowLogger("neuralcollapse", run_name=path.name, tracking_uri=uri)
+    except ModuleNotFoundError as error:
+        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's tips, banners and warnings: our own progress says enough."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
 
 
 def _geometry(epoch: int, capture: Capture) -> Geometry:
@@ -193,35 +374,6 @@ def _geometry(epoch: int, capture: Capture) -> Geometry:
     )
 
 
-def _own(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-
-
 def _spaced(last: int, count: int) -> set[int]:
     """About `count` epochs from 0 to `last`, closer together at first, where more happens."""
     return {round(last * (i / count) ** 2) for i in range(count + 1)} | set(range(min(last, 5) + 1))
-
-
-class _Progress:
-    """One line: a bar on a terminal, or now and then a line elsewhere."""
-
-    def __init__(self, epochs: int, show: bool) -> None:
-        self.epochs = epochs
-        self.visible = show
-        self.bar = tqdm(total=epochs, unit="epoch", disable=None if show else True, leave=False)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def show(self, record: Record) -> None:
-        text = f"accuracy {record.train['accuracy']:.4f}  NC1 {record.measures['nc1']:.2e}"
-        if record.head:
-            text += f"  head {record.head['ratio']:.3f} x minimum"
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(record.epoch - self.bar.n)
-        elif self.visible and record.epoch % max(1, self.epochs // 10) == 0:
-            print(f"epoch {record.epoch:>4}/{self.epochs}  {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,79 @@
+"""Optimisers with their weight decay, and the learning rate of each epoch: pure functions of a TrainConfig."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse.training.config import TrainConfig
+
+Groups = list[dict[str, Any]]
+
+
+def learning_rate(config: TrainConfig, epoch: int) -> float:
+    """The learning rate while `epoch` epochs are behind: a function of the epoch alone, so that a run resumes anywhere.
+
+    "step": rate f^floor(e / decay_every); "multistep": rate f^(milestones passed); "cosine": rate (1 + cos(pi e / E)) / 2.
+    """
+    if config.schedule == "constant":
+        return config.rate
+    if config.schedule == "cosine":
+        return config.rate * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    if config.schedule == "step":
+        drops = epoch // config.decay_every
+    else:
+        drops = sum(epoch >= milestone for milestone in config.milestones)
+    return config.rate * config.decay_factor**drops
+
+
+def decay_groups(network: nn.Module, classifier: nn.Module, config: TrainConfig) -> Groups:
+    """The trainable parameters in groups, each with its own "weight_decay".
+
+    decay_on="all": one group. decay_on="classifier": the classifier's weight with weight_decay, its bias with
+    bias_decay, everything else without (the features' own decay is part of the loss, see `objective`).
+    """
+    trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if config.decay_on == "all":
+        return [{"params": trainable, "weight_decay": config.weight_decay}]
+    decays = {"weight": config.weight_decay, "bias": config.bias_decay}
+    own = {id(parameter): decays.get(name, 0.0) for name, parameter in classifier.named_parameters(recurse=False)}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter in trainable:
+        groups.setdefault(own.get(id(parameter), 0.0), []).append(parameter)
+    return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
+
+
+def build_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimiser over groups from `decay_groups`.
+
+    SGD and Adam add weight_decay times the parameter to the gradient (coupled), AdamW shrinks the parameter itself
+    (decoupled); L-BFGS knows no decay, so that `penalty` must be in its closure.
+    """
+    rate = learning_rate(config, 0)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups, lr=rate)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=rate)
+    return torch.optim.LBFGS(
+        [parameter for group in groups for parameter in group["params"]],
+        lr=rate,
+        max_iter=config.lbfgs_iterations,
+        history_size=config.lbfgs_history,
+        line_search_fn="strong_wolfe",
+    )
+
+
+def penalty(groups: Iterable[dict[str, Any]]) -> Tensor:
+    """The decay as a term of the loss: sum over groups of weight_decay |params|^2 / 2."""
+    terms = [
+        group["weight_decay"] / 2 * sum(parameter.square().sum() for parameter in group["params"])
+        for group in groups
+        if group["weight_decay"]
+    ]
+    return sum(terms, torch.zeros(()))

@@ -1,0 +1,205 @@
+"""Stop anywhere and go on: the state that a run keeps, when it is written, and how it is taken up again."""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+import torch
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.records import RunFolder, write_atomically
+from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.data import Batches
+from neuralcollapse.training.module import Classification
+from neuralcollapse.training.optimizers import learning_rate
+
+
+class Stopped(Exception):
+    """A signal ended the training after a whole step; the state was saved, so the run can go on."""
+
+    def __init__(self, signum: int, epoch: int, step: int) -> None:
+        super().__init__(f"stopped in epoch {epoch + 1} after {step} steps")
+        self.signum = signum
+        self.epoch = epoch
+        self.step = step
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands.
+
+    Attributes:
+        epoch: whole epochs trained.
+        step: steps done in the epoch after those.
+        total_steps: steps in all, for loggers.
+        network: its state dict.
+        optimizer: its state dict.
+        precision: the state of the precision plugin (the scale of 16-mixed).
+        collapse: the state of the measuring callback.
+    """
+
+    epoch: int
+    step: int
+    total_steps: int
+    network: dict[str, Any]
+    optimizer: dict[str, Any]
+    precision: dict[str, Any]
+    collapse: dict[str, Any]
+
+    def write(self, path: Path) -> None:
+        """Write it, whole or not at all."""
+        buffer = io.BytesIO()
+        torch.save({item.name: getattr(self, item.name) for item in fields(self)}, buffer)
+        write_atomically(path, buffer.getvalue())
+
+    @classmethod
+    def read(cls, path: Path) -> State:
+        """Read it; nothing but tensors, numbers and plain containers is ever unpickled.
+
+        Raises:
+            InputError: the file is cut off, holds other objects, or is no state of a run.
+        """
+        try:
+            values = torch.load(path, map_location="cpu", weights_only=True)
+            return cls(**values)
+        except Exception as error:  # torch and pickle raise kinds of their own
+            first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+            raise InputError(
+                f"{path} is no state to resume from, or damaged ({first}): delete it to train the run again from its start"
+            ) from None
+
+
+class Pace(lightning.Callback):
+    """Sets what depends on the epoch: the order of the samples and the learning rate. Goes before other callbacks."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Set both."""
+        assert isinstance(pl_module, Classification)
+        self.batches.set_epoch(trainer.current_epoch)
+        rate = learning_rate(pl_module.config, trainer.current_epoch)
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] = rate
+
+
+class StopSignal:
+    """Notes SIGINT and SIGTERM, so that a step ends whole; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+
+    def __call__(self, signum: int, frame: FrameType | None) -> None:
+        """The handler."""
+        if self.signum == signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Handle the signals inside (in the main thread, where Python lets one)."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        self.install()
+        try:
+            yield
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+    def install(self) -> None:
+        """Take the signals, over what Lightning put there: its own handler would end a run between two processes."""
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, self)
+
+
+class KeepState(lightning.Callback):
+    """Writes the state at ends of epochs and when a signal came, which ends the training. Goes after other callbacks."""
+
+    def __init__(self, run: RunFolder, collapse: CollapseCallback, stop: StopSignal, every_seconds: float) -> None:
+        self.run = run
+        self.collapse = collapse
+        self.stop = stop
+        self.every_seconds = every_seconds
+        self.total_steps = 0
+        self._written = time.monotonic()
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Take the signals over."""
+        self.stop.install()
+
+    def on_train_batch_end(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End here when a signal came to any process."""
+        self.total_steps += 1
+        self._end_if_asked(trainer, pl_module, trainer.current_epoch, pl_module.step + 1)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write the state, when it is time, and end when a signal came while measuring."""
+        epoch = trainer.current_epoch + 1
+        last = epoch == trainer.max_epochs
+        if not last:
+            self._end_if_asked(trainer, pl_module, epoch, 0)
+        if last or time.monotonic() - self._written >= self.every_seconds:
+            self._write(trainer, pl_module, epoch, 0)
+
+    def _end_if_asked(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
+        asked = self.stop.signum is not None
+        if trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        if asked:
+            self._write(trainer, module, epoch, step)
+            raise Stopped(self.stop.signum or signal.SIGTERM, epoch, step)
+
+    def _write(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
+        if trainer.is_global_zero:
+            State(
+                epoch,
+                step,
+                self.total_steps,
+                module.network.state_dict(),
+                trainer.optimizers[0].state_dict(),
+                trainer.precision_plugin.state_dict(),
+                self.collapse.state_dict(),
+            ).write(self.run.state)
+        self._written = time.monotonic()
+
+
+def take_up(
+    state: State, trainer: lightning.Trainer, module: Classification, batches: Batches, callbacks: list[Any]
+) -> None:
+    """Put a trainer that has not begun where the state was.
+
+    Raises:
+        InputError: the state is of another network.
+    """
+    try:
+        module.network.load_state_dict(state.network)
+    except (RuntimeError, InputError) as error:
+        raise InputError(f"the state is of another network: {' '.join(str(error).split())[:200]}") from None
+    module.optimizer_state = state.optimizer
+    module.step = batches.skip = state.step
+    trainer.precision_plugin.load_state_dict(state.precision)
+    progress = trainer.fit_loop.epoch_progress.current
+    progress.processed = progress.completed = state.epoch
+    trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps
+    for callback in callbacks:
+        if isinstance(callback, CollapseCallback):
+            callback.load_state_dict(state.collapse)
+        elif isinstance(callback, KeepState):
+            callback.total_steps = state.total_steps
