@@ -65,6 +65,23 @@ TABLES: list[tuple[str, str, list[tuple[str, str, str]]]] = [
         ],
     ),
     (
+        "Training: ResNet18 of width 8, 3x3 stem, an epoch of 6,400 images 1x28x28, batches of 128, SGD",
+        "test_bare_loop",
+        [
+            ("test_bare_loop", "bare PyTorch loop over tensors in memory", ""),
+            ("test_loader_loop", "the same with a DataLoader", ""),
+            ("test_our_loop", "an epoch of `neuralcollapse train`, trainer set up anew", "at most 1.1"),
+        ],
+    ),
+    (
+        "Measuring: the same network and images, batches of 512, with NC4",
+        "test_bare_pass",
+        [
+            ("test_bare_pass", "bare forward pass", ""),
+            ("test_measuring_pass", "measuring pass and measures", "at most 1.15"),
+        ],
+    ),
+    (
         "Start-up: whole processes",
         "test_start[import torch]",
         [

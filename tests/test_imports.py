@@ -38,6 +38,10 @@ ROWS = {
     ),
     "training": (
         "config",
+        "splits",
+        "binaries",
+        "pictures",
+        "hub",
         "sources",
         "alter",
         "data",

@@ -142,7 +142,7 @@ def collect(
     moments: ClassMoments | None = None
     inner: dict[str, ClassMoments] = {}
     kept: list[tuple[Tensor, Tensor]] | None = [] if nc4 else None
-    kept_bytes, correct, total = 0, 0, 0.0
+    kept_bytes, correct, total = 0, 0.0, 0.0
     for index, batch in enumerate(_bar(loader, "measuring", progress), start=1):
         try:
             seen = run(batch)
@@ -165,7 +165,9 @@ def collect(
     if moments is None:
         moments = ClassMoments.zeros(num_classes, weight.shape[1], run.device)
     if sharded:
-        with_samples, keep, correct, total = summed(run.device, moments.num_samples > 0, kept is not None, correct, total)
+        with_samples, keep, correct, total = summed(
+            run.device, moments.num_samples > 0, kept is not None, correct, total
+        )
         everywhere = num_processes()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
@@ -179,7 +181,7 @@ def collect(
     result = Capture(moments, weight, bias, correct / count, total / count, layers=inner)
     if nc4:
         again = kept if kept is not None else _second_pass(run, loader, progress)
-        wrong, seen_again = _disagreements(again, moments)
+        wrong, seen_again = map(float, _disagreements(again, moments))
         if sharded:
             wrong, seen_again = summed(run.device, wrong, seen_again)
         result.nc4 = _nc4(wrong, seen_again, count)

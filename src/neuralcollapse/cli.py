@@ -221,7 +221,9 @@ def _train(arguments: list[str]) -> int:
     print(f"\ntrain accuracy {last.train['accuracy']:.4f}{test}")
     print(f"run   {run.path}\npage  {page}")
     if options["classifier"] == "learned" and not parsed.resume:
-        print("next  open the page; or fix the classifier: add --classifier etf --feature_dim K, K the number of classes")
+        print(
+            "next  open the page; or fix the classifier: add --classifier etf --feature_dim K, K the number of classes"
+        )
     else:
         print("next  open the page; or compare with another classifier, loss or optimiser: neuralcollapse train --help")
     return 0

@@ -10,10 +10,11 @@ from PIL import Image
 from torch.nn import functional
 
 from neuralcollapse import InputError
-from neuralcollapse.training import sources
+from neuralcollapse.training import sources, splits
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import load_data
-from neuralcollapse.training.sources import DEBIAN_FASHION_MNIST, read, resize
+from neuralcollapse.training.sources import DEBIAN_FASHION_MNIST, read
+from neuralcollapse.training.splits import resize
 
 RANDOM = np.random.default_rng(0)
 
@@ -386,7 +387,7 @@ def test_image_folders_without_images(tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [3, 8, 20])
 def test_resizing_is_bilinear_and_antialiased(channels, size, monkeypatch):
-    monkeypatch.setattr(sources, "_CHUNK", 4)
+    monkeypatch.setattr(splits, "_CHUNK", 4)
     images = torch.from_numpy(some(11, channels, 8, 10))
     expected = functional.interpolate(images.float(), size=(size, size), mode="bilinear", antialias=True)
     resized = resize(images, size)

@@ -29,7 +29,7 @@ class CollapseCallback(lightning.Callback):
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
         layers: dotted names of inner layers to measure too.
         head_decay: the weight decay of training, or (weight, feature, bias) decays; when given, each record compares
-            the last layer with the exact optimum of the unconstrained feature model (`neuralcollapse.ufm.certify_head`).
+            the last layer with the exact optimum of the unconstrained feature model (see `ufm.certify_head`).
         loss: of logits (N, K) and labels (N,), their mean loss; cross-entropy when not given.
         sharded: in each process the loaders give its own share of the samples (see `neuralcollapse.measure`).
         progress: show a bar while measuring (on a terminal only).
@@ -168,9 +168,7 @@ def _learning_rate(trainer: lightning.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
 
-def head_record(
-    capture: Capture, decay: float | tuple[float, float | None, float | None]
-) -> dict[str, float]:
+def head_record(capture: Capture, decay: float | tuple[float, float | None, float | None]) -> dict[str, float]:
     """The head certificate of a capture, as a record keeps it; `decay` of the weight, or of (W, H, b)."""
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
     return certify_head_moments(

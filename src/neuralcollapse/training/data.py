@@ -12,7 +12,8 @@ from torch import Tensor
 from neuralcollapse._errors import InputError
 from neuralcollapse.training import alter
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.sources import Split, check_classes, read
+from neuralcollapse.training.sources import check_classes, read
+from neuralcollapse.training.splits import Split
 
 __all__ = ["Batches", "Data", "Split", "load_data"]
 

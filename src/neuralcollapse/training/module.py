@@ -44,7 +44,7 @@ class Classification(lightning.LightningModule):
         self.seen: tuple[Tensor, Tensor] | None = None
         self._format = torch.channels_last if config.channels_last else torch.preserve_format
         if config.channels_last:
-            network.to(memory_format=torch.channels_last)
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.keep_seen or config.feature_decay:
             self.get_submodule(self.classifier).register_forward_hook(self._on_classifier)
         if config.compile:

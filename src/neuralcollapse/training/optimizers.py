@@ -17,7 +17,8 @@ Groups = list[dict[str, Any]]
 def learning_rate(config: TrainConfig, epoch: int) -> float:
     """The learning rate while `epoch` epochs are behind: a function of the epoch alone, so that a run resumes anywhere.
 
-    "step": rate f^floor(e / decay_every); "multistep": rate f^(milestones passed); "cosine": rate (1 + cos(pi e / E)) / 2.
+    "step": rate f^floor(e / decay_every); "multistep": rate f^(milestones passed); "cosine":
+    rate (1 + cos(pi e / E)) / 2; "constant": rate.
     """
     if config.schedule == "constant":
         return config.rate

@@ -44,21 +44,22 @@ class Progress(lightning.Callback):
             return
         done = trainer.current_epoch + (pl_module.step + 1) / self.steps
         if self.bar.disable:
-            self._line(f"epoch {done:.2f}/{self.epochs}  {self._text}")
+            self._line(f"epoch {done:.2f}/{self.epochs}  ({self._text})")
         else:
             self.bar.update(done - self.bar.n)
             self._last = time.monotonic()
 
     def show(self, record: Record) -> None:
         """Say what was measured."""
-        self._text = f"accuracy {record.train['accuracy']:.4f}  NC1 {record.measures['nc1']:.2e}"
+        text = f"accuracy {record.train['accuracy']:.4f}  NC1 {record.measures['nc1']:.2e}"
         if record.head:
-            self._text += f"  head {record.head['ratio']:.3f} x minimum"
+            text += f"  head {record.head['ratio']:.3f} x minimum"
+        self._text = f"at epoch {record.epoch}: {text}"
         if not self.bar.disable:
             self.bar.set_postfix_str(self._text, refresh=False)
             self.bar.update(record.epoch - self.bar.n)
         elif self.visible and record.epoch % max(1, self.epochs // 10) == 0:
-            self._line(f"epoch {record.epoch:>4}/{self.epochs}  {self._text}")
+            self._line(f"epoch {record.epoch:>4}/{self.epochs}  {text}")
 
     def close(self) -> None:
         """Clear the bar."""

@@ -28,7 +28,8 @@ class Stopped(Exception):
     """A signal ended the training after a whole step; the state was saved, so the run can go on."""
 
     def __init__(self, signum: int, epoch: int, step: int) -> None:
-        super().__init__(f"stopped in epoch {epoch + 1} after {step} steps")
+        where = f"in epoch {epoch + 1} after {step} steps" if step else f"after epoch {epoch}"
+        super().__init__(f"stopped {where}, and saved")
         self.signum = signum
         self.epoch = epoch
         self.step = step
@@ -75,7 +76,7 @@ class State:
         except Exception as error:  # torch and pickle raise kinds of their own
             first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
             raise InputError(
-                f"{path} is no state to resume from, or damaged ({first}): delete it to train the run again from its start"
+                f"{path} is no state to resume from, or damaged ({first}): delete it to train the run from its start"
             ) from None
 
 
@@ -128,7 +129,7 @@ class StopSignal:
 
 
 class KeepState(lightning.Callback):
-    """Writes the state at ends of epochs and when a signal came, which ends the training. Goes after other callbacks."""
+    """Writes the state at ends of epochs, and when a signal came, which ends the training. Goes after the others."""
 
     def __init__(self, run: RunFolder, collapse: CollapseCallback, stop: StopSignal, every_seconds: float) -> None:
         self.run = run
@@ -146,6 +147,7 @@ class KeepState(lightning.Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """End here when a signal came to any process."""
+        assert isinstance(pl_module, Classification)
         self.total_steps += 1
         self._end_if_asked(trainer, pl_module, trainer.current_epoch, pl_module.step + 1)
 
@@ -195,7 +197,7 @@ def take_up(
     module.optimizer_state = state.optimizer
     module.step = batches.skip = state.step
     trainer.precision_plugin.load_state_dict(state.precision)
-    progress = trainer.fit_loop.epoch_progress.current
+    progress: Any = trainer.fit_loop.epoch_progress.current
     progress.processed = progress.completed = state.epoch
     trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps
     for callback in callbacks:

@@ -118,7 +118,7 @@ def _train(
     module = Classification(network, config, data)
     for name in config.layers:
         find_module(network, name)
-    with _quiet():
+    with quiet():
         trainer = _trainer(config, path)
     primary = trainer.is_global_zero
     run = folder(data, network) if primary else RunFolder(path)
@@ -154,12 +154,17 @@ def _train(
         on_record=on_record,
     )
     stop = StopSignal()
-    callbacks = [Pace(batches), collapse, _Checkpoints(run, config), KeepState(run, collapse, stop, config.save_seconds)]
+    callbacks = [
+        Pace(batches),
+        collapse,
+        _Checkpoints(run, config),
+        KeepState(run, collapse, stop, config.save_seconds),
+    ]
     if state is not None:
         take_up(state, trainer, module, batches, callbacks)
-    trainer.callbacks.extend([*callbacks, bar])
+    trainer.callbacks += [*callbacks, bar]  # type: ignore[attr-defined]
     try:
-        with stop.installed(), _quiet():
+        with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except InputError:
         if primary and not run.state.is_file():
@@ -223,7 +228,7 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
 
 def is_primary() -> bool:
     """Whether this is the process that writes and prints: the first of those that train together."""
-    return int(rank_zero_only.rank or 0) == 0
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -353,7 +358,7 @@ def _logger(name: str, path: Path) -> Logger:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without Lightning's tips, banners and warnings: our own progress says enough."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
