@@ -1,12 +1,15 @@
 """The code blocks of README and tutorial run as they stand."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import torch
 
 import neuralcollapse as nc
+from neuralcollapse.cli import main
+from neuralcollapse.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,7 +43,39 @@ def test_the_readme_runs_on_a_users_model(capsys):
     assert isinstance(model.fc, nc.ETFClassifier)
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/architecture.md", "docs/tutorial.md", "CONTRIBUTING.md"])
+def commands() -> list[list[str]]:
+    text = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/training.md"))
+    found = re.findall(r"^    (?:torchrun .* -m )?neuralcollapse train (--.*?)(?: +#.*)?$", text, re.MULTILINE)
+    return [shlex.split(arguments.partition(" > ")[0]) for arguments in found if "--resume" not in arguments]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_the_commands_that_the_docs_give_describe_runs(arguments, monkeypatch, tmp_path):
+    """Each is parsed, and stops where the training would begin."""
+    seen = []
+
+    def train(config, out, *, force):
+        seen.append(config)
+        raise nc.InputError("far enough")
+
+    (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("neuralcollapse.training.run.train", train)
+    if "--print_config" in arguments:
+        with pytest.raises(SystemExit):
+            main(["train", *arguments])
+    else:
+        assert main(["train", *arguments]) == 2
+        assert isinstance(seen[0], TrainConfig)
+
+
+def test_the_docs_give_many_commands():
+    assert len(commands()) >= 10
+
+
+@pytest.mark.parametrize(
+    "name", ["README.md", "docs/architecture.md", "docs/training.md", "docs/tutorial.md", "CONTRIBUTING.md"]
+)
 def test_files_that_the_docs_name_exist(name):
     text = (ROOT / name).read_text()
     for target in re.findall(r"\]\(([^)#:]+)\)", text):

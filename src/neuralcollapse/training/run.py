@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file, save
@@ -331,6 +332,7 @@ def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             deterministic="warn" if config.deterministic else False,
             logger=[_logger(name, path) for name in config.loggers],
             default_root_dir=path,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,

@@ -1,0 +1,130 @@
+"""`neuralcollapse landscape`: solve, certify and draw an unconstrained feature model."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.cli.printing import needs_train, print_json
+
+
+def add(commands: Any) -> None:
+    """Its options."""
+    parser = commands.add_parser(
+        "landscape",
+        help="solve, certify and draw an unconstrained feature model",
+        description="Solve an unconstrained feature model exactly, list its critical points, certify where random "
+        "starts end, and draw it all on a page.",
+        epilog="examples:\n  neuralcollapse landscape\n"
+        "  neuralcollapse landscape --samples 30,10,5,2 --dim 5 --bias-decay 0.01\n"
+        "  neuralcollapse landscape --classes 10 --dim 12 --loss mse --no-bias --starts 1000\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--classes", type=int, metavar="K", help="classes (4, or as many as --samples lists)")
+    parser.add_argument("--dim", type=int, metavar="d", help="feature dimension (K + 2)")
+    parser.add_argument("--samples", default="5", metavar="N", help="samples a class: one number, or a list n1,n2,...")
+    parser.add_argument("--weight-decay", type=float, default=0.005, metavar="L", help="of W (0.005)")
+    parser.add_argument("--feature-decay", type=float, default=0.005, metavar="L", help="of H (0.005)")
+    parser.add_argument("--bias-decay", type=float, default=0.0, metavar="L", help="of b (0)")
+    parser.add_argument("--no-bias", action="store_true", help="leave the bias out")
+    parser.add_argument(
+        "--loss", default="cross_entropy", help="cross_entropy, label_smoothing[:A], focal[:GAMMA] or mse"
+    )
+    parser.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
+    parser.add_argument("--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam")
+    parser.add_argument("--seed", type=int, default=0, help="of the starts (0)")
+    parser.add_argument("--out", type=Path, default=Path("landscape.html"), metavar="FILE", help="the page")
+    parser.add_argument("--force", action="store_true", help="overwrite the page")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    if options.out.exists() and not options.force:
+        raise InputError(f"{options.out} exists: choose another with --out, or overwrite with --force")
+    if not options.out.parent.is_dir():
+        raise InputError(
+            f"no folder {options.out.parent} to write {options.out.name} into: make it, or choose another --out"
+        )
+    try:
+        samples = [int(part) for part in options.samples.split(",")]
+    except ValueError:
+        raise InputError(f"expected --samples as a number or a list n1,n2,..., got {options.samples!r}") from None
+    classes = options.classes if options.classes is not None else len(samples) if len(samples) > 1 else 4
+    if options.no_bias and options.bias_decay:
+        raise InputError("expected --bias-decay without --no-bias, got both: a model without bias has nothing to decay")
+    if options.starts < 1:
+        raise InputError(f"expected --starts of at least 1, got {options.starts}")
+    try:
+        from neuralcollapse.report.landscape import landscape_page, summary
+        from neuralcollapse.report.page import save_page
+    except ImportError as error:
+        raise needs_train(error) from None
+    from neuralcollapse.ufm.model import Model
+    from neuralcollapse.ufm.solvers import check_method
+    from neuralcollapse.ufm.survey import survey
+
+    check_method(options.method)
+
+    model = Model(
+        classes,
+        options.dim if options.dim is not None else classes + 2,
+        samples[0] if len(samples) == 1 else samples,
+        options.weight_decay,
+        options.feature_decay,
+        options.bias_decay,
+        not options.no_bias,
+        options.loss,
+    )
+    found = survey(
+        model,
+        starts=options.starts,
+        method=options.method,
+        seed=options.seed,
+        tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+    )
+    page = save_page(landscape_page(found), options.out)
+    ends: dict[tuple[str, str], list[float]] = {}
+    for value, verdict, gap in zip(found.starts.objectives, found.starts.verdicts, found.starts.gaps, strict=True):
+        ends.setdefault((f"{float(value):.8f}", verdict), []).append(float(gap))
+    if options.json:
+        print_json(
+            {
+                "minimum": found.minimum,
+                "atlas": [
+                    {
+                        "groups": [list(group) for group in entry.partition],
+                        "objective": entry.objective,
+                        "verdict": entry.certificate.verdict,
+                        "index": entry.index,
+                        "rank": entry.rank,
+                        "least_eigenvalue": entry.least_eigenvalue,
+                        "gap": entry.certificate.gap,
+                    }
+                    for entry in found.atlas
+                ],
+                "ends": [
+                    {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
+                    for (value, verdict), gaps in sorted(ends.items())
+                ],
+                "page": str(page),
+            }
+        )
+        return 0
+    print(summary(found))
+    if found.minimum is not None:
+        print(f"\nglobal minimum  {found.minimum:.10f}")
+    if found.atlas:
+        print(f"\n  {'groups':<22} {'objective':>12} {'index':>6} {'rank':>5} {'least eigenvalue':>17}  verdict")
+        for entry in found.atlas:
+            facts = f"{entry.objective:>12.8f} {entry.index:>6} {entry.rank:>5} {entry.least_eigenvalue:>17.3g}"
+            print(f"  {entry.name:<22} {facts}  {entry.certificate.verdict}")
+    print(f"\n  {'end of starts':>13} {'starts':>7} {'largest certified gap':>22}  verdict")
+    for (value, verdict), gaps in sorted(ends.items()):
+        print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")
+    print(f"\npage  {page}\nnext  open it in a browser, or set unequal classes: --samples 30,10,5,2")
+    return 0

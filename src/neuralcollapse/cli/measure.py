@@ -1,0 +1,159 @@
+"""`neuralcollapse measure`: a file of features, or the checkpoints of a run."""
+
+from __future__ import annotations
+
+import argparse
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table
+from neuralcollapse.records import RunFolder
+
+_DECAYS = ("weight_decay", "feature_decay", "bias_decay")
+
+
+def add(commands: Any) -> None:
+    """Its options."""
+    parser = commands.add_parser(
+        "measure",
+        help="measure a file of features, or the checkpoints of a run",
+        description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
+        "labels (N,), and if there is one the classifier's weight (K, d) and bias (K,)), or in the checkpoints of a "
+        "run folder.",
+        epilog="example:\n  neuralcollapse measure features.npz --json\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("path", type=Path, help="a .npz or .safetensors file, or a run folder")
+    parser.add_argument("--num-classes", type=int, metavar="K", help="classes, where the file has no weight to tell")
+    parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
+    parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
+    parser.add_argument(
+        "--certify-head",
+        action="store_true",
+        help="compare the last layer with the exact optimum of the unconstrained feature model",
+    )
+    parser.add_argument("--weight-decay", type=float, metavar="L", help="of the training, for --certify-head on a file")
+    parser.add_argument(
+        "--feature-decay", type=float, metavar="L", help="of the features (from the balance of W and H)"
+    )
+    parser.add_argument("--bias-decay", type=float, metavar="L", help="of the bias (the weight decay)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    if options.path.is_dir():
+        folder = RunFolder.open(options.path)
+        given = [options.num_classes, options.ignore_index, *(getattr(options, name) for name in _DECAYS)]
+        if options.no_pairwise or any(value is not None for value in given):
+            raise InputError(
+                "only --certify-head and --json are for runs, the other options are for files: leave them out"
+            )
+        try:
+            from neuralcollapse.training.run import remeasure
+        except ImportError as error:
+            raise needs_train(error) from None
+        results = remeasure(folder, certify_head=options.certify_head)
+        if options.json:
+            print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
+            return 0
+        for epoch, values in results.items():
+            print(f"epoch {epoch}, training set, {values['num_samples']} samples, accuracy {values['accuracy']:.4f}\n")
+            print_table(values)
+            print_head(values)
+            print_layers(values.get("layers", {}))
+            print()
+        print(f"next  neuralcollapse report {options.path}")
+        return 0
+
+    if not options.certify_head and any(getattr(options, name) is not None for name in _DECAYS):
+        raise InputError("the decays are for --certify-head: add it, or leave them out")
+    arrays = read_features(options.path)
+    from neuralcollapse.capture import measure_features
+
+    values = measure_features(
+        arrays["features"],
+        arrays["labels"],
+        arrays.get("weight"),
+        arrays.get("bias"),
+        options.num_classes,
+        ignore_index=options.ignore_index,
+        pairwise=not options.no_pairwise,
+    )
+    if options.certify_head:
+        values["head"] = _certify_head(arrays, options)
+    if options.json:
+        print_json(values)
+        return 0
+    accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    print(f"{options.path}: {values['num_samples']} samples{accuracy} (all but NC bias go to 0 under collapse)\n")
+    print_table(values)
+    print_head(values)
+    unused = sorted(set(arrays) - {"features", "labels", "weight", "bias"})
+    if unused:
+        print(f"\nnot used: the arrays {', '.join(unused)}")
+    if "nc2" not in values:
+        print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
+    return 0
+
+
+def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    import torch
+
+    from neuralcollapse.ufm.head import certify_head
+
+    if options.weight_decay is None or "weight" not in arrays:
+        raise InputError("--certify-head needs the array weight in the file, and --weight-decay of the training")
+    features, labels, weight = (torch.as_tensor(arrays[name]) for name in ("features", "labels", "weight"))
+    bias = torch.as_tensor(arrays["bias"]) if "bias" in arrays else None
+    if options.ignore_index is not None:
+        kept = labels != options.ignore_index
+        features, labels = features[kept], labels[kept]
+    decays = (options.weight_decay, options.feature_decay)
+    return certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay).record()
+
+
+def read_features(path: Path) -> dict[str, Any]:
+    """The arrays of a .npz or .safetensors file, as tensors; nothing in it is ever unpickled.
+
+    Raises:
+        InputError: no such file, another kind of file, pickled data, or features or labels missing.
+    """
+    if not path.is_file():
+        raise InputError(f"no file or run folder {path}")
+    how = "save plain arrays with numpy.savez(path, features=..., labels=...) or safetensors.torch.save_file"
+    if path.suffix not in (".npz", ".safetensors"):
+        raise InputError(
+            f"expected a .npz or .safetensors file, got {path.name} (pickled files are never loaded): {how}"
+        )
+    try:
+        if path.suffix == ".npz":
+            import numpy as np
+
+            if not zipfile.is_zipfile(path):
+                raise InputError(
+                    f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
+                )
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in file.files}
+        else:
+            from safetensors.torch import load_file
+
+            arrays = load_file(path)
+    except InputError:
+        raise
+    except ValueError as error:
+        if "pickle" in str(error):
+            raise InputError(f"{path} holds pickled data, which is never loaded: {how}") from None
+        raise InputError(f"cannot read {path}: {error}; {how}") from None
+    except Exception as error:  # zip and safetensors raise kinds of their own
+        raise InputError(f"cannot read {path} as {path.suffix}: {error}; {how}") from None
+    missing = [name for name in ("features", "labels") if name not in arrays]
+    if missing:
+        found = ", ".join(sorted(arrays)) or "none"
+        raise InputError(f"{path} has no array {' or '.join(map(repr, missing))} (it has: {found}): {how}")
+    return dict(arrays)

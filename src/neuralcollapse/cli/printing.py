@@ -1,0 +1,62 @@
+"""What the commands share: tables, JSON, the spelling of flags."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.records import MEASURES
+
+
+def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
+    """NC1 of inner layers, a line each."""
+    for number, (name, values) in enumerate(layers.items()):
+        if number == 0:
+            print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
+        print(f"  {name:<27} {values['nc1']:>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
+
+
+def print_head(values: Mapping[str, Any]) -> None:
+    """What the head certificate says, in a line."""
+    if "head" in values:
+        head = values["head"]
+        print(
+            f"\n  {'head':<27} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
+            f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
+        )
+
+
+def needs_train(error: ImportError) -> InputError:
+    """The error of a command whose packages are missing."""
+    return InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'")
+
+
+def print_table(values: Mapping[str, float]) -> None:
+    """Every measure with its meaning."""
+    for name, (_, meaning) in MEASURES.items():
+        if name in values:
+            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}")
+
+
+def print_json(value: Any) -> None:
+    """JSON; what is not finite as null."""
+
+    def plain(item: Any) -> Any:
+        if isinstance(item, dict):
+            return {name: plain(part) for name, part in item.items()}
+        if isinstance(item, list):
+            return [plain(part) for part in item]
+        return None if isinstance(item, float) and not math.isfinite(item) else item
+
+    print(json.dumps(plain(value), indent=2))
+
+
+def spelled(argument: str, old: str, new: str) -> str:
+    """A flag's name with `new` for `old`, so that --feature-dim and --feature_dim both work everywhere."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument.partition("=")
+    return "--" + name[2:].replace(old, new) + equals + value

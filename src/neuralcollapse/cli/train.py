@@ -1,0 +1,138 @@
+"""`neuralcollapse train`: options from TrainConfig, a run or one taken up again, its page."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, get_origin
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table, spelled
+from neuralcollapse.training.config import TrainConfig, check_names, types
+
+
+def run(arguments: list[str]) -> int:
+    """The command; its options come from TrainConfig, by jsonargparse."""
+    try:
+        import jsonargparse
+        import yaml  # noqa: F401  jsonargparse reads config files with it
+
+        from neuralcollapse.report.page import write_page
+        from neuralcollapse.training.resume import Stopped
+        from neuralcollapse.training.run import is_primary, resume, train
+    except ImportError as error:
+        raise needs_train(error) from None
+    parser = jsonargparse.ArgumentParser(
+        prog="neuralcollapse train",
+        description="Train a network, measure collapse as it goes, write a run folder and its page.",
+        epilog="examples: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf; "
+        "neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam; "
+        "neuralcollapse train --resume runs/etf",
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
+    parser.add_argument("--out", type=str | None, help="the run folder (runs/DATA-NETWORK-CLASSIFIER)")
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
+    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was stopped")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_class_arguments(TrainConfig)
+    arguments = [_listed(spelled(argument, "-", "_")) for argument in _joined(arguments)]
+    parsed = _parse(parser, arguments)
+    options = {name: parsed[name] for name in types()}
+    if parsed.resume:
+        if parsed.out or parsed.force:
+            raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
+        out = Path(parsed.resume)
+        given = parser.parse_args(arguments, defaults=False)
+        changes = {name: given[name] for name in types() if name in given}
+    else:
+        config = TrainConfig(**options)
+        out = Path(parsed.out or f"runs/{_file_name(config.data)}-{_file_name(config.network)}-{config.classifier}")
+
+    try:
+        folder = resume(out, changes) if parsed.resume else train(config, out, force=parsed.force)
+    except Stopped as stopped:
+        if is_primary():
+            print(
+                f"neuralcollapse: {stopped}; to go on: neuralcollapse train --resume {out}",
+                file=sys.stderr,
+            )
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print(
+            f"neuralcollapse: interrupted; the records so far are in {out}: neuralcollapse train --resume {out}",
+            file=sys.stderr,
+        )
+        return 130
+    if not is_primary():
+        return 0
+    page = write_page(folder)
+    last = folder.records()[-1]
+    values: dict[str, Any] = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
+    if last.head:
+        values["head"] = last.head
+    if last.layers:
+        values["layers"] = last.layers
+    if parsed.json:
+        print_json({"run": str(folder.path), "page": str(page), **values})
+        return 0
+    how = "on the training set" if last.source == "eval" else "from the training steps of the last epoch"
+    print(f"collapse after {last.epoch} epochs, {how} (all but NC bias go to 0)\n")
+    print_table(last.measures)
+    print_head({"head": last.head} if last.head else {})
+    print_layers(last.layers)
+    test = f"   test accuracy {last.test['accuracy']:.4f}" if last.test else ""
+    print(f"\ntrain accuracy {last.train['accuracy']:.4f}{test}")
+    print(f"run   {folder.path}\npage  {page}")
+    if options["classifier"] == "learned" and not parsed.resume:
+        print(
+            "next  open the page; or fix the classifier: add --classifier etf --feature_dim K, K the number of classes"
+        )
+    else:
+        print("next  open the page; or compare with another classifier, loss or optimiser: neuralcollapse train --help")
+    return 0
+
+
+def _file_name(text: str) -> str:
+    """What can stand in a file's name of a data set or network: the last part of a path or dotted name."""
+    return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", text.rstrip("/\\"))[-1]) or "run"
+
+
+def _joined(arguments: list[str]) -> list[str]:
+    """Options and values that stand apart, joined by "=", where the option takes a list: --layers a,b."""
+    joined: list[str] = []
+    lists = {name for name, kind in types().items() if get_origin(kind) is tuple}
+    waiting = iter(arguments)
+    for argument in waiting:
+        if argument.startswith("--") and argument[2:].replace("-", "_") in lists:
+            value = next(waiting, None)
+            argument = argument if value is None else f"{argument}={value}"
+        joined.append(argument)
+    return joined
+
+
+def _listed(argument: str) -> str:
+    """A list written a,b as jsonargparse reads one: [a,b]."""
+    name, equals, value = argument.partition("=")
+    kind = types().get(name.removeprefix("--"))
+    if not equals or get_origin(kind) is not tuple or value.startswith(("[", "(")):
+        return argument
+    return f"{name}=[{value}]"
+
+
+def _parse(parser: Any, arguments: list[str]) -> Any:
+    """Parse with jsonargparse; its errors in one line, unknown options with the nearest known."""
+    known = {name.lstrip("-") for action in parser._actions for name in action.option_strings}
+    for argument in arguments:
+        name = argument[2:].split("=")[0]
+        if argument.startswith("--") and name not in known:
+            check_names({name: None}, "train")
+    try:
+        return parser.parse_args(arguments)
+    except Exception as error:  # jsonargparse raises argparse's, its own and its YAML reader's
+        unknown = re.search(r"Option '(\w+)' is not accepted", str(error))
+        if unknown:
+            check_names({unknown[1]: None}, "train --config")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None
