@@ -15,9 +15,13 @@ import yaml
 from plotly.offline import get_plotlyjs
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.records import MEASURES, Record, RunFolder, write_atomically
+from neuralcollapse.records import MEASURES, Geometry, Record, RunFolder, write_atomically
 from neuralcollapse.report.figures import Figure, all_figures
 
+_SOURCES = {
+    "eval": "On the training set, in eval mode.",
+    "online": "From the features of the epoch's training steps, while the weights moved (measured online).",
+}
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
@@ -92,7 +96,7 @@ def render(run: RunFolder) -> str:
     ]
     return document(
         title=f"Neural collapse: {config.get('data', 'run')}, {config.get('network', 'network')}",
-        subtitle=f"{config.get('classifier', '')} classifier, d = {config.get('feature_dim', '?')}",
+        subtitle=_subtitle(config, geometries),
         verdict=verdict(records),
         cards=_cards(last),
         figures=all_figures(records, geometries, names),
@@ -101,13 +105,32 @@ def render(run: RunFolder) -> str:
                 "Every measure",
                 rows,
                 ("measure", f"epoch {first.epoch}", f"epoch {last.epoch}"),
-                "On the training set, in eval mode. All but NC bias go to 0 under collapse. W: the classifier's rows; "
+                f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; "
                 "M: the class means about their mean mu_G; S_W, S_B: covariance within and between K classes.",
             ),
-            Table("Configuration", [(name, str(value)) for name, value in config.items()], narrow=True),
+            *_layers(last),
+            Table("Configuration", [(name, _option(value)) for name, value in config.items()], narrow=True),
             Table("Where it ran", [(name, str(value)) for name, value in environment.items()], narrow=True),
         ],
     )
+
+
+def _subtitle(config: dict[str, Any], geometries: Sequence[Geometry]) -> str:
+    dim = geometries[-1].means.shape[1] if geometries else config.get("feature_dim") or "?"
+    return f"{config.get('classifier', '')} classifier, d = {dim}"
+
+
+def _layers(last: Record) -> list[Table]:
+    rows = [(name, number(values.get("nc1")), number(values.get("nc1_cdnv"))) for name, values in last.layers.items()]
+    note = "On the same samples; outputs averaged over positions."
+    return [Table(f"Inner layers at epoch {last.epoch}", rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
+
+
+def _option(value: object) -> str:
+    """An option's value for reading; left-out ones and empty lists as a dash."""
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None or value == {} else str(value)
 
 
 def verdict(records: Sequence[Record]) -> str:
