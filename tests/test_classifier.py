@@ -386,10 +386,13 @@ def test_fix_classifier_spreads_each_class_over_all_features_unless_told_not_to(
 
 def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
     """With the plain frame silenced features take their classes with them (0.5 to 0.8 in such networks)."""
-    from neuralcollapse.training.data import load_data
+    from neuralcollapse.training.config import TrainConfig
+    from neuralcollapse.training.data import Batches, load_data
+    from neuralcollapse.training.pixels import Pixels
 
-    data = load_data("digits").train
-    images, labels = data.images.flatten(1), data.labels
+    data = load_data(TrainConfig())
+    pixels = Pixels(data.mean, data.std, data.channels)
+    batches = Batches(data.train, 64, shuffle_seed=0)
 
     def accuracy(fix: bool) -> float:
         torch.manual_seed(0)
@@ -397,11 +400,13 @@ def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_o
         if fix:
             nc.fix_classifier(model, "2")
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        for _ in range(30):
-            for batch in torch.randperm(len(labels)).split(64):
+        for epoch in range(30):
+            batches.set_epoch(epoch)
+            for images, labels in batches:
                 optimizer.zero_grad()
-                torch.nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                torch.nn.functional.cross_entropy(model(pixels(images).flatten(1)), labels).backward()
                 optimizer.step()
-        return float((model(images).argmax(1) == labels).float().mean())
+        predicted = model(pixels(data.train.images).flatten(1)).argmax(1)
+        return float((predicted == data.train.labels).float().mean())
 
     assert accuracy(fix=True) > accuracy(fix=False) - 0.01

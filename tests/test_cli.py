@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import time
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 import neuralcollapse as nc
@@ -173,7 +175,9 @@ def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
     assert "nc1 " in text
     assert f"page  {out / 'report.html'}" in text
     assert (out / "report.html").stat().st_size > 1_000_000
-    assert "feature_dim: 9\nclassifier: etf\n" in (out / "config.yaml").read_text()
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert (config["feature_dim"], config["classifier"], config["epochs"]) == (9, "etf", 2)
+    assert {path.name for path in (out / "logs").iterdir()} == {"csv", "tensorboard"}
     assert refused(capsys, "train", "--out", out, *SHORT_FLAGS).count("--force") == 1
     before = (out / "records.jsonl").read_text()
     assert main(["train", "--config", str(out / "config.yaml"), "--out", str(out), "--force", "--json"]) == 0
@@ -193,6 +197,13 @@ def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
         (["--classifier", "etf", "--feature-dim", "8"], "d >= K-1 = 9"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["stray"], "stray"),
+        (["--resum", "runs/x"], "resum"),
+        (["--milestones", "3,x", "--schedule", "multistep"], "milestones"),
+        (["--milestones", "3,5"], "milestones are for schedule=multistep"),
+        (["--loggers", "cvs"], "loggers"),
+        (["--optimizer", "adm"], "optimizer"),
+        (["--layers", "featurs.1"], "did you mean 'features"),
+        (["--milestones"], "milestones"),
     ],
 )
 def test_wrong_options_of_train_are_one_line_and_leave_nothing(tmp_path, capsys, monkeypatch, flags, message):
@@ -204,6 +215,137 @@ def test_wrong_options_of_train_are_one_line_and_leave_nothing(tmp_path, capsys,
 def test_an_unwritable_run_folder_is_one_line(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert "cannot write the run folder" in refused(capsys, "train", *SHORT_FLAGS, "--out", tmp_path / "file" / "run")
+
+
+# Options of train
+
+
+def printed_config(capsys, *flags: str) -> dict[str, object]:
+    with pytest.raises(SystemExit) as exit_:
+        main(["train", "--print_config", *flags])
+    assert exit_.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)
+
+
+@pytest.fixture
+def configured(monkeypatch):
+    """The configurations that `train` would have run."""
+    got = []
+
+    def stop(config, out, **_):
+        got.append(config)
+        raise nc.InputError("not run")
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", stop)
+    return got
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--schedule", "multistep", "--milestones", "3,5"],
+        ["--schedule", "multistep", "--milestones=3,5"],
+        ["--schedule", "multistep", "--milestones=[3,5]"],
+        ["--schedule", "multistep", "--milestones", "[3, 5]"],
+    ],
+)
+def test_lists_are_written_with_commas_or_brackets(flags, configured):
+    main(["train", *flags])
+    assert [config.milestones for config in configured] == [(3, 5)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        (["--milestones", "7", "--schedule", "multistep"], "milestones", (7,)),
+        (["--layers", "features.0,features.3"], "layers", ("features.0", "features.3")),
+        (["--layers", "features"], "layers", ("features",)),
+        (["--measure-at", "1,10"], "measure_at", (1, 10)),
+        (["--loggers", "csv"], "loggers", ("csv",)),
+        (["--loggers=[]"], "loggers", ()),
+        (["--loggers="], "loggers", ()),
+        (["--network_options", '{"drop": 0.1}'], "network_options", {"drop": 0.1}),
+        (["--certify_head", "true"], "certify_head", True),
+        (["--learning-rate", "1e-3"], "learning_rate", 1e-3),
+        (["--image_size", "16"], "image_size", 16),
+        (["--data", "mnist:some/folder"], "data", "mnist:some/folder"),
+    ],
+)
+def test_an_option_of_any_kind_reaches_the_config(flags, name, value, configured):
+    main(["train", *flags])
+    assert [getattr(config, name) for config in configured] == [value]
+
+
+def test_the_printed_config_reads_back(tmp_path, capsys, configured):
+    flags = ["--schedule=multistep", "--milestones", "3,5", "--feature-dim", "12", "--loggers", "csv"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed_config(capsys, *flags)))
+    main(["train", *flags])
+    main(["train", "--config", str(tmp_path / "config.yaml")])
+    one, other = configured
+    assert one == other
+    assert other.milestones == (3, 5)
+
+
+def test_flags_come_before_the_config_file_and_that_before_the_defaults(tmp_path, configured):
+    (tmp_path / "config.yaml").write_text("epochs: 7\nwidth: 20\n")
+    main(["train", "--config", str(tmp_path / "config.yaml"), "--width", "30"])
+    (config,) = configured
+    assert (config.epochs, config.width, config.depth) == (7, 30, None)
+
+
+@pytest.mark.parametrize(
+    ("data", "network", "folder"),
+    [
+        ("digits", "mlp", "runs/digits-mlp-learned"),
+        ("mnist:/data/my mnist/", "timm:vit_tiny", "runs/my-mnist-timm-vit_tiny-learned"),
+        ("uoft-cs/cifar10", "my.module:build", "runs/cifar10-my.module-build-learned"),
+    ],
+)
+def test_the_run_folder_is_named_after_data_network_and_classifier(data, network, folder, monkeypatch):
+    asked = []
+
+    def stop(config, out, **_):
+        asked.append(str(out))
+        raise nc.InputError("not run")
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", stop)
+    main(["train", "--data", data, "--network", network])
+    assert asked == [folder]
+
+
+def test_resume_takes_up_only_what_is_given(monkeypatch, tmp_path):
+    asked = []
+
+    def stop(path, changes, **_):
+        asked.append((str(path), changes))
+        raise nc.InputError("not run")
+
+    monkeypatch.setattr("neuralcollapse.training.run.resume", stop)
+    main(["train", "--resume", str(tmp_path)])
+    main(["train", "--resume", str(tmp_path), "--epochs", "300", "--layers", "features"])
+    assert asked[0] == (str(tmp_path), {})
+    path, changes = asked[1]
+    assert path == str(tmp_path)
+    assert {name: list(value) if name == "layers" else value for name, value in changes.items()} == {
+        "epochs": 300,
+        "layers": ["features"],
+    }
+
+
+def test_resume_refuses_what_made_the_weights_in_one_line(short_run, capsys):
+    before = (short_run.path / "records.jsonl").read_text()
+    assert "width was 32 and cannot become 33" in refused(capsys, "train", "--resume", short_run.path, "--width", "33")
+    assert "epochs=3" in refused(capsys, "train", "--resume", short_run.path, "--epochs", "3")
+    assert "no run folder" in refused(capsys, "train", "--resume", short_run.path / "none")
+    assert (short_run.path / "records.jsonl").read_text() == before
+
+
+def test_inner_layers_and_the_source_are_printed(tmp_path, capsys):
+    flags = [*SHORT_FLAGS, "--loggers=[]"]
+    assert main(["train", "--out", str(tmp_path / "a"), *flags, "--layers", "features.1"]) == 0
+    assert "features.1" in capsys.readouterr().out
+    assert main(["train", "--out", str(tmp_path / "b"), *flags, "--measure", "online"]) == 0
+    assert "from the training steps of the last epoch" in capsys.readouterr().out
 
 
 def test_train_help_is_made_from_the_config(capsys):
@@ -310,12 +452,13 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().err.startswith("neuralcollapse: interrupted; the records so far are in ")
 
 
-def test_ctrl_c_stops_a_real_run_with_its_records_kept(tmp_path):
+def test_ctrl_c_stops_a_real_run_and_resume_goes_on_to_its_end(tmp_path):
     out = tmp_path / "run"
-    command = [sys.executable, "-m", "neuralcollapse", "train", "--out", str(out), "--epochs", "5000", "--width", "8"]
+    command = [sys.executable, "-m", "neuralcollapse", "train"]
+    flags = ["--out", str(out), "--epochs", "5000", "--width", "8", "--samples_per_class", "20", "--measure_every", "2"]
     # A job in the background starts with interrupts ignored, and its children with it: undo that for this one.
     heed = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, **heed)
+    process = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True, **heed)
     records = out / "records.jsonl"
     for _ in range(600):
         if records.is_file() and len(records.read_text().splitlines()) > 2:
@@ -327,9 +470,21 @@ def test_ctrl_c_stops_a_real_run_with_its_records_kept(tmp_path):
     finally:
         process.kill()
     assert process.returncode == 130
-    assert "interrupted; the records so far are in" in err
+    assert re.fullmatch(
+        rf"neuralcollapse: stopped (in epoch \d+ after \d+ steps|after epoch \d+), and saved; to go on: neuralcollapse "
+        rf"train --resume {re.escape(str(out))}",
+        err.splitlines()[-1],
+    )
     assert "Traceback" not in err
     assert main(["report", str(out)]) == 0
+    kept = [json.loads(line)["epoch"] for line in records.read_text().splitlines()]
+    last = kept[-1] + 3
+    result = subprocess.run(
+        [*command, "--resume", str(out), "--epochs", str(last), "--json"], capture_output=True, text=True, timeout=60
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["epoch"] == last
+    assert [json.loads(line)["epoch"] for line in records.read_text().splitlines()] == [*kept, kept[-1] + 2, last]
 
 
 def test_training_that_diverges_says_so_and_leaves_nothing(tmp_path, capsys):

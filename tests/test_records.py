@@ -1,6 +1,7 @@
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,6 +20,26 @@ def test_a_record_survives_json_and_nan_becomes_null():
     assert back.train == RECORD.train
     assert back.measures["nc1"] == 0.25
     assert math.isnan(back.measures["nc2"])
+
+
+def test_layers_and_the_source_survive_json():
+    record = replace(RECORD, layers={"a.b": {"nc1": 0.5, "nc2": math.nan}, "c": {}}, source="online")
+    line = record.to_json()
+    assert json.loads(line)["layers"] == {"a.b": {"nc1": 0.5, "nc2": None}, "c": {}}
+    back = Record.from_json(line)
+    assert math.isnan(back.layers["a.b"].pop("nc2"))
+    assert back.layers == {"a.b": {"nc1": 0.5}, "c": {}}
+    assert back.source == "online"
+
+
+@pytest.mark.parametrize("lacks", [["layers", "source"], ["layers", "source", "head"]])
+def test_records_of_earlier_versions_still_read(lacks):
+    values = json.loads(RECORD.to_json())
+    back = Record.from_json(json.dumps({name: value for name, value in values.items() if name not in lacks}))
+    assert back.layers == {}
+    assert back.head == {}
+    assert back.source == "eval"
+    assert back.train == RECORD.train
 
 
 def test_a_run_folder_gives_back_what_was_written(tmp_path):
@@ -51,6 +72,74 @@ def test_force_clears_an_earlier_run_and_nothing_else(tmp_path):
     assert (tmp_path / "records.jsonl").read_text() == ""
     assert not run.checkpoints()
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_force_clears_the_state_and_the_logs_too(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.logs.mkdir()
+    for file in (run.state, run.logs / "events", tmp_path / ".state.pt.x.tmp", tmp_path / "geometry" / ".a.tmp"):
+        file.write_bytes(b"old")
+    RunFolder.create(tmp_path, force=True)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "geometry", "records.jsonl"]
+
+
+def full_run(path) -> RunFolder:
+    """Records, geometry and weights of epochs 0 to 4."""
+    run = RunFolder.create(path)
+    for epoch in range(5):
+        run.append(replace(RECORD, epoch=epoch))
+        run.write_geometry(Geometry(epoch, np.eye(3), np.ones(3), np.eye(3), np.zeros(3)))
+        run.checkpoint(epoch).write_bytes(b"weights")
+    return run
+
+
+@pytest.mark.parametrize("epoch", [-1, 0, 2, 4, 9])
+def test_a_run_is_rewound_to_an_epoch(tmp_path, epoch):
+    run = full_run(tmp_path)
+    before = (tmp_path / "records.jsonl").read_text().splitlines()
+    run.rewind(epoch)
+    kept = list(range(min(epoch, 4) + 1))
+    assert (tmp_path / "records.jsonl").read_text().splitlines() == before[: len(kept)]
+    assert [geometry.epoch for geometry in run.geometries()] == kept
+    assert [epoch for epoch, _ in run.checkpoints()] == kept
+
+
+def test_rewinding_leaves_other_files_alone(tmp_path):
+    run = full_run(tmp_path)
+    others = [tmp_path / "geometry" / "mine.npz", tmp_path / "checkpoints" / "best.safetensors", tmp_path / "notes.txt"]
+    for other in (*others, run.state):
+        other.write_text("mine")
+    run.rewind(-1)
+    assert all(other.read_text() == "mine" for other in (*others, run.state))
+
+
+def test_damaged_records_are_not_rewound_away(tmp_path):
+    run = full_run(tmp_path)
+    text = run.read_text("records.jsonl") + "{"
+    (tmp_path / "records.jsonl").write_text(text)
+    with pytest.raises(InputError, match="line 6 is not a record"):
+        run.rewind(2)
+    assert run.read_text("records.jsonl") == text
+    assert len(run.checkpoints()) == 5
+
+
+def test_a_sweep_takes_the_temporary_files_and_nothing_else(tmp_path):
+    run = full_run(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path, tmp_path / "geometry", tmp_path / "checkpoints"):
+        (folder / ".records.jsonl.abc.tmp").write_bytes(b"half")
+    (tmp_path / "notes.tmp").write_text("mine")
+    run.sweep()
+    assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "notes.tmp"])
+
+
+def test_a_discarded_run_leaves_what_is_not_its_own(tmp_path):
+    full_run(tmp_path / "run").discard()
+    assert not (tmp_path / "run").exists()
+    other = full_run(tmp_path / "other")
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    other.discard()
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["notes.txt"]
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(tmp_path):

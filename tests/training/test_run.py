@@ -1,16 +1,25 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import neuralcollapse as nc
 from neuralcollapse.records import RunFolder
 from neuralcollapse.report.figures import all_figures
+from neuralcollapse.report.page import write_page
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.data import load_data
+from neuralcollapse.training.networks import build_network
+from neuralcollapse.training.pixels import Pixels
 from neuralcollapse.training.run import read_config, remeasure, train
 from tests.conftest import SHORT
+
+BARE = replace(SHORT, loggers=())
 
 
 def test_the_default_run_collapses(default_run):
@@ -112,43 +121,237 @@ def test_a_wrong_config_file_says_what_is_wrong(tmp_path, text, message):
         read_config(run)
 
 
-def test_the_callback_measures_any_lightning_module():
-    import lightning
-
-    class Plain(lightning.LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.body = torch.nn.Linear(4, 6)
-            self.head = torch.nn.Linear(6, 3)
-
-        def forward(self, inputs):
-            return self.head(self.body(inputs).relu())
-
-        def training_step(self, batch, index):
-            assert self.training
-            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    torch.manual_seed(0)
-    data = torch.utils.data.TensorDataset(torch.randn(30, 4), torch.arange(30) % 3)
-    loader = torch.utils.data.DataLoader(data, batch_size=10)
-    callback = nc.CollapseCallback(loader, classifier="head", every=2)
-    trainer = lightning.Trainer(
-        max_epochs=3,
-        accelerator="cpu",
-        callbacks=[callback],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(Plain(), loader)
-    assert [record.epoch for record in callback.records] == [0, 2, 3]
-    assert float(trainer.callback_metrics["collapse/nc1"]) == pytest.approx(callback.records[-1].measures["nc1"])
-
-
 def test_records_hold_the_learning_rate_of_the_epoch_that_ended(tmp_path):
     run = train(replace(SHORT, epochs=3, decay_every=1, learning_rate=0.1), tmp_path / "run", progress=False)
     assert [record.learning_rate for record in run.records()] == pytest.approx([0.1, 0.1, 0.01, 0.001])
+
+
+def test_measure_at_names_the_epochs_beside_the_first_and_the_last(tmp_path):
+    run = train(replace(BARE, epochs=5, measure_at=(1, 4)), tmp_path / "run", progress=False)
+    assert [record.epoch for record in run.records()] == [0, 1, 4, 5]
+
+
+# What is trained
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "epochs": 20, "weight_decay": 1e-3},
+        {"optimizer": "adam", "epochs": 20, "weight_decay": 1e-4, "learning_rate": 5e-3},
+        {"optimizer": "lbfgs", "epochs": 8, "batch_size": 1437, "weight_decay": 1e-3, "learning_rate": 1.0},
+    ],
+    ids=lambda options: options["optimizer"],
+)
+def test_each_optimiser_reaches_collapse_on_the_digits(options, tmp_path):
+    config = replace(BARE, width=64, measure_every=100, decay_every=15, **options)
+    first, last = train(config, tmp_path / "run", progress=False).records()
+    assert last.train["accuracy"] == 1.0
+    assert last.measures["nc1"] < first.measures["nc1"] / 10
+
+
+@pytest.mark.parametrize("loss", ["mse", "focal:3", "label_smoothing:0.2"])
+def test_a_run_records_the_loss_that_it_trains(loss, tmp_path):
+    config = replace(BARE, loss=loss, epochs=1)
+    run = train(config, tmp_path / "run", progress=False)
+    network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2).eval()
+    network.load_state_dict(load_file(run.checkpoint(1)))
+    data = load_data(config)
+    for split, found in ((data.train, run.records()[-1].train), (data.test, run.records()[-1].test)):
+        logits = network(Pixels(data.mean, data.std, data.channels)(split.images))
+        columns, model = logits.detach().double().T, nc.ufm.losses.find_loss(loss)
+        expected = float(model.value(columns, model.targets(split.labels, 10)).mean())
+        assert found["loss"] == pytest.approx(expected, rel=1e-5)
+    assert remeasure(run, progress=False)[1]["loss"] == pytest.approx(run.records()[-1].train["loss"], rel=1e-5)
+
+
+def test_with_its_own_decays_the_head_is_certified_against_them(tmp_path):
+    decays = {"weight_decay": 5e-3, "feature_decay": 1e-5, "bias_decay": 1e-2}
+    config = replace(BARE, decay_on="classifier", certify_head=True, epochs=2, **decays)
+    run = train(config, tmp_path / "run", progress=False)
+    network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2).eval()
+    network.load_state_dict(load_file(run.checkpoint(2)))
+    data = load_data(config)
+    features = network.features(Pixels(data.mean, data.std, data.channels)(data.train.images)).detach()
+    expected = nc.ufm.certify_head(
+        features, data.train.labels, network.fc.weight, network.fc.bias, 5e-3, 1e-5, bias_decay=1e-2
+    )
+    head = run.records()[-1].head
+    assert head["objective"] == pytest.approx(expected.objective, rel=1e-5)
+    assert head["minimum"] == pytest.approx(expected.minimum, rel=1e-5)
+
+
+def test_a_narrow_resnet_trains_on_the_digits(tmp_path):
+    config = TrainConfig(network="resnet18_width", width=4, stem="small", epochs=1, samples_per_class=20)
+    run = train(config, tmp_path / "run", progress=False)
+    assert len(run.records()) == 2
+    assert json.loads(run.read_text("environment.json"))["image_shape"] == [1, 8, 8]
+    (values,) = remeasure(run, progress=False).values()
+    assert values["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
+def test_other_precisions_train(precision, short_run, tmp_path):
+    run = train(replace(BARE, precision=precision, epochs=1), tmp_path / "run", progress=False)
+    found, wanted = run.records()[-1], short_run.records()[1]
+    tolerance = 1e-3 if precision == "64-true" else 0.2
+    assert found.measures["nc1"] == pytest.approx(wanted.measures["nc1"], rel=tolerance)
+    assert found.measures["nc1"] != wanted.measures["nc1"]
+    kind = torch.float64 if precision == "64-true" else torch.float32
+    assert load_file(run.checkpoint(1))["fc.weight"].dtype == kind
+    assert remeasure(run, progress=False)[1]["nc1"] == pytest.approx(found.measures["nc1"], rel=1e-4)
+
+
+def test_channels_last_gives_the_same_run(tmp_path):
+    config = TrainConfig(
+        network="resnet18_width", width=2, stem="small", epochs=1, samples_per_class=10, loggers=(), batch_size=50
+    )
+    plain = train(config, tmp_path / "plain", progress=False).records()
+    other = train(replace(config, channels_last=True), tmp_path / "other", progress=False).records()
+    for one, two in zip(plain, other, strict=True):
+        assert two.measures["nc1"] == pytest.approx(one.measures["nc1"], rel=1e-4)
+        assert two.train["loss"] == pytest.approx(one.train["loss"], rel=1e-4)
+
+
+def test_a_compiled_network_is_measured_as_it_stands(tmp_path, monkeypatch, short_run):
+    """By dynamo with its "eager" backend: the hooks meet the same tracing, without a minute of compiling."""
+    original, compiled = torch.nn.Module.compile, []
+
+    def with_backend(self):
+        compiled.append(self)
+        original(self, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", with_backend)
+    run = train(replace(BARE, compile=True), tmp_path / "run", progress=False)
+    assert len(compiled) == 1
+    for found, wanted in zip(run.records(), short_run.records(), strict=True):
+        assert found.measures == pytest.approx(wanted.measures, rel=1e-4, abs=1e-6)
+    assert load_file(run.checkpoint(4)).keys() == load_file(short_run.checkpoint(4)).keys()
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """Two classes of grey images, without a test set."""
+    generator = torch.Generator().manual_seed(0)
+    for label, name in enumerate(("dark", "light")):
+        folder = tmp_path / "pictures" / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(6):
+            pixels = torch.randint(100, (8, 8), generator=generator, dtype=torch.uint8) + 150 * label
+            Image.fromarray(pixels.numpy()).save(folder / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_data_set_without_test_images_trains_and_has_its_page(pictures, tmp_path):
+    run = train(replace(BARE, data=f"imagefolder:{pictures}", batch_size=4), tmp_path / "run", progress=False)
+    assert all(record.test == {} for record in run.records())
+    assert run.records()[-1].train["accuracy"] == 1.0
+    assert write_page(run).read_text().startswith("<!doctype html>")
+
+
+# Inner layers
+
+
+def test_inner_layers_are_recorded_as_measure_gives_them(tmp_path):
+    names = ("features.1", "features.3")
+    run = train(replace(BARE, layers=names, epochs=1), tmp_path / "run", progress=False)
+    network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2)
+    network.load_state_dict(load_file(run.checkpoint(1)))
+    config = read_config(run)
+    data = load_data(config)
+    images = Pixels(data.mean, data.std, data.channels)(data.train.images)
+    expected = nc.measure(network, [(images, data.train.labels)], layers=names, progress=False)["layers"]
+    layers = run.records()[-1].layers
+    assert {name.removeprefix("network.") for name in layers} == set(names)
+    for name, values in layers.items():
+        assert values["nc1"] == pytest.approx(expected[name.removeprefix("network.")]["nc1"], rel=1e-5)
+    again = remeasure(run, progress=False)[1]["layers"]
+    assert {name: part["nc1"] for name, part in again.items()} == pytest.approx(
+        {name: part["nc1"] for name, part in layers.items()}, rel=1e-6
+    )
+
+
+def test_inner_layers_have_the_names_that_were_given(tmp_path):
+    run = train(replace(BARE, layers=("features.1",), epochs=1), tmp_path / "run", progress=False)
+    assert list(run.records()[-1].layers) == ["features.1"]
+
+
+# What cannot be
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+def three_channels(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, num_classes))
+
+def ten_times_as_many(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Unflatten(1, (num_classes, 1)), nn.Flatten(0))
+
+def always_seven(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch) -> str:
+    """A module with networks of the user's, in the current folder."""
+    (tmp_path / "networks_for_test_run.py").write_text(NETWORKS)
+    monkeypatch.chdir(tmp_path)
+    return "networks_for_test_run"
+
+
+def refused(config: TrainConfig, out: Path, message: str) -> None:
+    with pytest.raises(nc.InputError, match=message) as error:
+        train(config, out, progress=False)
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layers": ("features.99",)}, r"no layer .*features\.99"),
+        ({"layers": ("featurs.1",)}, r"'featurs\.1'.*did you mean 'features\.\d'"),
+        ({"loggers": ("wandb",)}, "the logger wandb is not installed .*: pip install wandb"),
+        ({"loggers": ("csv", "mlflow")}, "the logger mlflow is not installed .*: pip install mlflow"),
+        ({"optimizer": "lbfgs", "devices": 2, "accelerator": "cpu"}, "lbfgs runs in one process"),
+        ({"strategy": "fsdp"}, "strategy fsdp splits the weights.*use ddp"),
+        ({"strategy": "dpp"}, "cannot train with .*strategy=dpp"),
+        ({"accelerator": "cdua"}, "cannot train with accelerator=cdua"),
+        ({"precision": "31-true"}, "cannot train with .*precision=31-true"),
+        ({"loss": "cross_entrpy"}, "mean 'cross_entropy'"),
+        ({"network": "mpl"}, "mean 'mlp'"),
+        ({"batch_size": 2, "devices": 2, "accelerator": "cpu", "strategy": "ddp_spawn"}, "at least 4 samples"),
+        ({"random_labels": True, "samples_per_class": 500}, "samples_per_class of at most"),
+        ({"channels": 3, "network_options": {"in_chanels": 3}}, "did you mean|no option"),
+        ({"network_options": {"widht": 3}}, "no option 'widht'.*mean 'width'"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_trained_is_one_line_and_leaves_no_folder(options, message, tmp_path):
+    refused(replace(SHORT, **options), tmp_path / "run", message)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_cuda_without_cuda_is_one_line(tmp_path):
+    refused(replace(SHORT, accelerator="cuda"), tmp_path / "run", "cannot train with accelerator=cuda")
+
+
+def test_a_network_that_cannot_take_the_images_points_to_the_options(mine, tmp_path):
+    config = TrainConfig(network=f"{mine}:three_channels", epochs=1, loggers=())
+    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image_size"
+    refused(config, tmp_path / "run", message)
+    assert len(train(replace(config, channels=3), tmp_path / "run", progress=False).records()) == 2
+
+
+@pytest.mark.parametrize("name", ["always_seven", "ten_times_as_many"])
+def test_a_network_with_other_outputs_than_classes_is_refused(name, mine, tmp_path):
+    refused(TrainConfig(network=f"{mine}:{name}"), tmp_path / "run", r"10|num_classes")
+
+
+def test_a_config_file_may_lack_what_has_a_default(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.write_text("config.yaml", yaml.safe_dump({"epochs": 7}))
+    assert read_config(run) == TrainConfig(epochs=7)

@@ -1,0 +1,155 @@
+"""Several processes on one machine, over gloo: the measures are those of one process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import neuralcollapse as nc
+from neuralcollapse.records import RunFolder
+from neuralcollapse.training.run import remeasure
+
+FLAGS = ["--epochs", "2", "--width", "16", "--depth", "2", "--feature_dim", "12", "--accelerator", "cpu"]
+FLAGS += ["--devices", "2", "--checkpoint_every", "1", "--layers", "features.1", "--json"]
+STARTS = {
+    "train": [sys.executable, "-m", "neuralcollapse", "train"],
+    "torchrun": [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"),
+        *("-m", "neuralcollapse", "train"),
+    ],
+}
+
+
+@pytest.fixture(scope="module", params=STARTS)
+def two(request, tmp_path_factory) -> tuple[RunFolder, str, str]:
+    """A run of two processes, started each way."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+    process = subprocess.Popen(
+        [*STARTS[request.param], *FLAGS, "--out", str(out)],
+        env={**environment, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        printed, err = process.communicate(timeout=120)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # its children too
+        raise
+    assert process.returncode == 0, err[-3000:]
+    return RunFolder.open(out), printed, err
+
+
+def test_the_measures_are_those_of_one_process_on_the_same_weights(two):
+    run, _, _ = two
+    records = {record.epoch: record for record in run.records()}
+    assert list(records) == [0, 1, 2]
+    again = remeasure(run, progress=False)
+    assert list(again) == [1, 2]
+    for epoch, values in again.items():
+        record = records[epoch]
+        for name, value in record.measures.items():
+            assert value == pytest.approx(values[name], rel=1e-6, abs=1e-9), name
+        assert record.train == pytest.approx({name: values[name] for name in ("loss", "accuracy")}, rel=1e-6)
+        assert values["num_samples"] == 1437
+        (found,), (wanted,) = record.layers.values(), values["layers"].values()
+        assert found == pytest.approx(wanted, rel=1e-6, abs=1e-9)
+
+
+def test_one_process_prints_and_writes(two):
+    run, printed, err = two
+    assert json.loads(printed)["epoch"] == 2
+    assert err.count("epoch    1/2") == 1
+    assert (run.path / "report.html").is_file()
+    assert not list(run.path.rglob(".*"))
+    assert [path.name for path in (run.logs / "csv").iterdir()] == ["version_0"]
+
+
+# Sharded measuring
+
+K, D, N = 4, 8, 61
+
+
+def samples() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(N) % K
+    return torch.eye(K).repeat(1, 2)[labels] + 0.5 * torch.randn(N, D, generator=generator), labels
+
+
+def network() -> nn.Module:
+    torch.manual_seed(1)
+    model = nn.Sequential()
+    model.add_module("body", nn.Linear(D, 6))
+    model.add_module("relu", nn.ReLU())
+    model.add_module("fc", nn.Linear(6, K))
+    return model.double()
+
+
+def loader(rank: int, world: int, shares: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's batches: every other sample, or all but a few on the first."""
+    inputs, labels = samples()
+    mine = torch.arange(N) % world == rank
+    if shares == "uneven":
+        mine = torch.arange(N) >= 3 if rank else torch.arange(N) < 3
+    elif shares == "none on the second":
+        mine = torch.full((N,), rank == 0)
+    return list(zip(inputs.double()[mine].split(7), labels[mine].split(7), strict=True))
+
+
+SHARES = ["even", "uneven", "none on the second"]
+
+
+def measure(rank: int, world: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world)
+    found = {}
+    for shares in SHARES:
+        batches = loader(rank, world, shares)
+        try:
+            found[shares] = nc.measure(network(), batches, layers=["body"], sharded=True, progress=False)
+        except nc.InputError as error:
+            found[shares] = {"error": str(error)}
+    dist.destroy_process_group()
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump(found, file)
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory) -> list[dict]:
+    """What each of two processes measured, by shares."""
+    folder = tmp_path_factory.mktemp("sharded")
+    mp.spawn(measure, args=(2, str(folder)), nprocs=2)
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+
+
+@pytest.mark.parametrize("shares", ["even", "uneven"])
+def test_sharded_over_two_processes_the_measures_are_those_of_one(shares, sharded):
+    expected = nc.measure(network(), loader(0, 1, "even"), layers=["body"], progress=False)
+    assert expected["num_samples"] == N
+    assert 0 < expected["nc4"] < 1
+    assert expected["layers"]["body"]
+    for found in sharded:
+        values = found[shares]
+        assert set(values) == set(expected)
+        assert values["layers"] == {"body": pytest.approx(expected["layers"]["body"], rel=1e-9)}
+        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-6)  # each batch's is a float32
+        others = set(values) - {"layers", "loss"}
+        assert {name: values[name] for name in others} == pytest.approx(
+            {name: expected[name] for name in others}, rel=1e-9
+        )
+
+
+def test_a_process_without_samples_is_an_error_in_both(sharded):
+    for found in sharded:
+        assert "only 1 of 2 processes got samples" in found["none on the second"]["error"]

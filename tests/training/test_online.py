@@ -1,0 +1,133 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+import neuralcollapse as nc
+from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.module import Classification
+from neuralcollapse.training.online import OnlineCollapse
+from neuralcollapse.training.run import train
+from tests.conftest import SHORT
+
+ONLINE = replace(SHORT, epochs=3, measure="online", loggers=())
+
+PLAIN = """
+from torch import nn
+
+def build(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+@pytest.fixture
+def plain(tmp_path, monkeypatch) -> str:
+    """A network without batch normalisation."""
+    (tmp_path / "plain_network_for_online.py").write_text(PLAIN)
+    monkeypatch.chdir(tmp_path)
+    return "plain_network_for_online:build"
+
+
+@pytest.fixture
+def steps(monkeypatch) -> list[tuple[int, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """(epoch, features, logits, labels) of each training step, as the classifier met them."""
+    seen = []
+    original = Classification.training_step
+
+    def training_step(self, batch, index):
+        met = {}
+
+        def look(_, inputs, logits):
+            met["features"], met["logits"] = inputs[0].detach().clone(), logits.detach().clone()
+
+        hook = self.get_submodule(self.classifier).register_forward_hook(look)
+        loss = original(self, batch, index)
+        hook.remove()
+        seen.append((self.current_epoch, met["features"], met["logits"], batch[1].clone()))
+        return loss
+
+    monkeypatch.setattr(Classification, "training_step", training_step)
+    return seen
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[nc.ClassMoments]:
+    kept = []
+    original = OnlineCollapse._capture
+    monkeypatch.setattr(OnlineCollapse, "_capture", lambda *args: kept.append(original(*args)) or kept[-1])
+    return kept
+
+
+def test_an_epochs_record_is_of_the_features_of_its_steps(tmp_path, steps, captures):
+    run = train(replace(ONLINE, augment="flip", loss="mse"), tmp_path / "run", progress=False)
+    for record, capture in zip(run.records(), captures, strict=True):
+        parts = [part[1:] for part in steps if part[0] == record.epoch - 1]
+        features, logits, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+        assert len(labels) == 1437
+        for label in range(10):
+            own = features[labels == label].double()
+            torch.testing.assert_close(capture.moments.means[label], own.mean(0), rtol=1e-6, atol=1e-6)
+        means = torch.stack([features[labels == label].double().mean(0) for label in range(10)])
+        scatter = (features.double() - means[labels]).T @ (features.double() - means[labels]) / len(labels)
+        torch.testing.assert_close(capture.moments.within_covariance, scatter, rtol=1e-5, atol=1e-7)
+        assert record.train["accuracy"] == float((logits.argmax(1) == labels).double().mean())
+        squares = (logits.double() - torch.nn.functional.one_hot(labels, 10)).square().sum(1)
+        assert record.train["loss"] == pytest.approx(float(squares.mean()) / 2, rel=1e-5)
+
+
+def test_where_the_weights_hardly_move_it_is_the_measure_of_the_eval_pass(tmp_path, plain):
+    still = replace(ONLINE, network=plain, width=None, depth=None, feature_dim=None, learning_rate=1e-9, epochs=1)
+    (online,) = train(still, tmp_path / "online", progress=False).records()
+    evaluated = train(replace(still, measure="eval"), tmp_path / "eval", progress=False).records()[-1]
+    assert online.train["accuracy"] == evaluated.train["accuracy"]
+    assert online.train["loss"] == pytest.approx(evaluated.train["loss"], rel=1e-4)
+    assert online.test == pytest.approx(evaluated.test, rel=1e-4)
+    for name, value in online.measures.items():
+        assert value == pytest.approx(evaluated.measures[name], rel=1e-3), name
+
+
+def test_where_the_weights_move_it_is_another_measure(tmp_path):
+    online = train(ONLINE, tmp_path / "online", progress=False).records()[0]
+    evaluated = train(replace(ONLINE, measure="eval"), tmp_path / "eval", progress=False).records()[1]
+    assert online.measures["nc1"] > 1.5 * evaluated.measures["nc1"]
+
+
+def test_online_records_say_so_and_lack_epoch_0_and_nc4(tmp_path):
+    run = train(ONLINE, tmp_path / "run", progress=False)
+    assert [record.epoch for record in run.records()] == [1, 2, 3]
+    assert {record.source for record in run.records()} == {"online"}
+    assert all("nc4" not in record.measures and "nc1" in record.measures for record in run.records())
+    assert all(set(record.test) == {"loss", "accuracy"} for record in run.records())
+
+
+def test_measuring_online_changes_nothing_of_the_training(tmp_path):
+    runs = [train(replace(ONLINE, measure=how), tmp_path / how, progress=False) for how in ("online", "eval")]
+    (online, evaluated) = (run.checkpoint(3).read_bytes() for run in runs)
+    assert online == evaluated
+
+
+def test_only_epochs_that_are_measured_add_up_features(tmp_path, monkeypatch):
+    updates = []
+    original = nc.ClassMoments.update
+    patched = OnlineCollapse.on_train_batch_end
+
+    def on_train_batch_end(self, trainer, *args):
+        with monkeypatch.context() as patch:
+            patch.setattr(nc.ClassMoments, "update", lambda *a: updates.append(trainer.current_epoch) or original(*a))
+            patched(self, trainer, *args)
+
+    monkeypatch.setattr(OnlineCollapse, "on_train_batch_end", on_train_batch_end)
+    config = replace(ONLINE, epochs=5, measure_at=(2,))
+    run = train(config, tmp_path / "run", progress=False)
+    assert [record.epoch for record in run.records()] == [2, 5]
+    assert set(updates) == {1, 4}
+
+
+def test_a_head_is_certified_online(tmp_path):
+    run = train(replace(ONLINE, certify_head=True, epochs=1), tmp_path / "run", progress=False)
+    (head,) = [record.head for record in run.records()]
+    assert head["lower_bound"] <= head["minimum"] <= head["objective"]
+
+
+def test_online_measuring_is_not_the_default():
+    assert TrainConfig().measure == "eval"

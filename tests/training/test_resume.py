@@ -1,0 +1,590 @@
+"""Stop anywhere and go on: the end is bit for bit that of a run never stopped."""
+
+import errno
+import json
+import os
+import pickle
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from neuralcollapse import InputError, cli
+from neuralcollapse.records import RunFolder
+from neuralcollapse.training import resume as resume_module
+from neuralcollapse.training import run as run_module
+from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.module import Classification
+from neuralcollapse.training.resume import State, Stopped, StopSignal
+from neuralcollapse.training.run import read_config, resume, train
+
+ROOT = Path(__file__).parents[2]
+QUICK = TrainConfig(epochs=3, width=12, depth=2, feature_dim=10, samples_per_class=30, batch_size=50, loggers=())
+STEPS = 6  # of an epoch of QUICK
+
+
+def end(run: Path) -> dict[str, object]:
+    """Everything that a run leaves, but for the seconds and the hardware."""
+    folder = RunFolder.open(run)
+    records = [json.loads(line) for line in folder.read_text("records.jsonl").splitlines()]
+    return {
+        "config": folder.read_text("config.yaml"),
+        "records": [{name: value for name, value in record.items() if name != "seconds"} for record in records],
+        "weights": {epoch: file.read_bytes() for epoch, file in folder.checkpoints()},
+        "geometry": {file.name: file.read_bytes() for file in sorted((run / "geometry").iterdir())},
+        "scraps": [str(path) for path in run.rglob(".*")],
+    }
+
+
+def differences(one: Path, other: Path) -> list[str]:
+    left, right = end(one), end(other)
+    return [name for name in left if left[name] != right[name]]
+
+
+def assert_same_end(run: Path, whole: Path):
+    assert differences(run, whole) == []
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory) -> Path:
+    """QUICK, never stopped."""
+    return train(QUICK, tmp_path_factory.mktemp("quick") / "whole", progress=False).path
+
+
+@pytest.fixture
+def signals(monkeypatch):
+    """signals(epoch, step, signum): the signal comes in that step, once."""
+
+    def at(epoch: int, step: int, signum: signal.Signals = signal.SIGTERM) -> None:
+        original = Classification.training_step
+        left = [signum]
+
+        def training_step(self, *args):
+            if left and (self.current_epoch, self.step) == (epoch, step):
+                signal.raise_signal(left.pop())
+            return original(self, *args)
+
+        monkeypatch.setattr(Classification, "training_step", training_step)
+
+    return at
+
+
+# Killed at any moment. The children are forked from a process that has imported everything and computed nothing (torch
+# has no threads then), because starting Python anew each time would take most of the time.
+
+
+class Forks:
+    """Commands in forked children, with their exit codes and messages."""
+
+    def __init__(self, folder: Path) -> None:
+        self.log = folder / "log"
+
+    def start(self, *arguments: object) -> int:
+        pid = os.fork()
+        if pid:
+            return pid
+        code = 1
+        try:
+            log = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            code = cli.main([str(argument) for argument in arguments])
+        finally:
+            os._exit(code)
+
+    def ended(self, pid: int, seconds: float) -> int | None:
+        """The exit code within so many seconds (minus the signal that killed it), or None."""
+        stop = time.monotonic() + seconds
+        while True:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                return os.waitstatus_to_exitcode(status)
+            if time.monotonic() > stop:
+                return None
+            time.sleep(0.002)
+
+    def run(self, *arguments: object) -> None:
+        code = self.ended(self.start(*arguments), 60)
+        assert code == 0, f"{arguments}: {code}: {self.log.read_text()}"
+
+
+def kill_twenty_times(folder: Path) -> None:
+    """In a process of its own: prints what `test_killed_at_twenty_moments...` looks at."""
+    torch.set_num_threads(1)
+    import jsonargparse  # noqa: F401
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401
+
+    import neuralcollapse.report.page  # noqa: F401
+
+    forks = Forks(folder)
+    flags = ["--epochs", 60, "--width", 12, "--depth", 2, "--feature_dim", 10, "--checkpoint_every", 9, "--loggers=[]"]
+    flags += ["--save_seconds", 0]
+    whole, run = folder / "whole", folder / "run"
+    started = time.monotonic()
+    first = forks.start("train", "--out", whole, *flags)
+    while not (whole / "records.jsonl").is_file():
+        time.sleep(0.001)
+    startup = time.monotonic() - started
+    code = forks.ended(first, 60)
+    assert code == 0, forks.log.read_text()
+    training = RunFolder(whole).records()[-1].seconds
+
+    source = random.Random(0)
+    kills, trained = 0, []
+    while kills < 20:
+        begun = (run / "config.yaml").exists()
+        command = ["--resume", run] if begun else ["--out", run, "--force", *flags]
+        pid = forks.start("train", *command)
+        code = forks.ended(pid, source.uniform(0.3 * startup, startup + training / 15))
+        assert code is None, f"ended by itself: {code}: {forks.log.read_text()}"
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        kills += 1
+        records = run / "records.jsonl"
+        trained.append(len(records.read_text().splitlines()) if records.exists() else 0)
+    forks.run("train", "--resume", run)
+    print(json.dumps({"kills": kills, "records": trained, "different": differences(run, whole)}))
+
+
+def in_a_process_of_its_own(function, folder: Path) -> dict:
+    code = f"from pathlib import Path; from {__name__} import *; {function.__name__}(Path({str(folder)!r}))"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_twenty_moments_a_run_ends_as_one_never_killed(tmp_path):
+    result = in_a_process_of_its_own(kill_twenty_times, tmp_path)
+    assert result["kills"] == 20
+    assert result["different"] == []
+    assert len({count for count in result["records"] if count}) >= 5, "the kills came at different times of training"
+
+
+# Stopped by a signal
+
+
+KINDS = {
+    "sgd": {"augment": "crop+flip"},
+    "adam": {"optimizer": "adam", "augment": "flip", "schedule": "cosine"},
+    "adamw": {"optimizer": "adamw", "classifier": "etf", "learn_scale": True},
+    "lbfgs": {"optimizer": "lbfgs", "lbfgs_iterations": 3, "batch_size": 100},
+    "online": {"measure": "online", "augment": "flip"},
+    "decays": {"decay_on": "classifier", "feature_decay": 1e-4, "schedule": "multistep", "milestones": (1, 2)},
+    "bfloat16": {"precision": "bf16-mixed", "measure_at": (2,), "gradient_clip": 0.5},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_stopped_within_an_epoch_a_run_ends_as_one_never_stopped(kind, tmp_path, signals):
+    config = replace(QUICK, **KINDS[kind])
+    train(config, tmp_path / "whole", progress=False)
+    signals(1, 2)
+    with pytest.raises(Stopped, match=r"^stopped in epoch 2 after 3 steps, and saved$"):
+        train(config, tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, STEPS - 1), (1, STEPS - 1), (2, STEPS - 2), (2, STEPS - 1)])
+def test_stopped_at_an_edge_of_an_epoch_a_run_ends_as_one_never_stopped(epoch, step, tmp_path, signals, quick):
+    signals(epoch, step)
+    with pytest.raises(Stopped) as stopped:
+        train(QUICK, tmp_path / "run", progress=False)
+    assert (stopped.value.epoch, stopped.value.step) == (epoch, step + 1)
+    resume(tmp_path / "run", progress=False)
+    assert_same_end(tmp_path / "run", quick)
+
+
+def test_stopped_while_measuring_a_run_ends_as_one_never_stopped(tmp_path, monkeypatch, quick):
+    original = RunFolder.append
+
+    def append(self, record):
+        if record.epoch == 1:
+            signal.raise_signal(signal.SIGTERM)
+        original(self, record)
+
+    monkeypatch.setattr(RunFolder, "append", append)
+    with pytest.raises(Stopped, match=r"^stopped after epoch 1, and saved$"):
+        train(QUICK, tmp_path / "run", progress=False)
+    monkeypatch.undo()
+    assert len(RunFolder(tmp_path / "run").records()) == 2
+    resume(tmp_path / "run", progress=False)
+    assert_same_end(tmp_path / "run", quick)
+
+
+def test_stopped_again_and_again_a_run_ends_as_one_never_stopped(tmp_path, signals, quick):
+    signals(0, 3)
+    with pytest.raises(Stopped):
+        train(QUICK, tmp_path / "run", progress=False)
+    for epoch, step in ((0, 4), (1, 0), (2, 5)):
+        signals(epoch, step)
+        with pytest.raises(Stopped, match=f"in epoch {epoch + 1} after {step + 1} steps"):
+            resume(tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    assert_same_end(tmp_path / "run", quick)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_command_says_that_it_stopped_and_how_to_go_on(signum, code, tmp_path, signals, capsys, quick):
+    out = tmp_path / "run"
+    signals(1, 2, signum)
+    assert cli.main(["train", "--config", str(quick / "config.yaml"), "--out", str(out)]) == code
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines()[-1] == (
+        f"neuralcollapse: stopped in epoch 2 after 3 steps, and saved; to go on: neuralcollapse train --resume {out}"
+    )
+    assert cli.main(["train", "--resume", str(out)]) == 0
+    assert "collapse after 3 epochs" in capsys.readouterr().out
+    assert (out / "report.html").is_file()
+    assert_same_end(out, quick)
+
+
+def test_a_second_interrupt_does_not_wait_for_the_step():
+    stop = StopSignal()
+    stop(signal.SIGTERM, None)
+    stop(signal.SIGINT, None)
+    with pytest.raises(KeyboardInterrupt):
+        stop(signal.SIGINT, None)
+
+
+def test_afterwards_signals_are_handled_as_before(tmp_path, signals):
+    before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    train(QUICK, tmp_path / "run", progress=False)
+    assert {signum: signal.getsignal(signum) for signum in before} == before
+    signals(0, 1)
+    with pytest.raises(Stopped):
+        train(QUICK, tmp_path / "other", progress=False)
+    assert {signum: signal.getsignal(signum) for signum in before} == before
+
+
+def test_a_thread_can_train(tmp_path, quick):
+    """Python takes signals in the main thread only."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train, QUICK, tmp_path / "run", progress=False).result()
+    assert_same_end(tmp_path / "run", quick)
+
+
+# When the state is written
+
+
+def test_the_state_is_written_at_ends_of_epochs_as_often_as_asked(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(State, "write", lambda self, path: written.append((self.epoch, self.step, self.total_steps)))
+    train(replace(QUICK, save_seconds=0), tmp_path / "often", progress=False)
+    assert written == [(1, 0, STEPS), (2, 0, 2 * STEPS), (3, 0, 3 * STEPS)]
+    written.clear()
+    train(replace(QUICK, save_seconds=1000), tmp_path / "seldom", progress=False)
+    assert written == [(3, 0, 3 * STEPS)]
+
+
+# A state that is none
+
+
+@pytest.fixture
+def stopped(tmp_path, signals) -> RunFolder:
+    """QUICK, stopped in its second epoch."""
+    signals(1, 2)
+    with pytest.raises(Stopped):
+        train(QUICK, tmp_path / "run", progress=False)
+    return RunFolder(tmp_path / "run")
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, -1])
+def test_a_state_that_is_cut_off_is_refused(length, stopped):
+    before = end(stopped.path)
+    stopped.state.write_bytes(stopped.state.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"state\.pt is no state to resume from, or damaged .*: delete it to train"):
+        resume(stopped.path, progress=False)
+    assert end(stopped.path) == before
+
+
+class Payload:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self):
+        return (os.system, (f"touch {self.file}",))
+
+
+@pytest.mark.parametrize("how", ["torch", "pickle", "inside"])
+def test_nothing_in_a_state_is_ever_run(how, stopped, tmp_path):
+    payload = Payload(tmp_path / "touched")
+    if how == "pickle":
+        stopped.state.write_bytes(pickle.dumps(payload))
+    elif how == "torch":
+        torch.save(payload, stopped.state)
+    else:
+        torch.save({**asdict(State.read(stopped.state)), "collapse": payload}, stopped.state)
+    with pytest.raises(InputError, match=r"state\.pt is no state"):
+        resume(stopped.path, progress=False)
+    assert not (tmp_path / "touched").exists()
+
+
+@pytest.mark.parametrize("values", [{}, {"epoch": 1}, [1, 2], torch.zeros(3)])
+def test_a_file_of_other_things_is_no_state(values, stopped):
+    torch.save(values, stopped.state)
+    with pytest.raises(InputError, match=r"state\.pt is no state"):
+        resume(stopped.path, progress=False)
+
+
+def test_a_state_of_another_network_is_refused(stopped):
+    records = stopped.read_text("records.jsonl")
+    config = replace(QUICK, width=13)
+    stopped.write_text("config.yaml", yaml.safe_dump(asdict(config)))
+    with pytest.raises(InputError, match=r"the state is of another network: .*size mismatch"):
+        resume(stopped.path, progress=False)
+    assert stopped.read_text("records.jsonl") == records
+    assert stopped.state.is_file()
+
+
+@pytest.mark.parametrize("changed", [{"optimizer": "adam"}, {"decay_on": "classifier"}], ids=str)
+def test_a_state_of_another_optimiser_is_refused(changed, stopped):
+    stopped.write_text("config.yaml", yaml.safe_dump(asdict(replace(QUICK, **changed))))
+    with pytest.raises(InputError, match="the state is of another"):
+        resume(stopped.path, progress=False)
+
+
+def test_a_state_gives_back_what_was_written(tmp_path):
+    state = State(3, 2, 20, {"w": torch.randn(3)}, {"state": {0: {"step": 3}}}, {}, {"seconds": 1.5})
+    state.write(tmp_path / "state.pt")
+    back = State.read(tmp_path / "state.pt")
+    assert torch.equal(back.network.pop("w"), state.network.pop("w"))
+    assert back == state
+
+
+# What a run is resumed to
+
+
+def test_a_run_that_is_whole_stays_as_it_is(quick):
+    before = {path: path.read_bytes() for path in quick.rglob("*") if path.is_file()}
+    assert resume(quick, progress=False).path == quick
+    assert {path: path.read_bytes() for path in quick.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "step", "decay_every": 2}, {"schedule": "constant"}])
+def test_given_more_epochs_a_run_ends_as_one_that_had_them_from_the_start(schedule, tmp_path):
+    config = replace(QUICK, checkpoint_every=2, **schedule)
+    run = train(config, tmp_path / "run", progress=False).path
+    resume(run, {"epochs": 5}, progress=False)
+    whole = train(replace(config, epochs=5), tmp_path / "whole", progress=False).path
+    found, wanted = end(run), end(whole)
+    assert found["config"] == wanted["config"]
+    assert found["records"] == wanted["records"]
+    assert set(found["weights"]) == {2, 3, 4, 5}, "the weights kept as the last stay"
+    assert wanted["weights"] == {epoch: found["weights"][epoch] for epoch in (2, 4, 5)}
+
+
+def test_given_more_epochs_the_end_between_two_measurements_stays_a_record(tmp_path):
+    run = train(replace(QUICK, measure_every=2), tmp_path / "run", progress=False)
+    resume(run.path, {"epochs": 5}, progress=False)
+    assert [record.epoch for record in run.records()] == [0, 2, 3, 4, 5]
+
+
+def test_fewer_epochs_than_were_trained_are_refused(quick):
+    with pytest.raises(InputError, match="was trained for 3 epochs already, got epochs=2"):
+        resume(quick, {"epochs": 2}, progress=False)
+    assert read_config(RunFolder(quick)).epochs == 3
+
+
+def test_an_end_before_the_step_at_hand_is_refused(stopped):
+    before = end(stopped.path)
+    with pytest.raises(InputError, match="epochs=1"):
+        resume(stopped.path, {"epochs": 1}, progress=False)
+    assert end(stopped.path) == before
+
+
+def test_an_end_where_the_run_stands_leaves_it_whole(tmp_path, signals):
+    signals(1, STEPS - 1)
+    with pytest.raises(Stopped):
+        train(QUICK, tmp_path / "run", progress=False)
+    run = RunFolder(tmp_path / "run")
+    values = asdict(State.read(run.state))
+    resume(run.path, {"epochs": 2}, progress=False)
+    assert values["step"] == STEPS
+    assert read_config(run).epochs == 2
+    assert [epoch for epoch, _ in run.checkpoints()] == [2]
+    assert [record.epoch for record in run.records()] == [0, 1, 2]
+
+
+def test_an_end_at_the_last_whole_epoch_leaves_the_run_whole(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Classification, "on_train_epoch_start", _stop_at(2), raising=False)
+        with pytest.raises(RuntimeError, match="power cut"):
+            train(replace(QUICK, save_seconds=0), tmp_path / "run", progress=False)
+    run = resume(tmp_path / "run", {"epochs": 2}, progress=False)
+    assert read_config(run).epochs == 2
+    assert [epoch for epoch, _ in run.checkpoints()] == [2]
+
+
+def _stop_at(epoch: int):
+    def stop(self):
+        if self.current_epoch == epoch:
+            raise RuntimeError("power cut")
+
+    return stop
+
+
+def test_what_may_change_changes_from_here_on(stopped):
+    run = resume(stopped.path, {"layers": ("features",), "certify_head": True, "epochs": 4}, progress=False)
+    assert read_config(run) == replace(QUICK, layers=("features",), certify_head=True, epochs=4)
+    assert [bool(record.layers) for record in run.records()] == [False, False, True, True, True]
+    assert [bool(record.head) for record in run.records()] == [False, False, True, True, True]
+
+
+def test_what_made_the_weights_is_refused_and_nothing_is_touched(stopped):
+    before = end(stopped.path)
+    with pytest.raises(InputError, match="width was 12 and cannot become 13"):
+        resume(stopped.path, {"width": 13}, progress=False)
+    assert end(stopped.path) == before
+
+
+def test_seconds_go_on_from_those_before(stopped, monkeypatch):
+    before = State.read(stopped.state).collapse["seconds"]
+    assert before > 0
+    values = asdict(State.read(stopped.state))
+    values["collapse"]["seconds"] = 1000.0
+    State(**values).write(stopped.state)
+    run = resume(stopped.path, progress=False)
+    seconds = [record.seconds for record in run.records()]
+    assert seconds[1] < 100
+    assert 1000 < seconds[2] < seconds[3] < 1100
+
+
+def test_without_a_state_a_run_begins_anew(stopped, quick):
+    stopped.state.unlink()
+    resume(stopped.path, progress=False)
+    assert_same_end(stopped.path, quick)
+
+
+def test_what_came_after_the_state_is_made_again(tmp_path, quick):
+    """A kill may come long after the last state, with records, weights and geometry beyond it."""
+    config = replace(QUICK, checkpoint_every=1)
+    whole = train(config, tmp_path / "whole", progress=False).path
+    states = []
+    original = resume_module.write_atomically
+
+    def write(path, content):
+        states.append(content)
+        return original(path, content)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resume_module, "write_atomically", write)
+        run = train(replace(config, save_seconds=0), tmp_path / "run", progress=False)
+    assert len(states) == 3
+    run.state.write_bytes(states[0])
+    for epoch in (2, 3):
+        run.checkpoint(epoch).write_bytes(b"of weights that will never be")
+    (run.path / "geometry" / "epoch-00002.npz").write_bytes(b"likewise")
+    run.append(replace(run.records()[-1], epoch=2, learning_rate=7.0))
+    resume(run.path, {"save_seconds": 10.0}, progress=False)
+    assert_same_end(run.path, whole)
+
+
+def test_the_scraps_of_a_kill_are_swept(stopped):
+    for place in (".", "geometry", "checkpoints"):
+        (stopped.path / place / ".state.pt.abc.tmp").write_bytes(b"half")
+    resume(stopped.path, progress=False)
+    assert end(stopped.path)["scraps"] == []
+
+
+@pytest.mark.parametrize("option", [["--out", "elsewhere"], ["--force"]])
+def test_a_resumed_run_stays_in_its_folder(option, quick, capsys):
+    assert cli.main(["train", "--resume", str(quick), *option]) == 2
+    assert "leave out --out and --force" in capsys.readouterr().err
+
+
+def test_a_folder_killed_before_its_config_says_why_it_cannot_go_on(tmp_path):
+    run = RunFolder.create(tmp_path / "run")
+    with pytest.raises(InputError, match=r"cannot read .*config.yaml: No such file"):
+        resume(run.path, progress=False)
+    with pytest.raises(InputError, match="no run folder"):
+        resume(tmp_path / "nothing", progress=False)
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("when", [2, 3, 4, 5, 6, 7, 9])
+def test_a_full_disk_is_one_line_and_leaves_whole_files(when, tmp_path, monkeypatch, capsys, quick):
+    out, writes = tmp_path / "run", []
+    original = os.fsync
+
+    def fsync(handle):
+        writes.append(handle)
+        if len(writes) >= when:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(handle)
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(asdict(replace(QUICK, save_seconds=0))))
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert cli.main(["train", "--config", str(config), "--out", str(out)]) == 2
+    monkeypatch.undo()
+    assert len(writes) == when
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("neuralcollapse:")]
+    assert f"error: cannot write the run folder {out}: No space left on device" in line
+    if not out.exists() or not (out / "config.yaml").exists():
+        return
+    run = RunFolder.open(out)
+    assert end(out)["scraps"] == []
+    assert len(list(run.geometries())) == len(list((out / "geometry").iterdir()))
+    assert len(run._parse()) in range(5)
+    if run.state.is_file():
+        assert f"then go on with 'neuralcollapse train --resume {out}'" in line
+        State.read(run.state)
+    resume(out, {"save_seconds": 10.0}, progress=False)
+    assert_same_end(out, quick)
+
+
+def test_the_state_before_stays_whole_when_the_disk_is_full(stopped, monkeypatch, quick):
+    before = stopped.state.read_bytes()
+
+    def full(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_module, "write_atomically", full)
+        patch.setattr(resume_module, "write_atomically", full)
+        with pytest.raises(InputError, match=r"No space left on device.*then go on with .*--resume"):
+            resume(stopped.path, progress=False)
+    assert stopped.state.read_bytes() == before
+    resume(stopped.path, progress=False)
+    assert_same_end(stopped.path, quick)
+
+
+def test_a_full_disk_while_a_geometry_is_written_keeps_the_others(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run = train(QUICK, tmp_path / "run", progress=False)
+    before = {file.name: file.read_bytes() for file in (run.path / "geometry").iterdir()}
+    monkeypatch.setattr(os, "replace", full)
+    (geometry, *_) = run.geometries()
+    with pytest.raises(OSError, match="No space"):
+        run.write_geometry(replace(geometry, means=np.zeros_like(geometry.means)))
+    assert {file.name: file.read_bytes() for file in (run.path / "geometry").iterdir()} == before
+
+
+def test_a_full_disk_when_the_page_is_written_is_one_line(quick, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli.main(["train", "--resume", str(quick)]) == 2
+    assert "No space left on device" in capsys.readouterr().err
