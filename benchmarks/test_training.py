@@ -1,6 +1,7 @@
 """The training loop and the measuring pass, each beside bare PyTorch; `run.py` writes the table."""
 
 import time
+from dataclasses import replace
 
 import lightning
 import pytest
@@ -63,7 +64,7 @@ class Ours:
         self.run = RunFolder.create(folder, force=True)
 
     def __call__(self) -> None:
-        keep = KeepState(self.run, CollapseCallback([]), StopSignal(), 1e9)
+        keep = KeepState(self.run, CollapseCallback([]), StopSignal(), replace(CONFIG, save_seconds=1e9))
         with quiet():
             trainer = lightning.Trainer(
                 max_epochs=1,

@@ -125,7 +125,7 @@ def _parse(parser: Any, arguments: list[str]) -> Any:
     """Parse with jsonargparse; its errors in one line, unknown options with the nearest known."""
     known = {name.lstrip("-") for action in parser._actions for name in action.option_strings}
     for argument in arguments:
-        name = argument[2:].split("=")[0]
+        name = re.split(r"[=.+]", argument[2:])[0]
         if argument.startswith("--") and name not in known:
             check_names({name: None}, "train")
     try:

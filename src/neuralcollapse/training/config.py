@@ -286,12 +286,21 @@ def _said(kind: Any) -> str:
     return f"of type {kind.__name__}"
 
 
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values of a Literal, or of the items of a tuple of them; none for other types."""
+    while get_origin(kind) is tuple:
+        kind = get_args(kind)[0]
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
     if not holds:
         value = getattr(config, name)
         hint = ""
-        if what.startswith("one of") and isinstance(value, str):
-            hint = nearest(value, get_args(types()[name]))
+        known = _choices(types()[name])
+        wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
+        if known and wrong and isinstance(wrong[0], str):
+            hint = nearest(wrong[0], known)
         raise InputError(f"expected {name} to be {what}, got {value!r}{hint}")
 
 

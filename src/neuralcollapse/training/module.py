@@ -66,7 +66,9 @@ class Classification(lightning.LightningModule):
         config = self.config
         if config.feature_decay:  # |H|^2 of all samples, estimated from the batch's
             assert self.seen is not None
-            loss = loss + config.feature_decay / 2 * self.num_samples * self.seen[0].square().sum(1).mean()
+            features = self.seen[0]
+            features = features.to(torch.promote_types(features.dtype, torch.float32))  # squares overflow in float16
+            loss = loss + config.feature_decay / 2 * self.num_samples * features.square().sum(1).mean()
         if config.optimizer == "lbfgs":
             loss = loss + penalty(self._groups())
         self.seen = None if self.seen is None else (self.seen[0].detach(), self.seen[1].detach())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from neuralcollapse._errors import InputError
 from neuralcollapse.records import RunFolder, write_atomically
 from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig
 from neuralcollapse.training.data import Batches
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.optimizers import learning_rate
@@ -47,6 +49,7 @@ class State:
         optimizer: its state dict.
         precision: the state of the precision plugin (the scale of 16-mixed).
         collapse: the state of the measuring callback.
+        origin: what made the weights: the options that may not change (JSON).
     """
 
     epoch: int
@@ -56,6 +59,21 @@ class State:
     optimizer: dict[str, Any]
     precision: dict[str, Any]
     collapse: dict[str, Any]
+    origin: str = ""
+
+    def check_origin(self, config: TrainConfig) -> None:
+        """Raise unless the state was made with these options, those that may change aside.
+
+        Raises:
+            InputError: naming the first that differs.
+        """
+        made, said = json.loads(self.origin), json.loads(_origin(config))
+        for name, value in made.items():
+            if said.get(name) != value:
+                raise InputError(
+                    f"the state is of another run: made with {name}={value!r}, and config.yaml says "
+                    f"{said.get(name)!r}: set that back"
+                )
 
     def write(self, path: Path) -> None:
         """Write it, whole or not at all."""
@@ -78,6 +96,15 @@ class State:
             raise InputError(
                 f"{path} is no state to resume from, or damaged ({first}): delete it to train the run from its start"
             ) from None
+
+
+def _origin(config: TrainConfig) -> str:
+    """The options that made the weights; epochs too where the learning rate depends on them."""
+    values = asdict(config)
+    kept = {name: value for name, value in values.items() if name not in CHANGEABLE}
+    if config.schedule == "cosine":
+        kept["epochs"] = config.epochs
+    return json.dumps(kept, default=str)
 
 
 class Pace(lightning.Callback):
@@ -131,11 +158,11 @@ class StopSignal:
 class KeepState(lightning.Callback):
     """Writes the state at ends of epochs, and when a signal came, which ends the training. Goes after the others."""
 
-    def __init__(self, run: RunFolder, collapse: CollapseCallback, stop: StopSignal, every_seconds: float) -> None:
+    def __init__(self, run: RunFolder, collapse: CollapseCallback, stop: StopSignal, config: TrainConfig) -> None:
         self.run = run
         self.collapse = collapse
         self.stop = stop
-        self.every_seconds = every_seconds
+        self.config = config
         self.total_steps = 0
         self._written = time.monotonic()
 
@@ -157,7 +184,7 @@ class KeepState(lightning.Callback):
         last = epoch == trainer.max_epochs
         if not last:
             self._end_if_asked(trainer, pl_module, epoch, 0)
-        if last or time.monotonic() - self._written >= self.every_seconds:
+        if last or time.monotonic() - self._written >= self.config.save_seconds:
             self._write(trainer, pl_module, epoch, 0)
 
     def _end_if_asked(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
@@ -178,6 +205,7 @@ class KeepState(lightning.Callback):
                 trainer.optimizers[0].state_dict(),
                 trainer.precision_plugin.state_dict(),
                 self.collapse.state_dict(),
+                _origin(self.config),
             ).write(self.run.state)
         self._written = time.monotonic()
 

@@ -10,7 +10,7 @@ import platform
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import KeepState, Pace, State, StopSignal, take_up
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
+_INSIDE = "network."  # where the network is in the module
 _GEOMETRIES = 40  # class means are kept at about this many epochs
 
 
@@ -67,7 +68,7 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
         run.write_text("environment.json", json.dumps(environment(data, network), indent=2) + "\n")
         return run
 
-    return _train(config, Path(out), folder, None, progress)
+    return _train(config, Path(out), folder, None, progress, fresh=True)
 
 
 def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True) -> RunFolder:
@@ -89,10 +90,16 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
     old = read_config(run)
     config = resumed(old, changes or {})
     state = State.read(run.state) if run.state.is_file() else None
-    if state is not None and state.epoch >= config.epochs:
-        if state.epoch > config.epochs:
-            raise InputError(f"{run.path} was trained for {state.epoch} epochs already, got epochs={config.epochs}")
-        return run
+    if state is not None:
+        state.check_origin(old)
+        if state.epoch == old.epochs and config == old:
+            return run
+        if state.epoch >= config.epochs:
+            done = f"{state.epoch} epochs" + (f" and {state.step} steps" if state.step else "")
+            raise InputError(
+                f"{run.path} was trained for {done} already, got epochs={config.epochs}: give more, or measure the "
+                f"checkpoints it has with 'neuralcollapse measure {run.path}'"
+            )
 
     def folder(data: Data, network: nn.Module) -> RunFolder:
         run.sweep()
@@ -102,7 +109,7 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
             run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
         return run
 
-    return _train(config, run.path, folder, state, progress)
+    return _train(config, run.path, folder, state, progress, fresh=False)
 
 
 def _train(
@@ -111,7 +118,10 @@ def _train(
     folder: Callable[[Data, nn.Module], RunFolder],
     state: State | None,
     progress: bool,
+    *,
+    fresh: bool,
 ) -> RunFolder:
+    """The run that `train` (fresh) and `resume` share; `folder` makes the run folder ready."""
     loss = loss_function(config.loss)
     data = load_data(config)
     lightning.seed_everything(config.seed, verbose=False)
@@ -122,8 +132,7 @@ def _train(
     with quiet():
         trainer = _trainer(config, path)
     primary = trainer.is_global_zero
-    run = folder(data, network) if primary else RunFolder(path)
-
+    run = RunFolder(path)
     many = trainer.world_size > 1
     place: dict[str, Any] = {
         "device": trainer.strategy.root_device,
@@ -137,7 +146,8 @@ def _train(
     def on_record(record: Record, capture: Capture) -> None:
         if not primary:
             return
-        run.append(record)
+        layers = {name.removeprefix(_INSIDE): values for name, values in record.layers.items()}
+        run.append(replace(record, layers=layers))
         if record.epoch in keep or record.epoch == config.epochs:
             run.write_geometry(_geometry(record.epoch, capture))
         bar.show(record)
@@ -147,7 +157,7 @@ def _train(
         Batches(data.test, _EVAL_BATCH, **place) if len(data.test.labels) else None,
         classifier=module.classifier,
         every=config.measured,
-        layers=[f"network.{name}" for name in config.layers],
+        layers=[_INSIDE + name for name in config.layers],
         head_decay=_head_decay(config) if config.certify_head else None,
         loss=loss,
         sharded=many,
@@ -159,16 +169,20 @@ def _train(
         Pace(batches),
         collapse,
         _Checkpoints(run, config),
-        KeepState(run, collapse, stop, config.save_seconds),
+        KeepState(run, collapse, stop, config),
     ]
     if state is not None:
         take_up(state, trainer, module, batches, callbacks)
     trainer.callbacks += [*callbacks, bar]  # type: ignore[attr-defined]
+    made = False
     try:
+        if primary:
+            folder(data, network)
+        made = True
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except InputError:
-        if primary and not run.state.is_file():
+        if fresh and made and primary and not run.state.is_file():
             run.discard()
         raise
     except OSError as error:
@@ -217,9 +231,12 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
         except Exception as error:  # safetensors and torch raise kinds of their own
             first = str(error).splitlines()[0]
             raise InputError(f"cannot load {file} into the run's network: {first}") from None
-        layers = [f"network.{name}" for name in config.layers]
+        layers = [_INSIDE + name for name in config.layers]
         capture = collect(module, loader, module.classifier, layers=layers, loss=module.loss, progress=progress)
         results[epoch] = capture.measures()
+        if layers:
+            found = results[epoch]["layers"]
+            results[epoch]["layers"] = {name.removeprefix(_INSIDE): values for name, values in found.items()}
         if certify_head:
             results[epoch]["head"] = head_record(capture, _head_decay(config))
     if not results:
