@@ -179,6 +179,7 @@ def _train(
         if primary:
             folder(data, network)
         made = True
+        trainer.loggers = [_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except InputError:
@@ -347,7 +348,7 @@ def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             precision=config.precision,  # type: ignore[arg-type]
             gradient_clip_val=config.gradient_clip,
             deterministic="warn" if config.deterministic else False,
-            logger=[_logger(name, path) for name in config.loggers],
+            logger=False,
             default_root_dir=path,
             plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
             enable_checkpointing=False,
@@ -362,18 +363,35 @@ def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
 
 
 def _logger(name: str, path: Path) -> Logger:
+    """A logger that has begun to write into the run's folder, or to its service.
+
+    Raises:
+        InputError: it is not installed, or has no account or server to write to.
+    """
     logs = path / "logs"
+    logs.mkdir(exist_ok=True)
     try:
+        logger: Any
         if name == "csv":
-            return CSVLogger(logs, name="csv")
-        if name == "tensorboard":
-            return TensorBoardLogger(logs, name="tensorboard")
-        if name == "wandb":
-            return WandbLogger(name=path.name, project="neuralcollapse", save_dir=logs)
-        uri = os.environ.get("MLFLOW_TRACKING_URI", f"file:{(logs / 'mlflow').resolve()}")
-        return MLFlowLogger("neuralcollapse", run_name=path.name, tracking_uri=uri)
+            logger = CSVLogger(logs, name="csv")
+        elif name == "tensorboard":
+            logger = TensorBoardLogger(logs, name="tensorboard")
+        elif name == "wandb":
+            logger = WandbLogger(name=path.name, project="neuralcollapse", save_dir=logs)
+        else:
+            uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(logs / 'mlflow.db').resolve()}")
+            logger = MLFlowLogger("neuralcollapse", run_name=path.name, tracking_uri=uri)
+        logger.experiment  # noqa: B018  makes it
+        return logger
     except ModuleNotFoundError as error:
         raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
+    except OSError:
+        raise
+    except Exception as error:  # each service has kinds of its own
+        raise InputError(
+            f"the logger {name} does not start: {' '.join(str(error).split())[:200]}: set it up, or leave it out of "
+            "--loggers"
+        ) from None
 
 
 @contextmanager
