@@ -31,6 +31,7 @@ import numpy as np
 from neuralcollapse._errors import InputError
 
 _OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "report.html", "state.pt")
+_OWN_LOGS = ("csv", "tensorboard", "wandb", "mlflow.db")
 _OWN_FOLDERS = {"geometry": "*.npz", "checkpoints": "*.safetensors"}
 
 
@@ -113,6 +114,10 @@ class RunFolder:
                     raise InputError(
                         f"the run folder {run.path} is not empty: choose another with --out, or overwrite with --force"
                     )
+                if not run._looks_like_one():
+                    raise InputError(
+                        f"{run.path} is not empty and holds no run that could be overwritten: choose another with --out"
+                    )
                 run._clear()
             run.make_folders()
             write_atomically(run.path / "records.jsonl", b"")
@@ -145,8 +150,17 @@ class RunFolder:
         for folder, pattern in _OWN_FOLDERS.items():
             for file in (self.path / folder).glob(pattern):
                 file.unlink()
-        shutil.rmtree(self.logs, ignore_errors=True)
+        for name in _OWN_LOGS:
+            shutil.rmtree(self.logs / name, ignore_errors=True)
+            if (self.logs / name).is_file():
+                (self.logs / name).unlink()
         self.sweep()
+
+    def _looks_like_one(self) -> bool:
+        """Whether there are records here, or nothing but what a run that was killed early leaves."""
+        own = {*_OWN_FILES, *_OWN_FOLDERS, "logs"}
+        names = {path.name for path in self.path.iterdir() if not path.name.endswith(".tmp")}
+        return "records.jsonl" in names or names <= own
 
     def sweep(self) -> None:
         """Remove the temporary files that a killed process left."""
@@ -177,7 +191,7 @@ class RunFolder:
     def discard(self) -> None:
         """Remove the run's files, and the folders that are empty then: a failed run leaves nothing half-written."""
         self._clear()
-        for folder in (*(self.path / name for name in _OWN_FOLDERS), self.path):
+        for folder in (*(self.path / name for name in _OWN_FOLDERS), self.logs, self.path):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
 

@@ -361,7 +361,7 @@ def test_a_state_of_another_optimiser_is_refused(changed, stopped):
 
 
 def test_a_state_gives_back_what_was_written(tmp_path):
-    state = State(3, 2, 20, {"w": torch.randn(3)}, {"state": {0: {"step": 3}}}, {}, {"seconds": 1.5})
+    state = State(3, 2, 20, {"w": torch.randn(3)}, {"state": {0: {"step": 3}}}, {}, {"seconds": 1.5}, "{}")
     state.write(tmp_path / "state.pt")
     back = State.read(tmp_path / "state.pt")
     assert torch.equal(back.network.pop("w"), state.network.pop("w"))

@@ -9,7 +9,7 @@ from typing import Any, get_origin
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table, spelled
-from neuralcollapse.training.config import TrainConfig, check_names, types
+from neuralcollapse.training.config import TrainConfig, check_names, check_value, types
 
 
 def run(arguments: list[str]) -> int:
@@ -19,8 +19,9 @@ def run(arguments: list[str]) -> int:
         import yaml  # noqa: F401  jsonargparse reads config files with it
 
         from neuralcollapse.report.page import write_page
+        from neuralcollapse.training.callbacks import is_primary
         from neuralcollapse.training.resume import Stopped
-        from neuralcollapse.training.run import is_primary, resume, train
+        from neuralcollapse.training.run import resume, train
     except ImportError as error:
         raise needs_train(error) from None
     parser = jsonargparse.ArgumentParser(
@@ -29,6 +30,7 @@ def run(arguments: list[str]) -> int:
         epilog="examples: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf; "
         "neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam; "
         "neuralcollapse train --resume runs/etf",
+        usage="neuralcollapse train [--config FILE] [--out RUN] [--force] [--json] [--resume RUN] [--OPTION VALUE ...]",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
@@ -60,10 +62,9 @@ def run(arguments: list[str]) -> int:
             )
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print(
-            f"neuralcollapse: interrupted; the records so far are in {out}: neuralcollapse train --resume {out}",
-            file=sys.stderr,
-        )
+        if not (out / "config.yaml").is_file():
+            raise
+        print(f"neuralcollapse: interrupted; to go on: neuralcollapse train --resume {out}", file=sys.stderr)
         return 130
     if not is_primary():
         return 0
@@ -100,14 +101,23 @@ def _file_name(text: str) -> str:
 
 
 def _joined(arguments: list[str]) -> list[str]:
-    """Options and values that stand apart, joined by "=", where the option takes a list: --layers a,b."""
+    """Each option and its value joined by "=" where jsonargparse needs help: lists (--layers a,b, or a b) and flags."""
     joined: list[str] = []
-    lists = {name for name, kind in types().items() if get_origin(kind) is tuple}
-    waiting = iter(arguments)
-    for argument in waiting:
-        if argument.startswith("--") and argument[2:].replace("-", "_") in lists:
-            value = next(waiting, None)
-            argument = argument if value is None else f"{argument}={value}"
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        kind = types().get(argument.removeprefix("--").replace("-", "_")) if argument.startswith("--") else None
+        following: list[str] = []
+        while (
+            waiting
+            and not waiting[0].startswith("--")
+            and (get_origin(kind) is tuple or (kind is bool and not following))
+        ):
+            following.append(waiting.pop(0))
+        if kind is bool:
+            argument += f"={following[0] if following else 'true'}"
+        elif following:
+            argument += f"={','.join(following)}"
         joined.append(argument)
     return joined
 
@@ -134,5 +144,8 @@ def _parse(parser: Any, arguments: list[str]) -> Any:
         unknown = re.search(r"Option '(\w+)' is not accepted", str(error))
         if unknown:
             check_names({unknown[1]: None}, "train --config")
+        wrong = re.search(r'key "(\w+)".*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
+        if wrong and wrong[1] in types():
+            check_value(wrong[1], wrong[2].strip().splitlines()[0])
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -162,6 +163,11 @@ class CollapseCallback(lightning.Callback):
             progress=self.progress,
         )
         return {"loss": test.loss, "accuracy": test.accuracy}
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes and prints: the first of those that train together."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def _learning_rate(trainer: lightning.Trainer) -> float:

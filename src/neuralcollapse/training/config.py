@@ -133,7 +133,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in types().items():
-            _require(self, name, _fits(getattr(self, name), kind), f"{_said(kind)}")
+            check_value(name, getattr(self, name))
             if get_origin(kind) is tuple:  # YAML and callers may give lists
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         _require(self, "batch_size", self.batch_size >= 2, "at least 2, for batch normalisation")
@@ -169,6 +169,12 @@ class TrainConfig:
             raise InputError("certify_head with decay_on=classifier needs feature_decay above 0")
         if self.certify_head and self.loss != "cross_entropy":
             raise InputError(f"certify_head knows cross_entropy only, got loss={self.loss}")
+        if self.certify_head and self.optimizer == "adamw":
+            raise InputError(
+                "certify_head needs a coupled decay, which is part of the objective: use sgd, adam or lbfgs"
+            )
+        if self.imbalance and self.random_labels:
+            raise InputError("imbalance does not go with random_labels, which give each class as often: choose one")
         if self.measure == "online" and self.layers:
             raise InputError("layers are measured in the eval pass only: leave out measure=online, or the layers")
         if self.measure == "online" and self.optimizer == "lbfgs":
@@ -277,8 +283,7 @@ def _said(kind: Any) -> str:
     if origin is Literal:
         return "one of " + ", ".join(map(repr, parts))
     if origin is tuple:
-        inner = _said(parts[0])
-        return f"a list, each {inner.removeprefix('of ')}"
+        return f"a list, each {_said(parts[0])}"
     if origin is dict:
         return "a mapping of option names to values"
     if parts:
@@ -293,15 +298,27 @@ def _choices(kind: Any) -> tuple[Any, ...]:
     return get_args(kind) if get_origin(kind) is Literal else ()
 
 
+def check_value(name: str, value: object) -> None:
+    """Raise unless an option can have this value, as far as its type says.
+
+    Raises:
+        InputError: with what was expected, and the nearest of the names where it has some.
+    """
+    kind = types()[name]
+    if not _fits(value, kind):
+        raise InputError(_complaint(name, _said(kind), value))
+
+
 def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
     if not holds:
-        value = getattr(config, name)
-        hint = ""
-        known = _choices(types()[name])
-        wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
-        if known and wrong and isinstance(wrong[0], str):
-            hint = nearest(wrong[0], known)
-        raise InputError(f"expected {name} to be {what}, got {value!r}{hint}")
+        raise InputError(_complaint(name, what, getattr(config, name)))
+
+
+def _complaint(name: str, what: str, value: object) -> str:
+    known = _choices(types()[name])
+    wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
+    hint = nearest(wrong[0], known) if known and wrong and isinstance(wrong[0], str) else ""
+    return f"expected {name} to be {what}, got {value!r}{hint}"
 
 
 def _positive(value: float) -> bool:

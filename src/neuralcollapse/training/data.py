@@ -131,6 +131,11 @@ class Batches:
             split = Split(split.images.to(goes_to), split.labels.to(goes_to))
         self.split = split
 
+    @property
+    def sizes(self) -> list[int]:
+        """Samples in each batch, over all processes."""
+        return [stop - start for start, stop in self._bounds]
+
     def set_epoch(self, epoch: int) -> None:
         """Shuffle the next pass as that of `epoch`."""
         self.epoch = epoch

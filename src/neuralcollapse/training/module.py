@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse._errors import InputError
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import Data
 from neuralcollapse.training.networks import classifier_name
 from neuralcollapse.training.objective import loss_function
 from neuralcollapse.training.optimizers import build_optimizer, decay_groups, penalty
 from neuralcollapse.training.pixels import Pixels, augmentation
+
+_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
 class Classification(lightning.LightningModule):
@@ -38,6 +42,7 @@ class Classification(lightning.LightningModule):
         self.augment = augmentation(config.augment, data.image_shape[1:])
         self.loss = loss_function(config.loss)
         self.num_samples = len(data.train.labels)
+        self.batch_sizes: Sequence[int] = ()  # over all processes, of the steps of an epoch; needed where they are many
         self.step = 0
         self.optimizer_state: dict[str, Any] | None = None
         self.keep_seen = config.measure == "online"
@@ -47,6 +52,8 @@ class Classification(lightning.LightningModule):
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if self.keep_seen or config.feature_decay:
             self.get_submodule(self.classifier).register_forward_hook(self._on_classifier)
+        if config.precision in _TYPES:
+            self.to(_TYPES[config.precision])  # before a state is loaded, which would be rounded
         if config.compile:
             network.compile()  # in place: the names in the state dict stay
 
@@ -71,6 +78,8 @@ class Classification(lightning.LightningModule):
             loss = loss + config.feature_decay / 2 * self.num_samples * features.square().sum(1).mean()
         if config.optimizer == "lbfgs":
             loss = loss + penalty(self._groups())
+        if self.batch_sizes and self.trainer.world_size > 1:  # the mean over processes of unequal shares
+            loss = loss * (len(labels) * self.trainer.world_size / self.batch_sizes[self.step])
         self.seen = None if self.seen is None else (self.seen[0].detach(), self.seen[1].detach())
         return loss
 
@@ -86,7 +95,10 @@ class Classification(lightning.LightningModule):
         """The optimiser, with the state of a resumed run where there is one."""
         optimizer = build_optimizer(self._groups(), self.config)
         if self.optimizer_state is not None:
-            optimizer.load_state_dict(self.optimizer_state)
+            try:
+                optimizer.load_state_dict(self.optimizer_state)
+            except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+                raise InputError(f"the state is of another optimiser: {str(error).splitlines()[0][:160]}") from None
             self.optimizer_state = None
         return optimizer
 

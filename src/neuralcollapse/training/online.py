@@ -7,11 +7,12 @@ from typing import Any
 import lightning
 import torch
 
+from neuralcollapse._errors import InputError
 from neuralcollapse._sharded import merged, summed
 from neuralcollapse.capture import Capture
 from neuralcollapse.metric import classifier_tensors
 from neuralcollapse.moments import ClassMoments
-from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.callbacks import CollapseCallback, is_primary
 from neuralcollapse.training.module import Classification
 
 
@@ -24,7 +25,7 @@ class OnlineCollapse(CollapseCallback):
 
     source = "online"
     _moments: ClassMoments | None = None
-    _correct = 0
+    _correct = 0.0
     _loss = 0.0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -37,38 +38,52 @@ class OnlineCollapse(CollapseCallback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Add the features of the step."""
-        if not self._turn(trainer):
-            return
         assert isinstance(pl_module, Classification)
         assert pl_module.seen is not None
         (features, logits), labels = pl_module.seen, batch[1]
         if self._moments is None:
             self._moments = ClassMoments.zeros(logits.shape[1], features.shape[1], features.device)
-        self._moments.update(features, labels)
+        try:
+            self._moments.update(features, labels)
+        except InputError as error:
+            where = f"epoch {trainer.current_epoch + 1}"
+            raise InputError(f"training diverged in {where} ({error}): lower the learning rate") from None
         self._correct += int((logits.argmax(1) == labels).sum())
         self._loss += float(self.loss(logits.float(), labels)) * len(labels)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Begin anew, but in an epoch that a resumed run is in the middle of."""
+        super().on_train_epoch_start(trainer, pl_module)
+        assert isinstance(pl_module, Classification)
+        if pl_module.step == 0:
+            self._moments, self._correct, self._loss = None, 0.0, 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Nothing: each epoch's record was made at its end."""
 
     def state_dict(self) -> dict[str, Any]:
-        """With the sums of an epoch that is not over."""
-        sums = None if self._moments is None else (self._moments.packed, *self._moments.means.shape)
-        return {**super().state_dict(), "sums": sums, "correct": self._correct, "loss": self._loss}
+        """With the sums of an epoch that is not over, over all processes: all of them must call this."""
+        sums, totals = None, [0.0, 0.0]
+        if self._moments is not None:
+            moments, totals = self._joined(self._moments)
+            sums = (moments.packed, *moments.means.shape)
+        return {**super().state_dict(), "sums": sums, "correct": totals[0], "loss": totals[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
         super().load_state_dict(state_dict)
-        self._correct, self._loss = state_dict["correct"], state_dict["loss"]
-        if state_dict["sums"] is not None:
+        if state_dict["sums"] is not None and is_primary():  # the others go on from nothing
+            self._correct, self._loss = state_dict["correct"], state_dict["loss"]
             self._moments = ClassMoments(*state_dict["sums"])
 
     def _capture(self, module: lightning.LightningModule) -> Capture:
         weight, bias = classifier_tensors(module.get_submodule(self.classifier))
-        assert self._moments is not None
-        moments, correct, loss = self._moments, float(self._correct), self._loss
-        self._moments, self._correct, self._loss = None, 0, 0.0
-        if self.sharded:
-            moments = merged(moments)
-            correct, loss = summed(moments.packed.device, correct, loss)
+        own = self._moments or ClassMoments.zeros(weight.shape[0], weight.shape[1], weight.device)
+        moments, (correct, loss) = self._joined(own)
         return Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples)
+
+    def _joined(self, moments: ClassMoments) -> tuple[ClassMoments, list[float]]:
+        """The sums of all processes."""
+        if not self.sharded:
+            return moments, [self._correct, self._loss]
+        return merged(moments), summed(moments.packed.device, self._correct, self._loss)

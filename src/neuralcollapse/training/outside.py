@@ -66,6 +66,11 @@ class Outside(nn.Module):
     def project(self, feature_dim: int) -> None:
         """Give the classifier features of dimension d: it becomes a `Head`, whose `fc` is the new classifier."""
         old: Any = self.fc
+        if isinstance(old, ETFClassifier):
+            raise InputError(
+                f"expected feature_dim {old.in_features}, that of the network's own ETFClassifier, got {feature_dim}: "
+                "leave it out"
+            )
         head = Head(old.in_features, feature_dim, old.out_features, bias=old.bias is not None)
         self.fc = head.to(device=old.weight.device, dtype=old.weight.dtype)
         self.classifier_name += ".fc"
@@ -262,6 +267,8 @@ def _call(module: str, function: str, num_classes: int, options: Mapping[str, An
 
 
 def _function(module: str, function: str) -> Callable[..., Any]:
+    if module.endswith(".py"):
+        raise InputError(f"expected a module's name, got the file {module!r}: say {module[:-3]}:{function}")
     try:
         importlib.invalidate_caches()
         loaded = importlib.import_module(module)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from textwrap import shorten
 from types import FrameType
 from typing import Any
 
@@ -59,7 +60,7 @@ class State:
     optimizer: dict[str, Any]
     precision: dict[str, Any]
     collapse: dict[str, Any]
-    origin: str = ""
+    origin: str
 
     def check_origin(self, config: TrainConfig) -> None:
         """Raise unless the state was made with these options, those that may change aside.
@@ -90,12 +91,22 @@ class State:
         """
         try:
             values = torch.load(path, map_location="cpu", weights_only=True)
-            return cls(**values)
         except Exception as error:  # torch and pickle raise kinds of their own
-            first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-            raise InputError(
-                f"{path} is no state to resume from, or damaged ({first}): delete it to train the run from its start"
-            ) from None
+            pickled = "weights_only" in str(error) or "Weights only" in str(error)
+            why = "it holds pickled objects, which are never loaded" if pickled else "it is cut off or another file"
+            raise InputError(_no_state(path, why)) from None
+        names = [item.name for item in fields(cls)]
+        if not isinstance(values, dict) or sorted(values) != sorted(names):
+            raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
+        for name in names:
+            value, kind = values[name], {"epoch": int, "step": int, "total_steps": int, "origin": str}.get(name, dict)
+            if not isinstance(value, kind) or (isinstance(value, int) and value < 0):
+                raise InputError(_no_state(path, f"expected {name} of type {kind.__name__}, got {value!r:.40}"))
+        return cls(**values)
+
+
+def _no_state(path: Path, why: str) -> str:
+    return f"{path} is no state to resume from, or damaged ({why}): delete it to train the run from its start"
 
 
 def _origin(config: TrainConfig) -> str:
@@ -216,12 +227,14 @@ def take_up(
     """Put a trainer that has not begun where the state was.
 
     Raises:
-        InputError: the state is of another network.
+        InputError: the state is of another network, or further than the data reach.
     """
+    if state.step > len(batches):
+        raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
     try:
         module.network.load_state_dict(state.network)
     except (RuntimeError, InputError) as error:
-        raise InputError(f"the state is of another network: {' '.join(str(error).split())[:200]}") from None
+        raise InputError(f"the state is of another network: {shorten(str(error), 200)}") from None
     module.optimizer_state = state.optimizer
     module.step = batches.skip = state.step
     trainer.precision_plugin.load_state_dict(state.precision)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -22,7 +24,6 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -34,11 +35,11 @@ from neuralcollapse.training.callbacks import CollapseCallback, head_record
 from neuralcollapse.training.config import TrainConfig, check_names, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
-from neuralcollapse.training.networks import build_network
+from neuralcollapse.training.networks import build_network, classifier_name
 from neuralcollapse.training.objective import loss_function
 from neuralcollapse.training.online import OnlineCollapse
 from neuralcollapse.training.progress import Progress
-from neuralcollapse.training.resume import KeepState, Pace, State, StopSignal, take_up
+from neuralcollapse.training.resume import KeepState, Pace, State, Stopped, StopSignal, take_up
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
 _INSIDE = "network."  # where the network is in the module
@@ -140,6 +141,7 @@ def _train(
         "world": trainer.world_size,
     }
     batches = Batches(data.train, config.batch_size, shuffle_seed=config.seed, **place)
+    module.batch_sizes = batches.sizes
     bar = Progress(config.epochs, len(batches), progress and primary)
     keep = _spaced(config.epochs, _GEOMETRIES)
 
@@ -178,16 +180,19 @@ def _train(
     try:
         if primary:
             folder(data, network)
-        made = True
+        made = True  # before that the folder may be another's
         trainer.loggers = [_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
-    except InputError:
-        if fresh and made and primary and not run.state.is_file():
-            run.discard()
+    except Stopped:
         raise
-    except OSError as error:
-        hint = f"; then go on with 'neuralcollapse train --resume {path}'" if run.state.is_file() else ""
+    except Exception as error:
+        kept = run.state.is_file()
+        if fresh and made and primary and not kept:
+            run.discard()
+        if not isinstance(error, OSError) or not _is_of_writing(error, path):
+            raise
+        hint = f"; then go on with 'neuralcollapse train --resume {path}'" if kept or not fresh else ""
         raise InputError(
             f"cannot write the run folder {path}: {error.strerror or error}: free some space or mend the folder{hint}"
         ) from None
@@ -196,6 +201,12 @@ def _train(
     finally:
         bar.close()
     return run
+
+
+def _is_of_writing(error: OSError, path: Path) -> bool:
+    """Whether an error came from the run folder, or from a disk that takes nothing more."""
+    inside = isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(path)
+    return inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
 class _Checkpoints(lightning.Callback):
@@ -209,7 +220,7 @@ class _Checkpoints(lightning.Callback):
         epoch = trainer.current_epoch + 1
         if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
             state = pl_module.network.state_dict()
-            own = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+            own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
             write_atomically(self.run.checkpoint(epoch), save(own))
 
 
@@ -243,11 +254,6 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
     if not results:
         raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
     return results
-
-
-def is_primary() -> bool:
-    """Whether this is the process that writes and prints: the first of those that train together."""
-    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 def read_config(run: RunFolder) -> TrainConfig:
@@ -313,18 +319,29 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     """Raise unless the network makes K logits of the data's images."""
     shape = data.image_shape
     network.eval()
+    seen: list[torch.Tensor] = []
+    name = classifier_name(network)
+    hook = network.get_submodule(name).register_forward_hook(lambda layer, inputs, output: seen.append(output))
     try:
         with torch.no_grad():
-            found = tuple(network(torch.zeros(2, *shape)).shape)
+            logits = network(torch.rand(2, *shape))
+            found = tuple(logits.shape)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        first = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        first = shorten(str(error), 160) or type(error).__name__
         raise InputError(
             f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({first}): "
             "see --channels, --image_size, --network_options"
         ) from None
+    finally:
+        hook.remove()
     network.train()
     if found != (2, data.num_classes):
         raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
+    if len(seen) != 1 or not torch.equal(seen[0], logits):
+        raise InputError(
+            f"expected the last nn.Linear of {config.network}, {name.removeprefix(_INSIDE)!r}, to make its logits, got "
+            "other logits: define the classifier after all other layers, and return what it gives"
+        )
 
 
 def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
@@ -358,7 +375,7 @@ def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise InputError(
             f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
-            f"strategy={config.strategy}, precision={config.precision}: {' '.join(str(error).split())[:240]}"
+            f"strategy={config.strategy}, precision={config.precision}: {shorten(str(error), 240)}"
         ) from None
 
 
@@ -389,8 +406,7 @@ def _logger(name: str, path: Path) -> Logger:
         raise
     except Exception as error:  # each service has kinds of its own
         raise InputError(
-            f"the logger {name} does not start: {' '.join(str(error).split())[:200]}: set it up, or leave it out of "
-            "--loggers"
+            f"the logger {name} does not start: {shorten(str(error), 200)}: set it up, or leave it out of --loggers"
         ) from None
 
 

@@ -50,7 +50,9 @@ def resize(images: Tensor, size: int) -> Tensor:
 def entries(folder: Path) -> list[str]:
     """Names of what lies in a folder, but for hidden files, sorted."""
     if not folder.is_dir():
-        raise InputError(f"expected a folder of the data set's files, got {str(folder)!r}, which is none")
+        raise InputError(
+            f"expected a folder of the data set's files, got {str(folder)!r}, which is none (from {Path.cwd()})"
+        )
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
 
 
