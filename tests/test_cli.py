@@ -449,7 +449,11 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
 
     monkeypatch.setattr("neuralcollapse.training.run.train", interrupt)
     assert main(["train", "--out", str(tmp_path / "run")]) == 130
-    assert capsys.readouterr().err.startswith("neuralcollapse: interrupted; the records so far are in ")
+    assert capsys.readouterr().err == "neuralcollapse: interrupted\n"
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    assert main(["train", "--out", str(tmp_path / "run")]) == 130
+    assert "interrupted; to go on: neuralcollapse train --resume " in capsys.readouterr().err
 
 
 def test_ctrl_c_stops_a_real_run_and_resume_goes_on_to_its_end(tmp_path):

@@ -77,10 +77,20 @@ def test_force_clears_an_earlier_run_and_nothing_else(tmp_path):
 def test_force_clears_the_state_and_the_logs_too(tmp_path):
     run = RunFolder.create(tmp_path)
     run.logs.mkdir()
-    for file in (run.state, run.logs / "events", tmp_path / ".state.pt.x.tmp", tmp_path / "geometry" / ".a.tmp"):
+    old = [run.state, run.logs / "mlflow.db", run.logs / "theirs", tmp_path / ".state.pt.x.tmp"]
+    for file in (*old, tmp_path / "geometry" / ".a.tmp"):
         file.write_bytes(b"old")
     RunFolder.create(tmp_path, force=True)
-    assert sorted(path.name for path in tmp_path.rglob("*")) == ["checkpoints", "geometry", "records.jsonl"]
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["checkpoints", "geometry", "logs", "logs/theirs", "records.jsonl"]
+
+
+def test_force_leaves_a_folder_alone_that_holds_no_run(tmp_path):
+    (tmp_path / "thesis.tex").write_text("mine")
+    (tmp_path / "config.yaml").write_text("mine")
+    with pytest.raises(InputError, match="holds no run that could be overwritten"):
+        RunFolder.create(tmp_path, force=True)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {"mine"}
 
 
 def full_run(path) -> RunFolder:

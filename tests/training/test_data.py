@@ -87,7 +87,7 @@ def test_images_are_resized(greys):
     assert data.train.images.dtype == torch.uint8
 
 
-CHANGES = {"samples_per_class": 90, "imbalance": "exponential:10", "random_labels": True, "label_noise": 0.2}
+CHANGES = {"samples_per_class": 90, "imbalance": "exponential:10", "label_noise": 0.2}
 
 
 def test_the_changes_come_in_their_order_and_to_the_training_set_only():
@@ -98,13 +98,20 @@ def test_the_changes_come_in_their_order_and_to_the_training_set_only():
     imbalanced = load_data(TrainConfig(samples_per_class=90, imbalance="exponential:10"))
     assert imbalanced.train.labels.bincount().tolist() == counts
     assert torch.equal(data.train.images, imbalanced.train.images)  # relabelling moves no image
-    relabelled = load_data(TrainConfig(samples_per_class=90, imbalance="exponential:10", random_labels=True))
-    assert int(relabelled.train.labels.bincount().max() - relabelled.train.labels.bincount().min()) <= 1
-    changed = int((data.train.labels != relabelled.train.labels).sum())
-    assert changed == round(0.2 * sum(counts))
+    assert int((data.train.labels != imbalanced.train.labels).sum()) == round(0.2 * sum(counts))
     assert torch.equal(data.test.labels, plain.test.labels)
     assert torch.equal(data.test.images, plain.test.images)
     assert data.mean == pytest.approx([float(data.train.images.double().mean())])
+
+
+def test_random_labels_are_balanced_and_then_made_noisy():
+    plain, random, noisy = (
+        load_data(TrainConfig(samples_per_class=90, **more))
+        for more in ({}, {"random_labels": True}, {"random_labels": True, "label_noise": 0.2})
+    )
+    assert random.train.labels.bincount().tolist() == [90] * 10
+    assert 0.02 < float((plain.train.labels == random.train.labels).double().mean()) < 0.2
+    assert int((random.train.labels != noisy.train.labels).sum()) == 180
 
 
 def test_the_changes_are_a_function_of_the_seed():

@@ -91,15 +91,16 @@ def test_decays_that_are_equal_lose_no_parameter(weight_decay, bias_decay):
     assert "features.1.weight" in named[0.0]
 
 
-def test_a_fixed_classifiers_learnt_scale_has_no_decay_of_its_own():
+def test_a_fixed_classifiers_learnt_scale_decays_as_the_weight_that_it_stands_for():
     network, head = network_and_head(classifier="etf", learn_scale=True)
     assert isinstance(head, ETFClassifier)
     groups = decay_groups(network, head, TrainConfig(decay_on="classifier", weight_decay=0.3, bias_decay=0.2))
     assert_each_once(groups, network)
     named = names_by_decay(groups, network)
     assert named[0.2] == {"fc.bias"}
-    assert "fc.scale" in named[0.0]
-    assert 0.3 not in named
+    assert named[0.3 * head.num_classes] == {"fc.scale"}
+    size = head.weight.detach().square().sum()  # |W|^2 of the matrix that the layer stands for
+    assert float(size) == pytest.approx(float(head.num_classes * head.scale.detach() ** 2), rel=1e-6)
 
 
 def two_groups():

@@ -180,15 +180,15 @@ def _train(
     try:
         if primary:
             folder(data, network)
-        made = True  # before that the folder may be another's
-        trainer.loggers = [_logger(name, path) for name in config.loggers]
+            made = True  # before that the folder may be another's
+            trainer.loggers = [_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except Stopped:
         raise
     except Exception as error:
         kept = run.state.is_file()
-        if fresh and made and primary and not kept:
+        if fresh and made and not kept:
             run.discard()
         if not isinstance(error, OSError) or not _is_of_writing(error, path):
             raise
