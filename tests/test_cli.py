@@ -520,3 +520,32 @@ def test_arrays_that_are_not_used_are_named(tmp_path, capsys, arrays):
     np.savez(tmp_path / "f.npz", features=arrays["features"], labels=arrays["labels"], W=arrays["weight"])
     assert main(["measure", str(tmp_path / "f.npz")]) == 0
     assert "not used: the arrays W" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "adm"], "expected optimizer to be one of .*got 'adm' \\(did you mean 'adam'\\?\\)"),
+        (["--epochs", "ten"], "expected epochs to be of type int, got 'ten'"),
+        (["--learning_rate", "fast"], "expected learning_rate to be of type float, or left out, got 'fast'"),
+        (["--measure_at", "1", "x"], "expected measure_at to be a list, each of type int"),
+        (["--network", "my_nets.py:make"], "say my_nets:make"),
+    ],
+)
+def test_a_wrong_value_of_training_is_one_line_in_our_words(arguments, message, capsys):
+    assert re.search(message, refused(capsys, "train", *arguments))
+
+
+def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
+    seen = []
+
+    def train(config, out, *, force):
+        seen.append(config)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", train)
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--measure-at", "1", "2", "5", "--random-labels", "--layers=a.b,c", "--compile", "false"])
+    assert seen[0].measure_at == (1, 2, 5)
+    assert seen[0].layers == ("a.b", "c")
+    assert (seen[0].random_labels, seen[0].compile) == (True, False)

@@ -273,3 +273,16 @@ def test_a_cosine_schedule_keeps_its_last_epoch():
 def test_a_wrong_value_is_refused_when_a_run_is_resumed():
     with pytest.raises(InputError, match="epochs to be at least 1"):
         resumed(TrainConfig(), {"epochs": 0})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"imbalance": "step:10", "random_labels": True}, "imbalance does not go with random_labels"),
+        ({"certify_head": True, "optimizer": "adamw"}, "certify_head needs a coupled decay"),
+        ({"loggers": ("csv", "wanbd")}, "did you mean 'wandb'"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**values)

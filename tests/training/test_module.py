@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -231,3 +233,16 @@ def test_steps_are_counted_within_an_epoch():
     assert module.step == 3
     module.on_train_epoch_end()
     assert module.step == 0
+
+
+def test_unequal_shares_of_a_batch_count_as_they_should(monkeypatch):
+    """The mean over two processes of their losses' gradients is the gradient over the whole batch."""
+    module = module_of(Tripled(), **DECAYS, batch_size=N)
+    images, labels = data().train.images, data().train.labels
+    whole = gradients(module, module.training_step((images, labels), 0))
+    module.batch_sizes = (N,)
+    monkeypatch.setattr(Classification, "trainer", SimpleNamespace(world_size=2))
+    shares = [
+        gradients(module, module.training_step((images[part], labels[part]), 0)) for part in (slice(0, 9), slice(9, N))
+    ]
+    assert_same({name: (shares[0][name] + shares[1][name]) / 2 for name in whole}, whole)

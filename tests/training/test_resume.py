@@ -588,3 +588,46 @@ def test_a_full_disk_when_the_page_is_written_is_one_line(quick, monkeypatch, ca
     monkeypatch.setattr(os, "fsync", full)
     assert cli.main(["train", "--resume", str(quick)]) == 2
     assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true", "bf16-mixed"])
+def test_a_state_is_taken_up_in_the_precision_of_its_weights(precision, signals, tmp_path):
+    config = replace(QUICK, precision=precision)
+    whole = train(config, tmp_path / "whole", progress=False).path
+    signals(1, 2)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", progress=False)
+    assert_same_end(resume(tmp_path / "run", progress=False).path, whole)
+
+
+@pytest.mark.parametrize("changes", [{"measure_every": 2}, {"measure_at": (2,)}], ids=str)
+def test_online_records_are_of_whole_epochs_when_the_epochs_measured_change(changes, signals, tmp_path):
+    config = replace(QUICK, measure="online", epochs=4)
+    whole = {r.epoch: r for r in train(config, tmp_path / "whole", progress=False).records()}
+    signals(1, 3)
+    with pytest.raises(Stopped):
+        train(replace(config, measure_every=3), tmp_path / "run", progress=False)
+    records = resume(tmp_path / "run", changes | {"measure_every": changes.get("measure_every", 3)}, progress=False)
+    found = records.records()
+    assert [record.epoch for record in found] == [2, 4]
+    for record in found:
+        assert (record.train, record.measures) == (whole[record.epoch].train, whole[record.epoch].measures)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": "x"}, "expected epoch of type int"),
+        ({"step": -1}, "expected step of type int"),
+        ({"step": 9999}, "the state is of other data: 9999 steps in an epoch of 6"),
+        ({"optimizer": {"state": {}, "param_groups": []}}, "the state is of another optimiser"),
+        ({"network": {}}, "the state is of another network"),
+    ],
+    ids=str,
+)
+def test_a_state_with_other_values_is_refused_in_one_line(values, message, stopped):
+    torch.save(torch.load(stopped.state, weights_only=True) | values, stopped.state)
+    with pytest.raises(InputError, match=message) as error:
+        resume(stopped.path, progress=False)
+    assert "\n" not in str(error.value)
+    assert stopped.state.is_file()

@@ -291,6 +291,38 @@ def ten_times_as_many(num_classes):
 
 def always_seven(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+class HeadFirst(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(num_classes, num_classes)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.ReLU())
+
+    def forward(self, images):
+        return self.head(self.body(images))
+
+def head_first(num_classes):
+    return HeadFirst(num_classes)
+
+def tied(num_classes):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+    network.again = network[1]
+    network.forward = lambda images: network[1](network[0](images))
+    return network
+
+class Breaks(nn.Module):
+    def __init__(self, num_classes, error):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+        self.error = RuntimeError("no luck") if error == "RuntimeError" else FileNotFoundError(2, "no file", "theirs")
+
+    def forward(self, images):
+        if self.training:
+            raise self.error
+        return self.fc(images.flatten(1))
+
+def breaks(num_classes, error):
+    return Breaks(num_classes, error)
 """
 
 
@@ -355,3 +387,27 @@ def test_a_config_file_may_lack_what_has_a_default(tmp_path):
     run = RunFolder.create(tmp_path)
     run.write_text("config.yaml", yaml.safe_dump({"epochs": 7}))
     assert read_config(run) == TrainConfig(epochs=7)
+
+
+OWN = {"width": None, "depth": None, "feature_dim": None}  # options of the MLP, which other networks do not take
+
+
+def test_a_classifier_that_is_not_called_last_is_refused(mine, tmp_path):
+    refused(
+        replace(BARE, **OWN, network=f"{mine}:head_first"),
+        tmp_path / "run",
+        "last nn.Linear .*'body.1', to make its logits",
+    )
+
+
+def test_a_network_that_holds_a_layer_twice_is_kept_and_read_again(mine, tmp_path):
+    run = train(replace(BARE, **OWN, network=f"{mine}:tied", epochs=1), tmp_path / "run", progress=False)
+    assert remeasure(run, progress=False)[1]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "error"), [("RuntimeError", RuntimeError), ("OSError", FileNotFoundError)])
+def test_an_error_of_the_users_network_stays_what_it_is_and_leaves_nothing(name, error, mine, tmp_path):
+    config = replace(BARE, **OWN, network=f"{mine}:breaks", network_options={"error": name})
+    with pytest.raises(error):
+        train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
