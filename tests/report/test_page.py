@@ -108,3 +108,25 @@ def test_a_run_without_geometry_still_has_its_curves(short_run, tmp_path):
     run = copied(short_run, tmp_path / "run")
     shutil.rmtree(run.path / "geometry")
     assert 'id="cosines"' not in render(run)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        ("digits", "digits"),
+        ("fashion-mnist:/data/fashion", "fashion-mnist"),
+        ("imagefolder:/data/pets", "pets"),
+        ("uoft-cs/cifar10", "uoft-cs/cifar10"),
+    ],
+)
+def test_the_title_names_the_data_without_their_folder(data, name, short_run, tmp_path):
+    run = RunFolder(shutil.copytree(short_run.path, tmp_path / "run"))
+    config = run.read_text("config.yaml")
+    run.write_text("config.yaml", config.replace("data: digits", f"data: {data}"))
+    assert f"<h1>Neural collapse: {name}, mlp</h1>" in render(run)
+
+
+def test_options_left_out_are_not_listed(short_run):
+    rows = re.findall(r"<td>(\w+)</td>", render(short_run))
+    assert "weight_decay" in rows
+    assert not {"imbalance", "milestones", "network_options"} & set(rows)

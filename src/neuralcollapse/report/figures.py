@@ -240,7 +240,7 @@ def _curve(
         positive = [value for _, values in lines for value in values if value > 0]
         wide = bool(positive) and max(positive) > 30 * min(positive)
         axis = axis | {"exponentformat": "e", "dtick": 1 if wide else "D2"}
-    whole = {"tickformat": "d", "dtick": 1} if len(epochs) < 8 else {}
+    whole = {"tickformat": "d", "dtick": 1} if epochs and max(epochs) < 8 else {}
     layout = {
         "height": 320,
         "hovermode": "x unified",

@@ -95,7 +95,7 @@ def render(run: RunFolder) -> str:
         if name in last.measures
     ]
     return document(
-        title=f"Neural collapse: {config.get('data', 'run')}, {config.get('network', 'network')}",
+        title=f"Neural collapse: {_data_name(config.get('data', 'run'))}, {config.get('network', 'network')}",
         subtitle=_subtitle(config, geometries),
         verdict=verdict(records),
         cards=_cards(last),
@@ -109,7 +109,7 @@ def render(run: RunFolder) -> str:
                 "M: the class means about their mean mu_G; S_W, S_B: covariance within and between K classes.",
             ),
             *_layers(last),
-            Table("Configuration", [(name, _option(value)) for name, value in config.items()], narrow=True),
+            Table("Configuration", _options(config), note="Options that were left out are not listed.", narrow=True),
             Table("Where it ran", [(name, str(value)) for name, value in environment.items()], narrow=True),
         ],
     )
@@ -126,11 +126,19 @@ def _layers(last: Record) -> list[Table]:
     return [Table(f"Inner layers at epoch {last.epoch}", rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
 
 
-def _option(value: object) -> str:
-    """An option's value for reading; left-out ones and empty lists as a dash."""
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    return "-" if value is None or value == {} else str(value)
+def _data_name(data: object) -> str:
+    """A data set's name without its folder, or the folder's name where the data have none of their own."""
+    kind, _, folder = str(data).partition(":")
+    return Path(folder).name if kind in ("idx", "imagefolder") and folder else kind
+
+
+def _options(config: dict[str, Any]) -> list[tuple[str, str]]:
+    """The options that have a value, for reading."""
+    return [
+        (name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        for name, value in config.items()
+        if value is not None and value != [] and value != {}
+    ]
 
 
 def verdict(records: Sequence[Record]) -> str:
