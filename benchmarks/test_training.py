@@ -17,7 +17,7 @@ from neuralcollapse.training.data import Batches, Data, Split
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.networks import build_network
 from neuralcollapse.training.resume import KeepState, Pace, StopSignal
-from neuralcollapse.training.run import quiet
+from neuralcollapse.training.trainer import quiet
 
 COUNT, BATCH, EVAL_BATCH, ROUNDS = 6_400, 128, 512, 5
 MEAN, STD = 72.9, 90.0

@@ -22,6 +22,7 @@ ROWS = {
     "records": (),
     "classifier": (),
     "metric": (),
+    "_forward": (),
     "capture": (),
     "ufm": (
         "losses",
@@ -56,6 +57,7 @@ ROWS = {
         "online",
         "resume",
         "progress",
+        "trainer",
         "run",
     ),
     "reproduce": (),

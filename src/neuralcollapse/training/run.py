@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
-import logging
 import math
 import os
 import platform
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -21,9 +18,6 @@ import lightning
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -40,6 +34,7 @@ from neuralcollapse.training.objective import loss_function
 from neuralcollapse.training.online import OnlineCollapse
 from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import KeepState, Pace, State, Stopped, StopSignal, take_up
+from neuralcollapse.training.trainer import make_logger, make_trainer, quiet
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
 _INSIDE = "network."  # where the network is in the module
@@ -131,7 +126,7 @@ def _train(
     for name in config.layers:
         find_module(network, name)
     with quiet():
-        trainer = _trainer(config, path)
+        trainer = make_trainer(config, path)
     primary = trainer.is_global_zero
     run = RunFolder(path)
     many = trainer.world_size > 1
@@ -181,7 +176,7 @@ def _train(
         if primary:
             folder(data, network)
             made = True  # before that the folder may be another's
-            trainer.loggers = [_logger(name, path) for name in config.loggers]
+            trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except Stopped:
@@ -348,76 +343,6 @@ def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]
     if config.decay_on == "all":
         return config.weight_decay, None, None
     return config.weight_decay, config.feature_decay, config.bias_decay
-
-
-def _trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
-    if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
-    if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
-        raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
-    try:
-        return lightning.Trainer(
-            max_epochs=config.epochs,
-            accelerator=config.accelerator,
-            devices=config.devices,
-            num_nodes=config.nodes,
-            strategy=config.strategy,
-            precision=config.precision,  # type: ignore[arg-type]
-            gradient_clip_val=config.gradient_clip,
-            deterministic="warn" if config.deterministic else False,
-            logger=False,
-            default_root_dir=path,
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
-        raise InputError(
-            f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
-            f"strategy={config.strategy}, precision={config.precision}: {shorten(str(error), 240)}"
-        ) from None
-
-
-def _logger(name: str, path: Path) -> Logger:
-    """A logger that has begun to write into the run's folder, or to its service.
-
-    Raises:
-        InputError: it is not installed, or has no account or server to write to.
-    """
-    logs = path / "logs"
-    logs.mkdir(exist_ok=True)
-    try:
-        logger: Any
-        if name == "csv":
-            logger = CSVLogger(logs, name="csv")
-        elif name == "tensorboard":
-            logger = TensorBoardLogger(logs, name="tensorboard")
-        elif name == "wandb":
-            logger = WandbLogger(name=path.name, project="neuralcollapse", save_dir=logs)
-        else:
-            uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(logs / 'mlflow.db').resolve()}")
-            logger = MLFlowLogger("neuralcollapse", run_name=path.name, tracking_uri=uri)
-        logger.experiment  # noqa: B018  makes it
-        return logger
-    except ModuleNotFoundError as error:
-        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
-    except OSError:
-        raise
-    except Exception as error:  # each service has kinds of its own
-        raise InputError(
-            f"the logger {name} does not start: {shorten(str(error), 200)}: set it up, or leave it out of --loggers"
-        ) from None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without Lightning's tips, banners and warnings: our own progress says enough."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        yield
 
 
 def _geometry(epoch: int, capture: Capture) -> Geometry:

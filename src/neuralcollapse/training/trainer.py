@@ -1,0 +1,95 @@
+"""Lightning's trainer and loggers, as a TrainConfig describes them."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import lightning
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.training.config import TrainConfig
+
+
+def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
+    """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there.
+
+    Raises:
+        InputError: a strategy that splits the weights, L-BFGS on many processes, or what Lightning refuses.
+    """
+    if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
+    if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
+        raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
+    try:
+        return lightning.Trainer(
+            max_epochs=config.epochs,
+            accelerator=config.accelerator,
+            devices=config.devices,
+            num_nodes=config.nodes,
+            strategy=config.strategy,
+            precision=config.precision,  # type: ignore[arg-type]
+            gradient_clip_val=config.gradient_clip,
+            deterministic="warn" if config.deterministic else False,
+            logger=False,
+            default_root_dir=path,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
+        raise InputError(
+            f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
+            f"strategy={config.strategy}, precision={config.precision}: {shorten(str(error), 240)}"
+        ) from None
+
+
+def make_logger(name: str, path: Path) -> Logger:
+    """A logger that has begun to write into the run's folder, or to its service.
+
+    Raises:
+        InputError: it is not installed, or has no account or server to write to.
+    """
+    logs = path / "logs"
+    logs.mkdir(exist_ok=True)
+    try:
+        logger: Any
+        if name == "csv":
+            logger = CSVLogger(logs, name="csv")
+        elif name == "tensorboard":
+            logger = TensorBoardLogger(logs, name="tensorboard")
+        elif name == "wandb":
+            logger = WandbLogger(name=path.name, project="neuralcollapse", save_dir=logs)
+        else:
+            uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{(logs / 'mlflow.db').resolve()}")
+            logger = MLFlowLogger("neuralcollapse", run_name=path.name, tracking_uri=uri)
+        logger.experiment  # noqa: B018  makes it
+        return logger
+    except ModuleNotFoundError as error:
+        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
+    except OSError:
+        raise
+    except Exception as error:  # each service has kinds of its own
+        raise InputError(
+            f"the logger {name} does not start: {shorten(str(error), 200)}: set it up, or leave it out of --loggers"
+        ) from None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without Lightning's tips, banners and warnings: our own progress says enough."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield
