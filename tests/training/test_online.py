@@ -7,6 +7,7 @@ import neuralcollapse as nc
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.online import OnlineCollapse
+from neuralcollapse.training.resume import KeepState
 from neuralcollapse.training.run import train
 from tests.conftest import SHORT
 
@@ -134,3 +135,22 @@ def test_only_the_first_process_takes_up_the_sums_of_all(primary, monkeypatch):
     second.load_state_dict(first.state_dict())
     state = second.state_dict()
     assert (state["sums"] is not None, state["correct"]) == ((True, 4.0) if primary else (False, 0.0))
+
+
+def test_sums_are_joined_by_all_processes_and_only_within_an_epoch(tmp_path, monkeypatch):
+    """Else one process waits for others that never come: each writes its state at a time of its own."""
+    written = []
+    original = KeepState._write
+
+    def write(self, trainer, module, epoch, step):
+        written.append((step, self.collapse._moments))
+        monkeypatch.setattr(type(trainer), "is_global_zero", property(lambda _: False))
+        with monkeypatch.context() as patch:
+            asked = []
+            patch.setattr(self.collapse, "state_dict", lambda: asked.append(1) or {})
+            original(self, trainer, module, epoch, step)
+        written[-1] += (len(asked),)
+
+    monkeypatch.setattr(KeepState, "_write", write)
+    train(replace(ONLINE, save_seconds=0), tmp_path / "run", progress=False)
+    assert written == [(0, None, 1)] * 3

@@ -144,10 +144,8 @@ class Batches:
         return len(self._bounds)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        skip, self.skip = (
-            self.skip,
-            0,
-        )  # when the first batch is asked for, not before: a loop may make iterators in vain
+        # done when the first batch is asked for, not before: a loop may make iterators in vain
+        skip, self.skip = self.skip, 0
         yield from self._pass(self._bounds[skip:], self._order())
 
     def _order(self) -> Tensor | None:

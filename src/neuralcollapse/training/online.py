@@ -51,12 +51,10 @@ class OnlineCollapse(CollapseCallback):
         self._correct += int((logits.argmax(1) == labels).sum())
         self._loss += float(self.loss(logits.float(), labels)) * len(labels)
 
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Begin anew, but in an epoch that a resumed run is in the middle of."""
-        super().on_train_epoch_start(trainer, pl_module)
-        assert isinstance(pl_module, Classification)
-        if pl_module.step == 0:
-            self._moments, self._correct, self._loss = None, 0.0, 0.0
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure, when this epoch's turn has come, and begin anew."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._moments, self._correct, self._loss = None, 0.0, 0.0
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Nothing: each epoch's record was made at its end."""

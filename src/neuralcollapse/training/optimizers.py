@@ -36,7 +36,7 @@ def decay_groups(network: nn.Module, classifier: nn.Module, config: TrainConfig)
     """The trainable parameters in groups, each with its own "weight_decay".
 
     decay_on="all": one group. decay_on="classifier": the classifier's weight with weight_decay, its bias with
-    bias_decay, everything else without (the features' own decay is part of the loss, see `objective`).
+    bias_decay, everything else without (the features' own decay is part of the loss, see `module`).
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.decay_on == "all":

@@ -207,6 +207,7 @@ class KeepState(lightning.Callback):
             raise Stopped(self.stop.signum or signal.SIGTERM, epoch, step)
 
     def _write(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
+        collapse = self.collapse.state_dict()  # in all processes: it may join their sums
         if trainer.is_global_zero:
             State(
                 epoch,
@@ -215,7 +216,7 @@ class KeepState(lightning.Callback):
                 module.network.state_dict(),
                 trainer.optimizers[0].state_dict(),
                 trainer.precision_plugin.state_dict(),
-                self.collapse.state_dict(),
+                collapse,
                 _origin(self.config),
             ).write(self.run.state)
         self._written = time.monotonic()

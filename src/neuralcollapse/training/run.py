@@ -58,11 +58,10 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
         Stopped: a signal came; the state is in the folder.
     """
 
-    def folder(data: Data, network: nn.Module) -> RunFolder:
+    def folder(data: Data, network: nn.Module) -> None:
         run = RunFolder.create(out, force=force)
         run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
         run.write_text("environment.json", json.dumps(environment(data, network), indent=2) + "\n")
-        return run
 
     return _train(config, Path(out), folder, None, progress, fresh=True)
 
@@ -97,13 +96,12 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
                 f"checkpoints it has with 'neuralcollapse measure {run.path}'"
             )
 
-    def folder(data: Data, network: nn.Module) -> RunFolder:
+    def folder(data: Data, network: nn.Module) -> None:
         run.sweep()
         run.make_folders()
         run.rewind(-1 if state is None else state.epoch)
         if config != old:
             run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-        return run
 
     return _train(config, run.path, folder, state, progress, fresh=False)
 
@@ -111,7 +109,7 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
 def _train(
     config: TrainConfig,
     path: Path,
-    folder: Callable[[Data, nn.Module], RunFolder],
+    folder: Callable[[Data, nn.Module], None],
     state: State | None,
     progress: bool,
     *,
