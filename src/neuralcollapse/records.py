@@ -65,7 +65,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON; NaN as null."""
-        return json.dumps(_map_floats(asdict(self), lambda x: x if math.isfinite(x) else None), sort_keys=True)
+        return json.dumps(_map_floats(asdict(self), lambda x: x if math.isfinite(x) else None))
 
     @classmethod
     def from_json(cls, line: str) -> Record:

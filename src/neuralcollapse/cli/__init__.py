@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
-from neuralcollapse.cli import landscape, measure, report, train
+from neuralcollapse.cli import landscape, measure, report, reproduce, train
 from neuralcollapse.cli.printing import spelled
 
 _EXAMPLES = """\
@@ -21,6 +21,7 @@ examples:
   neuralcollapse measure runs/digits-mlp-learned            the checkpoints of a run
   neuralcollapse report runs/digits-mlp-learned             make the page again
   neuralcollapse landscape --samples 30,10,5,2              solve and draw an unconstrained feature model
+  neuralcollapse reproduce                                  the paper's experiments, each by name
 """
 
 
@@ -66,7 +67,7 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
     commands.add_parser("train", help="train a network, measure collapse as it goes, write a run folder and its page")
-    for command in (measure, landscape, report):
+    for command in (measure, landscape, reproduce, report):
         command.add(commands)
     return parser
 

@@ -18,7 +18,7 @@ def run(arguments: list[str]) -> int:
         import jsonargparse
         import yaml  # noqa: F401  jsonargparse reads config files with it
 
-        from neuralcollapse.report.page import write_page
+        from neuralcollapse.report.single import write_page
         from neuralcollapse.training.callbacks import is_primary
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import resume, train

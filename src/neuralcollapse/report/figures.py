@@ -15,14 +15,27 @@ from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
 from neuralcollapse.records import MEASURES, Geometry, Record
 
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#06b6d4", "#ef4444", "#84cc16", "#f97316", "#64748b")
+_FRAMES = 40
 _HEAT_MAP_VALUES = 200_000  # of all its frames together, so that the page stays small
-_STEP_MS = 250
 _TALL = 520  # pixels, of the figures with a slider
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its words: a title, a caption, and a text for those who cannot see it."""
+    """A figure with its words.
+
+    Attributes:
+        name: its id.
+        title: above it.
+        caption: below the title.
+        alt: a text for those who cannot see it.
+        data: Plotly traces.
+        layout: a Plotly layout.
+        frames: what the traces become, each with the name of its step; the page adds a slider and a play button.
+        step: what the frames count, such as "epoch".
+        others: the same figure for other runs, by the name of the run; the page adds a list to choose from.
+        own: the name of the run that it shows itself, where there are others.
+    """
 
     name: str
     title: str
@@ -31,6 +44,9 @@ class Figure:
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     frames: list[dict[str, Any]] = field(default_factory=list)
+    step: str = "epoch"
+    others: dict[str, Figure] = field(default_factory=dict)
+    own: str = ""
 
 
 def loss_curve(records: Sequence[Record]) -> Figure:
@@ -86,11 +102,10 @@ def head_curve(records: Sequence[Record]) -> Figure:
     return _curve(records, lines, "head", "The head against the exact optimum", caption, {"type": "log"})
 
 
-def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Figure:
-    """Cosines between centred class means, a slider over epochs."""
+def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str], most: int = _FRAMES) -> Figure:
+    """Cosines between centred class means, a slider over at most so many epochs."""
     count = len(class_names)
-    most = max(2, min(len(geometries), _HEAT_MAP_VALUES // count**2))
-    chosen = _thin(geometries, most)
+    chosen = _thin(geometries, max(2, min(most, _HEAT_MAP_VALUES // count**2)))
     names = [html.escape(name) for name in class_names]
 
     target = -1 / (count - 1) if count > 1 else math.nan
@@ -115,10 +130,9 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
     axis = {"type": "category", "constrain": "domain"}
     layout = {
         "height": _TALL,
-        "margin": {"l": 40, "r": 10, "t": 40, "b": 90},
+        "margin": {"l": 40, "r": 10, "t": 40, "b": 20},
         "xaxis": axis | {"side": "top"},
         "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"},
-        **_player([geometry.epoch for geometry in chosen]),
     }
     caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale."
     alt = (
@@ -131,8 +145,11 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str]) -> Fi
     return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames)
 
 
-def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], step: str = "epoch") -> Figure:
+def simplex_motion(
+    geometries: Sequence[Geometry], class_names: Sequence[str], step: str = "epoch", most: int = _FRAMES + 10
+) -> Figure:
     """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
+    geometries = _thin(geometries, most)
     project, targets = _view(geometries[-1])
     names = [html.escape(name) for name in class_names]
     colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
@@ -176,10 +193,9 @@ def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], s
     axis = {"range": [-1.6, 1.6], "showticklabels": False, "title": {"text": ""}, "showspikes": False}
     layout = {
         "height": _TALL,
-        "margin": {"l": 10, "r": 10, "t": 40, "b": 90},
+        "margin": {"l": 10, "r": 10, "t": 40, "b": 20},
         "legend": {"orientation": "h", "x": 0, "y": 1.08},
         "scene": {"xaxis": axis, "yaxis": axis, "zaxis": axis, "aspectmode": "cube"},
-        **_player([geometry.epoch for geometry in geometries], step),
     }
     seen_in = (
         "projected to three dimensions so that the simplex's vertices lie apart (angles are not the true ones)"
@@ -189,7 +205,7 @@ def simplex_motion(geometries: Sequence[Geometry], class_names: Sequence[str], s
     caption = f"Class means about their common mean, each epoch at the same total length, {seen_in}. Press play."
     alt = f"Three-dimensional view of {len(names)} class means and classifier rows over epochs, {seen_in}."
     frames = [{"name": str(geometry.epoch), "data": moving(geometry), "traces": [0, 1, 2]} for geometry in geometries]
-    return Figure("simplex-motion", "Class means moving to the simplex", caption, alt, data, layout, frames)
+    return Figure("simplex-motion", "Class means moving to the simplex", caption, alt, data, layout, frames, step)
 
 
 def all_figures(records: Sequence[Record], geometries: Sequence[Geometry], class_names: Sequence[str]) -> list[Figure]:
@@ -250,39 +266,6 @@ def _curve(
     }
     ends = ", ".join(f"{label} from {values[0]:.3g} to {values[-1]:.3g}" for label, values in lines)
     return Figure(name, title, caption, f"{title} from epoch {epochs[0]} to {epochs[-1]}: {ends}.", data, layout)
-
-
-def _player(epochs: Sequence[int], step: str = "epoch") -> dict[str, Any]:
-    """A play button and a slider over frames named by epoch, standing at the last; nothing for a single frame."""
-    if len(epochs) < 2:
-        return {}
-    still = {"mode": "immediate", "frame": {"duration": 0, "redraw": True}, "transition": {"duration": 0}}
-    play = {"fromcurrent": False, "frame": {"duration": _STEP_MS, "redraw": True}, "transition": {"duration": 0}}
-    steps = [{"label": str(epoch), "method": "animate", "args": [[str(epoch)], still]} for epoch in epochs]
-    return {
-        "sliders": [
-            {
-                "active": len(epochs) - 1,
-                "currentvalue": {"prefix": f"{step} "},
-                "steps": steps,
-                "x": 0.14,
-                "len": 0.86,
-                "pad": {"t": 20},
-            }
-        ],
-        "updatemenus": [
-            {
-                "type": "buttons",
-                "showactive": False,
-                "x": 0.12,
-                "xanchor": "right",
-                "y": 0,
-                "yanchor": "top",
-                "pad": {"t": 36},
-                "buttons": [{"label": "play", "method": "animate", "args": [None, play]}],
-            }
-        ],
-    }
 
 
 def _view(last: Geometry) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:

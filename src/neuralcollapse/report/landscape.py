@@ -10,7 +10,8 @@ import numpy as np
 
 from neuralcollapse.records import Geometry
 from neuralcollapse.report.figures import COLORS, Figure, plain_numbers, simplex_motion
-from neuralcollapse.report.page import Table, document, number
+from neuralcollapse.report.page import Page, Table
+from neuralcollapse.runs import number
 from neuralcollapse.ufm.atlas import Entry
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.survey import Survey
@@ -28,7 +29,7 @@ def landscape_page(found: Survey) -> str:
     """The page of a survey, as one HTML text."""
     model = found.model
     counts = model.counts[0] if model.balanced else ", ".join(map(str, model.counts))
-    return document(
+    return Page(
         title=f"Landscape of the unconstrained feature model, K = {model.num_classes}, d = {model.feature_dim}",
         subtitle=(
             f"{model.loss.name.replace('_', ' ')}, samples a class: {counts}; decay of weights {model.weight_decay:g}, "
@@ -38,7 +39,7 @@ def landscape_page(found: Survey) -> str:
         cards=_cards(found),
         figures=landscape_figures(found),
         tables=_tables(found),
-    )
+    ).html()
 
 
 def summary(found: Survey) -> str:
@@ -173,6 +174,7 @@ def way_figure(found: Survey) -> Figure:
         figure.data,
         figure.layout,
         figure.frames,
+        figure.step,
     )
 
 

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import os
 import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -25,11 +23,11 @@ from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.records import Geometry, Record, RunFolder, write_atomically
+from neuralcollapse.training.assemble import network_for
 from neuralcollapse.training.callbacks import CollapseCallback, head_record
 from neuralcollapse.training.config import TrainConfig, check_names, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
-from neuralcollapse.training.networks import build_network, classifier_name
 from neuralcollapse.training.objective import loss_function
 from neuralcollapse.training.online import OnlineCollapse
 from neuralcollapse.training.progress import Progress
@@ -119,7 +117,7 @@ def _train(
     loss = loss_function(config.loss)
     data = load_data(config)
     lightning.seed_everything(config.seed, verbose=False)
-    network = _build(config, data)
+    network = network_for(config, data)
     module = Classification(network, config, data)
     for name in config.layers:
         find_module(network, name)
@@ -225,7 +223,7 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
     """
     config = read_config(run)
     data = load_data(config)
-    network = _build(config, data)
+    network = network_for(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Classification(network, config, data).to(device)
     loader = Batches(data.train, _EVAL_BATCH, device=device)
@@ -280,6 +278,7 @@ def environment(data: Data, network: nn.Module) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "class_names": list(data.class_names),
+        "class_counts": data.train.labels.bincount(minlength=len(data.class_names)).tolist(),
         "train_samples": len(data.train.labels),
         "test_samples": len(data.test.labels),
         "image_shape": list(data.image_shape),
@@ -287,54 +286,6 @@ def environment(data: Data, network: nn.Module) -> dict[str, object]:
         "pixel_std": list(data.std),
         "parameters": sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
     }
-
-
-def _build(config: TrainConfig, data: Data) -> nn.Module:
-    options: dict[str, Any] = {"width": config.width, "depth": config.depth}
-    if config.network == "mlp":
-        options["in_features"] = math.prod(data.image_shape)
-    elif config.network.startswith("resnet"):
-        options["in_channels"] = data.image_shape[0]
-    network = build_network(
-        config.network,
-        data.num_classes,
-        config.feature_dim,
-        config.classifier,
-        config.stem,
-        learn_scale=config.learn_scale,
-        **(options | config.network_options),
-    )
-    _check_takes(network, config, data)
-    return network
-
-
-def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
-    """Raise unless the network makes K logits of the data's images."""
-    shape = data.image_shape
-    network.eval()
-    seen: list[torch.Tensor] = []
-    name = classifier_name(network)
-    hook = network.get_submodule(name).register_forward_hook(lambda layer, inputs, output: seen.append(output))
-    try:
-        with torch.no_grad():
-            logits = network(torch.rand(2, *shape))
-            found = tuple(logits.shape)
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        first = shorten(str(error), 160) or type(error).__name__
-        raise InputError(
-            f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({first}): "
-            "see --channels, --image_size, --network_options"
-        ) from None
-    finally:
-        hook.remove()
-    network.train()
-    if found != (2, data.num_classes):
-        raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
-    if len(seen) != 1 or not torch.equal(seen[0], logits):
-        raise InputError(
-            f"expected the last nn.Linear of {config.network}, {name.removeprefix(_INSIDE)!r}, to make its logits, got "
-            "other logits: define the classifier after all other layers, and return what it gives"
-        )
 
 
 def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:

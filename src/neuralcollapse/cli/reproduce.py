@@ -1,0 +1,132 @@
+"""`neuralcollapse reproduce`: list the paper's experiments, run one, go on with one, write its page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse.cli.printing import needs_train, print_json
+
+
+def add(commands: Any) -> None:
+    """Its options."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="the paper's experiments, each by name, at smoke, laptop or paper scale",
+        description="Run an experiment of the paper as a set of runs and write its page: the figures, the table, the "
+        "claim, and whether the numbers support it. What was stopped goes on when the command is given again; what is "
+        "whole is not run again. Without a name: the list of experiments.",
+        epilog="examples:\n  neuralcollapse reproduce\n"
+        "  neuralcollapse reproduce optimizers --scale smoke\n"
+        "  neuralcollapse reproduce fixed-etf --data fashion-mnist:FOLDER\n"
+        "  neuralcollapse reproduce losses --show > mine.yaml       to change it; then: reproduce mine.yaml\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment, or a YAML file of your own")
+    parser.add_argument("--scale", default="laptop", metavar="SCALE", help="smoke (seconds), laptop, or paper (a GPU)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the runs go (runs/NAME-SCALE)")
+    parser.add_argument("--data", metavar="DATA", help="another data set in every run, as for 'train --data'")
+    parser.add_argument("--show", action="store_true", help="print the experiment's YAML and stop")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    try:
+        import yaml  # noqa: F401  the experiments are YAML
+
+        from neuralcollapse.reproduce.experiment import text_of
+    except ImportError as error:
+        raise needs_train(error) from None
+    if options.name is None:
+        return _list(options.json)
+    if options.show:
+        print(text_of(options.name), end="")
+        return 0
+    try:
+        from neuralcollapse.report.experiment import write_experiment_page
+        from neuralcollapse.reproduce.checks import judge
+        from neuralcollapse.reproduce.experiment import slug
+        from neuralcollapse.reproduce.runner import ExperimentFolder
+        from neuralcollapse.training.resume import Stopped
+    except ImportError as error:
+        raise needs_train(error) from None
+
+    out = options.out or Path("runs") / f"{slug(Path(options.name).stem)}-{options.scale}"
+    changes = {"data": options.data} if options.data else {}
+    folder = ExperimentFolder.create(options.name, options.scale, out, changes)
+    experiment = folder.experiment
+    count, waiting = len(experiment.runs), len(folder.missing())
+    needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
+    done = f", {count - waiting} of them whole" if waiting < count else ""
+    print(f"{experiment.name}, {experiment.scale}: {count} runs{done}; {needs}", file=sys.stderr, flush=True)
+    again = f"to go on: give the same command again ({count} runs in {out})"
+    try:
+        folder.run(progress=True, tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
+    except Stopped as stopped:
+        print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
+        return 128 + stopped.signum
+    except KeyboardInterrupt:
+        print(f"neuralcollapse: interrupted; {again}", file=sys.stderr)
+        return 130
+    page = write_experiment_page(folder)
+    verdict = judge(experiment.checks, folder.results())
+    if options.json:
+        findings = [{"say": item.say, "holds": item.holds, "detail": item.detail} for item in verdict.findings]
+        print_json(
+            {
+                "experiment": experiment.name,
+                "scale": experiment.scale,
+                "folder": str(out),
+                "page": str(page),
+                "verdict": verdict.word,
+                "findings": findings,
+            }
+        )
+        return 0
+    print(f"\n{experiment.title}\n  {experiment.claim}\n")
+    for finding in verdict.findings:
+        mark = {True: "holds   ", False: "does not", None: "untested"}[finding.holds]
+        print(f"  {mark}  {finding.say}\n            {finding.detail}")
+    print(f"\n{verdict.sentence}\npage  {page}\nnext  open it in a browser; figures for a paper: ", end="")
+    print(f"neuralcollapse report {out} --format pdf")
+    return 0
+
+
+def _list(as_json: bool) -> int:
+    """Every experiment, with what each scale needs and how long it takes."""
+    from neuralcollapse.reproduce.experiment import SCALES, find_experiment, names
+
+    found = {name: [find_experiment(name, scale) for scale in SCALES] for name in names()}
+    if as_json:
+        print_json(
+            [
+                {
+                    "name": name,
+                    "title": scales[0].title,
+                    "claim": scales[0].claim,
+                    "scales": {
+                        one.scale: {"runs": len(one.runs), "minutes": one.minutes, "needs": one.needs} for one in scales
+                    },
+                }
+                for name, scales in found.items()
+            ]
+        )
+        return 0
+    for name, scales in found.items():
+        print(f"{name}  {scales[0].title}")
+        for one in scales:
+            size = f"{len(one.runs)} run{'s' if len(one.runs) > 1 else ''}, {_minutes(one.minutes)}"
+            print(f"    {one.scale:<7} {size:<20} {one.needs}")
+    print("\nTimes of smoke and laptop are on 2 CPU cores; those of paper are estimates for one GPU.")
+    print("next  neuralcollapse reproduce optimizers --scale smoke")
+    return 0
+
+
+def _minutes(minutes: float) -> str:
+    if minutes < 1:
+        return f"{60 * minutes:.0f} s"
+    return f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"

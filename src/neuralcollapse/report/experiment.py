@@ -1,0 +1,179 @@
+"""The page of an experiment: claim, verdict, figures, means over seeds, and every run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.report import compare
+from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.page import Cell, Claim, Page, Table, save_page
+from neuralcollapse.report.records_csv import records_csv
+from neuralcollapse.report.several import NUMBERS, run_table, setting_tables
+from neuralcollapse.report.surveys import energy_figure, gap_figure, survey_csv, survey_tables
+from neuralcollapse.reproduce.checks import Results, judge
+from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
+from neuralcollapse.reproduce.runner import ExperimentFolder
+from neuralcollapse.runs import Group, check_key, grouped, label, number
+
+_MIB = 2**20
+
+
+def write_experiment_page(folder: ExperimentFolder, out: Path | None = None) -> Path:
+    """Write the page of an experiment, into its folder when no other place is given; returns its path.
+
+    Raises:
+        InputError: no run of it is whole, damaged files, or `out` cannot be written.
+    """
+    return save_page(experiment_page(folder).html(), out or folder.path / "report.html")
+
+
+def experiment_page(folder: ExperimentFolder) -> Page:
+    """The page of an experiment, of the runs that are whole.
+
+    Raises:
+        InputError: none is, damaged files, or figures that there are none of.
+    """
+    experiment, results = folder.experiment, folder.results()
+    there = len(results.runs) + len(results.surveys)
+    if not there:
+        raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
+    verdict = judge(experiment.checks, results)
+    missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
+    tables = _tables(results)
+    return Page(
+        title=experiment.title,
+        subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}; needs {experiment.needs}",
+        verdict=verdict.sentence,
+        cards=[],
+        figures=figures(experiment.figures, results, experiment.name),
+        tables=tables,
+        claim=Claim(
+            experiment.claim,
+            experiment.source,
+            verdict.word,
+            [(finding.holds, finding.say, finding.detail) for finding in verdict.findings],
+        ),
+        lead=1,
+        csv=(
+            f"{experiment.name}-{experiment.scale}.csv",
+            records_csv(results.runs) if results.runs else survey_csv(results.surveys),
+        ),
+    )
+
+
+def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) -> list[Figure]:
+    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group.
+
+    Raises:
+        InputError: an unknown kind or number, or options that the kind has not.
+    """
+    groups = grouped(results.runs)
+    kinds: dict[str, Callable[..., Figure | None]] = {
+        "curve": lambda key, log=False: compare.curve(groups, check_key(key, source), log=log),
+        "axis": lambda axis, key, log=False: compare.along(groups, axis, check_key(key, source), log=log),
+        "depth": lambda key, log=False: compare.by_depth(groups, check_key(key, source), log=log),
+        "minority": lambda axis: compare.minority(groups, axis, minority_cosine, cosine_at_minimum),
+        "cost": lambda of: compare.cost(results.costs, of) if results.costs else None,
+        "energy": lambda: energy_figure(results.surveys),
+        "gaps": lambda: gap_figure(results.surveys),
+    }
+    found = []
+    for item in wanted:
+        kind = str(item["kind"])
+        if kind not in kinds:
+            raise InputError(f"{source}: no figure {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
+        try:
+            found.append(kinds[kind](**{name: part for name, part in item.items() if name != "kind"}))
+        except (TypeError, KeyError) as error:
+            raise InputError(f"{source}: figure {kind!r}: {error}") from None
+    first = [group.runs[0] for group in groups]
+    return [figure for figure in found if figure is not None] + compare.geometry_figures(first)
+
+
+def _tables(results: Results) -> list[Table]:
+    if results.surveys:
+        return survey_tables(results.surveys)
+    groups = grouped(results.runs)
+    tables = [group_table(groups)]
+    if results.costs:
+        tables.append(cost_table(results.costs))
+    return [*tables, run_table(results.runs), *setting_tables(results.runs)]
+
+
+def group_table(groups: Sequence[Group]) -> Table:
+    """A row for each group: means over seeds, with standard deviations."""
+    keys = [key for key in NUMBERS if any(not math.isnan(group.mean(key)) for group in groups)]
+    seeds = max(len(group.runs) for group in groups)
+    axes = list(groups[0].labels)
+    counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
+    rows = []
+    for group in groups:
+        parameters = group.runs[0].environment.get("parameters")
+        rows.append(
+            [
+                *(Cell(group.labels[axis], sort=_as_number(group.labels[axis])) for axis in axes),
+                Cell(str(len(group.runs)), sort=len(group.runs)),
+                *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
+                *(Cell(spread(group, key), sort=group.mean(key)) for key in keys),
+            ]
+        )
+    header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))
+    note = "At the end, on the training set but for the test accuracy."
+    if seeds > 1:
+        note += " Mean ± standard deviation over seeds."
+    return Table("The runs at their end", rows, header, note, sortable=True)
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
+    """What a training step costs, measured, with ratios to the first configuration of the same network."""
+    axes = list(costs[0]["labels"])
+    base = {item["labels"].get("network", ""): item for item in reversed(costs)}
+    rows = []
+    for item in costs:
+        first = base[item["labels"].get("network", "")]
+        saved = 100 * (1 - item["parameters"] / first["parameters"])
+        rows.append(
+            [
+                *(Cell(item["labels"][axis]) for axis in axes),
+                Cell(f"{item['parameters']:,}", f"{-saved:+.2f} %" if item is not first else "", item["parameters"]),
+                *(
+                    Cell(
+                        f"{item[part] / _MIB:,.2f}",
+                        f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first else "",
+                        item[part],
+                    )
+                    for part in ("weights", "gradients", "optimizer_state", "peak")
+                ),
+                Cell(
+                    f"{1000 * item['step_seconds']:.1f}",
+                    f"{100 * (item['step_seconds'] / first['step_seconds'] - 1):+.1f} %" if item is not first else "",
+                    item["step_seconds"],
+                ),
+            ]
+        )
+    header = (*axes, "parameters", "weights, MiB", "gradients, MiB", "optimiser, MiB", "peak, MiB", "step, ms")
+    note = (
+        f"Measured on one {costs[0]['device']}: memory of the tensors, the most held at once during a step, and the "
+        "median time of steps taken in turns. Below: against the first row of the network."
+    )
+    return Table("What a training step costs", rows, header, note, sortable=True)
+
+
+def spread(group: Group, key: str) -> str:
+    """A mean with its standard deviation, for reading."""
+    mean, deviation = group.mean(key), group.spread(key)
+    if math.isnan(mean):
+        return ""
+    text = f"{mean:.4f}" if key.endswith("accuracy") else number(mean)
+    return text if math.isnan(deviation) else f"{text} ± {deviation:.2g}"
+
+
+def _as_number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -1,0 +1,51 @@
+"""The records of runs as CSV: a line for each measured epoch of each run, six significant digits."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+from neuralcollapse.runs import Run
+
+_GROUPS = ("train", "test", "measures", "head")
+
+
+def records_csv(runs: Sequence[Run]) -> str:
+    """All records; columns that no run has are left out, values that a record has not are empty."""
+    lines: list[dict[str, object]] = []
+    for run in runs:
+        place = {"run": run.name, **run.labels, "seed": run.config.get("seed", "")}
+        for record in run.records:
+            line: dict[str, object] = {
+                **place,
+                "epoch": record.epoch,
+                "seconds": _short(record.seconds),
+                "learning_rate": _short(record.learning_rate),
+                "source": record.source,
+            }
+            for group in _GROUPS:
+                line |= _named("" if group == "measures" else f"{group}_", getattr(record, group))
+            for name, values in record.layers.items():
+                line |= _named(f"{name}/", values)
+            lines.append(line)
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _safe(item) for name, item in line.items()} for line in lines)
+    return text.getvalue()
+
+
+def _named(prefix: str, values: Mapping[str, float]) -> dict[str, object]:
+    return {f"{prefix}{name}": _short(x) for name, x in values.items()}
+
+
+def _short(x: float) -> float | str:
+    return float(f"{x:.6g}") if math.isfinite(x) else ""
+
+
+def _safe(item: object) -> object:
+    """A spreadsheet would run a text that begins like a formula."""
+    return f"'{item}" if isinstance(item, str) and item[:1] in ("=", "+", "-", "@") else item

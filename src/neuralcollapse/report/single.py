@@ -1,0 +1,145 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse.records import MEASURES, Record, RunFolder
+from neuralcollapse.report.figures import all_figures
+from neuralcollapse.report.page import Cell, Page, Table, save_page
+from neuralcollapse.report.records_csv import records_csv
+from neuralcollapse.runs import Run, number, read_run
+
+FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
+_SOURCES = {
+    "eval": "On the training set, in eval mode.",
+    "online": "From the features of the epoch's training steps, while the weights moved (measured online).",
+}
+_CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
+
+
+def write_page(folder: RunFolder, out: Path | None = None) -> Path:
+    """Write the page of a run, into the run folder when no other place is given; returns its path.
+
+    Raises:
+        InputError: the run has no records, damaged files, or `out` cannot be written.
+    """
+    return save_page(render(read_run(folder.path)), out or folder.path / "report.html")
+
+
+def render(run: Run) -> str:
+    """The page of a run, as HTML."""
+    return single_page(run).html()
+
+
+def single_page(run: Run) -> Page:
+    """The page of a run."""
+    return Page(
+        title=f"Neural collapse: {data_name(run.config.get('data', 'run'))}, {run.config.get('network', 'network')}",
+        subtitle=_subtitle(run),
+        verdict=verdict(run.records),
+        cards=_cards(run.last),
+        figures=all_figures(run.records, list(run.geometries), run.class_names),
+        tables=[_measures(run), *_layers(run), *run_tables(run)],
+        csv=("records.csv", records_csv([run])),
+    )
+
+
+def verdict(records: Sequence[Record]) -> str:
+    """What happened, in plain words: collapsed or not, by stated limits, and the numbers."""
+    first, last = records[0], records[-1]
+    accuracy = f"train accuracy {last.train['accuracy']:.4f}"
+    if last.test:
+        accuracy += f", test accuracy {last.test['accuracy']:.4f}"
+    now, start = last.measures.get("nc1", math.nan), first.measures.get("nc1", math.nan)
+    change = f"NC1 {number(now)}"
+    if len(records) > 1 and now > 0 and start > 0:
+        change = f"NC1 went from {number(start)} to {number(now)} ({_ratio(start, now)})"
+    return f"{state(last)} after {last.epoch} epochs: {accuracy}; {change}."
+
+
+def state(record: Record) -> str:
+    """In words how far collapse has come, by the limits FITS, WITHIN and SIMPLEX."""
+    nc1, nc2, nc3 = (record.measures.get(name, math.nan) for name in ("nc1", "nc2_means", "nc3"))
+    if not nc1 <= WITHIN or record.train["accuracy"] < FITS:
+        return "Not collapsed"
+    if nc2 <= SIMPLEX and nc3 <= SIMPLEX:
+        return "Collapsed to a simplex"
+    return "Collapsed to the class means, which are no simplex yet,"
+
+
+def limits() -> str:
+    """The limits behind the words of `state`."""
+    return (
+        f"Called collapsed to the class means: train accuracy of at least {FITS:g} and NC1 of at most {WITHIN:g}; to a "
+        f"simplex: NC2 of the means and NC3 of at most {SIMPLEX:g} too."
+    )
+
+
+def run_tables(run: Run) -> list[Table]:
+    """How the run was configured and where it ran."""
+    return [
+        Table("Configuration", options(run.config), note="Options that were left out are not listed.", narrow=True),
+        Table("Where it ran", [(name, shown(item)) for name, item in run.environment.items()], narrow=True),
+    ]
+
+
+def data_name(data: object) -> str:
+    """A data set's name without its folder, or the folder's name where the data have none of their own."""
+    kind, _, folder = str(data).partition(":")
+    return Path(folder).name if kind in ("idx", "imagefolder") and folder else kind
+
+
+def options(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The options that have a value, for reading."""
+    return [(name, shown(item)) for name, item in config.items() if item is not None and item != [] and item != {}]
+
+
+def shown(item: object) -> str:
+    """A value of a configuration or environment, for reading."""
+    return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+
+
+def _subtitle(run: Run) -> str:
+    dim = run.geometries[-1].means.shape[1] if run.geometries else run.config.get("feature_dim") or "?"
+    return f"{run.config.get('classifier', '')} classifier, d = {dim}, seed {run.config.get('seed', '?')}"
+
+
+def _measures(run: Run) -> Table:
+    first, last = run.first, run.last
+    rows = [
+        (Cell(label, f"{name}: {meaning}"), number(first.measures.get(name)), number(last.measures.get(name)))
+        for name, (label, meaning) in MEASURES.items()
+        if name in last.measures
+    ]
+    return Table(
+        "Every measure",
+        rows,
+        ("measure", f"epoch {first.epoch}", f"epoch {last.epoch}"),
+        f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
+        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}",
+    )
+
+
+def _layers(run: Run) -> list[Table]:
+    last = run.last
+    rows = [(name, number(values.get("nc1")), number(values.get("nc1_cdnv"))) for name, values in last.layers.items()]
+    note = "On the same samples; outputs averaged over positions."
+    return [Table(f"Inner layers at epoch {last.epoch}", rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
+
+
+def _ratio(start: float, now: float) -> str:
+    factor = max(start / now, now / start)
+    return f"{factor:,.3g} times {'less' if now < start else 'more'}"
+
+
+def _cards(last: Record) -> list[tuple[str, str, str]]:
+    cards = [("train accuracy", f"{last.train['accuracy']:.4f}", "")]
+    if last.test:
+        cards.append(("test accuracy", f"{last.test['accuracy']:.4f}", ""))
+    return cards + [
+        (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
+    ]

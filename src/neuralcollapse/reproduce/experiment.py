@@ -1,0 +1,227 @@
+"""An experiment: a claim, the runs that test it, and what to check and draw, read from a YAML file (no torch).
+
+A file gives `title`, `claim`, `source`, `kind` ("train" or "landscape"), `options` of every run, `vary` (axis -> value
+-> options; each combination is a run), `costs` (the same, of which training steps are measured), `checks`, `figures`,
+and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its seeds, and options, vary,
+costs, checks and figures of its own, which go before those above.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.training.config import TrainConfig, check_names
+
+SCALES = ("smoke", "laptop", "paper")
+
+_TOP = ("title", "claim", "source", "kind", "options", "vary", "costs", "checks", "figures", "scales")
+_SCALE = ("needs", "minutes", "options", "vary", "seeds", "costs", "checks", "figures")
+
+
+@dataclass(frozen=True)
+class SurveyConfig:
+    """A landscape to survey: the arguments of `ufm.Model`, random starts and their seed."""
+
+    num_classes: int
+    feature_dim: int
+    samples_per_class: int | Sequence[int]
+    weight_decay: float
+    feature_decay: float
+    bias_decay: float = 0.0
+    bias: bool = True
+    loss: str = "cross_entropy"
+    starts: int = 100
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A run of an experiment, not yet run: its name, its place on each axis, its configuration."""
+
+    name: str
+    labels: Mapping[str, str]
+    config: TrainConfig | SurveyConfig
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment at one scale.
+
+    Attributes:
+        name: of the file.
+        title: in a few words.
+        claim: what the paper says, in a sentence or two.
+        source: where it says so.
+        kind: "train": the runs train networks; "landscape": they survey unconstrained feature models.
+        scale: "smoke", "laptop" or "paper".
+        needs: data and hardware.
+        minutes: about how long, on what `needs` names.
+        runs: in the order in which they run.
+        costs: configurations of which a training step's memory and time are measured.
+        checks: what `checks.judge` looks at, in order.
+        figures: what the page shows, in order.
+    """
+
+    name: str
+    title: str
+    claim: str
+    source: str
+    kind: str
+    scale: str
+    needs: str
+    minutes: float
+    runs: tuple[Planned, ...]
+    costs: tuple[Planned, ...]
+    checks: tuple[Mapping[str, Any], ...]
+    figures: tuple[Mapping[str, Any], ...]
+
+
+def names() -> list[str]:
+    """The experiments that come with the package."""
+    folder = resources.files("neuralcollapse.reproduce").joinpath("experiments")
+    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+
+
+def text_of(name: str) -> str:
+    """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml).
+
+    Raises:
+        InputError: no such experiment or file.
+    """
+    if name.endswith((".yaml", ".yml")):
+        try:
+            return Path(name).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
+    if name not in names():
+        raise InputError(
+            f"no experiment {name!r}{nearest(name, names())}; there are: {', '.join(names())}, and your own .yaml files"
+        )
+    folder = resources.files("neuralcollapse.reproduce").joinpath("experiments")
+    return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """An experiment by its name or file, at a scale.
+
+    Args:
+        name: of an experiment of the package, or a YAML file.
+        scale: "smoke", "laptop" or "paper".
+        changes: options that go before those of the file, in every run.
+
+    Raises:
+        InputError: no such experiment, file or scale; a file that does not say what it should.
+    """
+    return parse(text_of(name), Path(name).stem if name.endswith((".yaml", ".yml")) else name, scale, changes)
+
+
+def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
+    """An experiment from its YAML text (see `find_experiment`)."""
+    import yaml
+
+    if scale not in SCALES:
+        raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{nearest(scale, SCALES)}")
+    try:
+        whole = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+    whole = _mapping(whole, name, _TOP)
+    scales = _mapping(whole.get("scales"), f"{name}: scales", SCALES)
+    if scale not in scales:
+        raise InputError(f"{name} has no scale {scale!r}: it has {', '.join(scales)}")
+    part = _mapping(scales[scale], f"{name}: {scale}", _SCALE)
+
+    kind = whole.get("kind", "train")
+    if kind not in ("train", "landscape"):
+        raise InputError(f"{name}: expected kind 'train' or 'landscape', got {kind!r}")
+    options = {**(whole.get("options") or {}), **(part.get("options") or {})}
+    vary = {**(whole.get("vary") or {}), **(part.get("vary") or {})}
+    vary = {axis: values for axis, values in vary.items() if values}  # a scale drops an axis by leaving it empty
+    costs = part.get("costs", whole.get("costs")) or {}
+    seeds = part.get("seeds", [0])
+    if not isinstance(seeds, list) or not seeds:
+        raise InputError(f"{name}: {scale}: expected seeds as a list of numbers, got {seeds!r}")
+    changed = dict(changes or {})
+    return Experiment(
+        name=name,
+        title=str(whole.get("title", name)),
+        claim=" ".join(str(whole.get("claim", "")).split()),
+        source=" ".join(str(whole.get("source", "")).split()),
+        kind=kind,
+        scale=scale,
+        needs=str(part.get("needs", "")),
+        minutes=float(part.get("minutes", 0)),
+        runs=tuple(_plan(name, kind, options, vary, seeds, changed)),
+        costs=tuple(_plan(name, kind, options, costs, [None], changed)) if costs else (),
+        checks=_list(part.get("checks", whole.get("checks")), f"{name}: checks"),
+        figures=_list(part.get("figures", whole.get("figures")), f"{name}: figures"),
+    )
+
+
+def _plan(
+    name: str,
+    kind: str,
+    options: Mapping[str, Any],
+    vary: Mapping[str, Any],
+    seeds: Sequence[int | None],
+    changes: Mapping[str, Any],
+) -> list[Planned]:
+    axes = [[(axis, str(value), chosen or {}) for value, chosen in values.items()] for axis, values in vary.items()]
+    planned = []
+    for seed in seeds:
+        for combination in itertools.product(*axes):
+            labels = {axis: text for axis, text, _ in combination}
+            merged = dict(options)
+            for _, _, chosen in combination:
+                merged |= chosen
+            parts = list(labels.values())
+            if seed is not None:
+                merged["seed"] = seed
+                parts.append(f"seed{seed}")
+            planned.append(Planned(slug(" ".join(parts)), labels, _config(name, kind, {**merged, **changes})))
+    clash = [run.name for run in planned if sum(other.name == run.name for other in planned) > 1]
+    if clash:
+        raise InputError(f"{name}: two runs would be called {clash[0]!r}: give the values of vary other names")
+    return planned
+
+
+def _config(name: str, kind: str, options: Mapping[str, Any]) -> TrainConfig | SurveyConfig:
+    if kind == "train":
+        check_names(options, name)
+        return TrainConfig(**options)
+    known = [item.name for item in fields(SurveyConfig)]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name}: no option {option!r}{nearest(option, known)}; it takes {', '.join(known)}")
+    try:
+        return SurveyConfig(**options)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from None
+
+
+def slug(text: str) -> str:
+    """What can stand in a folder's name: "d = K" becomes "d-k"."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.") or "run"
+
+
+def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a mapping with some of {', '.join(known)}, got {value!r}")
+    for key in value:
+        if key not in known:
+            raise InputError(f"{where}: no entry {key!r}{nearest(str(key), known)}; there may be {', '.join(known)}")
+    return value
+
+
+def _list(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:
+    value = value or []
+    if not isinstance(value, list) or not all(isinstance(item, dict) and "kind" in item for item in value):
+        raise InputError(f"{where}: expected a list of mappings, each with a kind, got {value!r}")
+    return tuple(value)

@@ -1,0 +1,216 @@
+"""Runs an experiment: what is missing of its runs, costs and surveys, in one folder, from which it can go on any time.
+
+experiment.yaml    the experiment's own text, with the scale and the changes it was run with
+RUN/               a run folder (`records.RunFolder`), or a survey (`surveys`)
+costs.json         what training steps cost, where the experiment asks
+report.html        the page
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.records import RunFolder, write_atomically
+from neuralcollapse.reproduce import surveys
+from neuralcollapse.reproduce.checks import Results, validate
+from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
+from neuralcollapse.runs import read_run
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig
+
+FILE, COSTS = "experiment.yaml", "costs.json"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExperimentFolder:
+    """An experiment on disk."""
+
+    path: Path
+    experiment: Experiment
+
+    @classmethod
+    def create(cls, name: str, scale: str, out: Path, changes: Mapping[str, Any] | None = None) -> ExperimentFolder:
+        """The folder of an experiment, new or one to go on with.
+
+        Raises:
+            InputError: no such experiment, a folder with something else in it, or with the same experiment otherwise
+                described.
+        """
+        text = text_of(name)
+        title = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        experiment = parse(text, title, scale, changes)
+        validate(experiment.checks, title)
+        content = {"name": title, "scale": scale, "changes": dict(changes or {}), "text": text}
+        if (out / FILE).is_file():
+            there = _read(out)
+            if (there["name"], there["scale"]) != (title, scale):
+                raise InputError(
+                    f"{out} holds the experiment {there['name']} at the scale {there['scale']}: choose another --out"
+                )
+        elif out.exists() and any(out.iterdir()):
+            raise InputError(f"{out} is not empty and holds no experiment: choose another --out")
+        folder = cls(out, experiment)
+        folder._check_runs()
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / FILE, yaml.safe_dump(content, sort_keys=False, width=120).encode())
+        except OSError as error:
+            raise InputError(f"cannot write {out}: {error.strerror or error}") from None
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> ExperimentFolder:
+        """An existing experiment.
+
+        Raises:
+            InputError: none there, or damaged.
+        """
+        there = _read(path)
+        return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"]))
+
+    @staticmethod
+    def is_one(path: Path) -> bool:
+        """Whether a folder holds an experiment."""
+        return (path / FILE).is_file()
+
+    def missing(self) -> list[Planned]:
+        """The runs that are not whole yet, in order."""
+        return [run for run in self.experiment.runs if not self._whole(run)]
+
+    def run(self, *, progress: bool = True, tell: Tell = lambda text: None) -> None:
+        """Run what is missing; what is there is not run again.
+
+        Raises:
+            InputError: as `training.run.train`, or a run there with another configuration.
+            Stopped: a signal came; to be called again.
+        """
+        waiting = self.missing()
+        count, began = len(self.experiment.runs), time.monotonic()
+        for number, run in enumerate(waiting):
+            place = count - len(waiting) + number + 1
+            left = ""
+            if number:
+                seconds = (time.monotonic() - began) / number * (len(waiting) - number)
+                left = f", about {_duration(seconds)} left"
+            tell(f"run {place} of {count}: {run.name}{left}")
+            if isinstance(run.config, SurveyConfig):
+                found = surveys.facts(run.config)
+                surveys.write(self.path / run.name, run.config, found)
+            else:
+                self._train(run, run.config, progress)
+        if self.experiment.costs and not self._costs_whole():
+            self._measure_costs(tell)
+
+    def results(self) -> Results:
+        """What is there so far.
+
+        Raises:
+            InputError: damaged files.
+        """
+        if self.experiment.kind == "landscape":
+            found = []
+            for run in self.experiment.runs:
+                kept = surveys.read(self.path / run.name)
+                if kept is not None:
+                    found.append({"name": run.name, "labels": dict(run.labels), **kept[1]})
+            return Results(surveys=found)
+        runs = [
+            read_run(self.path / run.name, run.name, run.labels) for run in self.experiment.runs if self._whole(run)
+        ]
+        return Results(runs=runs, costs=self._costs())
+
+    def _train(self, run: Planned, config: TrainConfig, progress: bool) -> None:
+        from neuralcollapse.training.run import resume, train
+
+        place = self.path / run.name
+        if (place / "config.yaml").is_file() and (place / "records.jsonl").is_file():
+            resume(place, progress=progress)
+        else:
+            train(config, place, force=True, progress=progress)
+
+    def _whole(self, run: Planned) -> bool:
+        place = self.path / run.name
+        if isinstance(run.config, SurveyConfig):
+            return surveys.read(place) is not None
+        if not (place / "records.jsonl").is_file() or not (place / "config.yaml").is_file():
+            return False
+        text = (place / "records.jsonl").read_text(encoding="utf-8")
+        if not text.strip() or RunFolder(place).records()[-1].epoch < run.config.epochs:
+            return False
+        # The state is written after all else; kept records without weights have none.
+        folder = RunFolder(place)
+        return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()
+
+    def _check_runs(self) -> None:
+        """Raise where a run of that name is there with another configuration."""
+        for run in self.experiment.runs:
+            place = self.path / run.name
+            if isinstance(run.config, SurveyConfig):
+                kept = surveys.read(place)
+                there: Any = kept[0] if kept else run.config
+            elif (place / "config.yaml").is_file():
+                from neuralcollapse.training.run import read_config
+
+                there = read_config(RunFolder(place))
+                same = {name: getattr(run.config, name) for name in CHANGEABLE if name != "epochs"}
+                there = replace(there, **same)
+            else:
+                continue
+            for name, old in asdict(there).items():
+                new = asdict(run.config)[name]
+                if _plain(old) != _plain(new):
+                    raise InputError(
+                        f"{place} was run with {name} {old!r}, and the experiment now asks {new!r}: choose another "
+                        "--out, or remove that folder to run it anew"
+                    )
+
+    def _costs(self) -> list[dict[str, Any]]:
+        file = self.path / COSTS
+        if not file.is_file():
+            return []
+        try:
+            found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:
+            raise InputError(f"{file} is damaged: remove it to measure the costs anew") from None
+        return found
+
+    def _costs_whole(self) -> bool:
+        return [cost["name"] for cost in self._costs()] == [plan.name for plan in self.experiment.costs]
+
+    def _measure_costs(self, tell: Tell) -> None:
+        from neuralcollapse.training.cost import step_costs
+
+        tell("what a training step costs: memory and time")
+        plans = {plan.name: plan for plan in self.experiment.costs}
+        found = step_costs({name: plan.config for name, plan in plans.items() if isinstance(plan.config, TrainConfig)})
+        content = [{"name": name, "labels": dict(plans[name].labels), **asdict(cost)} for name, cost in found.items()]
+        write_atomically(self.path / COSTS, json.dumps(content, indent=1).encode() + b"\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    file = path / FILE
+    try:
+        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(there, dict) or set(there) != {"name", "scale", "changes", "text"}:
+            raise ValueError("expected name, scale, changes, text")
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise InputError(f"{file} is no experiment ({first}): expected a folder that 'reproduce' wrote") from None
+    return there
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -1,0 +1,88 @@
+"""A survey of a landscape as an experiment keeps it: its configuration and what was found, in two files of a folder."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.records import write_atomically
+from neuralcollapse.reproduce.experiment import SurveyConfig
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.survey import survey
+
+CONFIG, FACTS = "model.yaml", "survey.json"
+
+
+def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, their gaps step by step."""
+    values = asdict(config)
+    starts, seed = values.pop("starts"), values.pop("seed")
+    found = survey(Model(**values), starts=starts, seed=seed, tell=tell)
+    return {
+        "minimum": found.minimum,
+        "atlas": [
+            {
+                "groups": [list(group) for group in entry.partition],
+                "name": entry.name,
+                "objective": entry.objective,
+                "verdict": entry.certificate.verdict,
+                "index": entry.index,
+                "rank": entry.rank,
+                "least_eigenvalue": entry.least_eigenvalue,
+                "gap": entry.certificate.gap,
+                "nc2": entry.measures["nc2"],
+            }
+            for entry in found.atlas
+        ],
+        "starts": {
+            "objectives": found.starts.objectives.tolist(),
+            "gaps": found.starts.gaps.tolist(),
+            "verdicts": list(found.starts.verdicts),
+        },
+        "trajectories": [
+            [[step.iteration, step.objective, step.gap] for step in solution.history] for solution in found.trajectories
+        ],
+    }
+
+
+def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
+    """Keep a survey in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False).encode())
+    text = json.dumps(_finite(found), separators=(",", ":"))
+    write_atomically(folder / FACTS, text.encode() + b"\n")
+
+
+def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
+    """A kept survey, or None where there is no whole one.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    if not (folder / FACTS).is_file():  # written last
+        return None
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+        found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        for start in ("objectives", "gaps"):
+            found["starts"][start] = [math.nan if x is None else x for x in found["starts"][start]]
+        return SurveyConfig(**config), found
+    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+        first = " ".join(str(error).split())[:160]
+        raise InputError(f"the survey in {folder} is damaged ({first}): remove the folder to make it anew") from None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null instead."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,438 @@
+import re
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib import rcParams
+from matplotlib.colors import to_hex
+from PIL import Image
+
+from neuralcollapse import InputError
+from neuralcollapse.records import Geometry
+from neuralcollapse.report import paper
+from neuralcollapse.report.figures import Figure, all_figures, cosine_map
+from neuralcollapse.report.paper import draw, save_figures
+
+NAMES = [str(i) for i in range(10)]
+ODD = "a<b>&$x_1$ 漢字"
+BLUE, AMBER = "#3b82f6", "#f59e0b"
+
+
+def figure(data, layout=None, name="some", title="Some title") -> Figure:
+    return Figure(name, title, "", "What it shows", data, layout or {})
+
+
+def line(y, x=None, name="curve", **rest) -> dict:
+    x = list(range(len(y))) if x is None else x
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": name,
+        "x": x,
+        "y": y,
+        "line": {"color": BLUE, "width": 2},
+    } | rest
+
+
+def bar(y, x=("one", "two"), **rest) -> dict:
+    return {"type": "bar", "x": list(x), "y": y, "name": "bars", "marker": {"color": BLUE}} | rest
+
+
+BOTH = [line([1, None, 3]), line([2, 2, 2], name="other", mode="markers")]
+
+
+def heat(z, **rest) -> dict:
+    return {"type": "heatmap", "z": z, "zmin": -1, "zmax": 1, "colorscale": "RdBu"} | rest
+
+
+def labels(axis) -> list[str]:
+    return [text.get_text() for text in axis.get_ticklabels()]
+
+
+def texts(svg: bytes) -> list[str]:
+    return [
+        "".join(element.itertext()) for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")
+    ]
+
+
+def legend(drawing) -> list[str]:
+    return [text.get_text() for text in drawing.legends[0].get_texts()] if drawing.legends else []
+
+
+@pytest.fixture(scope="module")
+def run_figures(short_run):
+    return all_figures(short_run.records(), list(short_run.geometries()), NAMES)
+
+
+def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left_out(run_figures, tmp_path):
+    paths = save_figures(run_figures, tmp_path / "new" / "folder", "svg")
+    assert [path.name for path in paths] == [
+        "loss.svg",
+        "accuracy.svg",
+        "variability.svg",
+        "simplex.svg",
+        "cosines.svg",
+    ]
+    assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())
+    found = texts(paths[2].read_bytes())
+    assert {"NC1", "NC1, quotient", "NC1, CDNV", "epoch"} <= set(found)
+    assert "NC1: variability within classes" not in found
+
+
+def test_curves_hold_the_pages_numbers_colours_and_axes(run_figures):
+    page = next(figure for figure in run_figures if figure.name == "variability")
+    drawing = draw(page)
+    (ax,) = drawing.axes
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    assert len(ax.lines) == len(page.data) == 3
+    for drawn, trace in zip(ax.lines, page.data, strict=True):
+        np.testing.assert_array_equal(drawn.get_xdata(), trace["x"])
+        np.testing.assert_array_equal(drawn.get_ydata(), trace["y"])
+        assert to_hex(drawn.get_color()) == trace["line"]["color"]
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "NC1", "")
+
+
+def test_a_heat_map_of_a_run_is_square_and_shows_its_last_epoch(run_figures):
+    page = next(figure for figure in run_figures if figure.name == "cosines")
+    ax, bar_ax = draw(page).axes
+    (mesh,) = ax.collections
+    expected = np.array(page.data[0]["z"], dtype=float)
+    np.testing.assert_array_equal(mesh.get_array().filled(np.nan), expected)
+    assert ax.get_aspect() == 1
+    assert bar_ax.get_title() == "cos"
+    assert labels(ax.xaxis) == labels(ax.yaxis) == NAMES
+    assert ax.get_ylim() == (9.5, -0.5)
+
+
+def test_every_kind_is_what_it_says_one_column_wide(tmp_path):
+    page = figure([line([1, 2])])
+    png, svg, pdf = (save_figures([page], tmp_path, kind)[0] for kind in ("png", "svg", "pdf"))
+    with Image.open(png) as image:
+        width, height = (pixels / dpi for pixels, dpi in zip(image.size, image.info["dpi"], strict=True))
+        assert image.info["dpi"][0] == pytest.approx(300, abs=0.1)
+        assert image.info["Description"] == "What it shows"
+    assert 3.1 < width < 3.3
+    assert 1.9 < height < 2.2
+    assert ElementTree.fromstring(svg.read_bytes()).tag.endswith("svg")
+    content = pdf.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert b"/Type3" not in content
+    assert b"CreationDate" not in content
+
+
+def test_another_process_writes_the_same_bytes_and_loads_no_pyplot(tmp_path):
+    code = f"""
+import sys
+from pathlib import Path
+from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.paper import save_figures
+assert "matplotlib" not in sys.modules
+for kind in ("png", "svg", "pdf"):
+    save_figures([eval({repr(figure(BOTH))!r})], Path({str(tmp_path / "there")!r}), kind)
+assert "matplotlib.pyplot" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+    for kind in paper.KINDS:
+        (here,) = save_figures([figure(BOTH)], tmp_path / "here", kind)
+        assert here.read_bytes() == (tmp_path / "there" / here.name).read_bytes()
+
+
+def test_names_are_shown_as_they_are_and_never_as_markup_or_mathematics(tmp_path):
+    escaped = "a&lt;b&gt;&amp;$x_1$ 漢字"
+    page = figure(
+        [line([1, 2], name=escaped), line([2, 1], name="$\\frac$ \ud800\x00")],
+        {"xaxis": {"title": {"text": f"{escaped}<br>below"}}, "yaxis": {"title": {"text": "$$$"}}},
+        title="\ud800",
+    )
+    map_page = figure([heat([[0.5]], x=[escaped], y=[ODD])], name="map")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for kind in ("png", "pdf"):
+            save_figures([page, map_page], tmp_path, kind)
+        curve, cells = (path.read_bytes() for path in save_figures([page, map_page], tmp_path, "svg"))
+    assert {ODD, "below", "$\\frac$", "$$$"} <= set(texts(curve))
+    assert texts(cells).count(ODD) == 2
+
+
+def test_none_leaves_a_gap_in_a_line_and_no_logarithm_does_too():
+    (ax,) = draw(figure([line([1, None, 3, 4])])).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan, 3, 4])
+    (ax,) = draw(figure([line([1, 0, 3, -4])], {"yaxis": {"type": "log"}})).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan, 3, np.nan])
+    draw(figure([line([None, None])], {"yaxis": {"type": "log"}}))
+    draw(figure([]))
+
+
+def test_widths_dashes_and_symbols():
+    (ax,) = draw(
+        figure(
+            [
+                line([1, 2], line={"color": BLUE, "width": 4, "dash": "dot"}),
+                line([1, 2], mode="markers", marker={"color": AMBER, "size": 10, "symbol": "diamond-open"}),
+                line([1, 2], mode="lines+markers"),
+                line([1, 2], mode="markers", marker={"color": [BLUE, AMBER]}),
+            ]
+        )
+    ).axes
+    dotted, open_markers, both, _ = ax.lines
+    assert dotted.get_linestyle() == "--"  # matplotlib's word for any pattern
+    assert dotted.get_linewidth() == 2 * both.get_linewidth()
+    assert dotted.get_marker() == "None"
+    assert (open_markers.get_linestyle(), open_markers.get_marker()) == ("None", "D")
+    assert open_markers.get_markerfacecolor() == "none"
+    assert to_hex(open_markers.get_markeredgecolor()) == AMBER
+    assert (both.get_linestyle(), both.get_marker()) == ("-", "o")
+    assert [to_hex(color) for color in ax.collections[0].get_facecolor()] == [BLUE, AMBER]
+
+
+@pytest.mark.parametrize("way", ["tonexty", "toself"])
+def test_a_band_is_one_area_of_its_own_colour_without_an_edge(way, tmp_path):
+    x, low, high = [1, 2, 3], [1, 2, 1], [3, 5, 4]
+    edge = {"line": {"width": 0}, "showlegend": False}
+    filled = {"fill": way, "fillcolor": "rgba(255,0,51,0.2)"} | edge
+    if way == "tonexty":
+        band = [line(low, x, **edge), line(high, x, **filled)]
+    else:
+        band = [line(low + high[::-1], x + x[::-1], **filled)]
+    drawing = draw(figure([*band, line([2, 3, 2], x)], {"yaxis": {"type": "log"}}))
+    (ax,) = drawing.axes
+    assert len(ax.lines) == 1
+    (area,) = ax.collections if way == "tonexty" else ax.patches
+    np.testing.assert_allclose(np.ravel(area.get_facecolor()), [1, 0, 0.2, 0.2])
+    assert np.ravel(area.get_linewidth()) == [0]
+    corners = np.concatenate([path.vertices for path in area.get_paths()]) if way == "tonexty" else area.get_xy()
+    assert {(a, b) for a, b in zip(x * 2, low + high, strict=True)} <= set(map(tuple, corners))
+    assert legend(drawing) == []
+
+
+def test_error_bars_end_where_the_array_says():
+    (ax,) = draw(figure([line([1, None, 3], error_y={"type": "data", "array": [0.5, 0.1, 1]}, mode="markers")])).axes
+    (stems,) = ax.collections
+    ends = [segment[:, 1].tolist() for segment in stems.get_segments() if len(segment)]
+    assert [0.5, 1.5] in ends
+    assert [2.0, 4.0] in ends
+
+
+def test_bars_of_a_group_stand_side_by_side_with_their_errors():
+    data = [
+        bar([0.2, 0.4], name="train", error_y={"type": "data", "array": [0.1, 0.2]}),
+        bar([0.5, None], name="test", marker={"color": AMBER}),
+    ]
+    drawing = draw(figure(data, {"barmode": "group", "yaxis": {"tickformat": ".0%"}}))
+    (ax,) = drawing.axes
+    first, second = ax.containers[0], ax.containers[-1]
+    assert [patch.get_height() for patch in first] == [0.2, 0.4]
+    assert [patch.get_height() for patch in second] == [0.5, 0]
+    assert [patch.get_x() < i < patch.get_x() + patch.get_width() + 0.1 for i, patch in enumerate(first)] == [True] * 2
+    for left, right in zip(first, second, strict=True):
+        assert left.get_x() + left.get_width() <= right.get_x()
+        assert left.get_x() + right.get_x() + right.get_width() == pytest.approx(2 * round(right.get_x()))
+    assert to_hex(second[0].get_facecolor()) == AMBER
+    assert [segment[:, 1].tolist() for segment in ax.collections[0].get_segments()] == [
+        pytest.approx([0.1, 0.3]),
+        pytest.approx([0.2, 0.6]),
+    ]
+    assert labels(ax.xaxis) == ["one", "two"]
+    assert "20%" in labels(ax.yaxis)
+    assert legend(drawing) == ["train", "test"]
+
+
+def test_lying_bars():
+    data = [bar(["one", "two"], x=[0.1, 10], orientation="h", error_x={"type": "data", "array": [0.05, 5]})]
+    (ax,) = draw(figure(data, {"xaxis": {"type": "log"}, "yaxis": {"autorange": "reversed"}}, title="NC1: a")).axes
+    assert ax.get_xscale() == "log"
+    assert [patch.get_width() for patch in ax.patches] == [0.1, 10]
+    assert labels(ax.yaxis) == ["one", "two"]
+    assert ax.get_ylim() == (1.5, -0.5)
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("NC1", "")
+
+
+def test_low_and_high_have_the_pages_colours():
+    """The stops of RdBu in plotly.js, which draws the page: blue is low there, and red high."""
+    from plotly.offline import get_plotlyjs
+
+    low, high = re.search(r"[,{]RdBu:\[\[0,\"(rgb\([\d,]+\))\"\].*?\[1,\"(rgb\([\d,]+\))\"\]", get_plotlyjs()).groups()
+    ax = draw(figure([heat([[-1, 0, None, 1]])])).axes[0]
+    (mesh,) = ax.collections
+    mesh.update_scalarmappable()
+    drawn = [tuple(round(255 * part) for part in color) for color in mesh.get_facecolor()]
+    assert "rgb({},{},{})".format(*drawn[0][:3]) == low == "rgb(5,10,172)"
+    assert "rgb({},{},{})".format(*drawn[3][:3]) == high == "rgb(178,10,28)"
+    assert drawn[1][:3] == pytest.approx((190, 190, 190), abs=2)
+    assert drawn[2][3] == 0
+
+
+def test_a_colour_scale_may_be_given_by_its_stops():
+    ax = draw(figure([heat([[-1, 1]], colorscale=[[0, "#000000"], [1, "rgb(255,0,0)"]])])).axes[0]
+    ax.collections[0].update_scalarmappable()
+    assert [to_hex(color) for color in ax.collections[0].get_facecolor()] == ["#000000", "#ff0000"]
+
+
+def test_cells_of_a_heat_map_on_log_axes_part_at_geometric_means():
+    layout = {"xaxis": {"type": "log", "range": [0, 2]}, "yaxis": {"type": "log"}}
+    ax = draw(figure([heat([[0, 1, 0]], x=[1, 10, 100], y=[4]), line([1, 9], [2, 3])], layout)).axes[0]
+    corners = ax.collections[0].get_coordinates()
+    np.testing.assert_allclose(corners[0, :, 0], np.power(10.0, [-0.5, 0.5, 1.5, 2.5]))
+    assert ax.get_xlim() == pytest.approx((1, 100))
+
+
+def test_axes_follow_the_layout():
+    layout = {
+        "xaxis": {"title": {"text": "epoch"}, "tickformat": "d", "dtick": 1},
+        "yaxis": {"type": "log", "range": [-3, 1], "title": {"text": "gap"}},
+    }
+    (ax,) = draw(figure([line([1, 2, 3])], layout)).axes
+    assert ax.get_ylim() == pytest.approx((1e-3, 10))
+    assert {"10⁻³", "10⁰"} <= set(labels(ax.yaxis))
+    assert {"0", "1", "2"} <= set(labels(ax.xaxis))
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "gap")
+    ticks = {"type": "log", "tickvals": [64, 256], "ticktext": ["64", "256<br>all"]}
+    (ax,) = draw(figure([line([1, 2, 3], [64, 128, 256])], {"xaxis": ticks, "yaxis": {"tickvals": [1, 2.5]}})).axes
+    assert (labels(ax.xaxis), labels(ax.yaxis)) == (["64", "256\nall"], ["1", "2.5"])
+    assert len(ax.xaxis.get_minorticklocs()) == 0
+    (ax,) = draw(figure([line([0, 2e7])])).axes
+    assert {"0", "5M", "20M"} <= set(labels(ax.yaxis))
+    (ax,) = draw(figure([line([5, 6])], {"yaxis": {"rangemode": "tozero"}})).axes
+    assert ax.get_ylim()[0] == 0
+    (ax,) = draw(figure([line([5, 6])], {"yaxis": {"range": [0, 10], "autorange": "reversed"}})).axes
+    assert ax.get_ylim() == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.2, 0.5, {"0.2", "0.3", "0.4", "0.5"}),
+        (1, 20, {"1", "2", "5", "10", "20"}),
+        (1, 200, {"1", "3", "10", "30", "100"}),
+        (1e-16, 1, {"10⁻¹⁵", "10⁰"}),
+        (2e-5, 8e-5, {"2·10⁻⁵", "4·10⁻⁵"}),
+    ],
+)
+def test_log_axes_have_some_ticks_however_long_they_are(low, high, shown):
+    (ax,) = draw(figure([line([low, high])], {"yaxis": {"type": "log"}})).axes
+    bottom, top = ax.get_ylim()
+    inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
+    assert shown <= set(inside)
+    assert len(inside) <= 8
+
+
+def test_panels_stand_where_their_domains_are():
+    data = [line([1, 2], name="left"), line([3, 4], name="right", xaxis="x2", yaxis="y2")]
+    layout = {
+        "xaxis": {"domain": [0, 0.45]},
+        "xaxis2": {"domain": [0.55, 1], "anchor": "y2"},
+        "yaxis2": {"anchor": "x2", "type": "log", "title": {"text": "other"}},
+    }
+    drawing = draw(figure(data, layout))
+    left, right = drawing.axes
+    assert left.get_position().x1 < right.get_position().x0
+    assert left.get_position().y0 == pytest.approx(right.get_position().y0)
+    assert [ax.get_yscale() for ax in (left, right)] == ["linear", "log"]
+    assert right.get_ylabel() == "other"
+    assert len(labels(right.yaxis)) > 0
+    assert right.lines[0].get_ydata().tolist() == [3, 4]
+    assert legend(drawing) == ["left", "right"]
+
+
+@pytest.mark.parametrize(("count", "above"), [(2, True), (7, True), (12, False)])
+def test_a_legend_stands_outside_of_the_axes_which_keep_their_height(count, above):
+    drawing = draw(figure([line([1, 2], name=f"a run with the name {i}") for i in range(count)]))
+    drawing.draw_without_rendering()
+    (ax,), (box,) = drawing.axes, drawing.legends
+    assert legend(drawing) == [f"a run with the name {i}" for i in range(count)]
+    seen, axes = box.get_window_extent(), ax.get_tightbbox()
+    assert seen.y0 >= axes.y1 - 1 if above else seen.y1 <= axes.y0 + 1
+    assert -1 <= seen.x0 < seen.x1 <= drawing.bbox.width + 1
+    assert ax.bbox.height / drawing.dpi > 1.4
+
+
+def test_a_legend_is_there_when_the_page_has_one():
+    two = [line([1, 2], name="a"), line([1, 2], name="b", showlegend=False)]
+    assert legend(draw(figure(two))) == []
+    assert legend(draw(figure(two, {"showlegend": True}))) == ["a"]
+    assert legend(draw(figure([two[0], two[0] | {"name": "c"}], {"showlegend": False}))) == []
+    assert legend(draw(figure([two[0] | {"showlegend": True}]))) == ["a"]
+
+
+def test_long_class_names_do_not_push_a_heat_map_away():
+    names = [f"a class with a rather long name, number {i}" for i in range(40)]
+    geometry = Geometry(1, np.eye(40), np.zeros(40), np.eye(40), np.zeros(40))
+    drawing = draw(cosine_map([geometry], names))
+    ax = drawing.axes[0]
+    assert len(labels(ax.yaxis)) == 14
+    assert labels(ax.yaxis)[1] == "a class with a\nrather long name,…"
+    assert ax.bbox.width / drawing.dpi > 1
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"type": "pie", "values": [1]}],
+        [line([1, 2], fill="tozerox")],
+        [line([1, 2], line={"dash": "5px"})],
+        [line([1, 2], mode="markers", marker={"symbol": "hourglass"})],
+        [line([1, 2], error_y={"type": "percent", "value": 1})],
+        [heat([[1]], colorscale="Jet")],
+        [line([1, 2]), line([1, 2], yaxis="y2")],
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(data, tmp_path):
+    with pytest.raises(ValueError, match=r"^figure 'bad': no way to draw .* for a paper$"):
+        save_figures([figure([line([1, 2])]), figure(data, name="bad")], tmp_path / "out", "svg")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="bar mode 'stack'"):
+        draw(figure([bar([1, 2]), bar([1, 2])], {"barmode": "stack"}))
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"^expected png, svg or pdf as the kind of figures, got 'jpeg'$"):
+        save_figures([figure([line([1, 2])])], tmp_path, "jpeg")
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"^cannot write .*file"):
+        save_figures([figure([line([1, 2])])], tmp_path / "file", "svg")
+    with pytest.raises(InputError, match=r"^cannot write .*missing"):
+        save_figures([figure([line([1, 2])], name="missing/folder")], tmp_path, "svg")
+
+
+def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
+    (path,) = save_figures([figure([line([1, 2])])], tmp_path, "svg")
+    before = path.read_bytes()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(InputError, match="No space left on device"):
+        save_figures([figure([line([2, 1])])], tmp_path, "svg")
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_users_own_settings_and_files_count_for_nothing(tmp_path):
+    page = figure([line([1, 2])])
+    (path,) = save_figures([page], tmp_path, "svg")
+    before = path.read_bytes()
+    settings = dict(rcParams)
+    old = rcParams["font.size"], rcParams["axes.grid"]
+    rcParams.update({"font.size": 30, "axes.grid": False})
+    try:
+        (path,) = save_figures([replace(page)], tmp_path, "svg")
+        assert rcParams["font.size"] == 30
+    finally:
+        rcParams.update({"font.size": old[0], "axes.grid": old[1]})
+    assert path.read_bytes() == before
+    assert dict(rcParams) == settings
+
+
+def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match="matplotlib"):
+        save_figures([figure([line([1, 2])])], tmp_path / "out", "png")
+    assert not (tmp_path / "out").exists()
