@@ -90,6 +90,13 @@ def value(record: Record, key: str) -> float:
     return group.get(name if dot else key, math.nan)
 
 
+def by_layer(run: Run, record: Record, key: str) -> dict[str, float]:
+    """A measure from layer to layer, in the order of the run's configuration, the classifier's features last."""
+    wanted = [name for name in run.config.get("layers") or () if name in record.layers]
+    found = {name: record.layers[name].get(key, math.nan) for name in wanted or record.layers}
+    return {**found, "features": value(record, key)}
+
+
 def check_key(key: object, source: str) -> str:
     """`key`, if `value` knows it.
 

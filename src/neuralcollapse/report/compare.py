@@ -8,7 +8,7 @@ from typing import Any
 
 from neuralcollapse.records import MEASURES
 from neuralcollapse.report.figures import COLORS, Figure, cosine_map, plain_numbers, simplex_motion
-from neuralcollapse.runs import Group, Run, label, number, value
+from neuralcollapse.runs import Group, Run, by_layer, label, number, value
 
 _BAND = 0.18  # opacity of the range over seeds
 _ALL_FRAMES = 60  # of all runs that one figure lets choose from, together
@@ -39,7 +39,7 @@ def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
         "height": 340,
         "hovermode": "x unified",
         "xaxis": {"title": {"text": "epoch"}},
-        "yaxis": _axis(log, (x for trace in data for x in trace["y"])),
+        "yaxis": _axis(label(key), log, data),
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
@@ -72,7 +72,7 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
     layout = {
         "height": 340,
         "xaxis": {"title": {"text": axis}, "type": "log", "tickvals": ticks, "ticktext": [f"{x:g}" for x in ticks]},
-        "yaxis": _axis(log, (x for trace in data for x in trace["y"])),
+        "yaxis": _axis(label(key), log, data),
         "showlegend": len(data) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
@@ -93,10 +93,10 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     for group, color in zip(groups, _colors(), strict=False):
         runs = [run for run in group.runs if run.last.layers]
         for when, dash in (("end", "solid"), ("start", "dot")):
-            rows = [_layers(run, key, end=when == "end") for run in runs]
-            if not rows:
+            found = [by_layer(run, run.last if when == "end" else run.first, key) for run in runs]
+            if not found:
                 continue
-            names = [*_layer_names(runs[0]), "features"]
+            names, rows = list(found[0]), [list(part.values()) for part in found]
             means = [sum(column) / len(column) for column in zip(*rows, strict=True)]
             trace = _line(
                 group.name + (", untrained" * (when == "start")), list(range(1, len(names) + 1)), means, color
@@ -111,7 +111,7 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     layout = {
         "height": 340,
         "xaxis": {"title": {"text": "layer"}, "dtick": 1},
-        "yaxis": _axis(log, (x for trace in data for x in trace["y"])),
+        "yaxis": _axis(label(key), log, data),
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     said = "; ".join(f"{trace['name']}: {', '.join(map(number, trace['y']))}" for trace in data)
@@ -237,15 +237,6 @@ def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
     return epochs, rows
 
 
-def _layers(run: Run, key: str, *, end: bool) -> list[float]:
-    record = run.last if end else run.first
-    return [record.layers[name].get(key, math.nan) for name in _layer_names(run)] + [value(record, key)]
-
-
-def _layer_names(run: Run) -> list[str]:
-    return [name for name in run.config.get("layers", ()) if name in run.last.layers] or list(run.last.layers)
-
-
 def _line(name: str, x: Sequence[float], y: Sequence[float], color: str) -> dict[str, Any]:
     return {
         "type": "scatter",
@@ -257,12 +248,13 @@ def _line(name: str, x: Sequence[float], y: Sequence[float], color: str) -> dict
     }
 
 
-def _axis(log: bool, values: Iterable[float | None]) -> dict[str, Any]:
+def _axis(title: str, log: bool, traces: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    named = {"title": {"text": title}}
     if not log:
-        return {"rangemode": "tozero"}
-    positive = [x for x in values if x is not None and x > 0]
+        return {"rangemode": "tozero", **named}
+    positive = [x for trace in traces for x in trace["y"] if x is not None and x > 0]
     wide = bool(positive) and max(positive) > 30 * min(positive)
-    return {"type": "log", "exponentformat": "e", "dtick": 1 if wide else "D2"}
+    return {"type": "log", "exponentformat": "e", "dtick": 1 if wide else "D2", **named}
 
 
 def _colors() -> Iterable[str]:
@@ -286,7 +278,8 @@ def _title(key: str) -> str:
 def _meaning(key: str) -> str:
     if key in MEASURES:
         text = MEASURES[key][1]
-        return f"{text[:1].upper()}{text[1:]}. On the training set."
+        text = text if text.startswith("tr") else text[:1].upper() + text[1:]
+        return f"{text}. On the training set."
     return {
         "train.accuracy": "Share of training samples classified rightly.",
         "test.accuracy": "Share of test samples classified rightly.",

@@ -11,7 +11,7 @@ from typing import Any
 
 from neuralcollapse._errors import InputError, nearest
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
-from neuralcollapse.runs import Group, Run, check_key, grouped, label, number, value
+from neuralcollapse.runs import Group, Run, by_layer, check_key, grouped, label, number, value
 
 
 @dataclass(frozen=True)
@@ -189,17 +189,17 @@ def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str,
     return holds, f"{of.replace('_', ' ')}: {'; '.join(parts)}; asked {percent:g} % less"
 
 
-def interpolates(results: Results, key: str, level: float, accuracy: float) -> Told:
-    """Runs that fit their training set (accuracy) have a number below a level, and those that do not have more."""
-    fits = {run.name: value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy}
-    fails = {run.name: value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy}
+def interpolates(results: Results, key: str, accuracy: float) -> Told:
+    """Every run that fits its training set (train accuracy) has a lower number than every run that does not."""
+    fits = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
+    fails = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
     detail = (
         f"{label(key)} of the {len(fits)} runs with train accuracy of at least {accuracy:g}: {_range(fits)}; "
-        f"of the {len(fails)} others: {_range(fails)}; asked below {level:g} and above"
+        f"of the {len(fails)} others: {_range(fails)}"
     )
     if not fits or not fails:
         return None, detail
-    return max(fits.values()) < level < min(fails.values()), detail
+    return max(fits, key=_high) < min(fails), detail
 
 
 def grows(results: Results, key: str, axis: str, by: float) -> Told:
@@ -223,7 +223,7 @@ def deeper(results: Results, key: str, correlation: float) -> Told:
     """A number falls from layer to layer at the end of every run: Spearman's rank correlation with depth."""
     found = {}
     for run in results.runs:
-        layers = [part.get(key, math.nan) for part in run.last.layers.values()] + [run.last.measures.get(key, math.nan)]
+        layers = [*by_layer(run, run.last, key).values()]
         if len(layers) > 2:
             found[run.name] = _rank_correlation(layers)
     if not found:
@@ -341,10 +341,10 @@ def _ratio(start: float, now: float) -> float:
     return start / now if now else math.inf
 
 
-def _range(found: Mapping[str, float]) -> str:
+def _range(found: Sequence[float]) -> str:
     if not found:
         return "none"
-    low, high = min(found.values()), max(found.values())
+    low, high = min(found), max(found)
     return number(low) if low == high else f"{number(low)} to {number(high)}"
 
 
