@@ -46,7 +46,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     tables = _tables(results)
     return Page(
         title=experiment.title,
-        subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}; needs {experiment.needs}",
+        subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}",
         verdict=verdict.sentence,
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),

@@ -179,6 +179,8 @@ class TrainConfig:
             raise InputError("layers are measured in the eval pass only: leave out measure=online, or the layers")
         if self.measure == "online" and self.optimizer == "lbfgs":
             raise InputError("measure=online counts each sample once, and L-BFGS sees it several times: use eval")
+        if self.channels_last and self.optimizer == "lbfgs":
+            raise InputError("channels_last does not go with lbfgs, which lays all parameters in one row: leave it out")
         if self.gradient_clip and self.optimizer == "lbfgs":
             raise InputError("gradient_clip does not go with lbfgs: its line search needs the gradient as it is")
 
