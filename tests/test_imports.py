@@ -73,6 +73,8 @@ ROWS = {
         "several",
         "surveys",
         "experiment",
+        "axes",
+        "marks",
         "paper",
         "markdown",
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -192,7 +193,7 @@ def cost(costs: Sequence[Mapping[str, Any]], of: str) -> Figure:
     data = [
         {
             "type": "bar",
-            "name": name,
+            "name": html.escape(name),
             "x": x,
             "y": plain_numbers([float(y) for y in ys], 9),
             "marker": {"color": color},
@@ -241,7 +242,7 @@ def _line(name: str, x: Sequence[float], y: Sequence[float], color: str) -> dict
     return {
         "type": "scatter",
         "mode": "lines" if len(x) > 1 else "markers",
-        "name": name,
+        "name": html.escape(name),
         "x": list(x),
         "y": plain_numbers(list(y), 6),
         "line": {"color": color, "width": 2},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 from collections import Counter
@@ -28,7 +29,7 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure:
             {
                 "type": "scatter",
                 "mode": "markers",
-                "name": title(survey),
+                "name": html.escape(title(survey)),
                 "x": [entry["index"] for entry in survey["atlas"]],
                 "y": plain_numbers([entry["objective"] / lowest for entry in survey["atlas"]], 9),
                 "text": [f"groups {entry['name']}, {entry['verdict'].replace('_', ' ')}" for entry in survey["atlas"]],
@@ -65,7 +66,7 @@ def gap_figure(surveys: Sequence[Survey]) -> Figure:
                 {
                     "type": "scatter",
                     "mode": "lines",
-                    "name": title(survey),
+                    "name": html.escape(title(survey)),
                     "x": [i for i, _ in points],
                     "y": plain_numbers([gap for _, gap in points], 4),
                     "line": {"color": color, "width": 2},

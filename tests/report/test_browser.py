@@ -1,0 +1,375 @@
+"""The page in a real browser: what it draws, what can be done with it, and that nothing leaves it."""
+
+import csv
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from neuralcollapse.report.page import Cell, Page, Table
+from neuralcollapse.report.several import several_page
+from neuralcollapse.report.single import single_page
+from neuralcollapse.runs import read_runs
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed")
+
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
+EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
+MAP = "document.getElementById('cosines').data[0].z"
+DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg, canvas'))"
+ALL_IDLE = 60_000  # ms that a slow machine may take
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
+        yield found
+        found.close()
+
+
+@pytest.fixture(scope="module")
+def runs(short_run, tmp_path_factory):
+    """The short run, and a copy of another name with a larger NC1, another seed and evil names."""
+    folder = tmp_path_factory.mktemp("two")
+    one, other = folder / "plain", folder / "other"
+    for place in (one, other):
+        shutil.copytree(short_run.path, place, ignore=shutil.ignore_patterns("checkpoints", "logs"))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(
+        config.replace("seed: 0", "seed: 1").replace("classifier: learned", "classifier: etf")
+    )
+    lines = [json.loads(line) for line in (other / "records.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["measures"]["nc1"] *= 100
+    (other / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    first, second = read_runs([one, other])
+    names = [EVIL, "a & b", *second.class_names[2:]]
+    moved = [replace(geometry, means=geometry.means[::-1]) for geometry in second.geometries]
+    return first, replace(second, name=EVIL, environment={**second.environment, "class_names": names}, geometries=moved)
+
+
+@pytest.fixture(scope="module")
+def files(runs, tmp_path_factory):
+    """Pages on disk: of one run, of two, and of two tables to sort."""
+    folder = tmp_path_factory.mktemp("pages")
+    numbers = [("b", 9.5), ("a", 10), ("c", math.nan), ("d", -2), ("e", 1e-3), ("f", 2e3)]
+    rows = [[name, Cell("" if math.isnan(x) else f"{x:.1e}", sort=x)] for name, x in numbers]
+    table = Table("Numbers", rows, ("name", "number"), sortable=True)
+    pages = {"one": single_page(runs[1]), "two": several_page(runs), "table": Page("t", "", "", [], [], [table])}
+    for name, page in pages.items():
+        (folder / f"{name}.html").write_text(page.html(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def visit(browser, files):
+    """Open a page; at the end nothing may have gone wrong in it, been asked of the network, or popped up."""
+    contexts, wrong = [], []
+
+    def opened(name: str, **options):
+        context = browser.new_context(**options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(ALL_IDLE)
+        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+        page.on("request", lambda request: wrong.append(request.url) if not local(request.url) else None)
+        page.goto((files / f"{name}.html").as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def local(url: str) -> bool:
+    return url.startswith(("file:", "data:", "blob:")) and not url.endswith("/x")
+
+
+def scroll_through(page) -> None:
+    for i in range(page.locator(".plot").count()):
+        page.locator(".plot").nth(i).scroll_into_view_if_needed()
+        page.wait_for_function("i => document.querySelectorAll('.plot')[i].querySelector('.main-svg, canvas')", arg=i)
+
+
+def show(page, name: str = "cosines") -> None:
+    page.locator(f"#{name}").scroll_into_view_if_needed()
+    page.wait_for_function("name => document.getElementById(name).data", arg=name)
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_figures_wait_until_they_are_near_and_then_all_are_drawn(name, visit):
+    page = visit(name, viewport={"width": 900, "height": 600})
+    page.wait_for_function("document.querySelector('.plot .main-svg')")
+    assert not page.evaluate(DRAWN)
+    scroll_through(page)
+    assert page.evaluate(DRAWN)
+
+
+def test_the_slider_moves_the_heat_map_by_mouse_and_keys_and_says_the_epoch(visit):
+    page = visit("one")
+    show(page)
+    last, epochs = page.evaluate(MAP), page.evaluate("figures.find(f => f.name === 'cosines').frames.map(f => f.name)")
+    slider, said = page.locator("#cosines-step"), page.locator("#cosines-at")
+    assert said.inner_text() == f"epoch {epochs[-1]}" == "epoch 4"
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    before = page.evaluate(MAP)
+    assert before != last
+    assert said.inner_text() == f"epoch {epochs[-2]}"
+    page.keyboard.press("Home")
+    assert said.inner_text() == "epoch 0"
+    first = page.evaluate(MAP)
+    assert first not in (before, last)
+    page.keyboard.press("End")
+    assert page.evaluate(MAP) == last
+    box = slider.bounding_box()
+    page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
+    assert page.evaluate(MAP) == first
+    assert page.evaluate(MAP) == page.evaluate("figures.find(f => f.name === 'cosines').frames[0].data[0].z")
+
+
+def test_the_motion_moves_too_and_keeps_the_way_it_was_turned(visit):
+    page = visit("one")
+    show(page, "simplex-motion")
+    before = page.evaluate("document.getElementById('simplex-motion').data[1].x")
+    page.evaluate("Plotly.relayout('simplex-motion', {'scene.camera.eye': {x: 2, y: 0.5, z: 1}})")
+    page.locator("#simplex-motion-step").focus()
+    page.keyboard.press("Home")
+    assert page.evaluate("document.getElementById('simplex-motion').data[1].x") != before
+    assert page.evaluate("document.getElementById('simplex-motion').layout.scene.camera.eye.x") == 2
+
+
+def test_play_starts_over_advances_and_stops_at_the_end(visit):
+    page = visit("one", reduced_motion="no-preference")
+    show(page)
+    play, said = page.locator("#cosines-play"), page.locator("#cosines-at")
+    assert play.inner_text() == "play"
+    steps = page.evaluate("document.getElementById('cosines-step').max")
+    page.evaluate(
+        "seen = []; new MutationObserver(() => seen.push(document.getElementById('cosines-at').textContent))"
+        ".observe(document.getElementById('cosines-at'), {childList: true})"
+    )
+    play.click()
+    page.wait_for_function(
+        "steps => document.getElementById('cosines-play').textContent === 'play' && seen.length > steps", arg=int(steps)
+    )
+    seen = page.evaluate("seen")
+    assert seen == [
+        f"epoch {frame}" for frame in page.evaluate("figures.find(f => f.name === 'cosines').frames.map(f => f.name)")
+    ]
+    assert said.inner_text() == seen[-1]
+
+
+def test_play_can_be_paused_by_its_button_and_by_the_slider(visit):
+    page = visit("one", reduced_motion="reduce")  # a second a step: time to press pause
+    show(page)
+    play, value = page.locator("#cosines-play"), "document.getElementById('cosines-step').value"
+    for pause in (play.click, lambda: page.locator("#cosines-step").press("ArrowRight")):
+        page.locator("#cosines-step").fill("0")
+        play.click()
+        assert play.inner_text() == "pause"
+        page.wait_for_function(f"{value} > 0")
+        pause()
+        assert play.inner_text() == "play"
+        stopped = page.evaluate(value)
+        page.wait_for_timeout(1300)
+        assert page.evaluate(value) == stopped
+
+
+def test_the_list_of_runs_changes_figure_caption_and_words(visit):
+    page = visit("two")
+    show(page)
+    plot, caption = page.locator("#cosines"), page.locator("#cosines-caption")
+    names = page.locator("#cosines-run option").all_inner_texts()
+    assert names == ["plain", EVIL]
+    before = page.evaluate(MAP), page.evaluate("document.getElementById('cosines').data[0].x")
+    words = plot.get_attribute("aria-label")
+    page.locator("#cosines-run").select_option(index=1)
+    after = page.evaluate(MAP), page.evaluate("document.getElementById('cosines').data[0].x")
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    other = page.evaluate("Object.values(figures.find(f => f.name === 'cosines').others)[0]")
+    assert plot.get_attribute("aria-label") == other["alt"] != words
+    assert caption.inner_text() == other["caption"]
+    page.locator("#cosines-run").select_option(index=0)
+    assert page.evaluate(MAP) == before[0]
+    assert plot.get_attribute("aria-label") == words
+
+
+@pytest.mark.xfail(reason="Object.values puts names that are whole numbers first, the list does not", strict=True)
+def test_runs_named_by_numbers_are_the_ones_that_are_chosen(runs, visit, files):
+    one, two = runs
+    named = [replace(one, name="start"), replace(two, name="10"), replace(one, name="2")]
+    (files / "numbers.html").write_text(several_page(named).html(), encoding="utf-8")
+    page = visit("numbers")
+    show(page)
+    page.locator("#cosines-run").select_option(label="10")
+    assert page.evaluate("document.getElementById('cosines').data[0].x[1]") == "a &amp; b"
+
+
+def column(page, number: int) -> list[str]:
+    return page.locator(f"table.sortable tbody td:nth-child({number})").all_inner_texts()
+
+
+@pytest.mark.parametrize("press", ["click", "Enter"])
+def test_a_column_sorts_by_number_both_ways_with_what_is_missing_last(press, visit):
+    page = visit("table")
+    head, button = page.locator("th").nth(1), page.get_by_role("button", name="number")
+
+    def sort() -> None:
+        if press == "click":
+            return button.click()
+        button.focus()
+        page.keyboard.press(press)
+
+    assert "".join(column(page, 1)) == "bacdef"
+    assert head.get_attribute("aria-sort") is None
+    sort()
+    assert "".join(column(page, 1)) == "debafc"
+    assert head.get_attribute("aria-sort") == "ascending"
+    sort()
+    assert "".join(column(page, 1)) == "fabedc"
+    assert head.get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="name").click()
+    assert "".join(column(page, 1)) == "abcdef"
+    assert head.get_attribute("aria-sort") is None
+    assert page.locator("th").nth(0).get_attribute("aria-sort") == "ascending"
+
+
+def test_the_runs_sort_by_their_numbers(visit, runs):
+    page = visit("two")
+    assert column(page, 1) == ["plain", EVIL]
+    button = page.locator("table.sortable th button", has_text="NC1").first
+    button.click()
+    assert column(page, 1) == ["plain", EVIL]
+    button.click()
+    assert column(page, 1) == [EVIL, "plain"]
+
+
+@pytest.mark.xfail(reason="an empty cell without a number to sort by comes first", strict=True)
+def test_a_run_without_a_count_of_parameters_comes_last(runs, visit, files):
+    bare = replace(runs[0], name="bare", environment={})
+    (files / "bare.html").write_text(several_page([runs[0], bare]).html(), encoding="utf-8")
+    page = visit("bare")
+    page.get_by_role("button", name="parameters").click()
+    assert column(page, 1) == ["plain", "bare"]
+
+
+@pytest.mark.xfail(reason="Python writes inf, which Number() of JavaScript does not read", strict=True)
+def test_infinity_sorts_above_all_numbers(visit, files):
+    rows = [[str(x), Cell(str(x), sort=x)] for x in (math.inf, 1.0, math.nan, -math.inf)]
+    table = Table("t", rows, ("name", "number"), sortable=True)
+    (files / "infinite.html").write_text(Page("t", "", "", [], [], [table]).html(), encoding="utf-8")
+    page = visit("infinite")
+    page.get_by_role("button", name="number").click()
+    assert column(page, 1) == ["-inf", "1.0", "inf", "nan"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("one", 5), ("two", 10)])
+def test_the_records_download_as_csv(name, count, visit, runs):
+    page = visit(name)
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download the records").click()
+    assert waiting.value.suggested_filename == "records.csv"
+    with open(waiting.value.path(), encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == count
+    assert lines[-1]["run"] == EVIL
+    assert float(lines[-1]["nc1"]) == pytest.approx(runs[1].last.measures["nc1"], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_phone_does_not_scroll_sideways(name, visit):
+    page = visit(name, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    scroll_through(page)
+    wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
+    assert room <= 390
+    assert wide <= room
+    for plot in page.locator(".plot .svg-container").all():
+        assert plot.bounding_box()["width"] <= room
+
+
+COLOURS = "[getComputedStyle(document.body).backgroundColor, document.getElementById('{name}')._fullLayout.font.color]"
+
+
+def test_dark_mode_changes_the_page_and_its_figures_also_while_it_is_open(visit):
+    page, dark = visit("one", color_scheme="light"), visit("one", color_scheme="dark")
+    ask = COLOURS.format(name="loss")
+    for opened in (page, dark):
+        show(opened, "loss")
+    light = page.evaluate(ask)
+    assert light == ["rgb(248, 250, 252)", "#334155"]
+    assert dark.evaluate(ask) == ["rgb(11, 17, 32)", "#cbd5e1"]
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.getElementById('loss')._fullLayout.font.color === '#cbd5e1'")
+    assert page.evaluate(ask) == dark.evaluate(ask)
+    page.emulate_media(color_scheme="light")
+    page.wait_for_function("document.getElementById('loss')._fullLayout.font.color === '#334155'")
+    assert page.evaluate(ask) == light
+
+
+def test_a_change_of_mode_keeps_the_step_and_the_run_that_are_shown(visit):
+    page = visit("two", color_scheme="light")
+    show(page)
+    page.locator("#cosines-run").select_option(index=1)
+    page.locator("#cosines-step").fill("0")
+    before = page.evaluate(MAP)
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function("document.getElementById('cosines')._fullLayout.font.color === '#cbd5e1'")
+    assert page.evaluate(MAP) == before
+    assert page.locator("#cosines-at").inner_text() == "epoch 0"
+
+
+def test_all_that_can_be_used_is_reached_by_tab(visit):
+    page = visit("two")
+    page.evaluate(
+        "document.querySelectorAll('button, select, input, [tabindex]').forEach((item, i) => item.dataset.n = i)"
+    )
+    count = page.locator("[data-n]").count()
+    kinds = page.evaluate("[...new Set([...document.querySelectorAll('[data-n]')].map(x => x.localName))]")
+    assert {"button", "select", "input"} <= set(kinds)
+    reached = set()
+    for _ in range(count + 3):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.n"))
+    assert {str(i) for i in range(count)} <= reached
+
+
+def test_every_control_has_a_name(visit):
+    page = visit("two")
+    for role in ("button", "combobox", "slider", "region"):
+        for control in page.get_by_role(role).all():
+            assert control.evaluate("x => x.ariaLabel || x.textContent.trim() || x.labels[0].textContent.trim()")
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_names_are_shown_as_text_and_execute_nothing(name, visit):
+    page = visit(name)
+    if name == "two":
+        show(page)
+        page.locator("#cosines-run").select_option(index=1)
+        show(page, "simplex-motion")
+        page.locator("#simplex-motion-run").select_option(index=1)
+        assert EVIL in column(page, 1)
+    scroll_through(page)
+    page.wait_for_timeout(200)
+    assert page.locator("main img").count() == 0
+    assert page.locator("main b", has_text="bold").count() == 0
+    ticks = page.locator("#cosines .xaxislayer-above text, #cosines .xtick text").all_text_contents()
+    assert EVIL in ticks
+    assert "a & b" in ticks
+
+
+def test_names_of_runs_are_text_in_the_legends_of_figures(visit):
+    page = visit("two")
+    scroll_through(page)
+    legends = page.locator("#curve-nc1 .legendtext").all_text_contents()
+    assert legends == ["plain", EVIL]

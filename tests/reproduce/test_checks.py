@@ -1,0 +1,140 @@
+import math
+
+import pytest
+
+from neuralcollapse import InputError
+from neuralcollapse.records import Record
+from neuralcollapse.reproduce.checks import Finding, Results, Verdict, judge, validate
+from neuralcollapse.runs import Run
+
+NAN = math.nan
+
+
+def run(name, nc1, start=10.0, accuracy=1.0, test=0.9, layers=None, **labels):
+    def at(epoch, x):
+        inner = {f"l{i}": {"nc1": value} for i, value in enumerate(layers or [])}
+        return Record(epoch, 0.0, 0.1, {"accuracy": accuracy}, {"accuracy": test}, {"nc1": x}, {}, inner)
+
+    config = {"layers": [f"l{i}" for i in range(len(layers or []))]}
+    return Run(name, config, {}, [at(0, start), at(9, nc1)], labels=labels)
+
+
+def look(kind, *runs, surveys=(), costs=(), **options):
+    (finding,) = judge([{"kind": kind, "say": "so", **options}], Results(runs, surveys, costs)).findings
+    return finding.holds
+
+
+def test_end():
+    assert look("end", run("a", 0.1), run("b", 0.2), key="nc1", at_most=0.2)
+    assert not look("end", run("a", 0.1), run("b", 0.3), key="nc1", at_most=0.2)
+    assert not look("end", run("a", NAN), key="nc1", at_most=0.2)
+    assert look("end", run("a", 0.3, x="p"), run("b", 0.1, x="q"), key="nc1", at_most=0.2, where={"x": "q"})
+    assert look("end", key="nc1", at_most=1) is None
+
+
+def test_falls():
+    assert look("falls", run("a", 1.0), run("b", 0.1), key="nc1", times=10)
+    assert not look("falls", run("a", 1.0), run("b", 1.1), key="nc1", times=10)
+    assert not look("falls", run("a", 0.1), run("b", NAN), key="nc1", times=10)
+
+
+def test_alike():
+    close = [run("a", 1, test=0.90, x="p"), run("b", 1, test=0.91, x="q")]
+    assert look("alike", *close, key="test.accuracy", axis="x", within=0.02)
+    assert not look("alike", *close, key="test.accuracy", axis="x", within=0.005)
+    assert look("alike", close[0], key="test.accuracy", axis="x", within=1) is None
+    assert not look("alike", *close, run("c", 1, test=NAN, x="r"), key="test.accuracy", axis="x", within=1)
+
+
+def test_no_worse_takes_means_over_seeds_and_allows_better():
+    runs = [
+        run("a", 1, test=0.95, c="etf"),
+        run("b", 1, test=0.85, c="etf"),
+        run("c", 1, test=0.905, c="learned"),
+    ]
+    options = {"key": "test.accuracy", "less": {"c": "etf"}, "more": {"c": "learned"}}
+    assert look("no_worse", *runs, within=0.01, **options)
+    assert not look("no_worse", *runs, within=0.001, **options)
+    assert look("no_worse", run("a", 1, test=1.0, c="etf"), run("c", 1, test=0.5, c="learned"), within=0, **options)
+
+
+def test_fewer_compares_configurations_that_agree_otherwise():
+    costs = [
+        {"labels": {"net": n, "d": d}, "parameters": p}
+        for n, d, p in (("A", "full", 100), ("A", "K", 75), ("B", "full", 100), ("B", "K", 95))
+    ]
+    options = {"of": "parameters", "percent": 20, "more": {"d": "full"}}
+    assert look("fewer", costs=costs, less={"net": "A", "d": "K"}, **options)
+    assert not look("fewer", costs=costs, less={"d": "K"}, **options)
+    assert look("fewer", less={"d": "K"}, **options) is None
+
+
+def test_interpolates_asks_for_no_level():
+    fit, fail = run("a", 0.5), run("b", 0.6, accuracy=0.3)
+    assert look("interpolates", fit, fail, key="nc1", accuracy=0.99)
+    assert not look("interpolates", fit, run("b", 0.4, accuracy=0.3), key="nc1", accuracy=0.99)
+    assert not look("interpolates", fit, run("c", NAN), fail, key="nc1", accuracy=0.99)
+    assert look("interpolates", fit, key="nc1", accuracy=0.99) is None
+
+
+def test_grows_sorts_its_axis_by_number():
+    runs = [run(w, 1, accuracy=a, width=w) for w, a in (("16", 0.9), ("2", 0.1), ("128", 1.0))]
+    assert look("grows", *runs, key="train.accuracy", axis="width", by=0.9)
+    assert not look("grows", *runs, key="train.accuracy", axis="width", by=0.95)
+
+
+def test_deeper():
+    assert look("deeper", run("a", 0.1, layers=[4.0, 3.0, 2.0]), key="nc1", correlation=-0.9)
+    assert not look("deeper", run("a", 5.0, layers=[4.0, 3.0, 2.0]), key="nc1", correlation=-0.9)
+    assert not look(
+        "deeper", run("a", 0.1, layers=[4.0, 3.0]), run("b", 0.1, layers=[4.0, NAN]), key="nc1", correlation=-0.9
+    )
+    assert look("deeper", run("a", 0.1), key="nc1", correlation=-0.9) is None
+
+
+def survey(verdicts=("global_minimum",), gap=1e-9, atlas=("strict_saddle", "global_minimum")):
+    starts = {"verdicts": list(verdicts), "gaps": [gap] * len(verdicts), "objectives": [1.0] * len(verdicts)}
+    return {"name": "m", "labels": {}, "starts": starts, "atlas": [{"verdict": verdict} for verdict in atlas]}
+
+
+def test_surveys():
+    assert look("certified", surveys=[survey()], gap=1e-6)
+    assert not look("certified", surveys=[survey(gap=1e-3)], gap=1e-6)
+    assert not look("certified", surveys=[survey(gap=NAN)], gap=1e-6)
+    assert not look("certified", surveys=[survey(("global_minimum", "undecided"))], gap=1e-6)
+    assert look("certified", gap=1) is None
+    assert look("saddles", surveys=[survey()])
+    assert not look("saddles", surveys=[survey(atlas=("undecided", "global_minimum"))])
+    assert not look("saddles", surveys=[survey(atlas=("strict_saddle",))])
+
+
+@pytest.mark.parametrize(
+    ("holds", "word"),
+    [
+        ([True, True], "supported"),
+        ([True, False], "partly supported"),
+        ([True, None], "partly supported"),
+        ([False, None], "not supported"),
+        ([None], "not tested"),
+    ],
+)
+def test_the_verdict_counts_what_holds(holds, word):
+    verdict = Verdict([Finding(f"Part {i}", item, "") for i, item in enumerate(holds)])
+    assert verdict.word == word
+    assert f"{sum(item is True for item in holds)} of {len(holds)} checks hold" in verdict.sentence
+    for i, item in enumerate(holds):
+        assert (f"part {i}" in verdict.sentence) == (item is not True)
+
+
+@pytest.mark.parametrize(
+    ("check", "message"),
+    [
+        ({"kind": "ends", "say": "s"}, "no check 'ends'.*'end'"),
+        ({"kind": "end", "say": "s", "key": "nc9"}, "no number 'nc9'"),
+        ({"kind": "end", "say": "s", "kye": "nc1"}, "check 'end'"),
+        ({"kind": "saddles"}, "expected `say`"),
+    ],
+)
+def test_a_check_that_there_is_none_of_is_refused(check, message):
+    with pytest.raises(InputError, match=message):
+        validate([check], "mine")

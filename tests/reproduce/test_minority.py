@@ -1,0 +1,39 @@
+import math
+
+import numpy as np
+import pytest
+
+from neuralcollapse.records import Geometry, Record
+from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine, smallest
+from neuralcollapse.runs import Run
+
+
+def run(counts, weight=None, **config):
+    config = {"weight_decay": 0.001, "feature_decay": 0.001, "bias_decay": 0.5, "loss": "cross_entropy", **config}
+    geometries = []
+    if weight is not None:
+        weight = np.asarray(weight, np.float32)
+        geometries = [Geometry(1, weight, weight.mean(0), weight, np.zeros(len(weight)))]
+    return Run("r", config, {"class_counts": counts}, [Record(1, 0.0, 0.1, {"accuracy": 1.0})], geometries)
+
+
+def test_the_cosine_is_that_of_the_smallest_classes():
+    rows = [[9, 9], [1, 0], [1, 1], [0, 1]]
+    found = minority_cosine(run([50, 5, 5, 5], rows))
+    assert found == pytest.approx((math.sqrt(0.5) + 0 + math.sqrt(0.5)) / 3)
+
+
+def test_equal_classes_and_a_single_small_one_have_none():
+    assert smallest(run([5, 5, 5])) == []
+    assert minority_cosine(run([5, 5, 5], np.eye(3))) is None
+    assert minority_cosine(run([5, 5, 2], np.eye(3))) is None
+    assert minority_cosine(run([5, 2, 2])) is None
+
+
+def test_rows_of_zero_point_nowhere():
+    assert math.isnan(minority_cosine(run([5, 2, 2], [[1, 0], [0, 0], [0, 1]])))
+
+
+@pytest.mark.parametrize(("small", "cosine"), [(100, -0.079), (10, 0.112), (1, 1.0)])
+def test_the_exact_minimiser_collapses_beyond_its_line(small, cosine):
+    assert cosine_at_minimum(run([200] * 5 + [small] * 5)) == pytest.approx(cosine, abs=2e-3)

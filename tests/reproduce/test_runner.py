@@ -1,0 +1,154 @@
+"""Every experiment at smoke scale, its page, its verdict, and going on after a stop."""
+
+import json
+import re
+import shutil
+
+import pytest
+
+from neuralcollapse import InputError
+from neuralcollapse.report.experiment import experiment_page, write_experiment_page
+from neuralcollapse.reproduce.checks import judge
+from neuralcollapse.reproduce.experiment import names
+from neuralcollapse.reproduce.runner import ExperimentFolder
+from neuralcollapse.training import run as training
+
+FEW = {"epochs": 3}  # what is tested is not how far they collapse
+WHOLE = ("random-labels", "landscape")
+TRAINED = [name for name in names() if name != "landscape"]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Each experiment at smoke scale, run when first asked for."""
+    place, made = tmp_path_factory.mktemp("experiments"), {}
+
+    def get(name):
+        if name not in made:
+            made[name] = ExperimentFolder.create(name, "smoke", place / name, {} if name in WHOLE else FEW)
+            made[name].run(progress=False)
+        return made[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_page_holds_data_and_the_verdict_of_the_records(folders, name):
+    folder = folders(name)
+    page = write_experiment_page(folder).read_text()
+    assert folder.missing() == []
+    figures = json.loads(re.search(r"const figures = (\[.*?\]);\n", page).group(1))
+    assert len(figures) >= len(folder.experiment.figures)
+    for figure in figures:
+        assert figure["data"]
+        assert any(trace.get("y") or trace.get("z") for trace in figure["data"])
+    verdict = judge(folder.experiment.checks, folder.results())
+    text = page.replace("&#39;", "'")
+    assert verdict.sentence in text
+    assert len(re.findall(r'<li class="(?:good|bad|open)">', page)) == len(verdict.findings)
+    assert page.count('<li class="good">') == sum(item.holds is True for item in verdict.findings)
+    assert len(page.encode()) < 6_000_000
+
+
+def test_a_finding_is_what_the_records_say(folders):
+    folder = folders("random-labels")
+    fits, fails = [], []
+    for run in folder.experiment.runs:
+        last = json.loads((folder.path / run.name / "records.jsonl").read_text().splitlines()[-1])
+        (fits if last["train"]["accuracy"] >= 0.99 else fails).append(last["measures"]["nc1"])
+    assert fits
+    assert fails
+    finding = judge(folder.experiment.checks, folder.results()).findings[1]
+    assert finding.holds == (max(fits) < min(fails))
+
+
+def test_the_wider_networks_fit_the_random_labels(folders):
+    assert judge(folders("random-labels").experiment.checks, folders("random-labels").results()).findings[0].holds
+
+
+def test_what_was_stopped_goes_on_and_repeats_nothing(tmp_path, monkeypatch):
+    began = []
+    real = training.train
+
+    def train(config, out, **options):
+        began.append(out.name)
+        if len(began) == 3:
+            raise KeyboardInterrupt
+        return real(config, out, **options)
+
+    monkeypatch.setattr(training, "train", train)
+    folder = ExperimentFolder.create("losses", "smoke", tmp_path / "out", {"epochs": 1})
+    with pytest.raises(KeyboardInterrupt):
+        folder.run(progress=False)
+    assert [run.name for run in folder.missing()] == ["focal-seed0", "mse-seed0"]
+    assert "2 runs, of 4" in experiment_page(folder).subtitle
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*") if "seed0" in str(path)}
+
+    ExperimentFolder.create("losses", "smoke", tmp_path / "out", {"epochs": 1}).run(progress=False)
+    assert began == ["cross-entropy-seed0", "label-smoothing-seed0", "focal-seed0", "focal-seed0", "mse-seed0"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_an_unfinished_run_is_taken_up_not_begun_again(folders, tmp_path, monkeypatch):
+    shutil.copytree(folders("feature-decay").path, tmp_path / "out")
+    place = tmp_path / "out/all-parameters-seed0"
+    (place / "checkpoints/epoch-00003.safetensors").unlink()
+    taken = []
+    monkeypatch.setattr(training, "resume", lambda path, **_: taken.append(path.name))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("begun again"))
+    folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", FEW)
+    assert [run.name for run in folder.missing()] == ["all-parameters-seed0"]
+    folder.run(progress=False)
+    assert taken == ["all-parameters-seed0"]
+
+
+def test_kept_records_need_no_weights(folders, tmp_path):
+    shutil.copytree(folders("layers").path, tmp_path / "out")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.suffix in (".safetensors", ".npz", ".pt"):
+            path.unlink()
+    folder = ExperimentFolder.open(tmp_path / "out")
+    assert folder.missing() == []
+    assert experiment_page(folder).verdict
+
+
+def test_costs_are_measured_once(folders, monkeypatch):
+    folder = folders("fixed-etf")
+    costs = json.loads((folder.path / "costs.json").read_text())
+    assert [cost["labels"] for cost in costs] == [dict(plan.labels) for plan in folder.experiment.costs]
+    by_name = {cost["name"]: cost for cost in costs}
+    assert by_name["fixed-etf-d-k"]["parameters"] < by_name["learned-full-d"]["parameters"]
+    monkeypatch.setattr("neuralcollapse.training.cost.step_costs", lambda *_: pytest.fail("measured again"))
+    folder.run(progress=False)
+
+
+def test_a_run_of_another_configuration_is_refused(folders, tmp_path):
+    shutil.copytree(folders("layers").path, tmp_path / "out")
+    with pytest.raises(InputError, match="was run with epochs 3, and the experiment now asks 4"):
+        ExperimentFolder.create("layers", "smoke", tmp_path / "out", {"epochs": 4})
+    with pytest.raises(InputError, match="holds the experiment layers at the scale smoke"):
+        ExperimentFolder.create("layers", "laptop", tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="holds no experiment"):
+        ExperimentFolder.create("layers", "smoke", tmp_path)
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("landscape", "experiment.yaml"), ("landscape", "k-3-seed0/survey.json"), ("fixed-etf", "costs.json")],
+)
+def test_damaged_files_are_named(folders, tmp_path, name, file):
+    shutil.copytree(folders(name).path, tmp_path / "out")
+    (tmp_path / "out" / file).write_text("{")
+    with pytest.raises(InputError, match=re.escape(file.rpartition("/")[0] or file)) as error:
+        ExperimentFolder.open(tmp_path / "out").results()
+    assert "\n" not in str(error.value)
+
+
+def test_an_empty_experiment_has_no_page(tmp_path):
+    with pytest.raises(InputError, match="no run is whole yet"):
+        experiment_page(ExperimentFolder.create("layers", "smoke", tmp_path / "out"))
