@@ -73,7 +73,8 @@ def test_the_verdict_states_the_records_facts():
         return Record(epoch, 0.0, 0.1, {"loss": 1.0, "accuracy": 0.5}, {"loss": 1.0, "accuracy": 0.25}, {"nc1": nc1})
 
     assert verdict([at(0, 2.0), at(9, 0.5)]) == (
-        "Not collapsed after 9 epochs: train accuracy 0.5000, test accuracy 0.2500; NC1 went from 2 to 0.5 (4 times less)."
+        "Not collapsed after 9 epochs: train accuracy 0.5000, test accuracy 0.2500; "
+        "NC1 went from 2 to 0.5 (4 times less)."
     )
     assert "NC1 went from 0.5 to 2 (4 times more)" in verdict([at(0, 0.5), at(9, 2.0)])
     assert "NC1 undefined" in verdict([at(0, float("nan"))])

@@ -286,3 +286,8 @@ def test_a_wrong_value_is_refused_when_a_run_is_resumed():
 def test_options_that_do_not_go_together_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**values)
+
+
+def test_lbfgs_does_not_go_with_channels_last():
+    with pytest.raises(InputError, match="lays all parameters in one row"):
+        TrainConfig(optimizer="lbfgs", channels_last=True)

@@ -46,7 +46,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     tables = _tables(results)
     return Page(
         title=experiment.title,
-        subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}",
+        subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
         verdict=verdict.sentence,
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
@@ -102,6 +102,16 @@ def _tables(results: Results) -> list[Table]:
     if results.costs:
         tables.append(cost_table(results.costs))
     return [*tables, run_table(results.runs), *setting_tables(results.runs)]
+
+
+def _time(results: Results) -> str:
+    seconds = sum(run.last.seconds for run in results.runs)
+    if not seconds:
+        return ""
+    threads = sorted({str(run.environment.get("threads")) for run in results.runs})
+    place = next((run.environment["gpu"] for run in results.runs if run.environment.get("gpu")), None)
+    where = place or f"{' or '.join(threads)} CPU thread{'' if threads == ['1'] else 's'}"
+    return f"; {seconds / 60:.0f} minutes in all on {where}" if seconds > 90 else f"; {seconds:.0f} s in all on {where}"
 
 
 def group_table(groups: Sequence[Group]) -> Table:
