@@ -68,8 +68,16 @@ def test_runs_are_grouped_by_their_labels_and_those_without_stand_alone():
 
 @pytest.mark.parametrize(
     ("x", "text"),
-    [(None, "undefined"), (math.nan, "undefined"), (0.0, "0"), (0.12345, "0.1235"), (-12.5, "-12.5")]
-    + [(0.001234, "1.23e-03"), (12345.0, "1.23e+04"), (math.inf, "inf")],
+    [
+        (None, "undefined"),
+        (math.nan, "undefined"),
+        (0.0, "0"),
+        (0.12345, "0.1235"),
+        (-12.5, "-12.5"),
+        (0.001234, "1.23e-03"),
+        (12345.0, "1.23e+04"),
+        (math.inf, "inf"),
+    ],
 )
 def test_numbers_are_short(x, text):
     assert number(x) == text

@@ -1,23 +1,25 @@
+import math
 import re
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from matplotlib import rcParams
+from matplotlib import rc_context, rcParams
 from matplotlib.colors import to_hex
 from PIL import Image
 
 from neuralcollapse import InputError
+from neuralcollapse.records import Geometry
 from neuralcollapse.report import paper
-from neuralcollapse.report.figures import Figure, all_figures
-from neuralcollapse.report.landscape import landscape_figures
+from neuralcollapse.report.figures import Figure, all_figures, cosine_map
+from neuralcollapse.report.landscape import phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
-from neuralcollapse.ufm.model import Model
-from neuralcollapse.ufm.survey import survey
+from neuralcollapse.report.surveys import energy_figure, gap_figure
+from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]
 ODD = "a<b>&$x_1$ 漢字"
@@ -298,34 +300,15 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
         save_figures([figure([line([1, 2])], name="missing/folder")], tmp_path, "svg")
 
 
-def test_a_write_that_fails_leaves_the_earlier_file(tmp_path, monkeypatch):
-    (path,) = save_figures([figure([line([1, 2])])], tmp_path, "svg")
-    before = path.read_bytes()
-
-    def fail(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(InputError, match="No space left on device"):
-        save_figures([figure([line([2, 1])])], tmp_path, "svg")
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_users_own_settings_and_files_count_for_nothing(tmp_path):
+def test_the_users_own_settings_count_for_nothing_and_stay(tmp_path):
     page = figure([line([1, 2])])
     (path,) = save_figures([page], tmp_path, "svg")
     before = path.read_bytes()
-    settings = dict(rcParams)
-    old = rcParams["font.size"], rcParams["axes.grid"]
-    rcParams.update({"font.size": 30, "axes.grid": False})
-    try:
-        (path,) = save_figures([replace(page)], tmp_path, "svg")
-        assert rcParams["font.size"] == 30
-    finally:
-        rcParams.update({"font.size": old[0], "axes.grid": old[1]})
+    with rc_context({"font.size": 30, "axes.grid": False}):
+        settings = dict(rcParams)
+        (path,) = save_figures([page], tmp_path, "svg")
+        assert dict(rcParams) == settings
     assert path.read_bytes() == before
-    assert dict(rcParams) == settings
 
 
 def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
@@ -333,6 +316,53 @@ def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match="matplotlib"):
         save_figures([figure([line([1, 2])])], tmp_path / "out", "png")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "shown"),
+    [
+        (0.2, 0.5, {"0.2", "0.3", "0.4", "0.5"}),
+        (1, 20, {"1", "2", "5", "10", "20"}),
+        (1, 200, {"1", "3", "10", "30", "100"}),
+        (1e-16, 1, {"10⁻¹⁵", "10⁰"}),
+        (2e-5, 8e-5, {"2·10⁻⁵", "4·10⁻⁵"}),
+    ],
+)
+def test_log_axes_have_some_ticks_however_long_they_are(low, high, shown):
+    (ax,) = draw(figure([line([low, high])], {"yaxis": {"type": "log"}})).axes
+    bottom, top = ax.get_ylim()
+    inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
+    assert shown <= set(inside)
+    assert len(inside) <= 8
+
+
+@pytest.mark.parametrize(("count", "above"), [(2, True), (12, False)])
+def test_a_legend_stands_outside_of_the_axes_which_keep_their_height(count, above):
+    drawing = draw(figure([line([1, 2], name=f"a run with the name {i}") for i in range(count)]))
+    drawing.draw_without_rendering()
+    (ax,), (box,) = drawing.axes, drawing.legends
+    assert legend(drawing) == [f"a run with the name {i}" for i in range(count)]
+    seen, axes = box.get_window_extent(), ax.get_tightbbox()
+    assert seen.y0 >= axes.y1 - 1 if above else seen.y1 <= axes.y0 + 1
+    assert -1 <= seen.x0 < seen.x1 <= drawing.bbox.width + 1
+    assert ax.bbox.height / drawing.dpi > 1.4
+
+
+def test_a_legend_is_there_when_the_page_has_one():
+    two = [line([1, 2], name="a"), line([1, 2], name="b", showlegend=False)]
+    assert legend(draw(figure(two))) == []
+    assert legend(draw(figure(two, {"showlegend": True}))) == ["a"]
+    assert legend(draw(figure([two[0], two[0] | {"name": "c"}], {"showlegend": False}))) == []
+
+
+def test_long_class_names_do_not_push_a_heat_map_away():
+    names = [f"a class with a rather long name, number {i}" for i in range(40)]
+    geometry = Geometry(1, np.eye(40), np.zeros(40), np.eye(40), np.zeros(40))
+    drawing = draw(cosine_map([geometry], names))
+    ax = drawing.axes[0]
+    assert len(labels(ax.yaxis)) == 14
+    assert labels(ax.yaxis)[1] == "a class with a\nrather long name,…"
+    assert ax.bbox.width / drawing.dpi > 1
 
 
 @pytest.mark.parametrize(
@@ -353,11 +383,13 @@ def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(trace, what, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_every_flat_figure_of_a_landscape_can_be_drawn():
-    figures = landscape_figures(survey(Model(2, 3, [4, 2], 0.01, 0.004), starts=2))
-    flat = [figure for figure in figures if figure.name != "way-out"]
-    assert {figure.name for figure in flat} == {"energy", "gaps", "spectrum", "phase"}
-    for page in flat:
+def test_every_kind_of_figure_of_a_landscape_can_be_drawn():
+    energy = {"name": "1+1", "verdict": "global_minimum", "objective": 0.5, "index": 0}
+    path = [[0, 1.0, 0.5], [1, 0.6, 1e-3], [9, 0.5, 1e-17]]
+    surveys = [{"name": "some", "labels": {}, "atlas": [energy], "trajectories": [path]}]
+    phase = Phase([1, 10, 100], [0.1, 1, 10], [[-1, 0, 1], [0, 0, math.nan], [1, 1, 1]], 4, 100, 0.0)
+    found = SimpleNamespace(phase=phase, spectra={"saddle": np.array([-1.0, 0, 2])})
+    pages = [energy_figure(surveys), gap_figure(surveys), spectrum_figure(found), phase_figure(found)]
+    for page, lines, maps in zip(pages, (1, 1, 2, 1), (0, 0, 0, 1), strict=True):  # a line at zero in the spectrum
         ax = draw(page).axes[0]
-        assert len(ax.lines) >= sum(trace["type"] == "scatter" for trace in page.data)
-        assert len(ax.collections) == sum(trace["type"] == "heatmap" for trace in page.data)
+        assert (len(ax.lines), len(ax.collections)) == (lines, maps)

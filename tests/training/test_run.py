@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import neuralcollapse as nc
 from neuralcollapse.records import RunFolder
 from neuralcollapse.report.figures import all_figures
-from neuralcollapse.report.page import write_page
+from neuralcollapse.report.single import write_page
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import load_data
 from neuralcollapse.training.networks import build_network

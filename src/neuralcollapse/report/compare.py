@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -27,10 +28,10 @@ def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     data: list[dict[str, Any]] = []
     for group, color in zip(groups, _colors(), strict=False):
         epochs, rows = _by_epoch(group, key)
-        means = [sum(row) / len(row) for row in rows]
+        means = [_mean(row) for row in rows]
         if len(group.runs) > 1:
             quiet = {"showlegend": False, "hoverinfo": "skip", "legendgroup": group.name}
-            low, high = ([extreme(row) for row in rows] for extreme in (min, max))
+            low, high = ([extreme(row, default=math.nan) for row in rows] for extreme in (min, max))
             band = {"line": {"width": 0, "color": color}, **quiet}
             data.append(_line(group.name, epochs, low, color) | band)
             fill = {"fill": "tonexty", "fillcolor": _faint(color)}
@@ -64,7 +65,7 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
         trace = _line(
             name, [float(group.labels[axis]) for group in ordered], [group.mean(key) for group in ordered], color
         )
-        trace |= {"mode": "lines+markers", "hovertemplate": f"{axis} %{{x}}: %{{y:.4g}}"}
+        trace |= {"mode": "lines+markers", "hovertemplate": f"{html.escape(axis)} %{{x}}: %{{y:.4g}}"}
         spreads = [group.spread(key) for group in ordered]
         if not all(map(math.isnan, spreads)):
             trace["error_y"] = {"type": "data", "array": plain_numbers(spreads, 4), "thickness": 1}
@@ -72,7 +73,12 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
     ticks = sorted({x for trace in data for x in trace["x"]})
     layout = {
         "height": 340,
-        "xaxis": {"title": {"text": axis}, "type": "log", "tickvals": ticks, "ticktext": [f"{x:g}" for x in ticks]},
+        "xaxis": {
+            "title": {"text": html.escape(axis)},
+            "type": "log" if min(ticks, default=1) > 0 else "linear",
+            "tickvals": ticks,
+            "ticktext": [f"{x:g}" for x in ticks],
+        },
         "yaxis": _axis(label(key), log, data),
         "showlegend": len(data) > 1,
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
@@ -80,7 +86,8 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
     seeds = max(len(group.runs) for group in groups)
     caption = f"{_meaning(key)} At the end, by {axis}." + (" Bars: standard deviation over seeds." if seeds > 1 else "")
     said = "; ".join(
-        f"{trace['name']}: " + ", ".join(f"{x:g}: {number(y)}" for x, y in zip(trace["x"], trace["y"], strict=True))
+        f"{html.unescape(trace['name'])}: "
+        + ", ".join(f"{x:g}: {number(y)}" for x, y in zip(trace["x"], trace["y"], strict=True))
         for trace in data
     )
     return Figure(
@@ -94,7 +101,8 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     for group, color in zip(groups, _colors(), strict=False):
         runs = [run for run in group.runs if run.last.layers]
         for when, dash in (("end", "solid"), ("start", "dot")):
-            found = [by_layer(run, run.last if when == "end" else run.first, key) for run in runs]
+            records = [(run, run.last if when == "end" else run.first) for run in runs]
+            found = [by_layer(run, record, key) for run, record in records if record.layers]
             if not found:
                 continue
             names, rows = list(found[0]), [list(part.values()) for part in found]
@@ -104,7 +112,7 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
             )
             trace |= {
                 "mode": "lines+markers",
-                "text": names,
+                "text": [html.escape(name) for name in names],
                 "hovertemplate": "%{text}: %{y:.4g}",
                 "line": {"color": color, "width": 2, "dash": dash},
             }
@@ -115,7 +123,7 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
         "yaxis": _axis(label(key), log, data),
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
-    said = "; ".join(f"{trace['name']}: {', '.join(map(number, trace['y']))}" for trace in data)
+    said = "; ".join(f"{html.unescape(trace['name'])}: {', '.join(map(number, trace['y']))}" for trace in data)
     caption = f"{_meaning(key)} From the first measured layer to the features that the classifier sees."
     return Figure(
         _name("depth", key), f"{_title(key)} by depth", caption, f"{_title(key)} by layer. {said}.", data, layout
@@ -234,7 +242,7 @@ def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
     """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
     found = [{record.epoch: value(record, key) for record in run.records} for run in group.runs]
     epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
-    rows = [[values[epoch] for values in found] for epoch in epochs]
+    rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
     return epochs, rows
 
 
@@ -267,6 +275,10 @@ def _faint(color: str) -> str:
     return f"rgba({red},{green},{blue},{_BAND})"
 
 
+def _mean(row: Sequence[float]) -> float:
+    return sum(row) / len(row) if row else math.nan
+
+
 def _half_range(row: Sequence[float]) -> float:
     return (max(row) - min(row)) / 2 if len(row) > 1 else math.nan
 
@@ -289,4 +301,4 @@ def _meaning(key: str) -> str:
 
 
 def _name(*parts: str) -> str:
-    return "-".join(part.replace(".", "-").replace(" ", "-") for part in parts)
+    return re.sub(r"[^\w-]+", "-", "-".join(parts))

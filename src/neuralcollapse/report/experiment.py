@@ -88,10 +88,12 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: no figure {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
         try:
             found.append(kinds[kind](**{name: part for name, part in item.items() if name != "kind"}))
-        except (TypeError, KeyError) as error:
+        except InputError:
+            raise
+        except (TypeError, KeyError, ValueError) as error:
             raise InputError(f"{source}: figure {kind!r}: {error}") from None
-    first = [group.runs[0] for group in groups]
-    return [figure for figure in found if figure is not None] + compare.geometry_figures(first)
+    drawn = {figure.name: figure for figure in found if figure is not None}  # each once
+    return [*drawn.values(), *compare.geometry_figures([group.runs[0] for group in groups])]
 
 
 def _tables(results: Results) -> list[Table]:

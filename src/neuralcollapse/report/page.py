@@ -93,6 +93,8 @@ class Page:
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         plain = [asdict(figure) for figure in self.figures]
+        for figure in plain:  # pairs, since JavaScript would put names that are numbers first
+            figure["others"] = list(figure["others"].items())
         return environment.from_string(template).render(
             page=self,
             figures=plain,
@@ -109,7 +111,7 @@ def save_page(text: str, target: Path) -> Path:
         InputError: it cannot be written.
     """
     try:
-        return write_atomically(target, text.encode())
+        return write_atomically(target, text.encode(errors="replace"))
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
 

@@ -10,13 +10,15 @@ from collections.abc import Mapping, Sequence
 from neuralcollapse.runs import Run
 
 _GROUPS = ("train", "test", "measures", "head")
+_OWN = ("run", "seed", "epoch", "seconds", "learning_rate", "source")
 
 
 def records_csv(runs: Sequence[Run]) -> str:
     """All records; columns that no run has are left out, values that a record has not are empty."""
     lines: list[dict[str, object]] = []
     for run in runs:
-        place = {"run": run.name, **run.labels, "seed": run.config.get("seed", "")}
+        labels = {f"{axis} (axis)" if axis in _OWN else axis: text for axis, text in run.labels.items()}
+        place = {"run": run.name, **labels, "seed": run.config.get("seed", "")}
         for record in run.records:
             line: dict[str, object] = {
                 **place,
@@ -33,7 +35,7 @@ def records_csv(runs: Sequence[Run]) -> str:
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writeheader()
+    writer.writerow({name: _safe(name) for name in columns})
     writer.writerows({name: _safe(item) for name, item in line.items()} for line in lines)
     return text.getvalue()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,10 +19,10 @@ Survey = Mapping[str, Any]
 _FLOOR = 1e-16  # gaps below this are drawn here on log axes
 
 
-def energy_figure(surveys: Sequence[Survey]) -> Figure:
+def energy_figure(surveys: Sequence[Survey]) -> Figure | None:
     """Objective over the global minimum against index, a dot for each critical point of each model."""
     data = []
-    for survey, color in zip(surveys, COLORS, strict=False):
+    for survey, color in zip(surveys, itertools.cycle(COLORS), strict=False):
         if not survey["atlas"]:
             continue
         lowest = min(entry["objective"] for entry in survey["atlas"])
@@ -37,6 +38,8 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure:
                 "hovertemplate": "%{text}<br>index %{x}, %{y:.4f} times the minimum<extra></extra>",
             }
         )
+    if not data:
+        return None
     layout = {
         "height": 380,
         "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
@@ -44,14 +47,16 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure:
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     caption = "Every critical point of the atlases. Only those at the minimum, 1, have no way down (index 0)."
-    said = "; ".join(f"{trace['name']}: {len(trace['x'])} points, index up to {max(trace['x'])}" for trace in data)
+    said = "; ".join(
+        f"{html.unescape(trace['name'])}: {len(trace['x'])} points, index up to {max(trace['x'])}" for trace in data
+    )
     return Figure("energy", "Energy against index", caption, f"Critical points. {said}.", data, layout)
 
 
-def gap_figure(surveys: Sequence[Survey]) -> Figure:
+def gap_figure(surveys: Sequence[Survey]) -> Figure | None:
     """The largest certified gap of the recorded trajectories, by iteration."""
     data = []
-    for survey, color in zip(surveys, COLORS, strict=False):
+    for survey, color in zip(surveys, itertools.cycle(COLORS), strict=False):
         steps: dict[int, list[float]] = {}
         longest = max(path[-1][0] for path in survey["trajectories"])
         for path in survey["trajectories"]:
@@ -73,16 +78,16 @@ def gap_figure(surveys: Sequence[Survey]) -> Figure:
                     "hovertemplate": "iteration %{x}: %{y:.2e}",
                 }
             )
+    if not data:
+        return None
     layout = {
         "height": 380,
         "xaxis": {"title": {"text": "iteration of L-BFGS"}, "type": "log", "dtick": 1},
         "yaxis": {"type": "log", "exponentformat": "power", "title": {"text": "certified gap"}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
-    caption = (
-        "How far above the global minimum a point can be at most, certified from the point alone; worst of 8 starts."
-    )
-    said = "; ".join(f"{trace['name']} ends at {trace['y'][-1]:.1e}" for trace in data)
+    caption = "How far above the global minimum a point can be at most, certified from the point alone; the worst of some starts."
+    said = "; ".join(f"{html.unescape(trace['name'])} ends at {trace['y'][-1]:.1e}" for trace in data)
     return Figure("gaps", "Certified gap by iteration", caption, f"Certified gaps. {said}.", data, layout)
 
 
@@ -121,7 +126,7 @@ def survey_tables(surveys: Sequence[Survey]) -> list[Table]:
             Cell(f"{entry['objective']:.8f}", sort=entry["objective"]),
             Cell(entry["verdict"].replace("_", " ")),
             Cell(str(entry["index"]), sort=entry["index"]),
-            Cell(f"{entry['least_eigenvalue']:.3g}", sort=entry["least_eigenvalue"]),
+            Cell(number(entry["least_eigenvalue"]), sort=entry["least_eigenvalue"]),
             Cell(number(entry["nc2"]), sort=entry["nc2"]),
         ]
         for survey in surveys

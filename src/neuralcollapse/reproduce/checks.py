@@ -190,12 +190,17 @@ def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str,
 
 
 def interpolates(results: Results, key: str, accuracy: float) -> Told:
-    """Every run that fits its training set (train accuracy) has a lower number than every run that does not."""
+    """Every run that fits its training set (train accuracy) has a lower number than every run that does not.
+
+    Of those that do not, a dead network may have none; it is left out, and counted.
+    """
     fits = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
-    fails = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
+    others = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
+    fails = [x for x in others if not math.isnan(x)]
+    dead = f" ({len(others) - len(fails)} more are undefined)" if len(fails) < len(others) else ""
     detail = (
         f"{label(key)} of the {len(fits)} runs with train accuracy of at least {accuracy:g}: {_range(fits)}; "
-        f"of the {len(fails)} others: {_range(fails)}"
+        f"of the {len(fails)} others: {_range(fails)}{dead}"
     )
     if not fits or not fails:
         return None, detail
