@@ -1,139 +1,84 @@
 import math
 import shutil
 
-import numpy as np
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.records import Geometry, Record
-from neuralcollapse.runs import Run, by_layer, check_key, grouped, label, number, read_run, read_runs, value
-
-RECORD = Record(
-    2,
-    1.0,
-    0.1,
-    {"loss": 0.5, "accuracy": 0.75},
-    {"accuracy": 0.5},
-    {"nc1": 0.25, "nc2": math.nan},
-    {"ratio": 1.5},
-    {"b": {"nc1": 2.0}, "a": {"nc1": 3.0}},
-)
+from neuralcollapse.records import Record
+from neuralcollapse.runs import Group, Run, by_layer, check_key, grouped, label, number, read_run, read_runs, value
 
 
-def run(name="run", nc1=0.25, labels=None, **rest) -> Run:
-    return Run(name, {}, {}, [Record(1, 0.0, 0.1, {"accuracy": 1.0}, {}, {"nc1": nc1})], labels=labels or {}, **rest)
+def record(epoch=1, accuracy=1.0, nc1=0.5, **layers):
+    return Record(epoch, 0.0, 0.1, {"accuracy": accuracy, "loss": 1.0}, {"accuracy": 0.5}, {"nc1": nc1}, {}, layers)
 
 
-@pytest.mark.parametrize(
-    ("key", "expected"), [("nc1", 0.25), ("train.accuracy", 0.75), ("test.accuracy", 0.5), ("head.ratio", 1.5)]
-)
-def test_a_number_of_a_record_is_found_by_its_key(key, expected):
-    assert value(RECORD, key) == expected
-
-
-@pytest.mark.parametrize("key", ["nc2", "nc3", "test.loss", "head.minimum"])
-def test_a_number_that_is_not_there_is_nan(key):
-    assert math.isnan(value(RECORD, key))
-
-
-@pytest.mark.parametrize("key", ["nc1", "nc_bias", "train.accuracy", "test.loss", "head.ratio"])
-def test_known_keys_pass(key):
-    assert check_key(key, "here") == key
-
-
-@pytest.mark.parametrize("key", ["nc9", "accuracy", "layers.nc1", "", 3, None])
-def test_unknown_keys_are_refused_with_what_there_is(key):
-    with pytest.raises(InputError, match=r"^here: no number .*nc1.*such as test\.accuracy$"):
-        check_key(key, "here")
-
-
-def test_layers_come_in_the_order_of_the_configuration_and_the_features_last():
-    of = Run("r", {"layers": ["a", "b", "not measured"]}, {}, [RECORD])
-    assert list(by_layer(of, RECORD, "nc1").items()) == [("a", 3.0), ("b", 2.0), ("features", 0.25)]
-    assert list(by_layer(Run("r", {}, {}, [RECORD]), RECORD, "nc1")) == ["b", "a", "features"]
-    assert math.isnan(by_layer(of, RECORD, "nc1_cdnv")["a"])
-
-
-def test_runs_are_grouped_by_their_labels_and_those_without_stand_alone():
-    runs = [run("x", 1, {"a": "1"}), run("y", 5, {"a": "2"}), run("z", 3, {"a": "1"}), run("p"), run("q")]
-    groups = grouped(runs)
-    assert [[member.name for member in group.runs] for group in groups] == [["x", "z"], ["y"], ["p"], ["q"]]
-    assert [group.name for group in groups] == ["1", "2", "p", "q"]
-    assert groups[0].values("nc1") == [1, 3]
-    assert groups[0].mean("nc1") == 2
-    assert groups[0].spread("nc1") == pytest.approx(math.sqrt(2))
-    assert math.isnan(groups[1].spread("nc1"))
-    assert math.isnan(grouped([run("x", 1, {"a": "1"}), run("y", math.nan, {"a": "1"})])[0].mean("nc1"))
-
-
-@pytest.mark.parametrize(
-    ("x", "text"),
-    [
-        (None, "undefined"),
-        (math.nan, "undefined"),
-        (0.0, "0"),
-        (0.12345, "0.1235"),
-        (-12.5, "-12.5"),
-        (0.001234, "1.23e-03"),
-        (12345.0, "1.23e+04"),
-        (math.inf, "inf"),
-    ],
-)
-def test_numbers_are_short(x, text):
-    assert number(x) == text
-
-
-def test_labels_are_what_people_say():
-    assert (label("nc1"), label("train.accuracy"), label("head.ratio")) == (
-        "NC1",
-        "train accuracy",
-        "head / exact minimum",
-    )
-
-
-def test_classes_are_named_by_the_environment_or_by_their_numbers():
-    geometry = Geometry(1, np.eye(3), np.zeros(3), np.eye(3), np.zeros(3))
-    assert run(geometries=[geometry]).class_names == ["0", "1", "2"]
-    assert Run("r", {}, {"class_names": ["x", "y"]}, [RECORD]).class_names == ["x", "y"]
+def run(name="a", nc1=0.5, labels=None, config=None):
+    return Run(name, config or {}, {}, [record(nc1=nc1)], labels=labels or {})
 
 
 def test_a_run_is_read_whole(short_run):
-    found = read_run(short_run.path, labels={"a": "b"})
+    found = read_run(short_run.path)
     assert found.name == "short"
-    assert found.labels == {"a": "b"}
-    assert (found.first.epoch, found.last.epoch) == (0, 4)
-    assert found.config["width"] == 32
-    assert found.environment["train_samples"] == 1437
-    assert found.geometries[-1].epoch == 4
-    assert found.last == short_run.records()[-1]
+    assert found.config["epochs"] == 4
+    assert found.first.epoch == 0
+    assert found.last.epoch == 4
+    assert found.class_names == list("0123456789")
+    assert sum(found.environment["class_counts"]) == found.environment["train_samples"]
 
 
-@pytest.fixture
-def copies(short_run, tmp_path):
-    def copy(*names):
-        return [shutil.copytree(short_run.path, tmp_path / name) for name in names]
-
-    return copy
-
-
-def test_runs_are_told_apart_by_as_many_folders_as_it_takes(copies):
-    names = [one.name for one in read_runs(copies("a/x/run", "b/x/run", "c/y/run", "other"))]
-    assert names == ["a/x/run", "b/x/run", "y/run", "other"]
+def test_numbers_of_a_record_by_their_key():
+    assert value(record(nc1=0.25), "nc1") == 0.25
+    assert value(record(accuracy=0.75), "train.accuracy") == 0.75
+    assert math.isnan(value(record(), "head.ratio"))
+    assert math.isnan(value(record(), "nc3"))
 
 
-def test_a_run_given_twice_is_refused_however_it_is_written(copies, monkeypatch, tmp_path):
-    (place,) = copies("run")
-    monkeypatch.chdir(tmp_path)
-    for other in (place, "run", "run/../run"):
-        with pytest.raises(InputError, match="is given twice: leave one out"):
-            read_runs([place, other])
+@pytest.mark.parametrize("key", ["nc5", "train", "valid.accuracy", "", 3, None])
+def test_a_key_that_no_record_has_is_refused(key):
+    with pytest.raises(InputError, match="no number"):
+        check_key(key, "here")
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1", ""])
-@pytest.mark.parametrize("name", ["config.yaml", "environment.json"])
-def test_damaged_files_of_a_run_are_named_in_one_line(copies, name, text):
-    (place,) = copies("run")
-    (place / name).write_text(text)
-    with pytest.raises(InputError, match=rf"{name} is damaged") as caught:
-        read_run(place)
-    assert "\n" not in str(caught.value)
+@pytest.mark.parametrize(
+    ("x", "text"), [(0.5, "0.5"), (1e-5, "1.00e-05"), (float("nan"), "undefined"), (None, "undefined")]
+)
+def test_numbers_for_reading(x, text):
+    assert number(x) == text
+
+
+def test_labels_for_reading():
+    assert label("nc1") == "NC1"
+    assert label("test.accuracy") == "test accuracy"
+
+
+def test_groups_hold_the_runs_that_differ_in_the_seed_only():
+    runs = [run("a0", 1.0, {"x": "a"}), run("b0", 5.0, {"x": "b"}), run("a1", 3.0, {"x": "a"})]
+    first, second = grouped(runs)
+    assert [item.name for item in first.runs] == ["a0", "a1"]
+    assert first.mean("nc1") == 2.0
+    assert first.spread("nc1") == pytest.approx(math.sqrt(2))
+    assert math.isnan(second.spread("nc1"))
+    assert [group.name for group in grouped([run("p"), run("q")])] == ["p", "q"]
+    assert isinstance(first, Group)
+
+
+def test_layers_come_in_the_order_of_the_network():
+    layers = {"l10": {"nc1": 1.0}, "l2": {"nc1": 2.0}}
+    found = by_layer(run(config={"layers": ["l2", "l10"]}), record(nc1=0.1, **layers), "nc1")
+    assert found == {"l2": 2.0, "l10": 1.0, "features": 0.1}
+    assert list(found) == ["l2", "l10", "features"]
+
+
+def test_runs_of_one_name_are_told_apart(short_run, tmp_path):
+    for name in ("x", "y"):
+        shutil.copytree(short_run.path, tmp_path / name / "run")
+    assert [item.name for item in read_runs([tmp_path / "x/run", tmp_path / "y/run"])] == ["x/run", "y/run"]
+    with pytest.raises(InputError, match="given twice"):
+        read_runs([tmp_path / "x/run", tmp_path / "x/../x/run"])
+
+
+def test_a_damaged_configuration_is_named(short_run, tmp_path):
+    shutil.copytree(short_run.path, tmp_path / "run")
+    (tmp_path / "run/config.yaml").write_text("- 1\n")
+    with pytest.raises(InputError, match=r"config\.yaml is damaged"):
+        read_run(tmp_path / "run")

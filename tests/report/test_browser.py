@@ -6,6 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from neuralcollapse.report.page import Cell, Page, Table
@@ -49,7 +50,10 @@ def runs(short_run, tmp_path_factory):
     (other / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     first, second = read_runs([one, other])
     names = [EVIL, "a & b", *second.class_names[2:]]
-    moved = [replace(geometry, means=geometry.means[::-1]) for geometry in second.geometries]
+    moved = [
+        replace(geometry, means=geometry.means[::-1] * np.linspace(0.5, 2, geometry.means.shape[1], dtype=np.float32))
+        for geometry in second.geometries
+    ]
     return first, replace(second, name=EVIL, environment={**second.environment, "class_names": names}, geometries=moved)
 
 
@@ -196,7 +200,7 @@ def test_the_list_of_runs_changes_figure_caption_and_words(visit):
     after = page.evaluate(MAP), page.evaluate("document.getElementById('cosines').data[0].x")
     assert after[0] != before[0]
     assert after[1] != before[1]
-    other = page.evaluate("Object.values(figures.find(f => f.name === 'cosines').others)[0]")
+    other = page.evaluate("figures.find(f => f.name === 'cosines').others[0][1]")
     assert plot.get_attribute("aria-label") == other["alt"] != words
     assert caption.inner_text() == other["caption"]
     page.locator("#cosines-run").select_option(index=0)

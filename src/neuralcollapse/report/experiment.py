@@ -147,7 +147,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for item in costs:
         first = base[item["labels"].get("network", "")]
-        saved = 100 * (1 - item["parameters"] / first["parameters"])
+        saved = 100 * (1 - item["parameters"] / max(first["parameters"], 1))
         rows.append(
             [
                 *(Cell(item["labels"][axis]) for axis in axes),
@@ -155,7 +155,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
                 *(
                     Cell(
                         f"{item[part] / _MIB:,.2f}",
-                        f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first else "",
+                        f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first and first[part] else "",
                         item[part],
                     )
                     for part in ("weights", "gradients", "optimizer_state", "peak")

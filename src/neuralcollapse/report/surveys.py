@@ -86,7 +86,7 @@ def gap_figure(surveys: Sequence[Survey]) -> Figure | None:
         "yaxis": {"type": "log", "exponentformat": "power", "title": {"text": "certified gap"}},
         "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
-    caption = "How far above the global minimum a point can be at most, certified from the point alone; the worst of some starts."
+    caption = "How far above the global minimum a point can be at most, from the point alone; the worst of some starts."
     said = "; ".join(f"{html.unescape(trace['name'])} ends at {trace['y'][-1]:.1e}" for trace in data)
     return Figure("gaps", "Certified gap by iteration", caption, f"Certified gaps. {said}.", data, layout)
 

@@ -94,6 +94,10 @@ def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
             raise InputError(f"{source}: check {kind!r}: {error}") from None
         if "say" not in check:
             raise InputError(f"{source}: check {kind!r}: expected `say`, what the check says in plain words")
+        if "of" in options and options["of"] not in COSTS:
+            raise InputError(
+                f"{source}: check {kind!r}: expected `of` as one of {', '.join(COSTS)}, got {options['of']!r}"
+            )
         if "key" in options:
             check_key(options["key"], f"{source}: check {kind!r}")
 
@@ -104,6 +108,8 @@ def _look(check: Mapping[str, Any], results: Results) -> Finding:
     holds, detail = _KINDS[str(check["kind"])](results, **options)
     return Finding(str(check["say"]), holds, detail)
 
+
+COSTS = ("parameters", "weights", "gradients", "optimizer_state", "peak", "step_seconds")
 
 Told = tuple[bool | None, str]
 
@@ -180,7 +186,7 @@ def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str,
     for cost, other in itertools.product(results.costs, results.costs):
         if not less.items() <= cost["labels"].items() or other["labels"] != {**cost["labels"], **more}:
             continue
-        saving = 100 * (1 - cost[of] / other[of])
+        saving = 100 * (other[of] - cost[of]) / other[of] if other[of] else 0.0
         holds = holds and saving >= percent
         rest = ", ".join(text for axis, text in cost["labels"].items() if axis not in less)
         parts.append(f"{rest + ': ' if rest else ''}{other[of]:,.10g} to {cost[of]:,.10g}, {saving:.2f} % less")
@@ -277,7 +283,7 @@ def certified(results: Results, gap: float) -> Told:
         return None, "no survey"
     starts = sum(len(survey["starts"]["verdicts"]) for survey in results.surveys)
     good = sum(survey["starts"]["verdicts"].count("global_minimum") for survey in results.surveys)
-    worst = max(max(survey["starts"]["gaps"]) for survey in results.surveys)
+    worst = max((gap for survey in results.surveys for gap in survey["starts"]["gaps"]), key=_high)
     models = f"{len(results.surveys)} models"
     detail = f"{good} of {starts} starts in {models}; largest certified gap {worst:.1e}; asked {gap:.0e}"
     return good == starts and worst <= gap, detail
@@ -343,7 +349,7 @@ def _pairs(groups: Sequence[Group], axis: str) -> list[tuple[Group, Group]]:
 def _ratio(start: float, now: float) -> float:
     if math.isnan(start) or math.isnan(now):
         return math.nan
-    return start / now if now else math.inf
+    return start / now if now else (math.inf if start else math.nan)
 
 
 def _range(found: Sequence[float]) -> str:

@@ -141,10 +141,10 @@ def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = 
     kind = whole.get("kind", "train")
     if kind not in ("train", "landscape"):
         raise InputError(f"{name}: expected kind 'train' or 'landscape', got {kind!r}")
-    options = {**(whole.get("options") or {}), **(part.get("options") or {})}
-    vary = {**(whole.get("vary") or {}), **(part.get("vary") or {})}
+    options = {**_named(whole, "options", name), **_named(part, "options", name)}
+    vary = {**_named(whole, "vary", name), **_named(part, "vary", name)}
     vary = {axis: values for axis, values in vary.items() if values}  # a scale drops an axis by leaving it empty
-    costs = part.get("costs", whole.get("costs")) or {}
+    costs = _named(part if "costs" in part else whole, "costs", name)
     seeds = part.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{name}: {scale}: expected seeds as a list of numbers, got {seeds!r}")
@@ -157,7 +157,7 @@ def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = 
         kind=kind,
         scale=scale,
         needs=str(part.get("needs", "")),
-        minutes=float(part.get("minutes", 0)),
+        minutes=_minutes(part.get("minutes", 0), name),
         runs=tuple(_plan(name, kind, options, vary, seeds, changed)),
         costs=tuple(_plan(name, kind, options, costs, [None], changed)) if costs else (),
         checks=_list(part.get("checks", whole.get("checks")), f"{name}: checks"),
@@ -173,7 +173,10 @@ def _plan(
     seeds: Sequence[int | None],
     changes: Mapping[str, Any],
 ) -> list[Planned]:
-    axes = [[(axis, str(value), chosen or {}) for value, chosen in values.items()] for axis, values in vary.items()]
+    axes = []
+    for axis in vary:
+        values = _named(vary, axis, f"{name}: vary")
+        axes.append([(axis, str(value), _named(values, value, f"{name}: {axis}")) for value in values])
     planned = []
     for seed in seeds:
         for combination in itertools.product(*axes):
@@ -218,6 +221,19 @@ def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         if key not in known:
             raise InputError(f"{where}: no entry {key!r}{nearest(str(key), known)}; there may be {', '.join(known)}")
     return value
+
+
+def _named(parent: Mapping[Any, Any], key: Any, where: str) -> dict[Any, Any]:
+    value = parent.get(key) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected {key} as a mapping, got {value!r}")
+    return value
+
+
+def _minutes(value: object, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"{where}: expected minutes as a number, got {value!r}")
+    return float(value)
 
 
 def _list(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:

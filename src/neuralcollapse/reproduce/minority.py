@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import torch
@@ -23,9 +24,13 @@ def minority_cosine(run: Run) -> float | None:
 def cosine_at_minimum(run: Run) -> float:
     """The same at the exact minimiser of the unconstrained feature model with the run's class counts and decays.
 
+    NaN where there are not two smallest classes, or their rows are zero.
+
     Raises:
         InputError: the run's decays are none of that model's (decay_on is not "classifier", or a decay is 0).
     """
+    if len(smallest(run)) < 2:
+        return math.nan
     counts = [int(count) for count in run.environment["class_counts"]]
     model = Model(
         len(counts),

@@ -20,6 +20,7 @@ import yaml
 from neuralcollapse._errors import InputError
 from neuralcollapse.records import RunFolder, write_atomically
 from neuralcollapse.reproduce import surveys
+from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
 from neuralcollapse.runs import read_run
@@ -132,7 +133,7 @@ class ExperimentFolder:
         from neuralcollapse.training.run import resume, train
 
         place = self.path / run.name
-        if (place / "config.yaml").is_file() and (place / "records.jsonl").is_file():
+        if all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json")):
             resume(place, progress=progress)
         else:
             train(config, place, force=True, progress=progress)
@@ -141,10 +142,12 @@ class ExperimentFolder:
         place = self.path / run.name
         if isinstance(run.config, SurveyConfig):
             return surveys.read(place) is not None
-        if not (place / "records.jsonl").is_file() or not (place / "config.yaml").is_file():
+        if not all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json")):
             return False
-        text = (place / "records.jsonl").read_text(encoding="utf-8")
-        if not text.strip() or RunFolder(place).records()[-1].epoch < run.config.epochs:
+        if (
+            not RunFolder(place).read_text("records.jsonl").strip()
+            or RunFolder(place).records()[-1].epoch < run.config.epochs
+        ):
             return False
         # The state is written after all else; kept records without weights have none.
         folder = RunFolder(place)
@@ -179,7 +182,9 @@ class ExperimentFolder:
             return []
         try:
             found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:
+            if not all({"name", "labels", *COST_NAMES} <= set(cost) for cost in found):
+                raise ValueError
+        except (ValueError, TypeError):
             raise InputError(f"{file} is damaged: remove it to measure the costs anew") from None
         return found
 
@@ -202,6 +207,8 @@ def _read(path: Path) -> dict[str, Any]:
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(there, dict) or set(there) != {"name", "scale", "changes", "text"}:
             raise ValueError("expected name, scale, changes, text")
+        if not isinstance(there["text"], str) or not isinstance(there["changes"], dict):
+            raise ValueError("expected text and changes")
     except (OSError, ValueError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"{file} is no experiment ({first}): expected a folder that 'reproduce' wrote") from None

@@ -71,6 +71,8 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
     try:
         config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
         found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if not {"minimum", "atlas", "starts", "trajectories"} <= set(found) or "verdicts" not in found["starts"]:
+            raise ValueError("parts are missing")
         for start in ("objectives", "gaps"):
             found["starts"][start] = [math.nan if x is None else x for x in found["starts"][start]]
         return SurveyConfig(**config), found
