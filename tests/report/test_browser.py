@@ -50,10 +50,8 @@ def runs(short_run, tmp_path_factory):
     (other / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     first, second = read_runs([one, other])
     names = [EVIL, "a & b", *second.class_names[2:]]
-    moved = [
-        replace(geometry, means=geometry.means[::-1] * np.linspace(0.5, 2, geometry.means.shape[1], dtype=np.float32))
-        for geometry in second.geometries
-    ]
+    stretch = np.linspace(0.5, 2, second.geometries[-1].means.shape[1], dtype=np.float32)
+    moved = [replace(geometry, means=geometry.means[::-1] * stretch) for geometry in second.geometries]
     return first, replace(second, name=EVIL, environment={**second.environment, "class_names": names}, geometries=moved)
 
 
