@@ -62,7 +62,8 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     if found != (2, data.num_classes):
         raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
     if len(seen) != 1 or not torch.equal(seen[0], logits):
+        shown = name.removeprefix("network.")
         raise InputError(
-            f"expected the last nn.Linear of {config.network}, {name.removeprefix('network.')!r}, to make its logits, got "
+            f"expected the last nn.Linear of {config.network}, {shown!r}, to make its logits, got "
             "other logits: define the classifier after all other layers, and return what it gives"
         )
