@@ -45,6 +45,24 @@ def test_wrong_names_and_scales_are_refused(capsys, tmp_path):
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("kind: curve, key: nc3", "kind: curv, key: nc3", "did you mean 'curve'"),
+        ("kind: curve, key: nc3", "kind: curve, key: nc9", "no number 'nc9'"),
+        ("kind: curve, key: nc3", "kind: curve, kye: nc3", "figure 'curve'"),
+    ],
+)
+def test_a_figure_that_there_is_not_is_refused_before_anything_runs(capsys, tmp_path, old, new, message):
+    assert main(["reproduce", "losses", "--show"]) == 0
+    text = capsys.readouterr().out
+    assert old in text
+    (tmp_path / "mine.yaml").write_text(text.replace(old, new))
+    out = tmp_path / "out"
+    assert message in refused(capsys, "reproduce", tmp_path / "mine.yaml", "--scale", "smoke", "--out", out)
+    assert not any(out.glob("*/records.jsonl"))
+
+
 def test_an_experiment_from_the_command_line(landscape, capsys):
     assert main(["reproduce", "landscape", "--scale", "smoke", "--out", str(landscape), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)

@@ -65,7 +65,7 @@ class Record:
 
     def to_json(self) -> str:
         """One line of JSON; NaN as null."""
-        return json.dumps(_map_floats(asdict(self), lambda x: x if math.isfinite(x) else None))
+        return json.dumps(finite(asdict(self)))
 
     @classmethod
     def from_json(cls, line: str) -> Record:
@@ -300,10 +300,13 @@ def _numbers(values: dict[str, float | None]) -> dict[str, float]:
     return {name: math.nan if x is None else float(x) for name, x in values.items()}
 
 
-def _map_floats(value: Any, change: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The value with None for floats that are not finite, which JSON has no words for."""
     if isinstance(value, dict):
-        return {name: _map_floats(item, change) for name, item in value.items()}
-    return change(value) if isinstance(value, float) else value
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 MEASURES: dict[str, tuple[str, str]] = {

@@ -82,6 +82,11 @@ class Group:
             return math.nan
         return math.sqrt(sum((x - mean) ** 2 for x in found) / (len(found) - 1))
 
+    def reading(self, key: str) -> str:
+        """The mean for reading, with its standard deviation where there are several seeds."""
+        mean, spread = self.mean(key), self.spread(key)
+        return reading(key, mean) + ("" if math.isnan(spread) else f" ± {spread:.2g}")
+
 
 def value(record: Record, key: str) -> float:
     """A number of a record: a measure by its key, or such as "test.accuracy", "head.ratio"; NaN where there is none."""
@@ -125,6 +130,11 @@ def number(x: float | None) -> str:
     if x is None or math.isnan(x):
         return "undefined"
     return f"{x:.4g}" if x == 0 or 1e-2 <= abs(x) < 1e4 else f"{x:.2e}"
+
+
+def reading(key: str, x: float) -> str:
+    """The number `key` for reading: accuracies with four places, nothing for what is undefined."""
+    return "" if math.isnan(x) else f"{x:.4f}" if key.endswith("accuracy") else number(x)
 
 
 def grouped(runs: Iterable[Run]) -> list[Group]:

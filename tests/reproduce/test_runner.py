@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.report.experiment import experiment_page, write_experiment_page
+from neuralcollapse.report.experiment import experiment_page
 from neuralcollapse.reproduce.checks import judge
 from neuralcollapse.reproduce.experiment import names
 from neuralcollapse.reproduce.runner import ExperimentFolder
@@ -37,7 +37,7 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", names())
 def test_the_page_holds_data_and_the_verdict_of_the_records(folders, name):
     folder = folders(name)
-    page = write_experiment_page(folder).read_text()
+    page = experiment_page(folder).html()
     assert folder.missing() == []
     figures = json.loads(re.search(r"const figures = (\[.*?\]);\n", page).group(1))
     assert len(figures) >= len(folder.experiment.figures)

@@ -95,18 +95,7 @@ def run(options: argparse.Namespace) -> int:
         print_json(
             {
                 "minimum": found.minimum,
-                "atlas": [
-                    {
-                        "groups": [list(group) for group in entry.partition],
-                        "objective": entry.objective,
-                        "verdict": entry.certificate.verdict,
-                        "index": entry.index,
-                        "rank": entry.rank,
-                        "least_eigenvalue": entry.least_eigenvalue,
-                        "gap": entry.certificate.gap,
-                    }
-                    for entry in found.atlas
-                ],
+                "atlas": [entry.record() for entry in found.atlas],
                 "ends": [
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
                     for (value, verdict), gaps in sorted(ends.items())

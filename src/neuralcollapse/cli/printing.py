@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.records import MEASURES
+from neuralcollapse.records import MEASURES, finite
 
 
 def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
@@ -43,15 +43,7 @@ def print_table(values: Mapping[str, float]) -> None:
 
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
-
-    def plain(item: Any) -> Any:
-        if isinstance(item, dict):
-            return {name: plain(part) for name, part in item.items()}
-        if isinstance(item, list):
-            return [plain(part) for part in item]
-        return None if isinstance(item, float) and not math.isfinite(item) else item
-
-    print(json.dumps(plain(value), indent=2))
+    print(json.dumps(finite(value), indent=2))
 
 
 def spelled(argument: str, old: str, new: str) -> str:

@@ -47,8 +47,8 @@ def run(options: argparse.Namespace) -> int:
         print(text_of(options.name), end="")
         return 0
     try:
-        from neuralcollapse.report.experiment import write_experiment_page
-        from neuralcollapse.reproduce.checks import judge
+        from neuralcollapse.report.experiment import experiment_page, validate_figures
+        from neuralcollapse.report.page import save_page
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
@@ -59,6 +59,7 @@ def run(options: argparse.Namespace) -> int:
     changes = {"data": options.data} if options.data else {}
     folder = ExperimentFolder.create(options.name, options.scale, out, changes)
     experiment = folder.experiment
+    validate_figures(experiment.figures, experiment.name)
     count, waiting = len(experiment.runs), len(folder.missing())
     needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
     done = f", {count - waiting} of them whole" if waiting < count else ""
@@ -72,26 +73,27 @@ def run(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         print(f"neuralcollapse: interrupted; {again}", file=sys.stderr)
         return 130
-    page = write_experiment_page(folder)
-    verdict = judge(experiment.checks, folder.results())
+    page = experiment_page(folder)
+    place = save_page(page.html(), out / "report.html")
+    assert page.claim is not None
+    findings = page.claim.findings
     if options.json:
-        findings = [{"say": item.say, "holds": item.holds, "detail": item.detail} for item in verdict.findings]
         print_json(
             {
                 "experiment": experiment.name,
                 "scale": experiment.scale,
                 "folder": str(out),
-                "page": str(page),
-                "verdict": verdict.word,
-                "findings": findings,
+                "page": str(place),
+                "verdict": page.claim.word,
+                "findings": [{"say": say, "holds": holds, "detail": detail} for holds, say, detail in findings],
             }
         )
         return 0
     print(f"\n{experiment.title}\n  {experiment.claim}\n")
-    for finding in verdict.findings:
-        mark = {True: "holds   ", False: "does not", None: "untested"}[finding.holds]
-        print(f"  {mark}  {finding.say}\n            {finding.detail}")
-    print(f"\n{verdict.sentence}\npage  {page}\nnext  open it in a browser; figures for a paper: ", end="")
+    for holds, say, detail in findings:
+        mark = {True: "holds   ", False: "does not", None: "untested"}[holds]
+        print(f"  {mark}  {say}\n            {detail}")
+    print(f"\n{page.verdict}\npage  {place}\nnext  open it in a browser; figures for a paper: ", end="")
     print(f"neuralcollapse report {out} --format pdf")
     return 0
 

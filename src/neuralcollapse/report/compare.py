@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.records import MEASURES
@@ -14,19 +15,20 @@ from neuralcollapse.runs import Group, Run, by_layer, label, number, value
 
 _BAND = 0.18  # opacity of the range over seeds
 _ALL_FRAMES = 60  # of all runs that one figure lets choose from, together
-_COST_PARTS = {
+COST_PARTS = {
     "weights": "weights",
     "gradients": "gradients",
     "optimizer_state": "optimiser state",
     "peak": "peak of a step",
 }
-_MIB = 2**20
+MIB = 2**20
+FRAME: dict[str, Any] = {"height": 340, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}
 
 
 def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
     data: list[dict[str, Any]] = []
-    for group, color in zip(groups, _colors(), strict=False):
+    for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
         epochs, rows = _by_epoch(group, key)
         means = [_mean(row) for row in rows]
         if len(group.runs) > 1:
@@ -38,11 +40,10 @@ def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
             data.append(_line(group.name, epochs, high, color) | band | fill)
         data.append(_line(group.name, epochs, means, color) | {"hovertemplate": "%{y:.4g}", "legendgroup": group.name})
     layout = {
-        "height": 340,
+        **FRAME,
         "hovermode": "x unified",
         "xaxis": {"title": {"text": "epoch"}},
         "yaxis": _axis(label(key), log, data),
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
     seeds = max(len(group.runs) for group in groups)
@@ -60,7 +61,7 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
         rest = ", ".join(text for name, text in group.labels.items() if name != axis)
         lines.setdefault(rest or label(key), []).append(group)
     data = []
-    for (name, members), color in zip(lines.items(), _colors(), strict=False):
+    for (name, members), color in zip(lines.items(), itertools.cycle(COLORS), strict=False):
         ordered = sorted(members, key=lambda group: float(group.labels[axis]))
         trace = _line(
             name, [float(group.labels[axis]) for group in ordered], [group.mean(key) for group in ordered], color
@@ -72,7 +73,7 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
         data.append(trace)
     ticks = sorted({x for trace in data for x in trace["x"]})
     layout = {
-        "height": 340,
+        **FRAME,
         "xaxis": {
             "title": {"text": html.escape(axis)},
             "type": "log" if min(ticks, default=1) > 0 else "linear",
@@ -81,7 +82,6 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
         },
         "yaxis": _axis(label(key), log, data),
         "showlegend": len(data) > 1,
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     seeds = max(len(group.runs) for group in groups)
     caption = f"{_meaning(key)} At the end, by {axis}." + (" Bars: standard deviation over seeds." if seeds > 1 else "")
@@ -98,7 +98,7 @@ def along(groups: Sequence[Group], axis: str, key: str, *, log: bool = False) ->
 def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     """A number from layer to layer, at the end (solid) and before training (dotted)."""
     data = []
-    for group, color in zip(groups, _colors(), strict=False):
+    for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
         runs = [run for run in group.runs if run.last.layers]
         for when, dash in (("end", "solid"), ("start", "dot")):
             records = [(run, run.last if when == "end" else run.first) for run in runs]
@@ -118,10 +118,9 @@ def by_depth(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
             }
             data.append(trace)
     layout = {
-        "height": 340,
+        **FRAME,
         "xaxis": {"title": {"text": "layer"}, "dtick": 1},
         "yaxis": _axis(label(key), log, data),
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     said = "; ".join(f"{html.unescape(trace['name'])}: {', '.join(map(number, trace['y']))}" for trace in data)
     caption = f"{_meaning(key)} From the first measured layer to the features that the classifier sees."
@@ -137,7 +136,7 @@ def minority(
     ordered = sorted(groups, key=lambda group: float(group.labels[axis]))
     ratios = [float(group.labels[axis]) for group in ordered]
     found = [[x for run in group.runs if (x := cosine(run)) is not None] for group in ordered]
-    means = [sum(row) / len(row) if row else math.nan for row in found]
+    means = [_mean(row) for row in found]
     minima = [exact(group.runs[0]) for group in ordered]
     data = [
         _line("exact minimiser", ratios, minima, "#64748b")
@@ -149,7 +148,7 @@ def minority(
         },
     ]
     layout = {
-        "height": 340,
+        **FRAME,
         "xaxis": {
             "title": {"text": "samples of a large class / of a small one"},
             "type": "log",
@@ -157,7 +156,6 @@ def minority(
             "ticktext": [f"{x:g}" for x in ratios],
         },
         "yaxis": {"title": {"text": "cosine"}, "range": [-0.3, 1.1]},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     said = "; ".join(
         f"ratio {x:g}: network {number(a)}, exact {number(b)}" for x, a, b in zip(ratios, means, minima, strict=True)
@@ -181,8 +179,8 @@ def cost(costs: Sequence[Mapping[str, Any]], of: str) -> Figure:
             name: [item for item in items if item["labels"].get("network", first) == first]
             for name, items in kinds.items()
         }
-        x = list(_COST_PARTS.values())
-        bars = {name: [items[0][part] / _MIB for part in _COST_PARTS] for name, items in chosen.items() if items}
+        x = list(COST_PARTS.values())
+        bars = {name: [items[0][part] / MIB for part in COST_PARTS] for name, items in chosen.items() if items}
         where = f" of {first}" if "network" in costs[0]["labels"] else ""
         title, unit, text = f"Memory of a training step{where}", "MiB", "%{y:,.1f} MiB"
         caption = "Measured: tensors of the weights, their gradients, the optimiser's state, and the most held at once."
@@ -194,7 +192,7 @@ def cost(costs: Sequence[Mapping[str, Any]], of: str) -> Figure:
         title = {"step_seconds": "Time of a training step", "parameters": "Trainable parameters"}[of]
         text = "%{y:,.1f} ms" if unit else "%{y:,}"
         caption = (
-            f"Median of steps taken in turns on one {costs[0]['device']}: forward, loss, backward, update."
+            f"Median of steps taken in turns on one {device(costs)}: forward, loss, backward, update."
             if unit
             else "Counted."
         )
@@ -205,22 +203,26 @@ def cost(costs: Sequence[Mapping[str, Any]], of: str) -> Figure:
             "x": x,
             "y": plain_numbers([float(y) for y in ys], 9),
             "marker": {"color": color},
-            "hovertemplate": f"{text}",
+            "hovertemplate": text,
         }
-        for (name, ys), color in zip(bars.items(), _colors(), strict=False)
+        for (name, ys), color in zip(bars.items(), itertools.cycle(COLORS), strict=False)
     ]
     layout = {
-        "height": 340,
+        **FRAME,
         "barmode": "group",
         "xaxis": {"type": "category"},
         "yaxis": {"title": {"text": unit}, "rangemode": "tozero"},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     said = "; ".join(
         f"{name}: " + ", ".join(f"{a} {y:,.6g} {unit}".strip() for a, y in zip(x, ys, strict=True))
         for name, ys in bars.items()
     )
     return Figure(_name("cost", of), title, caption, f"{title}. {said}.", data, layout)
+
+
+def device(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Where the costs were measured."""
+    return "CPU" if costs[0]["device"] == "cpu" else str(costs[0]["device"])
 
 
 def geometry_figures(runs: Sequence[Run]) -> list[Figure]:
@@ -264,10 +266,6 @@ def _axis(title: str, log: bool, traces: Sequence[Mapping[str, Any]]) -> dict[st
     positive = [x for trace in traces for x in trace["y"] if x is not None and x > 0]
     wide = bool(positive) and max(positive) > 30 * min(positive)
     return {"type": "log", "exponentformat": "e", "dtick": 1 if wide else "D2", **named}
-
-
-def _colors() -> Iterable[str]:
-    return (COLORS[i % len(COLORS)] for i in range(1000))
 
 
 def _faint(color: str) -> str:

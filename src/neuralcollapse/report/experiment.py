@@ -4,31 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse._errors import InputError
 from neuralcollapse.report import compare
 from neuralcollapse.report.figures import Figure
-from neuralcollapse.report.page import Cell, Claim, Page, Table, save_page
+from neuralcollapse.report.page import Cell, Claim, Page, Table
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.report.several import NUMBERS, run_table, setting_tables
+from neuralcollapse.report.several import NUMBERS, as_number, run_table, setting_tables
 from neuralcollapse.report.surveys import energy_figure, gap_figure, survey_csv, survey_tables
-from neuralcollapse.reproduce.checks import Results, judge
+from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.runs import Group, check_key, grouped, label, number
-
-_MIB = 2**20
-
-
-def write_experiment_page(folder: ExperimentFolder, out: Path | None = None) -> Path:
-    """Write the page of an experiment, into its folder when no other place is given; returns its path.
-
-    Raises:
-        InputError: no run of it is whole, damaged files, or `out` cannot be written.
-    """
-    return save_page(experiment_page(folder).html(), out or folder.path / "report.html")
+from neuralcollapse.runs import Group, grouped, label
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -69,31 +57,59 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
     """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group.
 
     Raises:
-        InputError: an unknown kind or number, or options that the kind has not.
+        InputError: as `validate_figures`, or an axis that there is not, or of which the values are no numbers.
     """
-    groups = grouped(results.runs)
-    kinds: dict[str, Callable[..., Figure | None]] = {
-        "curve": lambda key, log=False: compare.curve(groups, check_key(key, source), log=log),
-        "axis": lambda axis, key, log=False: compare.along(groups, axis, check_key(key, source), log=log),
-        "depth": lambda key, log=False: compare.by_depth(groups, check_key(key, source), log=log),
-        "minority": lambda axis: compare.minority(groups, axis, minority_cosine, cosine_at_minimum),
-        "cost": lambda of: compare.cost(results.costs, of) if results.costs else None,
-        "energy": lambda: energy_figure(results.surveys),
-        "gaps": lambda: gap_figure(results.surveys),
-    }
-    found = []
+    validate_figures(wanted, source)
+    drawn = {}
     for item in wanted:
-        kind = str(item["kind"])
-        if kind not in kinds:
-            raise InputError(f"{source}: no figure {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
         try:
-            found.append(kinds[kind](**{name: part for name, part in item.items() if name != "kind"}))
-        except InputError:
-            raise
-        except (TypeError, KeyError, ValueError) as error:
-            raise InputError(f"{source}: figure {kind!r}: {error}") from None
-    drawn = {figure.name: figure for figure in found if figure is not None}  # each once
-    return [*drawn.values(), *compare.geometry_figures([group.runs[0] for group in groups])]
+            figure = _FIGURES[item["kind"]](results, **{name: part for name, part in item.items() if name != "kind"})
+        except (KeyError, ValueError) as error:
+            raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
+        if figure is not None:
+            drawn[figure.name] = figure  # each once
+    return [*drawn.values(), *compare.geometry_figures([group.runs[0] for group in grouped(results.runs)])]
+
+
+def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
+    """Raise unless every figure is of a kind that there is, with options that it takes.
+
+    Raises:
+        InputError: naming the first that is not.
+    """
+    for item in wanted:
+        validate_item(item, _FIGURES, f"{source}: figure")
+
+
+def _curve(results: Results, key: str, log: bool = False) -> Figure:
+    return compare.curve(grouped(results.runs), key, log=log)
+
+
+def _axis(results: Results, axis: str, key: str, log: bool = False) -> Figure:
+    return compare.along(grouped(results.runs), axis, key, log=log)
+
+
+def _depth(results: Results, key: str, log: bool = False) -> Figure:
+    return compare.by_depth(grouped(results.runs), key, log=log)
+
+
+def _minority(results: Results, axis: str) -> Figure:
+    return compare.minority(grouped(results.runs), axis, minority_cosine, cosine_at_minimum)
+
+
+def _cost(results: Results, of: str) -> Figure | None:
+    return compare.cost(results.costs, of) if results.costs else None
+
+
+_FIGURES: dict[str, Callable[..., Figure | None]] = {
+    "curve": _curve,
+    "axis": _axis,
+    "depth": _depth,
+    "minority": _minority,
+    "cost": _cost,
+    "energy": lambda results: energy_figure(results.surveys),
+    "gaps": lambda results: gap_figure(results.surveys),
+}
 
 
 def _tables(results: Results) -> list[Table]:
@@ -127,10 +143,10 @@ def group_table(groups: Sequence[Group]) -> Table:
         parameters = group.runs[0].environment.get("parameters")
         rows.append(
             [
-                *(Cell(group.labels[axis], sort=_as_number(group.labels[axis])) for axis in axes),
+                *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
-                *(Cell(spread(group, key), sort=group.mean(key)) for key in keys),
+                *(Cell(group.reading(key), sort=group.mean(key)) for key in keys),
             ]
         )
     header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))
@@ -154,11 +170,11 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
                 Cell(f"{item['parameters']:,}", f"{-saved:+.2f} %" if item is not first else "", item["parameters"]),
                 *(
                     Cell(
-                        f"{item[part] / _MIB:,.2f}",
+                        f"{item[part] / compare.MIB:,.2f}",
                         f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first and first[part] else "",
                         item[part],
                     )
-                    for part in ("weights", "gradients", "optimizer_state", "peak")
+                    for part in compare.COST_PARTS
                 ),
                 Cell(
                     f"{1000 * item['step_seconds']:.1f}",
@@ -169,23 +185,7 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         )
     header = (*axes, "parameters", "weights, MiB", "gradients, MiB", "optimiser, MiB", "peak, MiB", "step, ms")
     note = (
-        f"Measured on one {costs[0]['device']}: memory of the tensors, the most held at once during a step, and the "
+        f"Measured on one {compare.device(costs)}: memory of the tensors, the most held at once during a step, and the "
         "median time of steps taken in turns. Below: against the first row of the network."
     )
     return Table("What a training step costs", rows, header, note, sortable=True)
-
-
-def spread(group: Group, key: str) -> str:
-    """A mean with its standard deviation, for reading."""
-    mean, deviation = group.mean(key), group.spread(key)
-    if math.isnan(mean):
-        return ""
-    text = f"{mean:.4f}" if key.endswith("accuracy") else number(mean)
-    return text if math.isnan(deviation) else f"{text} ± {deviation:.2g}"
-
-
-def _as_number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None

@@ -11,7 +11,7 @@ from neuralcollapse.report.figures import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, limits, shown, state
-from neuralcollapse.runs import Group, Run, grouped, label, number, value
+from neuralcollapse.runs import Group, Run, grouped, label, number, reading, value
 
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
 _CURVES = (
@@ -72,11 +72,11 @@ def run_table(runs: Sequence[Run]) -> Table:
         rows.append(
             [
                 Cell(run.name),
-                *(Cell(run.labels.get(axis, ""), sort=_as_number(run.labels.get(axis, ""))) for axis in axes),
-                Cell(str(run.config.get("seed", "")), sort=_as_number(run.config.get("seed"))),
+                *(Cell(run.labels.get(axis, ""), sort=as_number(run.labels.get(axis, ""))) for axis in axes),
+                Cell(str(run.config.get("seed", "")), sort=as_number(run.config.get("seed"))),
                 Cell(str(run.last.epoch), sort=run.last.epoch),
-                Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=_as_number(parameters)),
-                *(Cell(_shown(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
+                Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=as_number(parameters)),
+                *(Cell(reading(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
             ]
         )
     header = ("run", *axes, "seed", "epochs", "parameters", *map(label, keys))
@@ -117,11 +117,8 @@ def _option(item: object) -> str:
     return "" if item is None or item == [] or item == {} else shown(item)
 
 
-def _shown(key: str, x: float) -> str:
-    return "" if math.isnan(x) else f"{x:.4f}" if key.endswith("accuracy") else number(x)
-
-
-def _as_number(item: object) -> float | None:
+def as_number(item: object) -> float | None:
+    """What a label sorts by: its number, or None for other texts."""
     try:
         return float(item)  # type: ignore[arg-type]
     except (TypeError, ValueError):

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from neuralcollapse.report.compare import FRAME
 from neuralcollapse.report.figures import COLORS, Figure, plain_numbers
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.runs import number
@@ -41,10 +42,9 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure | None:
     if not data:
         return None
     layout = {
-        "height": 380,
+        **FRAME,
         "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
         "yaxis": {"title": {"text": "objective / minimum"}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     caption = "Every critical point of the atlases. Only those at the minimum, 1, have no way down (index 0)."
     said = "; ".join(
@@ -81,10 +81,9 @@ def gap_figure(surveys: Sequence[Survey]) -> Figure | None:
     if not data:
         return None
     layout = {
-        "height": 380,
+        **FRAME,
         "xaxis": {"title": {"text": "iteration of L-BFGS"}, "type": "log", "dtick": 1},
         "yaxis": {"type": "log", "exponentformat": "power", "title": {"text": "certified gap"}},
-        "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
     }
     caption = "How far above the global minimum a point can be at most, from the point alone; the worst of some starts."
     said = "; ".join(f"{html.unescape(trace['name'])} ends at {trace['y'][-1]:.1e}" for trace in data)

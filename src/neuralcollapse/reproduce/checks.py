@@ -31,7 +31,7 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """Whether the claim is "supported": check holds; "partly supported"; or "not supported": none does."""
+        """Supported (every check holds), partly supported, not supported (none holds) or not tested."""
         told = [finding.holds for finding in self.findings if finding.holds is not None]
         if not told:
             return "not tested"
@@ -74,7 +74,13 @@ def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
     Raises:
         InputError: an unknown kind or option.
     """
-    return Verdict([_look(check, results) for check in checks])
+    validate(checks, "checks")
+    findings = []
+    for check in checks:
+        options = {name: item for name, item in check.items() if name not in ("kind", "say")}
+        holds, detail = _KINDS[str(check["kind"])](results, **options)
+        findings.append(Finding(str(check["say"]), holds, detail))
+    return Verdict(findings)
 
 
 def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
@@ -84,29 +90,28 @@ def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
         InputError: naming the first that does not.
     """
     for check in checks:
-        kind = str(check["kind"])
-        if kind not in _KINDS:
-            raise InputError(f"{source}: no check {kind!r}{nearest(kind, _KINDS)}; there are: {', '.join(_KINDS)}")
-        options = {name: item for name, item in check.items() if name not in ("kind", "say")}
-        try:
-            inspect.signature(_KINDS[kind]).bind(Results(), **options)
-        except TypeError as error:
-            raise InputError(f"{source}: check {kind!r}: {error}") from None
         if "say" not in check:
-            raise InputError(f"{source}: check {kind!r}: expected `say`, what the check says in plain words")
-        if "of" in options and options["of"] not in COSTS:
-            raise InputError(
-                f"{source}: check {kind!r}: expected `of` as one of {', '.join(COSTS)}, got {options['of']!r}"
-            )
-        if "key" in options:
-            check_key(options["key"], f"{source}: check {kind!r}")
+            raise InputError(f"{source}: check {check['kind']!r}: expected `say`, what the check says in plain words")
+        validate_item({name: item for name, item in check.items() if name != "say"}, _KINDS, f"{source}: check")
 
 
-def _look(check: Mapping[str, Any], results: Results) -> Finding:
-    validate([check], "checks")
-    options = {name: item for name, item in check.items() if name not in ("kind", "say")}
-    holds, detail = _KINDS[str(check["kind"])](results, **options)
-    return Finding(str(check["say"]), holds, detail)
+def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]], source: str) -> None:
+    """Raise unless an entry of an experiment (a check, a figure) names one of the kinds, with options that it takes.
+
+    Raises:
+        InputError: an unknown kind (the nearest is offered), an option too many or too few, an unknown number or cost.
+    """
+    kind, options = str(item["kind"]), {name: part for name, part in item.items() if name != "kind"}
+    if kind not in kinds:
+        raise InputError(f"{source}: no {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
+    try:
+        inspect.signature(kinds[kind]).bind(Results(), **options)
+    except TypeError as error:
+        raise InputError(f"{source} {kind!r}: {error}") from None
+    if "of" in options and options["of"] not in (*COSTS, "memory"):
+        raise InputError(f"{source} {kind!r}: expected `of` as one of {', '.join(COSTS)}, got {options['of']!r}")
+    if "key" in options:
+        check_key(options["key"], f"{source} {kind!r}")
 
 
 COSTS = ("parameters", "weights", "gradients", "optimizer_state", "peak", "step_seconds")
@@ -114,16 +119,9 @@ COSTS = ("parameters", "weights", "gradients", "optimizer_state", "peak", "step_
 Told = tuple[bool | None, str]
 
 
-def end(
-    results: Results,
-    key: str,
-    at_least: float = -math.inf,
-    at_most: float = math.inf,
-    where: Mapping[str, str] | None = None,
-) -> Told:
+def end(results: Results, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> Told:
     """A number at the end of every run lies within bounds."""
-    runs = _where(results.runs, where)
-    found = [value(run.last, key) for run in runs]
+    found = [value(run.last, key) for run in results.runs]
     if not found:
         return None, "no such run"
     bounds = [f"at least {at_least:g}"] * (at_least > -math.inf) + [f"at most {at_most:g}"] * (at_most < math.inf)
@@ -131,12 +129,11 @@ def end(
     return all(at_least <= x <= at_most for x in found), detail
 
 
-def falls(results: Results, key: str, times: float, where: Mapping[str, str] | None = None) -> Told:
+def falls(results: Results, key: str, times: float) -> Told:
     """A number falls by a factor in every run, from the first record to the last."""
-    runs = _where(results.runs, where)
-    if not runs:
+    if not results.runs:
         return None, "no such run"
-    factors = {run.name: _ratio(value(run.first, key), value(run.last, key)) for run in runs}
+    factors = {run.name: _ratio(value(run.first, key), value(run.last, key)) for run in results.runs}
     least = max(factors, key=lambda name: _high(-factors[name]))
     most = max(factors.values())
     return (
@@ -145,19 +142,13 @@ def falls(results: Results, key: str, times: float, where: Mapping[str, str] | N
     )
 
 
-def alike(
-    results: Results, key: str, axis: str, within: float, lower: str | None = None, upper: str | None = None
-) -> Told:
-    """Groups that differ on one axis only have means that lie within a distance (or only `lower` and `upper`)."""
-    differences = [
-        (abs(a.mean(key) - b.mean(key)), a, b)
-        for a, b in _pairs(grouped(results.runs), axis)
-        if lower is None or {a.labels[axis], b.labels[axis]} == {lower, upper}
-    ]
+def alike(results: Results, key: str, axis: str, within: float) -> Told:
+    """Groups that differ on one axis only have means that lie within a distance."""
+    differences = [(abs(a.mean(key) - b.mean(key)), a, b) for a, b in _pairs(grouped(results.runs), axis)]
     if not differences:
         return None, f"no two groups differ in {axis} only"
     worst, a, b = max(differences, key=lambda item: _high(item[0]))
-    named = f"{a.name}: {with_spread(a, key)}, {b.name}: {with_spread(b, key)}"
+    named = f"{a.name}: {a.reading(key)}, {b.name}: {b.reading(key)}"
     return worst <= within, f"{label(key)} differs by at most {worst:.4f} ({named}); asked at most {within:g}"
 
 
@@ -172,7 +163,7 @@ def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[
     if not found:
         return None, "these runs are not there"
     worst, a, b = max(found, key=lambda item: _high(item[0]))
-    named = f"{a.name}: {with_spread(a, key)}, {b.name}: {with_spread(b, key)}"
+    named = f"{a.name}: {a.reading(key)}, {b.name}: {b.reading(key)}"
     return worst <= within, f"{label(key)} {-worst:+.4f} at worst ({named}); asked no more than {within:g} below"
 
 
@@ -198,7 +189,7 @@ def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str,
 def interpolates(results: Results, key: str, accuracy: float) -> Told:
     """Every run that fits its training set (train accuracy) has a lower number than every run that does not.
 
-    Of those that do not, a dead network may have none; it is left out, and counted.
+    Of those that do not, a dead network may have none: then, if the others agree, these runs cannot tell.
     """
     fits = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
     others = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
@@ -210,7 +201,8 @@ def interpolates(results: Results, key: str, accuracy: float) -> Told:
     )
     if not fits or not fails:
         return None, detail
-    return max(fits, key=_high) < min(fails), detail
+    holds = max(fits, key=_high) < min(fails)
+    return (None if holds and dead else holds), detail
 
 
 def grows(results: Results, key: str, axis: str, by: float) -> Told:
@@ -321,16 +313,6 @@ _KINDS: dict[str, Callable[..., Told]] = {
         saddles,
     )
 }
-
-
-def with_spread(group: Group, key: str) -> str:
-    """A mean with its standard deviation over seeds, where there are several."""
-    spread = group.spread(key)
-    return number(group.mean(key)) + ("" if math.isnan(spread) else f" ± {spread:.2g}")
-
-
-def _where(runs: Sequence[Run], where: Mapping[str, str] | None) -> list[Run]:
-    return [run for run in runs if all(run.labels.get(axis) == text for axis, text in (where or {}).items())]
 
 
 def _pairs(groups: Sequence[Group], axis: str) -> list[tuple[Group, Group]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
-import torch
 
 from neuralcollapse.runs import Run
 from neuralcollapse.ufm.minimizers import global_minimizer
@@ -31,24 +32,32 @@ def cosine_at_minimum(run: Run) -> float:
     """
     if len(smallest(run)) < 2:
         return math.nan
-    counts = [int(count) for count in run.environment["class_counts"]]
-    model = Model(
-        len(counts),
-        len(counts),
-        counts,
-        float(run.config["weight_decay"]),
-        float(run.config["feature_decay"]),
-        float(run.config["bias_decay"]),
-        loss=run.config["loss"],
+    config = run.config
+    return _at_minimum(
+        tuple(int(count) for count in run.environment["class_counts"]),
+        float(config["weight_decay"]),
+        float(config["feature_decay"]),
+        float(config["bias_decay"]),
+        str(config["loss"]),
     )
-    W = global_minimizer(model).W
-    rows = W[torch.tensor(smallest(run))].numpy()
-    return _mean_cosine(rows)
+
+
+@cache
+def _at_minimum(
+    counts: tuple[int, ...], weight_decay: float, feature_decay: float, bias_decay: float, loss: str
+) -> float:
+    """Kept, since seeds share it, and checks and figures ask again."""
+    count = len(counts)
+    model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, loss=loss)
+    return _mean_cosine(global_minimizer(model).W.numpy()[_least(counts)])
 
 
 def smallest(run: Run) -> list[int]:
     """The classes with the fewest training samples, where not all have as many."""
-    counts = run.environment.get("class_counts") or []
+    return _least(run.environment.get("class_counts") or [])
+
+
+def _least(counts: Sequence[int]) -> list[int]:
     least = min(counts, default=0)
     found = [k for k, count in enumerate(counts) if count == least]
     return found if len(found) < len(counts) else []

@@ -133,7 +133,7 @@ class ExperimentFolder:
         from neuralcollapse.training.run import resume, train
 
         place = self.path / run.name
-        if all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json")):
+        if _begun(place):
             resume(place, progress=progress)
         else:
             train(config, place, force=True, progress=progress)
@@ -142,15 +142,12 @@ class ExperimentFolder:
         place = self.path / run.name
         if isinstance(run.config, SurveyConfig):
             return surveys.read(place) is not None
-        if not all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json")):
+        if not _begun(place):
             return False
-        if (
-            not RunFolder(place).read_text("records.jsonl").strip()
-            or RunFolder(place).records()[-1].epoch < run.config.epochs
-        ):
+        folder = RunFolder(place)
+        if not folder.read_text("records.jsonl").strip() or folder.records()[-1].epoch < run.config.epochs:
             return False
         # The state is written after all else; kept records without weights have none.
-        folder = RunFolder(place)
         return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()
 
     def _check_runs(self) -> None:
@@ -213,6 +210,11 @@ def _read(path: Path) -> dict[str, Any]:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"{file} is no experiment ({first}): expected a folder that 'reproduce' wrote") from None
     return there
+
+
+def _begun(place: Path) -> bool:
+    """Whether a run got as far as to leave what it can go on from."""
+    return all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json"))
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.records import write_atomically
+from neuralcollapse.records import finite, write_atomically
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import survey
@@ -27,20 +27,7 @@ def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None)
     found = survey(Model(**values), starts=starts, seed=seed, tell=tell)
     return {
         "minimum": found.minimum,
-        "atlas": [
-            {
-                "groups": [list(group) for group in entry.partition],
-                "name": entry.name,
-                "objective": entry.objective,
-                "verdict": entry.certificate.verdict,
-                "index": entry.index,
-                "rank": entry.rank,
-                "least_eigenvalue": entry.least_eigenvalue,
-                "gap": entry.certificate.gap,
-                "nc2": entry.measures["nc2"],
-            }
-            for entry in found.atlas
-        ],
+        "atlas": [entry.record() for entry in found.atlas],
         "starts": {
             "objectives": found.starts.objectives.tolist(),
             "gaps": found.starts.gaps.tolist(),
@@ -56,7 +43,7 @@ def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
     """Keep a survey in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False).encode())
-    text = json.dumps(_finite(found), separators=(",", ":"))
+    text = json.dumps(finite(found), separators=(",", ":"))
     write_atomically(folder / FACTS, text.encode() + b"\n")
 
 
@@ -79,12 +66,3 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
     except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"the survey in {folder} is damaged ({first}): remove the folder to make it anew") from None
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: null instead."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -64,6 +65,20 @@ class Entry:
     def sizes(self) -> tuple[int, ...]:
         """The sizes of the groups, largest first."""
         return tuple(sorted((len(group) for group in self.partition), reverse=True))
+
+    def record(self) -> dict[str, Any]:
+        """Its numbers, for JSON; the point is left out."""
+        return {
+            "groups": [list(group) for group in self.partition],
+            "name": self.name,
+            "objective": self.objective,
+            "verdict": self.certificate.verdict,
+            "index": self.index,
+            "rank": self.rank,
+            "least_eigenvalue": self.least_eigenvalue,
+            "gap": self.certificate.gap,
+            "nc2": self.measures["nc2"],
+        }
 
 
 def atlas(model: Model, partitions: Sequence[Partition] | None = None) -> list[Entry]:

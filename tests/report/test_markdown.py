@@ -1,0 +1,25 @@
+from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.markdown import escaped, markdown
+from neuralcollapse.report.page import Cell, Claim, Page, Table
+
+FINDINGS = [(True, "first", "1"), (False, "second", "2 < 3"), (None, "third", "?")]
+FIGURE = Figure("f", "F", "c", "a curve of a &amp; b", [], {"height": 1})
+TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Hidden", [["y", "2"]], narrow=True)]
+
+
+def test_the_page_in_markdown():
+    claim = Claim("It is so", "someone", "partly supported", FINDINGS)
+    text = markdown(Page("Title", "sub", "So.", [], [FIGURE], TABLES, claim), {"f": "figures/f.png"})
+    assert text.startswith("# Title\n\nsub\n\n> It is so\n")
+    assert "| first | holds | 1 |\n| second | **does not hold** | 2 &lt; 3 |\n| third | not tested | ? |" in text
+    assert "## T\n\nnote\n\n| a | b |\n| --- | --- |\n| x | 1 (-5 %) |" in text
+    assert "![a curve of a &amp; b](figures/f.png)" in text
+    assert "Hidden" not in text
+
+
+def test_without_images_there_are_no_links():
+    assert "![" not in markdown(Page("T", "s", "v", [], [FIGURE], []))
+
+
+def test_nothing_of_a_users_text_is_markup():
+    assert escaped("a|b *c* <i> [d]\n# e") == r"a\|b \*c\* &lt;i&gt; \[d\] \# e"
