@@ -116,6 +116,12 @@ class Forks:
         assert code == 0, f"{arguments}: {code}: {self.log.read_text()}"
 
 
+def lines(run: Path) -> int:
+    """Records of a run that is being written."""
+    records = run / "records.jsonl"
+    return records.read_text().count("\n") if records.is_file() else 0
+
+
 def kill_twenty_times(folder: Path) -> None:
     """In a process of its own: prints what `test_killed_at_twenty_moments...` looks at."""
     torch.set_num_threads(1)
@@ -123,7 +129,7 @@ def kill_twenty_times(folder: Path) -> None:
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
 
-    import neuralcollapse.report.page  # noqa: F401
+    import neuralcollapse.report.single  # noqa: F401
 
     forks = Forks(folder)
     flags = ["--epochs", 60, "--width", 12, "--depth", 2, "--feature_dim", 10, "--checkpoint_every", 9, "--loggers=[]"]
@@ -144,13 +150,19 @@ def kill_twenty_times(folder: Path) -> None:
         begun = (run / "config.yaml").exists()
         command = ["--resume", run] if begun else ["--out", run, "--force", *flags]
         pid = forks.start("train", *command)
-        code = forks.ended(pid, source.uniform(0.3 * startup, startup + training / 15))
+        # as it starts, or in one of the next epochs: by what it has done, since clocks and machines differ
+        epochs, seen = source.randrange(4), lines(run)
+        code = forks.ended(pid, source.uniform(0.3 * startup, startup))
+        while epochs and code is None:
+            now = lines(run)
+            epochs, seen = epochs - (now > seen), now
+            code = forks.ended(pid, 0.001)
+        code = forks.ended(pid, source.uniform(0, training / 60)) if code is None else code
         assert code is None, f"ended by itself: {code}: {forks.log.read_text()}"
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         kills += 1
-        records = run / "records.jsonl"
-        trained.append(len(records.read_text().splitlines()) if records.exists() else 0)
+        trained.append(lines(run))
     forks.run("train", "--resume", run)
     print(json.dumps({"kills": kills, "records": trained, "different": differences(run, whole)}))
 

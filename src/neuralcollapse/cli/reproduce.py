@@ -123,7 +123,7 @@ def _list(as_json: bool) -> int:
         for one in scales:
             size = f"{len(one.runs)} run{'s' if len(one.runs) > 1 else ''}, {_minutes(one.minutes)}"
             print(f"    {one.scale:<7} {size:<20} {one.needs}")
-    print("\nTimes of smoke and laptop are on 2 CPU cores; those of paper are estimates for one GPU.")
+    print("\nTimes of smoke and laptop: measured on one CPU thread; of paper: estimates for one GPU, not run yet.")
     print("next  neuralcollapse reproduce optimizers --scale smoke")
     return 0
 
