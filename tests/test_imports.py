@@ -38,6 +38,7 @@ ROWS = {
         "head",
         "facade",
     ),
+    "recorder": (),
     "training": (
         "config",
         "splits",
@@ -78,10 +79,11 @@ ROWS = {
         "paper",
         "markdown",
     ),
+    "integrations": ("pages", "weights", "lightning", "huggingface", "checkpoints"),
     "cli": ("printing", "train", "measure", "landscape", "report", "reproduce"),
     "__main__": (),
 }
-PACKAGES = [f"neuralcollapse.{name}" for name in ("ufm", "training", "reproduce", "report", "cli")]
+PACKAGES = [f"neuralcollapse.{name}" for name in ("ufm", "training", "reproduce", "report", "integrations", "cli")]
 NO_TORCH = ["neuralcollapse", "records", "_errors", "training.config", "cli"]
 
 

@@ -20,6 +20,7 @@ _HOMES = {
     "fix_classifier": "classifier",
     "measure": "capture",
     "measure_features": "capture",
+    "Recorder": "recorder",
     "build_network": "training.networks",
     "CollapseCallback": "training.callbacks",
     "InputError": "_errors",
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
     from neuralcollapse.metric import NeuralCollapse
     from neuralcollapse.moments import ClassMoments
+    from neuralcollapse.recorder import Recorder
     from neuralcollapse.training.callbacks import CollapseCallback
     from neuralcollapse.training.networks import build_network
 

@@ -39,7 +39,7 @@ class Capture:
     nc4: float | None = None
     layers: dict[str, ClassMoments] = field(default_factory=dict)
 
-    def measures(self, *, pairwise: bool = True) -> dict[str, Any]:
+    def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
         """The dict that `measure` returns."""
         result: dict[str, Any] = dict(measures(self.moments, self.weight, self.bias, pairwise=pairwise))
         if self.nc4 is not None:

@@ -85,7 +85,7 @@ def _value(measure: Callable[..., float], *args: object) -> float:
 
 
 def measures(
-    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool = True
+    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool | int = True
 ) -> dict[str, float]:
     """Every measure that the given parts define, by name.
 

@@ -63,6 +63,11 @@ class Record:
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     source: str = "eval"
 
+    def flat(self) -> dict[str, float]:
+        """Every number by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ..."""
+        groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": self.head}
+        return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
+
     def to_json(self) -> str:
         """One line of JSON; NaN as null."""
         return json.dumps(finite(asdict(self)))
@@ -199,6 +204,12 @@ class RunFolder:
         """Add a record."""
         file = self.path / "records.jsonl"
         write_atomically(file, file.read_bytes() + record.to_json().encode() + b"\n")
+
+    def put(self, record: Record) -> None:
+        """Add a record in its place by epoch; one of the same epoch gives way to it."""
+        others = [other for other in self._parse() if other.epoch != record.epoch]
+        text = "".join(each.to_json() + "\n" for each in sorted([*others, record], key=lambda each: each.epoch))
+        write_atomically(self.path / "records.jsonl", text.encode())
 
     def records(self) -> list[Record]:
         """All records, in order.

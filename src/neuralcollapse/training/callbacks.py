@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
+from neuralcollapse.recorder import HeadDecay, check_weights, record_of
 from neuralcollapse.records import Record
-from neuralcollapse.ufm.head import certify_head_moments
 
 
 class CollapseCallback(lightning.Callback):
@@ -48,7 +47,7 @@ class CollapseCallback(lightning.Callback):
         classifier: str = "fc",
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
-        head_decay: float | tuple[float, float | None, float | None] | None = None,
+        head_decay: HeadDecay | None = None,
         *,
         loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         sharded: bool = False,
@@ -85,9 +84,7 @@ class CollapseCallback(lightning.Callback):
         """Measure, when this epoch's turn has come."""
         if self._turn(trainer):
             record = self._measure(pl_module, trainer.current_epoch + 1)
-            groups = {"collapse": record.measures, "train": record.train, "test": record.test}
-            values = {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
-            pl_module.log_dict({**values, "epochs": float(record.epoch), "learning_rate": record.learning_rate})
+            pl_module.log_dict({**record.flat(), "epochs": float(record.epoch), "learning_rate": record.learning_rate})
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure the end, when training stopped between two measurements."""
@@ -115,22 +112,18 @@ class CollapseCallback(lightning.Callback):
         return turn or epoch == trainer.max_epochs
 
     def _measure(self, module: lightning.LightningModule, epoch: int) -> Record:
-        if not all(bool(torch.isfinite(value).all()) for value in module.parameters()):
-            raise InputError(f"training diverged by epoch {epoch} (weights are not finite): lower the learning rate")
+        check_weights(module, epoch)
         if self.sharded:
             for buffer in module.buffers():  # those of batch normalisation differ between processes
                 torch.distributed.broadcast(buffer, 0)
         capture = self._capture(module)
-        values = capture.measures()
-        record = Record(
-            epoch=epoch,
+        record = record_of(
+            capture,
+            epoch,
+            test=self._test(module),
             seconds=self.seconds,
             learning_rate=self._rate,
-            train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
-            test=self._test(module),
-            layers=values.pop("layers", {}),
-            measures={name: value for name, value in values.items() if name != "num_samples"},
-            head={} if self.head_decay is None else head_record(capture, self.head_decay),
+            head_decay=self.head_decay,
             source=self.source,
         )
         self._measured_epoch = epoch
@@ -172,17 +165,3 @@ def is_primary() -> bool:
 
 def _learning_rate(trainer: lightning.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
-
-
-def head_record(capture: Capture, decay: float | tuple[float, float | None, float | None]) -> dict[str, float]:
-    """The head certificate of a capture, as a record keeps it; `decay` of the weight, or of (W, H, b)."""
-    weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
-    return certify_head_moments(
-        capture.moments,
-        capture.loss,
-        capture.weight,
-        capture.bias,
-        weight_decay,
-        feature_decay,
-        bias_decay=bias_decay,
-    ).record()

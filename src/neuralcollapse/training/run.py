@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning
-import numpy as np
 import torch
 import yaml
 from safetensors.torch import load_file, save
@@ -22,9 +20,10 @@ from torch import nn
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.classifier import find_module
-from neuralcollapse.records import Geometry, Record, RunFolder, write_atomically
+from neuralcollapse.recorder import geometry_of, head_record, machine
+from neuralcollapse.records import Record, RunFolder, write_atomically
 from neuralcollapse.training.assemble import network_for
-from neuralcollapse.training.callbacks import CollapseCallback, head_record
+from neuralcollapse.training.callbacks import CollapseCallback
 from neuralcollapse.training.config import TrainConfig, check_names, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
@@ -142,7 +141,7 @@ def _train(
         layers = {name.removeprefix(_INSIDE): values for name, values in record.layers.items()}
         run.append(replace(record, layers=layers))
         if record.epoch in keep or record.epoch == config.epochs:
-            run.write_geometry(_geometry(record.epoch, capture))
+            run.write_geometry(geometry_of(record.epoch, capture))
         bar.show(record)
 
     collapse = (OnlineCollapse if config.measure == "online" else CollapseCallback)(
@@ -269,14 +268,9 @@ def read_config(run: RunFolder) -> TrainConfig:
 
 def environment(data: Data, network: nn.Module) -> dict[str, object]:
     """Versions, hardware, and the shapes of data and network, for the record."""
-    packages = ("neuralcollapse", "torch", "lightning", "torchmetrics", "numpy")
     return {
-        "python": platform.python_version(),
-        **{name: version(name) for name in packages},
-        "machine": platform.machine(),
-        "cpu_count": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        **machine(),
+        "lightning": version("lightning"),
         "class_names": list(data.class_names),
         "class_counts": data.train.labels.bincount(minlength=len(data.class_names)).tolist(),
         "train_samples": len(data.train.labels),
@@ -292,18 +286,6 @@ def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]
     if config.decay_on == "all":
         return config.weight_decay, None, None
     return config.weight_decay, config.feature_decay, config.bias_decay
-
-
-def _geometry(epoch: int, capture: Capture) -> Geometry:
-    moments = capture.moments
-    bias = np.zeros(moments.num_classes) if capture.bias is None else capture.bias.float().cpu().numpy()
-    return Geometry(
-        epoch,
-        moments.means.cpu().numpy(),
-        moments.global_mean.cpu().numpy(),
-        capture.weight.float().cpu().numpy(),
-        bias,
-    )
 
 
 def _spaced(last: int, count: int) -> set[int]:

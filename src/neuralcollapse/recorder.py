@@ -1,0 +1,246 @@
+"""Recorder: measures a network when asked to, in any training loop, and keeps the records in a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.capture import Capture, collect
+from neuralcollapse.classifier import ETFClassifier, find_module
+from neuralcollapse.records import Geometry, Record, RunFolder, finite
+from neuralcollapse.ufm.head import certify_head_moments
+
+# Class means and classifier are kept for the page's figures where they are small.
+_GEOMETRY_CLASSES = 200
+_GEOMETRY_VALUES = 2**20
+
+HeadDecay = float | tuple[float, float | None, float | None]
+
+
+class Recorder:
+    """Measures a network when asked to, and keeps the records in a run folder that `neuralcollapse report` reads.
+
+    Args:
+        loader: the un-augmented training set, as for `neuralcollapse.measure`.
+        test_loader: adds loss and accuracy on the test set to the records.
+        classifier: dotted name of the last layer.
+        out: the run folder, made at the first measurement; without it the records are in memory alone.
+        force: overwrite an earlier run in `out`.
+        unit: what the records count: "epoch", "step" or "checkpoint".
+        head_decay: the weight decay of training, or (weight, feature, bias) decays; when given, each record compares
+            the last layer with the exact optimum of the unconstrained feature model (see `ufm.certify_head`).
+        pairwise: as for `neuralcollapse.measures`.
+        nc4: measure NC4 too.
+        config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
+        class_names: of the K classes.
+        writes: False in all processes but one, where several share the run folder.
+        options: of the measuring pass, as for `neuralcollapse.measure` (layers, ignore_index, sharded, device, ...),
+            and `loss`, of logits (N, K) and labels (N,).
+
+    Attributes:
+        records: of all measurements, in order.
+
+    Raises:
+        InputError: `out` is in use (at the first measurement).
+    """
+
+    def __init__(
+        self,
+        loader: Iterable[Any],
+        test_loader: Iterable[Any] | None = None,
+        classifier: str = "fc",
+        *,
+        out: str | Path | None = None,
+        force: bool = False,
+        unit: str = "epoch",
+        head_decay: HeadDecay | None = None,
+        pairwise: bool | int = True,
+        nc4: bool = True,
+        config: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] = (),
+        writes: bool = True,
+        **options: Any,
+    ) -> None:
+        self.loader = loader
+        self.test_loader = test_loader
+        self.classifier = classifier
+        self.out = None if out is None else Path(out)
+        self.force = force
+        self.unit = unit
+        self.head_decay = head_decay
+        self.pairwise = pairwise
+        self.nc4 = nc4
+        self.config = dict(config or {})
+        self.class_names = list(class_names)
+        self.writes = writes
+        self.options = options
+        self.records: list[Record] = []
+        self.folder: RunFolder | None = None
+        self._started = time.perf_counter()
+
+    def measure(self, model: nn.Module, epoch: int, *, learning_rate: float = math.nan) -> Record:
+        """Measure the network after `epoch` units of training and keep the record.
+
+        A second measurement of the same epoch takes the place of the first.
+
+        Raises:
+            InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
+        """
+        check_weights(model, epoch, self.unit)
+        capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
+        test = {}
+        if self.test_loader is not None:
+            plain = {name: value for name, value in self.options.items() if name != "layers"}
+            seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
+            test = {"loss": seen.loss, "accuracy": seen.accuracy}
+        record = record_of(
+            capture,
+            epoch,
+            test=test,
+            seconds=time.perf_counter() - self._started,
+            learning_rate=learning_rate,
+            head_decay=self.head_decay,
+            pairwise=self.pairwise,
+        )
+        self.records = [*(old for old in self.records if old.epoch != epoch), record]
+        if self.out is not None and self.writes:
+            if self.folder is None:
+                self.folder = self._create(model, capture)
+            self.folder.put(record)
+            if _is_small(capture):
+                self.folder.write_geometry(geometry_of(epoch, capture))
+        return record
+
+    def resume(self, epoch: int) -> None:
+        """Go on with the run in `out`, forgetting what it measured after `epoch`; where there is none, begin one."""
+        if self.out is not None and (self.out / "records.jsonl").is_file():
+            folder = RunFolder.open(self.out)
+            if self.writes:
+                folder.make_folders()
+                folder.rewind(epoch)
+                self.folder = folder
+            text = folder.read_text("records.jsonl").strip()
+            self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
+            last = max((record.seconds for record in self.records), default=0.0)
+            self._started = time.perf_counter() - last
+
+    def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
+        assert self.out is not None
+        folder = RunFolder.create(self.out, force=self.force)
+        layer = find_module(model, self.classifier)
+        config = {
+            "data": type(getattr(self.loader, "dataset", self.loader)).__name__,
+            "network": type(model).__name__,
+            "classifier": "etf" if isinstance(layer, ETFClassifier) else "learned",
+            "layer": self.classifier,
+            "unit": self.unit,
+            **self.config,
+        }
+        folder.write_text("config.yaml", json.dumps(finite(config), indent=2, default=str) + "\n")  # JSON is YAML
+        folder.write_text("environment.json", json.dumps(self._environment(model, capture), indent=2) + "\n")
+        return folder
+
+    def _environment(self, model: nn.Module, capture: Capture) -> dict[str, object]:
+        few = capture.moments.num_classes <= _GEOMETRY_CLASSES
+        return {
+            **machine(),
+            **({"class_names": self.class_names} if self.class_names else {}),
+            **({"class_counts": capture.moments.counts.tolist()} if few else {}),
+            "num_classes": capture.moments.num_classes,
+            "feature_dim": capture.moments.feature_dim,
+            "train_samples": capture.moments.num_samples,
+            "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        }
+
+
+def check_weights(model: nn.Module, epoch: int, unit: str = "epoch") -> None:
+    """Raise unless all of a network's weights are finite.
+
+    Raises:
+        InputError: they are not: training diverged.
+    """
+    if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
+        raise InputError(f"training diverged by {unit} {epoch} (weights are not finite): lower the learning rate")
+
+
+def record_of(
+    capture: Capture,
+    epoch: int,
+    *,
+    test: Mapping[str, float] | None = None,
+    seconds: float = math.nan,
+    learning_rate: float = math.nan,
+    head_decay: HeadDecay | None = None,
+    pairwise: bool | int = True,
+    source: str = "eval",
+) -> Record:
+    """The record of a capture."""
+    values = capture.measures(pairwise=pairwise)
+    return Record(
+        epoch=epoch,
+        seconds=seconds,
+        learning_rate=learning_rate,
+        train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
+        test=dict(test or {}),
+        layers=values.pop("layers", {}),
+        measures={name: value for name, value in values.items() if name != "num_samples"},
+        head={} if head_decay is None else head_record(capture, head_decay),
+        source=source,
+    )
+
+
+def head_record(capture: Capture, decay: HeadDecay) -> dict[str, float]:
+    """The head certificate of a capture, as a record keeps it; `decay` of the weight, or of (W, H, b)."""
+    weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
+    return certify_head_moments(
+        capture.moments,
+        capture.loss,
+        capture.weight,
+        capture.bias,
+        weight_decay,
+        feature_decay,
+        bias_decay=bias_decay,
+    ).record()
+
+
+def geometry_of(epoch: int, capture: Capture) -> Geometry:
+    """The class means and the classifier of a capture."""
+    moments = capture.moments
+    bias = np.zeros(moments.num_classes) if capture.bias is None else capture.bias.float().cpu().numpy()
+    return Geometry(
+        epoch,
+        moments.means.cpu().numpy(),
+        moments.global_mean.cpu().numpy(),
+        capture.weight.float().cpu().numpy(),
+        bias,
+    )
+
+
+def machine() -> dict[str, object]:
+    """Versions and hardware, for the record."""
+    packages = ("neuralcollapse", "torch", "torchmetrics", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _is_small(capture: Capture) -> bool:
+    moments = capture.moments
+    return moments.num_classes <= _GEOMETRY_CLASSES and moments.means.numel() <= _GEOMETRY_VALUES
