@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neuralcollapse import _rows, collapse
+from neuralcollapse import _rows, collapse, pairs
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.frames import simplex_etf
@@ -115,7 +115,7 @@ def test_each_measure_alone_gives_what_all_together_give():
     alone = {
         "nc1": collapse.nc1(moments),
         "nc1_quotient": collapse.nc1_quotient(moments),
-        "nc1_cdnv": collapse.nc1_cdnv(moments),
+        "nc1_cdnv": pairs.nc1_cdnv(moments),
         "nc2": collapse.nc2(weight),
         "nc2_means": collapse.nc2(means),
         "nc3": collapse.nc3(weight, means),
@@ -126,8 +126,8 @@ def test_each_measure_alone_gives_what_all_together_give():
         "equinorm_weights": collapse.equinorm(weight),
         "equiangularity_means": collapse.equiangularity(means),
         "equiangularity_weights": collapse.equiangularity(weight),
-        "max_equiangularity_means": collapse.max_equiangularity(means),
-        "max_equiangularity_weights": collapse.max_equiangularity(weight),
+        "max_equiangularity_means": pairs.max_equiangularity(means),
+        "max_equiangularity_weights": pairs.max_equiangularity(weight),
     }
     assert_values(alone, measures(moments, weight, bias), rel=1e-12)
     assert all(type(value) is float for value in alone.values())
@@ -391,7 +391,7 @@ NO_SAMPLES = ClassMoments.zeros(3, 2)
     [
         (collapse.nc1, (NO_SAMPLES,), "no samples were seen"),
         (collapse.nc1_quotient, (NO_SAMPLES,), "no samples were seen"),
-        (collapse.nc1_cdnv, (NO_SAMPLES,), "no samples were seen"),
+        (pairs.nc1_cdnv, (NO_SAMPLES,), "no samples were seen"),
         (collapse.nc_bias, (NO_SAMPLES, ZERO), "no samples were seen"),
         (collapse.nc_bias_centered, (NO_SAMPLES, ZERO), "no samples were seen"),
         (collapse.nc2, (ONE,), "one class"),
@@ -403,8 +403,8 @@ NO_SAMPLES = ClassMoments.zeros(3, 2)
         (collapse.equiangularity, (ONE,), "one class"),
         (collapse.equiangularity, (ZERO,), "zero"),
         (collapse.equiangularity, (torch.eye(5, 2),), r"zero .*\(number 2, 3, 4\)"),
-        (collapse.max_equiangularity, (ONE,), "one class"),
-        (collapse.max_equiangularity, (ZERO,), "zero"),
+        (pairs.max_equiangularity, (ONE,), "one class"),
+        (pairs.max_equiangularity, (ZERO,), "zero"),
     ],
 )
 def test_a_measure_asked_for_alone_says_why_it_is_undefined(measure, args, reason):
@@ -552,7 +552,7 @@ def test_values_that_overflow_are_undefined_and_say_so():
 
 @pytest.mark.parametrize("vectors", [torch.randn(4), torch.ones(3, 4, dtype=torch.int64), [[1.0]]])
 def test_vectors_of_a_wrong_kind_are_refused(vectors):
-    for measure in (collapse.nc2, collapse.equinorm, collapse.equiangularity, collapse.max_equiangularity):
+    for measure in (collapse.nc2, collapse.equinorm, collapse.equiangularity, pairs.max_equiangularity):
         with pytest.raises(InputError, match="expected vectors as a"):
             measure(vectors)
 
@@ -576,7 +576,7 @@ def test_clustered_classes_cost_cdnv_no_more_memory_than_a_tile():
     moments.spreads.fill_(2.0)
     apart = torch.cdist(means.double(), means.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
     apart.fill_diagonal_(math.inf)
-    assert collapse.nc1_cdnv(moments) == pytest.approx(float((1 / apart).sum()) / (600 * 599), rel=1e-6)
+    assert pairs.nc1_cdnv(moments) == pytest.approx(float((1 / apart).sum()) / (600 * 599), rel=1e-6)
 
 
 @pytest.mark.parametrize("bad", [torch.randn(5, 6), torch.randn(4, 5), torch.full((4, 6), math.nan)])

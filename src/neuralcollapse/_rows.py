@@ -11,48 +11,73 @@ from torch import Tensor
 
 from neuralcollapse._checks import check_finite
 from neuralcollapse._errors import InputError, listed
+from neuralcollapse._undefined import Undefined
 from neuralcollapse.moments import add_gram
 
 _TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
 _EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
 
 
-class Undefined(Exception):
-    """Raised inside a measure that has no value here; becomes NaN and a warning."""
-
-
 class Rows:
     """K vectors as the rows of a float64 matrix, with the products that several measures share.
 
-    Differences up to `rounding` are rounding's: a vector that short counts as zero.
+    The vectors stay as they are given, in whatever type: `block` makes float64 rows of a part of them, so that with
+    large K no second K x d matrix is made.
+
+    Args:
+        vectors: (N, d), of which the rows are taken.
+        index: (K,) the rows that are meant; all of them when not given.
+        shift: (d,) what is subtracted from each.
+        rounding: differences up to it are rounding's: a vector that short counts as zero.
     """
 
-    def __init__(self, rows: Tensor, rounding: float = 0.0) -> None:
-        self.rows = rows.to(torch.float64)
+    def __init__(
+        self, vectors: Tensor, index: Tensor | None = None, shift: Tensor | None = None, rounding: float = 0.0
+    ) -> None:
+        self._vectors = vectors
+        self._index = index
+        self._shift = shift
         self.rounding = rounding
-        self.count, self.dim = rows.shape
+        self.count = len(vectors) if index is None else len(index)
+        self.dim = vectors.shape[1]
+
+    def block(self, part: slice | Tensor) -> Tensor:
+        """The given rows, float64."""
+        taken = self._vectors[part] if self._index is None else self._vectors[self._index[part]]
+        rows = taken.to(torch.float64)
+        return rows if self._shift is None else rows - self._shift
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """(K, d) all of them; for few rows."""
+        return self.block(slice(None))
 
     @cached_property
     def gram(self) -> Tensor:
         """(d, d) sum_k r_k r_k'."""
-        return gram([self.rows])
+        return gram(map(self.block, self.parts()))
 
     @cached_property
     def norms(self) -> Tensor:
         """(K,) lengths."""
-        norms = torch.linalg.vector_norm(self.rows, dim=1)
+        norms = torch.cat([torch.linalg.vector_norm(self.block(part), dim=1) for part in self.parts()])
         return torch.where(norms > self.rounding, norms, 0.0)
 
-    def unit(self, part: slice) -> Tensor:
+    @cached_property
+    def largest(self) -> float:
+        """The largest size of an entry."""
+        return max(largest(self.block(part)) for part in self.parts())
+
+    def unit(self, part: slice | Tensor) -> Tensor:
         """The given rows at length one; undefined when one of them is zero."""
         norms = self.norms[part, None]
         if not bool(norms.all()):
             zero = (self.norms == 0).nonzero().flatten().tolist()
             raise Undefined(f"vectors of zero length have no direction (number {listed(zero)})")
-        return self.rows[part] / norms
+        return self.block(part).div_(norms) if self._shift is not None else self.block(part) / norms
 
-    def blocks(self) -> list[slice]:
-        """The rows in blocks of `_TILE`."""
+    def parts(self) -> list[slice]:
+        """The rows in parts of `_TILE`."""
         return [slice(start, min(start + _TILE, self.count)) for start in range(0, self.count, _TILE)]
 
 
@@ -70,10 +95,11 @@ def as_rows(vectors: Tensor | Rows) -> Rows:
 def same_shape(left: Tensor | Rows, right: Tensor | Rows) -> tuple[Rows, Rows]:
     """Both as Rows, after checking that they have as many rows and columns."""
     first, second = as_rows(left), as_rows(right)
-    if first.rows.shape != second.rows.shape:
+    shapes = (first.count, first.dim), (second.count, second.dim)
+    if shapes[0] != shapes[1]:
         raise InputError(
-            f"expected weight and means of the same shape (K, d), got {tuple(first.rows.shape)} and "
-            f"{tuple(second.rows.shape)}: one row for each class"
+            f"expected weight and means of the same shape (K, d), got {shapes[0]} and {shapes[1]}: one row for each "
+            "class"
         )
     return first, second
 
@@ -114,8 +140,13 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     norm = math.sqrt(float((left.gram * other.gram).sum()))
     if norm == 0:
         raise Undefined("the vectors are all zero")
-    trace = float(torch.dot(left.rows.reshape(-1), other.rows.reshape(-1)))
-    total = float(left.rows.sum(0) @ other.rows.sum(0))
+    trace, sums = 0.0, [0.0 * left.gram[0], 0.0 * left.gram[0]]
+    for part in left.parts():
+        first = left.block(part)
+        second = first if right is None else right.block(part)
+        trace += float((first * second).sum())
+        sums = [sums[0] + first.sum(0), sums[1] + second.sum(0)]
+    total = float(sums[0] @ sums[1])
     return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
 
 
@@ -125,26 +156,35 @@ def between_directions(means: Rows) -> tuple[Tensor, Tensor]:
     r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as its
     spectrum is wide enough to be exact to 1e-8.
     """
-    rows = means.rows
     keep = min(means.count - 1, means.dim)
+    wide = means.dim < means.count
     if min(means.count, means.dim) > _EXACT_SVD:
-        small = means.gram if means.dim < means.count else rows @ rows.T
+        small = means.gram if wide else means.rows @ means.rows.T
         squares, vectors = torch.linalg.eigh(small)
         squares, vectors = squares[-keep:], vectors[:, -keep:]
         if float(squares[0]) > 1e-8 * float(squares[-1]):
-            return (vectors, squares) if means.dim < means.count else (rows.T @ vectors / squares.sqrt(), squares)
-    _, singular, right = torch.linalg.svd(rows, full_matrices=False)
+            return (vectors, squares) if wide else (means.rows.T @ vectors / squares.sqrt(), squares)
+    _, singular, right = torch.linalg.svd(triangle(means) if wide else means.rows, full_matrices=False)
     least = max(
-        float(singular[0]) * max(rows.shape) * torch.finfo(rows.dtype).eps, math.sqrt(len(rows)) * means.rounding
+        float(singular[0]) * max(means.count, means.dim) * torch.finfo(singular.dtype).eps,
+        math.sqrt(means.count) * means.rounding,
     )
     real = singular[:keep] > least
     return right[:keep][real].T, singular[:keep][real].square()
 
 
+def triangle(rows: Rows) -> Tensor:
+    """R (d, d) of a QR decomposition of the rows, part by part: it has their singular values and right vectors."""
+    upper = rows.block(slice(0, 0))
+    for part in rows.parts():
+        _, upper = torch.linalg.qr(torch.cat([upper, rows.block(part)]), mode="r")
+    return upper
+
+
 def tiles(rows: Rows) -> Iterator[tuple[slice, slice]]:
     """Pairs of blocks of rows that cover the upper triangle of the K x K pairs."""
-    blocks = rows.blocks()
-    return ((first, second) for i, first in enumerate(blocks) for second in blocks[i:])
+    parts = rows.parts()
+    return ((first, second) for i, first in enumerate(parts) for second in parts[i:])
 
 
 def unit_size(rows: Tensor) -> Tensor:

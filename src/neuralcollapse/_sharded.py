@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import reduce
-
 import torch
 import torch.distributed
 
@@ -23,7 +21,15 @@ def summed(device: torch.device, *values: float) -> list[float]:
 
 
 def merged(moments: ClassMoments) -> ClassMoments:
-    """The moments of all processes' samples, joined in the order of the processes; all of them must call this."""
-    parts = [torch.empty_like(moments.packed) for _ in range(num_processes())]
-    torch.distributed.all_gather(parts, moments.packed)
-    return reduce(ClassMoments.merge, (ClassMoments(part, moments.num_classes, moments.feature_dim) for part in parts))
+    """The moments of all processes' samples, joined in the order of the processes; all of them must call this.
+
+    One process after another sends its own, so that a process never holds more than three.
+    """
+    joined = ClassMoments.zeros(
+        moments.num_classes, moments.feature_dim, moments.packed.device, means_dtype=moments.means.dtype
+    )
+    for rank in range(num_processes()):
+        part = moments.packed if rank == torch.distributed.get_rank() else torch.empty_like(moments.packed)
+        torch.distributed.broadcast(part, rank)
+        joined.absorb(ClassMoments(part, *moments.shape))
+    return joined

@@ -6,8 +6,8 @@ S_B = (1/K) sum_k (mu_k - mu_G)(mu_k - mu_G)' averaged over classes, E = (I - 11
 
 Every function returns a float. Where a measure is undefined it returns NaN and warns with the reason
 (`NeuralCollapseWarning`). Classes without samples are left out, and named in a warning by `measures`.
-No function but `nc1_cdnv` and `max_equiangularity` costs more than O(K d^2 + d^3) time or O(K d + d^2)
-memory; those two look at every pair of classes, by tiles: O(K^2 d) time.
+Nothing here costs more than O(K d^2 + d^3) time or O(K d + d^2) memory, and none of it makes a second K x d matrix
+when K is large; the measures that look at every pair of classes, O(K^2 d) time, are in pairs.py.
 
 Sources: [Zhu 2021] Zhu et al., NeurIPS 2021, arXiv 2105.02375. [Papyan 2020] Papyan, Han, Donoho,
 PNAS 2020. [Galanti 2021] Galanti, Gyorgy, Hutter, arXiv 2112.15121. [Tirer 2023] Tirer, Huang,
@@ -16,31 +16,20 @@ Niles-Weed, ICML 2023.
 
 from __future__ import annotations
 
-import functools
-import inspect
 import math
 import warnings
 from collections.abc import Callable
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from neuralcollapse._checks import check_classifier, check_features, check_finite, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse._rows import (
-    Rows,
-    Undefined,
-    as_rows,
-    between_directions,
-    distance_to_etf,
-    gram,
-    largest,
-    same_shape,
-    several,
-    tiles,
-)
+from neuralcollapse._means import OVERFLOW, Means, as_means
+from neuralcollapse._rows import Rows, as_rows, between_directions, distance_to_etf, gram, same_shape, several
+from neuralcollapse._undefined import Undefined, nan_when_undefined, unguarded
 from neuralcollapse.moments import ClassMoments
+from neuralcollapse.pairs import Estimate, cdnv, draw, excess_cosine
 
 FEATURE_MEASURES = (
     "nc1",
@@ -63,26 +52,6 @@ CLASSIFIER_MEASURES = (
 )
 PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity_weights")
 
-_OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
-_ROUNDING = 1e-13  # of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone
-
-
-def _nan_when_undefined(measure: Callable[..., float]) -> Callable[..., float]:
-    @functools.wraps(measure)
-    def guarded(*args: object, **options: object) -> float:
-        try:
-            return measure(*args, **options)
-        except Undefined as reason:
-            warnings.warn(f"{measure.__name__} is undefined (NaN): {reason}", NeuralCollapseWarning, stacklevel=2)
-            return math.nan
-
-    return guarded
-
-
-def _value(measure: Callable[..., float], *args: object) -> float:
-    """A measure without its guard: raises `Undefined` where the public function warns."""
-    return inspect.unwrap(measure)(*args)
-
 
 def measures(
     moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool | int = True
@@ -94,7 +63,9 @@ def measures(
         weight: (K, d) rows w_k of the classifier. Without it the measures of the classifier are left out.
         bias: (K,); zero when not given.
         pairwise: False leaves out the three measures that look at every pair of classes
-            (`PAIRWISE_MEASURES`), whose cost grows with K^2.
+            (`PAIRWISE_MEASURES`), whose cost grows with K^2; a number P takes them over a sample of P pairs, always
+            the same. The result then says so: "num_pairs" is P, and "nc1_cdnv_error" and so on are the standard
+            errors. Where there are no more than P pairs, all are looked at.
 
     Returns:
         name -> float; undefined ones are NaN, with one warning for each reason.
@@ -103,30 +74,30 @@ def measures(
         InputError: weight or bias of the wrong shape or type, or not finite.
     """
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
-    means = _Means(moments)
-    jobs: dict[str, Callable[[], float]] = {
-        "nc1": lambda: _value(nc1, moments, means),
-        "nc1_quotient": lambda: _value(nc1_quotient, moments, means),
-        "nc1_cdnv": lambda: _value(nc1_cdnv, moments, means),
-        "nc2_means": lambda: _value(nc2, means.centred),
-        "equinorm_means": lambda: _value(equinorm, means.centred),
-        "equiangularity_means": lambda: _value(equiangularity, means.centred),
-        "max_equiangularity_means": lambda: _value(max_equiangularity, means.centred),
+    means = Means(moments)
+    sample = draw(len(means.seen), pairwise, means.seen.device)
+    jobs: dict[str, Callable[[], float | Estimate]] = {
+        "nc1": lambda: unguarded(nc1, moments, means),
+        "nc1_quotient": lambda: unguarded(nc1_quotient, moments, means),
+        "nc1_cdnv": lambda: cdnv(means, sample),
+        "nc2_means": lambda: unguarded(nc2, means.centred),
+        "equinorm_means": lambda: unguarded(equinorm, means.centred),
+        "equiangularity_means": lambda: unguarded(equiangularity, means.centred),
+        "max_equiangularity_means": lambda: excess_cosine(means.centred, sample),
     }
     if weight is not None:
-        rows = weight.detach().to(device=means.seen.device, dtype=torch.float64)
-        weights = Rows(rows if means.complete else rows[means.seen])
+        weights = Rows(weight.detach().to(means.seen.device), None if means.complete else means.seen)
         jobs |= {
-            "nc2": lambda: _value(nc2, weights),
-            "nc3": lambda: _value(nc3, weights, means.centred),
-            "nc3_distance": lambda: _value(nc3_distance, weights, means.centred),
-            "nc_bias": lambda: _value(nc_bias, moments, weight, bias),
-            "nc_bias_centered": lambda: _value(nc_bias_centered, moments, weight, bias),
-            "equinorm_weights": lambda: _value(equinorm, weights),
-            "equiangularity_weights": lambda: _value(equiangularity, weights),
-            "max_equiangularity_weights": lambda: _value(max_equiangularity, weights),
+            "nc2": lambda: unguarded(nc2, weights),
+            "nc3": lambda: unguarded(nc3, weights, means.centred),
+            "nc3_distance": lambda: unguarded(nc3_distance, weights, means.centred),
+            "nc_bias": lambda: unguarded(nc_bias, moments, weight, bias),
+            "nc_bias_centered": lambda: unguarded(nc_bias_centered, moments, weight, bias),
+            "equinorm_weights": lambda: unguarded(equinorm, weights),
+            "equiangularity_weights": lambda: unguarded(equiangularity, weights),
+            "max_equiangularity_weights": lambda: excess_cosine(several(weights), sample),
         }
-    if not pairwise:
+    if pairwise is False:
         jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
 
     if len(means.seen) == 0:
@@ -136,17 +107,24 @@ def measures(
     undefined: dict[str, list[str]] = {}
     for name, job in jobs.items():
         try:
-            values[name] = job()
+            value = job()
+            if isinstance(value, Estimate):
+                value, error = value
+                if sample is not None:
+                    values[f"{name}_error"] = error
+            values[name] = value
             if not math.isfinite(values[name]):
-                raise Undefined(_OVERFLOW)
+                raise Undefined(OVERFLOW)
         except Undefined as reason:
             values[name] = math.nan
             undefined.setdefault(str(reason), []).append(name)
+    if sample is not None:
+        values["num_pairs"] = float(len(sample.first))
     _warn(means, undefined)
     return values
 
 
-def _warn(means: _Means, undefined: dict[str, list[str]]) -> None:
+def _warn(means: Means, undefined: dict[str, list[str]]) -> None:
     if means.unseen:
         warnings.warn(
             f"no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
@@ -173,100 +151,38 @@ def _warn(means: _Means, undefined: dict[str, list[str]]) -> None:
         )
 
 
-class _Means:
-    """The class means about the mean of the samples, over the classes seen."""
-
-    def __init__(self, moments: ClassMoments) -> None:
-        self.moments = moments
-        self.seen = moments.counts.nonzero().flatten()
-        self.complete = len(self.seen) == moments.num_classes
-        self.unseen = (moments.counts == 0).nonzero().flatten().tolist()
-
-    @cached_property
-    def centred(self) -> Rows:
-        """M, the rows mu_k - mu_G; undefined below two classes or when all means coincide."""
-        moments = self.moments
-        if len(self.seen) == 0:
-            raise Undefined("no samples were seen")
-        if len(self.seen) == 1:
-            raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
-        means = moments.means if self.complete else moments.means[self.seen]
-        rounding = _ROUNDING * largest(means)
-        rows = Rows(means - moments.global_mean, math.sqrt(means.shape[1]) * rounding)
-        size = largest(rows.rows)
-        if not math.isfinite(size * size * rows.count * rows.dim):
-            raise Undefined(_OVERFLOW)
-        if size <= rounding:
-            raise Undefined("all class means coincide, so there is no spread between classes")
-        return rows
-
-
-def _as_means(moments: ClassMoments, means: _Means | None) -> Rows:
-    return (means or _Means(moments)).centred
-
-
 def centred_means(moments: ClassMoments) -> Tensor:
     """(K, d) the rows mu_k - mu_G of the classes seen, in class order; mu_G is the mean of the samples."""
     try:
-        return _Means(moments).centred.rows
+        return Means(moments).centred.rows
     except Undefined as reason:
         raise InputError(f"no centred class means: {reason}") from None
 
 
-@_nan_when_undefined
-def nc1(moments: ClassMoments, means: _Means | None = None) -> float:
+@nan_when_undefined
+def nc1(moments: ClassMoments, means: Means | None = None) -> float:
     r"""Variability collapse: :math:`\mathrm{tr}(S_W S_B^+)/K`, >= 0, goes to 0 under collapse.
 
     S_W averages over samples, S_B over classes about the mean of the samples, as published. S_B has
     rank at most K-1: its pseudo-inverse keeps at most K-1 directions of the class means (fewer when d
     is smaller or the means are dependent), never a spurious one. Source: [Zhu 2021], [Papyan 2020].
     """
-    directions, squares = between_directions(_as_means(moments, means))
+    directions, squares = between_directions(as_means(moments, means))
     within = ((moments.within_covariance @ directions) * directions).sum(0)
     return float((within / squares).sum())
 
 
-@_nan_when_undefined
-def nc1_quotient(moments: ClassMoments, means: _Means | None = None) -> float:
+@nan_when_undefined
+def nc1_quotient(moments: ClassMoments, means: Means | None = None) -> float:
     r"""Trace quotient :math:`\mathrm{tr} S_W / \mathrm{tr} S_B`, >= 0, goes to 0 under collapse.
 
     Weights as in `nc1`. Source: [Tirer 2023].
     """
-    between = _as_means(moments, means).norms.square().mean()
+    between = as_means(moments, means).norms.square().mean()
     return float(moments.within_covariance.trace() / between)
 
 
-@_nan_when_undefined
-def nc1_cdnv(moments: ClassMoments, means: _Means | None = None) -> float:
-    r"""Class-distance normalised variance, >= 0, goes to 0 under collapse.
-
-    Mean over pairs of classes of :math:`(V_i + V_j) / (2 |\mu_i - \mu_j|^2)` with V_k the mean of
-    :math:`|h - \mu_k|^2` in class k: every pair of classes weighs the same. Source: [Galanti 2021].
-    """
-    means = means or _Means(moments)
-    rows = means.centred.rows
-    norms = means.centred.norms.square()
-    variances = (moments.spreads / moments.counts.clamp(min=1))[means.seen]
-    total = 0.0
-    for first, second in tiles(means.centred):
-        sizes = norms[first, None] + norms[None, second]
-        distances = sizes - 2 * (rows[first] @ rows[second].T)
-        if first == second:
-            distances.fill_diagonal_(math.inf)
-        near = (distances < 1e-6 * sizes).nonzero()  # here the expansion cancels: take differences instead
-        for pairs in near.split(max(1, 2**20 // rows.shape[1])):
-            apart = rows[first][pairs[:, 0]] - rows[second][pairs[:, 1]]
-            distances[pairs[:, 0], pairs[:, 1]] = apart.square().sum(1)
-        equal = (distances <= means.centred.rounding * means.centred.rounding).nonzero()
-        if len(equal):
-            pair = (int(means.seen[first][equal[0, 0]]), int(means.seen[second][equal[0, 1]]))
-            raise Undefined(f"classes {pair[0]} and {pair[1]} have the same mean")
-        ratio = float(((variances[first, None] + variances[None, second]) / (2 * distances)).sum())
-        total += ratio if first == second else 2 * ratio
-    return total / (len(rows) * (len(rows) - 1))
-
-
-@_nan_when_undefined
+@nan_when_undefined
 def nc2(vectors: Tensor | Rows) -> float:
     r"""Distance to a simplex ETF: :math:`| V V^\top / |V V^\top|_F - E |_F`, in [0, 2], goes to 0.
 
@@ -280,7 +196,7 @@ def nc2(vectors: Tensor | Rows) -> float:
     return distance_to_etf(as_rows(vectors), None)
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def nc3(weight: Tensor | Rows, means: Tensor | Rows) -> float:
     r"""Self-duality: :math:`| W M^\top / |W M^\top|_F - E |_F`, in [0, 2], goes to 0 under collapse.
 
@@ -293,18 +209,18 @@ def nc3(weight: Tensor | Rows, means: Tensor | Rows) -> float:
     return distance_to_etf(*same_shape(weight, means))
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def nc3_distance(weight: Tensor | Rows, means: Tensor | Rows) -> float:
     r"""Self-duality: :math:`| W/|W|_F - M/|M|_F |_F`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
     left, right = same_shape(weight, means)
     sizes = torch.linalg.vector_norm(left.norms), torch.linalg.vector_norm(right.norms)
     if float(sizes[0]) == 0 or float(sizes[1]) == 0:
         raise Undefined("the classifier's weight or the centred means are all zero")
-    squares = [(left.rows[part] / sizes[0] - right.rows[part] / sizes[1]).square().sum() for part in left.blocks()]
+    squares = [(left.block(part) / sizes[0] - right.block(part) / sizes[1]).square().sum() for part in left.parts()]
     return math.sqrt(float(sum(squares)))
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def nc_bias(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
     r""":math:`| b + W \mu_G |_2` over the classes seen, >= 0. Goes to 0 with a decay on the bias.
 
@@ -314,14 +230,14 @@ def nc_bias(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -
     return float(torch.linalg.vector_norm(_mean_logits(moments, weight, bias)))
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def nc_bias_centered(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
     r""":math:`| C (b + W \mu_G) |_2`, C = I - 11'/K: `nc_bias` less what shifts all logits alike; goes to 0."""
     logits = _mean_logits(moments, weight, bias)
     return float(torch.linalg.vector_norm(logits - logits.mean()))
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def equinorm(vectors: Tensor | Rows) -> float:
     """Standard deviation over mean of the K lengths (population), >= 0, goes to 0. Source: [Papyan 2020]."""
     norms = as_rows(vectors).norms
@@ -331,7 +247,7 @@ def equinorm(vectors: Tensor | Rows) -> float:
     return float(norms.std(correction=0)) / mean
 
 
-@_nan_when_undefined
+@nan_when_undefined
 def equiangularity(vectors: Tensor | Rows) -> float:
     """Standard deviation of the pairwise cosines (population), in [0, 1], goes to 0. Source: [Papyan 2020].
 
@@ -345,24 +261,10 @@ def equiangularity(vectors: Tensor | Rows) -> float:
         cosines = unit @ unit.T
         off_diagonal = cosines[~torch.eye(rows.count, dtype=torch.bool, device=cosines.device)]
         return float(off_diagonal.std(correction=0))
-    total = (rows.rows.T @ (1 / rows.norms)).square().sum()
+    total = torch.stack([rows.unit(part).sum(0) for part in rows.parts()]).sum(0).square().sum()
     mean = (float(total) - rows.count) / pairs
-    squares = (float(gram(map(rows.unit, rows.blocks())).square().sum()) - rows.count) / pairs
+    squares = (float(gram(map(rows.unit, rows.parts())).square().sum()) - rows.count) / pairs
     return math.sqrt(max(0.0, squares - mean * mean))
-
-
-@_nan_when_undefined
-def max_equiangularity(vectors: Tensor | Rows) -> float:
-    """Mean over pairs of |cos + 1/(K-1)|, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    rows = several(vectors)
-    total = 0.0
-    for first, second in tiles(rows):
-        cosines = rows.unit(first) @ rows.unit(second).T
-        excess = cosines.add_(1 / (rows.count - 1)).abs_()
-        if first == second:
-            excess.fill_diagonal_(0)
-        total += float(excess.sum()) * (1 if first == second else 2)
-    return total / (rows.count * (rows.count - 1))
 
 
 @torch.no_grad()
@@ -391,10 +293,16 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
         raise InputError("the moments hold no samples, so there is no nearest class mean: update them first")
     centre = moments.global_mean
     seen = moments.counts.nonzero().flatten()
-    means = (moments.means - centre)[seen]
-    device = moments.means.device
-    scores = (features.to(device=device, dtype=torch.float64) - centre) @ means.T - means.square().sum(1) / 2
-    return int((seen[scores.argmax(1)] != predicted.to(device)).sum())
+    means = Rows(moments.means, None if len(seen) == moments.num_classes else seen, centre)
+    centred = features.to(device=centre.device, dtype=torch.float64) - centre
+    best = centred.new_full((len(features),), -math.inf)
+    nearest = torch.zeros(len(features), dtype=torch.int64, device=centre.device)
+    for part in means.parts():  # never all K scores of a sample at once
+        block = means.block(part)
+        score, place = (centred @ block.T - block.square().sum(1) / 2).max(1)
+        nearest = torch.where(score > best, seen[part][place], nearest)
+        best = torch.maximum(best, score)
+    return int((nearest != predicted.to(centre.device)).sum())
 
 
 def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -403,7 +311,8 @@ def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> 
     if len(seen) == 0:
         raise Undefined("no samples were seen")
     mean = moments.global_mean
-    logits = weight.detach().to(mean) @ mean
+    rows = Rows(weight.detach().to(mean.device))
+    logits = torch.cat([rows.block(part) @ mean for part in rows.parts()])
     if bias is not None:
         logits = logits + bias.detach().to(mean)
     return logits[seen]

@@ -13,6 +13,7 @@ are small, so the product itself may run in float32. Joint merging is Chan, Golu
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,8 +24,12 @@ from torch import Tensor
 from neuralcollapse._checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse._errors import InputError
 
-# Rows are taken in blocks of at most this many values, so that float64 copies stay in cache (4 MB).
+# Rows are centred in blocks of at most this many values, so that float64 copies stay in cache (4 MB).
 _BLOCK_VALUES = 2**19
+# A float32 product takes the centred rows of several blocks, up to this many: few rows leave it half as fast.
+_PRODUCT_ROWS = 2048
+# Class means are gone over in blocks of this many, where a copy of all of them would double the memory.
+_MEANS_ROWS = 4096
 # Below this dimension the product is cheap, and its rounding averages over too few entries: float64.
 _FLOAT32_FROM_DIM = 256
 # A float32 product whose trace leaves this range may have under- or overflowed: it is run again in float64.
@@ -42,18 +47,25 @@ class ClassMoments:
         means: (K, d) mu_k; zero for a class not seen.
         spreads: (K,) sum over the samples of a class of |h - mu_k|^2.
         packed: the whole state as one float64 vector (counts, spreads, means, upper triangle of the
-            scatter in a d x d matrix); the others are views of it.
+            scatter in a d x d matrix); the others are views of it. Float32 means lie two to a place.
 
     Make one with `from_batch` or `zeros`, add batches in place with `update`, join two with `merge`.
     Features may be float16, bfloat16, float32 (products in float32 after centring) or float64
     (products in float64); labels any integer type. Works on any device.
 
-    Float32 products leave a relative error of some 1e-9 in NC1; where the scatter is far larger in one direction than
-    along the class means, of up to 1e-7 times that ratio. Give `features.double()` to be exact there too.
+    Float32 products leave a relative error of some 1e-10 in NC1 (their diagonal is taken in float64); where the scatter
+    is far larger in one direction than along the class means, of up to 1e-7 times that ratio. Give
+    `features.double()` to be exact there too.
+
+    With `means_dtype=torch.float32` the class means, most of the state when K is large, take half the memory. They
+    then carry a relative error of some 1e-7 of their size, offset included: well for features of a spread like
+    their size (language models), not for collapsed ones far from the origin.
     """
 
-    def __init__(self, packed: Tensor, num_classes: int, feature_dim: int) -> None:
-        size = packed_size(num_classes, feature_dim)
+    def __init__(
+        self, packed: Tensor, num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64
+    ) -> None:
+        size = packed_size(num_classes, feature_dim, means_dtype)
         if packed.dtype != torch.float64 or tuple(packed.shape) != (size,):
             raise InputError(
                 f"expected a packed float64 state of shape ({size},), got {packed.dtype} {tuple(packed.shape)}"
@@ -61,26 +73,41 @@ class ClassMoments:
         self.packed = packed
         self.num_classes = num_classes
         self.feature_dim = feature_dim
-        sizes = (num_classes, num_classes, num_classes * feature_dim, feature_dim * feature_dim)
-        counts, spreads, means, scatter = packed.split(sizes)
+        places = size - 2 * num_classes - feature_dim * feature_dim
+        counts, spreads, means, scatter = packed.split((num_classes, num_classes, places, feature_dim * feature_dim))
         self._counts = counts
         self.spreads = spreads
-        self.means = means.view(num_classes, feature_dim)
+        with torch.inference_mode(False):  # a view as another type, made inside, could not be updated outside
+            means = means if means_dtype == torch.float64 else means.view(means_dtype)
+        self.means = means[: num_classes * feature_dim].view(num_classes, feature_dim)
         self._upper = scatter.view(feature_dim, feature_dim)  # only its upper triangle is kept up
 
     @classmethod
-    def zeros(cls, num_classes: int, feature_dim: int, device: torch.device | str | None = None) -> ClassMoments:
+    def zeros(
+        cls,
+        num_classes: int,
+        feature_dim: int,
+        device: torch.device | str | None = None,
+        *,
+        means_dtype: torch.dtype = torch.float64,
+    ) -> ClassMoments:
         """The moments of no samples."""
         check_count(num_classes, "num_classes", 1)
         check_count(feature_dim, "feature_dim", 1)
-        size = packed_size(num_classes, feature_dim)
+        size = packed_size(num_classes, feature_dim, means_dtype)
         with torch.inference_mode(False):  # else updates outside inference mode would be refused
             packed = torch.zeros(size, dtype=torch.float64, device=state_device(device))
-        return cls(packed, num_classes, feature_dim)
+        return cls(packed, num_classes, feature_dim, means_dtype)
 
     @classmethod
     def from_batch(
-        cls, features: Tensor, labels: Tensor, num_classes: int, *, ignore_index: int | None = None
+        cls,
+        features: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        *,
+        ignore_index: int | None = None,
+        means_dtype: torch.dtype = torch.float64,
     ) -> ClassMoments:
         """The moments of (N, d) features with (N,) integer labels in 0..num_classes-1.
 
@@ -88,9 +115,8 @@ class ClassMoments:
             InputError: see `update`.
         """
         check_features(features)
-        return cls.zeros(num_classes, features.shape[1], features.device).update(
-            features, labels, ignore_index=ignore_index
-        )
+        empty = cls.zeros(num_classes, features.shape[1], features.device, means_dtype=means_dtype)
+        return empty.update(features, labels, ignore_index=ignore_index)
 
     @classmethod
     def from_means(cls, counts: Tensor, means: Tensor) -> ClassMoments:
@@ -113,8 +139,11 @@ class ClassMoments:
 
     @property
     def global_mean(self) -> Tensor:
-        """(d,) the mean over the samples (not over the classes); zero when none was seen."""
-        return self._counts @ self.means / self._counts.sum().clamp(min=1)
+        """(d,) float64, the mean over the samples (not over the classes); zero when none was seen."""
+        total = self.means.new_zeros(self.feature_dim, dtype=torch.float64)
+        for counts, means in zip(self._counts.split(_MEANS_ROWS), self.means.split(_MEANS_ROWS), strict=True):
+            total += counts @ means.double()
+        return total / self._counts.sum().clamp(min=1)
 
     @property
     def scatter(self) -> Tensor:
@@ -154,44 +183,58 @@ class ClassMoments:
         rows = max(1, _BLOCK_VALUES // self.feature_dim)
         if len(labels) > rows:  # a single block is checked by its sums, below
             check_finite(features)
-        for block, block_labels in zip(features.split(rows), labels.split(rows), strict=True):
-            self._add(block.to(self.packed.device), block_labels.to(self.packed.device))
+        device = self.packed.device
+        for part, part_labels in zip(features.split(_PRODUCT_ROWS), labels.split(_PRODUCT_ROWS), strict=True):
+            self._add(part.to(device), part_labels.to(device), rows)
         return self
 
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        classes: Tensor | slice = slice(None)
-        index = labels
-        if self.num_classes > len(labels):  # work on the classes of this block alone
-            classes, index = labels.unique(return_inverse=True)
-        exact = _scratch("exact", features, torch.float64).copy_(features)
-        sums = exact.new_zeros(self.means[classes].shape).index_add_(0, index, exact)
+    def _add(self, features: Tensor, labels: Tensor, rows: int) -> None:
+        """Add up to _PRODUCT_ROWS samples, by blocks of `rows`: float32 ones in one product at the end."""
+        dim = self.feature_dim
+        in_float32 = features.dtype != torch.float64 and dim >= _FLOAT32_FROM_DIM
+        waiting, diagonal = 0, 0.0 * self._upper[0]
+        small = _scratch("small", features.shape, torch.float32, features.device) if in_float32 else features
+        for block, block_labels in zip(features.split(rows), labels.split(rows), strict=True):
+            exact = self._centred(block, block_labels)
+            squares = torch.linalg.vector_norm(exact, dim=1).square_()
+            self.spreads.index_add_(0, block_labels, squares)
+            trace, most = float(squares.sum()), float(squares.max())
+            if in_float32 and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
+                small[waiting : waiting + len(block)].copy_(exact)
+                waiting += len(block)
+                diagonal += exact.square_().sum(0)
+            else:
+                add_gram(self._upper, exact)
+        if waiting:
+            diagonal += self._upper.diagonal()
+            with _full_precision(features.device):
+                add_gram(self._upper, small[:waiting])
+            self._upper.diagonal().copy_(diagonal)  # its float32 sums grow, and round, the most
+
+    def _centred(self, features: Tensor, labels: Tensor) -> Tensor:
+        """The block's rows less their centres c, as float64; counts and means move on."""
+        exact = _scratch("exact", features.shape, torch.float64, features.device).copy_(features)
+        classes, index = labels.unique(return_inverse=True)  # work on the classes of this block alone
+        shape = (len(classes), self.feature_dim)
+        sums = _scratch("sums", shape, torch.float64, features.device).zero_().index_add_(0, index, exact)
         if not bool(torch.isfinite(sums.sum())):
             check_finite(features)  # raises, before anything has changed
 
-        batch_counts = torch.bincount(index, minlength=len(sums)).to(torch.float64)
+        batch_counts = torch.bincount(index).to(torch.float64)
         seen = self._counts[classes]
-        total = (seen + batch_counts).clamp(min=1)
-        share = batch_counts / total
-        moved = sums / batch_counts.clamp(min=1)[:, None] - self.means[classes]
-        centres = self.means[classes] + (1 - (seen / total).sqrt())[:, None] * moved
-
-        exact.sub_(torch.index_select(centres, 0, index, out=_scratch("centres", features, torch.float64)))
-        self.spreads.index_add_(0, labels, self._add_scatter(exact, features.dtype))
-        self.means[classes] += share[:, None] * moved
-        self._counts[classes] += batch_counts
-
-    def _add_scatter(self, centred: Tensor, dtype: torch.dtype) -> Tensor:
-        """Add X'X to the scatter; returns the squared lengths of the rows of X (N,) as float64."""
-        if dtype != torch.float64 and self.feature_dim >= _FLOAT32_FROM_DIM:
-            small = _scratch("small", centred, torch.float32).copy_(centred)
-            squares = torch.linalg.vector_norm(small, dim=1).to(torch.float64).square_()
-            trace, most = float(squares.sum()), float(squares.max())
-            if _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
-                with _full_precision(centred.device):
-                    add_gram(self._upper, small)
-                return squares
-        add_gram(self._upper, centred)
-        return torch.linalg.vector_norm(centred, dim=1).square_()
+        total = seen + batch_counts
+        means = _scratch("means", shape, torch.float64, features.device)
+        if self.means.dtype == torch.float64:
+            torch.index_select(self.means, 0, classes, out=means)
+        else:
+            means.copy_(self.means[classes])
+        moved = sums.div_(batch_counts[:, None]).sub_(means)
+        centres = means.addcmul_(moved, (1 - (seen / total).sqrt())[:, None])
+        spare = _scratch("centres", features.shape, torch.float64, features.device)
+        exact.sub_(torch.index_select(centres, 0, index, out=spare))
+        self.means.index_add_(0, classes, moved.mul_((batch_counts / total)[:, None]).to(self.means.dtype))
+        self._counts[classes] = total
+        return exact
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """The moments of both sets of samples, as a new object; neither side changes.
@@ -199,30 +242,38 @@ class ClassMoments:
         Raises:
             InputError: another number of classes or dimension.
         """
-        if (self.num_classes, self.feature_dim) != (other.num_classes, other.feature_dim):
+        if self.shape != other.shape:
+            mine, theirs = (f"K={k}, d={d}" for k, d, _ in (self.shape, other.shape))
+            if mine == theirs:
+                mine, theirs = (f"means in {dtype}" for _, _, dtype in (self.shape, other.shape))
             raise InputError(
-                f"expected moments of K={self.num_classes}, d={self.feature_dim}, "
-                f"got K={other.num_classes}, d={other.feature_dim}: both need the same num_classes and features"
+                f"expected moments of {mine}, got {theirs}: both need the same num_classes, features and means_dtype"
             )
-        merged = ClassMoments(self.packed.clone(), self.num_classes, self.feature_dim)
-        merged.absorb(ClassMoments(other.packed.to(self.packed.device), self.num_classes, self.feature_dim))
+        merged = ClassMoments(self.packed.clone(), *self.shape)
+        merged.absorb(ClassMoments(other.packed.to(self.packed.device), *self.shape))
         return merged
 
     def absorb(self, other: ClassMoments) -> None:
         """Add the samples of `other` (same K, d and device) in place; `other` stays as it was."""
         total = self._counts + other._counts
         share = other._counts / total.clamp(min=1)
-        moved = other.means - self.means
         both = self._counts * share  # n_a n_b / n; zero where one side has no samples
-        shift = both.sqrt()[:, None] * moved
         self._upper += other._upper
-        add_gram(self._upper, shift)
-        self.spreads += other.spreads + both * moved.square().sum(1)
-        self.means += share[:, None] * moved
+        for start in range(0, self.num_classes, _MEANS_ROWS):
+            part = slice(start, start + _MEANS_ROWS)
+            moved = other.means[part].double() - self.means[part]
+            self.spreads[part] += other.spreads[part] + both[part] * moved.square().sum(1)
+            self.means[part] += (share[part, None] * moved).to(self.means.dtype)
+            add_gram(self._upper, moved.mul_(both[part].sqrt()[:, None]))
         self._counts.copy_(total)
 
+    @property
+    def shape(self) -> tuple[int, int, torch.dtype]:
+        """(K, d, type of the means): with `packed`, what it takes to make these moments again."""
+        return self.num_classes, self.feature_dim, self.means.dtype
+
     def __reduce__(self) -> tuple[object, ...]:
-        return ClassMoments, (self.packed, self.num_classes, self.feature_dim)  # the views are made anew
+        return ClassMoments, (self.packed, *self.shape)  # the views are made anew
 
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"
@@ -261,9 +312,17 @@ def state_device(device: torch.device | str | None) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def packed_size(num_classes: int, feature_dim: int) -> int:
-    """The length of `ClassMoments.packed`: 2K + K d + d^2."""
-    return 2 * num_classes + num_classes * feature_dim + feature_dim * feature_dim
+def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64) -> int:
+    """The length of `ClassMoments.packed`: 2K + K d + d^2, with K d / 2 (rounded up) for float32 means.
+
+    Raises:
+        InputError: means of another type.
+    """
+    if means_dtype not in (torch.float64, torch.float32):
+        raise InputError(f"expected means_dtype torch.float64 or torch.float32, got {means_dtype}")
+    values = num_classes * feature_dim
+    places = values if means_dtype == torch.float64 else -(-values // 2)
+    return 2 * num_classes + places + feature_dim * feature_dim
 
 
 def add_gram(upper: Tensor, rows: Tensor) -> None:
@@ -281,11 +340,12 @@ def add_gram(upper: Tensor, rows: Tensor) -> None:
 _buffers = threading.local()
 
 
-def _scratch(name: str, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _scratch(name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Memory for a block, kept from one batch to the next: asking for fresh pages costs as much as the arithmetic."""
-    key = (name, like.device, dtype)
+    size = math.prod(shape)
+    key = (name, device, dtype)
     kept: dict[object, Tensor] = _buffers.__dict__.setdefault("kept", {})
-    if key not in kept or kept[key].numel() < like.numel():
+    if key not in kept or kept[key].numel() < size:
         with torch.inference_mode(False):
-            kept[key] = torch.empty(like.numel(), dtype=dtype, device=like.device)
-    return kept[key][: like.numel()].view(like.shape)
+            kept[key] = torch.empty(size, dtype=dtype, device=device)
+    return kept[key][:size].view(shape)
