@@ -623,3 +623,69 @@ def test_a_stray_large_label_is_refused_and_rows_keep_their_numbers():
     features[10], labels[:5] = torch.nan, -1
     with pytest.raises(nc.InputError, match=r"\(rows 10\)"):
         nc.measure_features(features, labels, ignore_index=-1)
+
+
+class Sentences(nn.Module):
+    """A causal language model in small: each position sees its token alone."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embedding = nn.Embedding(11, 6)
+        self.head = nn.Linear(6, 11, bias=False)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.head(self.embedding(input_ids))
+
+
+@pytest.fixture
+def sentences():
+    tokens = torch.randint(11, (8, 9), generator=torch.Generator().manual_seed(2))
+    labels = tokens.clone()
+    labels[2:5, 6:] = -100  # padding
+    return [{"input_ids": tokens[i : i + 3], "labels": labels[i : i + 3]} for i in range(0, 8, 3)]
+
+
+def shifted_by_hand(model, sentences):
+    features, labels = [], []
+    for batch in sentences:
+        for row, wanted in zip(batch["input_ids"], batch["labels"], strict=True):
+            for position in range(len(row) - 1):
+                if wanted[position + 1] != -100:
+                    features.append(model.embedding.weight[row[position]].detach())
+                    labels.append(int(wanted[position + 1]))
+    return torch.stack(features), torch.tensor(labels)
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": [1, 3, 4, 9, 10]}, {"min_count": 5}], ids=str)
+@pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")
+def test_the_class_of_a_position_is_the_next_token(sentences, options, monkeypatch):
+    monkeypatch.setattr("neuralcollapse._forward._LOGITS", 33)  # the loss in parts of three positions
+    model = Sentences()
+    features, labels = shifted_by_hand(model, sentences)
+    weight = model.head.weight.detach()
+    expected = nc.measure_features(features, labels, weight, **options)
+    found = nc.measure(model, sentences, "head", next_token=True, **options)
+    kept = torch.ones_like(labels, dtype=torch.bool)
+    if options:
+        counts = labels.bincount(minlength=11)
+        classes = options.get("classes", (counts >= 5).nonzero().flatten().tolist())
+        kept = torch.isin(labels, torch.tensor(classes))
+    logits = features[kept] @ weight.T
+    assert found.pop("loss") == pytest.approx(float(F.cross_entropy(logits, labels[kept])), rel=1e-5)
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name] == pytest.approx(value, rel=1e-6, nan_ok=True), name
+
+
+def test_labels_of_whole_sentences_have_no_next_token(sentences):
+    batches = [{**batch, "labels": batch["labels"][:, 0]} for batch in sentences]
+    with pytest.raises(nc.InputError, match=r"batch 1: .*labels \(N, T\) of T tokens with next_token, got \(3,\)"):
+        nc.measure(Sentences(), batches, "head", next_token=True)
+
+
+def test_float32_means_are_measured_to_their_precision(network, loader):
+    exact, small = nc.measure(network, loader), nc.measure(network, loader, means_dtype=torch.float32)
+    for name, value in exact.items():
+        assert small[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    assert small["nc1"] != exact["nc1"]

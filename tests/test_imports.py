@@ -17,6 +17,7 @@ ROWS = {
     "frames": (),
     "moments": (),
     "_sharded": (),
+    "subset": (),
     "_undefined": (),
     "_rows": (),
     "_means": (),

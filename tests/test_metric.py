@@ -311,7 +311,7 @@ def test_merging_what_does_not_fit_is_refused(data, partner):
 def test_merging_another_shape_with_a_state_of_the_same_length_is_refused():
     metric, partner = nc.NeuralCollapse(5, 2), nc.NeuralCollapse(3, 3)
     assert metric.moments.shape == partner.moments.shape
-    with pytest.raises(nc.InputError, match="same num_classes and feature_dim"):
+    with pytest.raises(nc.InputError, match="same num_classes, feature_dim"):
         metric.merge_state(partner)
 
 

@@ -1,5 +1,7 @@
 """ClassMoments equal brute force in any dtype, batching and merge order; wrong input changes nothing."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -411,3 +413,75 @@ def test_moments_of_means_have_no_spread():
     assert moments.counts.tolist() == [2, 5, 1]
     assert torch.equal(moments.means, means.double())
     assert float(moments.scatter.abs().max()) == 0
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (3, 5), (4, 4)])
+def test_float32_means_take_half_the_places_and_are_near(shape):
+    num_classes, dim = shape
+    features, labels = clusters(num_classes, dim, 60)
+    exact = of_batch(features, labels, num_classes)
+    small = ClassMoments.zeros(num_classes, dim, means_dtype=torch.float32)
+    for part, part_labels in zip(torch.as_tensor(features).split(7), torch.as_tensor(labels).split(7), strict=True):
+        small.update(part, part_labels)
+    assert small.means.dtype == torch.float32
+    assert small.packed.dtype == torch.float64
+    assert exact.packed.numel() - small.packed.numel() == num_classes * dim // 2
+    assert_near(small.means.double(), exact.means, 1e-6)
+    assert_near(small.scatter, exact.scatter, 1e-6)
+    assert_near(small.spreads, exact.spreads, 1e-6)
+    assert_near(small.global_mean, exact.global_mean, 1e-6)
+    assert small.counts.tolist() == exact.counts.tolist()
+    assert nc1(small) == pytest.approx(nc1(exact), rel=1e-5)
+
+
+def test_float32_means_merge_copy_and_pickle_as_such(tmp_path):
+    features, labels = clusters(4, 3, 40)
+    parts = [of_batch(features[i::2], labels[i::2], 4, means_dtype=torch.float32) for i in range(2)]
+    merged = parts[0].merge(parts[1])
+    assert merged.means.dtype == torch.float32
+    assert nc1(merged) == pytest.approx(nc1(of_batch(features, labels, 4)), rel=1e-5)
+    again = copy.deepcopy(merged)
+    again.update(torch.ones(1, 3), torch.zeros(1, dtype=torch.int64))
+    assert again.num_samples == 41
+    assert float((again.means - merged.means)[0].abs().max()) > 0
+    with pytest.raises(InputError, match=r"means in torch.float32, got means in torch.float64: "):
+        merged.merge(of_batch(features, labels, 4))
+    with pytest.raises(InputError, match=r"means_dtype torch.float64 or torch.float32, got torch.float16"):
+        ClassMoments.zeros(4, 3, means_dtype=torch.float16)
+
+
+def test_float32_means_made_in_inference_mode_can_be_updated_outside():
+    with torch.inference_mode():
+        moments = of_batch(torch.randn(4, 2), torch.arange(4) % 2, 2, means_dtype=torch.float32)
+    assert moments.update(torch.randn(4, 2), torch.arange(4) % 2).num_samples == 8
+
+
+def test_the_diagonal_of_float32_products_is_taken_in_float64():
+    features, labels = clusters(6, 300, 700)
+    features = torch.as_tensor(features, dtype=torch.float32)
+    in_float32, exact = of_batch(features, labels, 6), of_batch(features.double(), labels, 6)
+    off = in_float32.scatter - exact.scatter
+    assert float(off.abs().max()) > 0  # the products were indeed in float32
+    relative = off.diagonal().abs() / exact.scatter.diagonal()
+    assert float(relative.max()) < 1e-13
+    assert nc1(in_float32) == pytest.approx(nc1(exact), rel=1e-8)
+
+
+@pytest.mark.parametrize("rows", [2048, 64, 7])
+def test_a_product_over_several_blocks_is_that_of_each(monkeypatch, rows):
+    features, labels = clusters(40, 300, 150)
+    features = torch.as_tensor(features, dtype=torch.float32)
+    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", 300 * 20)
+    monkeypatch.setattr(moments_module, "_PRODUCT_ROWS", rows)
+    assert_moments_of(of_batch(features, labels, 40), features, labels, 1e-6)
+
+
+def test_a_block_that_float32_cannot_hold_is_added_in_float64_beside_others(monkeypatch):
+    features, labels = clusters(4, 300, 80)
+    features[75] *= 1e12  # one row outweighs its block, the last
+    features = torch.as_tensor(features, dtype=torch.float32)
+    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", 300 * 20)
+    got = of_batch(features, labels, 4)
+    exact = of_batch(features.double(), labels, 4)
+    assert_near(got.scatter, exact.scatter, 1e-13)
+    assert_near(got.spreads, exact.spreads, 1e-13)

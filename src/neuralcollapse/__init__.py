@@ -15,6 +15,8 @@ _HOMES = {
     "nearest_simplex_etf": "frames",
     "ClassMoments": "moments",
     "measures": "collapse",
+    "worst_pairs": "pairs",
+    "frequent_classes": "subset",
     "NeuralCollapse": "metric",
     "ETFClassifier": "classifier",
     "fix_classifier": "classifier",
@@ -38,7 +40,9 @@ if TYPE_CHECKING:
     from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
     from neuralcollapse.metric import NeuralCollapse
     from neuralcollapse.moments import ClassMoments
+    from neuralcollapse.pairs import worst_pairs
     from neuralcollapse.recorder import Recorder
+    from neuralcollapse.subset import frequent_classes
     from neuralcollapse.training.callbacks import CollapseCallback
     from neuralcollapse.training.networks import build_network
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +14,51 @@ from torch import Tensor, nn
 from neuralcollapse._checks import check_features, check_labels
 from neuralcollapse._errors import InputError
 from neuralcollapse.moments import kept_rows
+from neuralcollapse.subset import LEFT_OUT, ClassSubset
 
+_NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"
+_LOGITS = 2**24  # logits that a loss takes at a time
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 
 
 @dataclass
 class Seen:
-    """One batch as the classifier met it, without the ignored samples."""
+    """One batch as the classifier met it, without the samples that are left out.
+
+    Attributes:
+        features: (N, d).
+        labels: (N,) among the classes that are measured.
+        targets: (N,) among all classes.
+        layers: name -> (N, C) outputs of inner layers.
+        logits: (M, K) of all samples, those left out too.
+        kept: (N,) which of them are the samples here; None for all.
+    """
 
     features: Tensor
     labels: Tensor
-    logits: Tensor
+    targets: Tensor
     layers: dict[str, Tensor]
+    logits: Tensor
+    kept: Tensor | None
+
+    def predicted(self) -> Tensor:
+        """(N,) the classes of the largest logits, among all classes."""
+        classes = self.logits.argmax(1)
+        return classes if self.kept is None else classes[self.kept]
+
+    def loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+        """The sum over the samples of a mean loss of logits and labels; by parts, as the logits may be large."""
+        size = max(1, _LOGITS // self.logits.shape[1])
+        total, start = 0.0, 0
+        parts: Iterable[slice | Tensor] = [slice(first, first + size) for first in range(0, len(self.targets), size)]
+        if self.kept is not None:
+            parts = self.kept.split(size) if len(self.kept) else ()
+        for rows in parts:
+            logits = self.logits[rows].float()
+            targets = self.targets[start : start + len(logits)]
+            total += float(loss(logits, targets)) * len(targets)
+            start += len(targets)
+        return total
 
 
 class Forward:
@@ -36,13 +69,17 @@ class Forward:
         model: nn.Module,
         head: nn.Module,
         layers: Mapping[str, nn.Module],
-        ignore_index: int | None,
-        device: torch.device | str | None,
+        ignore_index: int | None = None,
+        device: torch.device | str | None = None,
+        *,
+        next_token: bool = False,
     ) -> None:
         self.model = model
         self.head = head
         self.layers = layers
-        self.ignore_index = ignore_index
+        self.ignore_index = ignore_index if ignore_index is not None or not next_token else _NO_TOKEN
+        self.next_token = next_token
+        self.subset: ClassSubset | None = None
         self.other_output: tuple[int, int] | None = None
         first = next(model.parameters(), None)
         self.device = torch.device(device) if device else torch.device("cpu") if first is None else first.device
@@ -80,19 +117,39 @@ class Forward:
             self.other_output = (caught["logits"].shape[-1], returned.shape[-1])
         return seen
 
+    def labels(self, batch: Any) -> Tensor:
+        """The labels of a batch, flat and without the ignored ones, with no pass through the network."""
+        labels = self._shifted(as_tensor(_unpack(batch)[1], "labels")).flatten()
+        return labels if self.ignore_index is None else labels[labels != self.ignore_index]
+
+    def _shifted(self, labels: Tensor) -> Tensor:
+        """With `next_token`, the label of each position moved to the one before, and none for the last."""
+        if not self.next_token or self.ignore_index is None:
+            return labels
+        if labels.dim() != 2:
+            raise InputError(
+                f"expected labels (N, T) of T tokens with next_token, got {tuple(labels.shape)}: leave next_token out "
+                "where each sample has one label"
+            )
+        return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
+
     def _tidy(self, caught: dict[str, Any], labels: Any) -> Seen:
         features, logits = _tensor(caught["features"], "classifier"), _tensor(caught["logits"], "classifier")
-        labels = as_tensor(labels, "labels").to(features.device)
+        labels = self._shifted(as_tensor(labels, "labels").to(features.device))
         if features.dim() > 2 and labels.dim() > 1 and labels.shape == features.shape[:-1]:  # a label for each token
             features, logits, labels = features.flatten(0, -2), logits.flatten(0, -2), labels.flatten()
         check_features(features)
         labels = check_labels(labels, features.shape[0])
         layers = {name: _pool(_tensor(caught.get(name), name), len(labels), name) for name in self.layers}
-        if self.ignore_index is not None:
-            keep = kept_rows(features, labels, self.ignore_index)
-            features, labels, logits = features[keep], labels[keep], logits[keep]
-            layers = {name: outputs[keep] for name, outputs in layers.items()}
-        return Seen(features, labels, logits, layers)
+        targets, kept = labels, None
+        if self.subset is not None:
+            labels = self.subset.relabel(labels, self.ignore_index)
+        left_out = self.ignore_index if self.subset is None else LEFT_OUT
+        if left_out is not None:
+            kept = kept_rows(features, labels, left_out).nonzero().flatten()
+            features, labels, targets = features[kept], labels[kept], targets[kept]
+            layers = {name: outputs[kept] for name, outputs in layers.items()}
+        return Seen(features, labels, targets, layers, logits, kept)
 
 
 def _unpack(batch: Any) -> tuple[Any, Any]:

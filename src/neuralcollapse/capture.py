@@ -22,6 +22,7 @@ from neuralcollapse.classifier import find_module
 from neuralcollapse.collapse import measures, nc4_disagreements
 from neuralcollapse.metric import classifier_tensors
 from neuralcollapse.moments import ClassMoments, kept_rows
+from neuralcollapse.subset import LEFT_OUT, ClassSubset, frequent_classes, label_counts
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20
@@ -59,7 +60,11 @@ def measure(
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
-    pairwise: bool = True,
+    next_token: bool = False,
+    classes: Tensor | Sequence[int] | None = None,
+    min_count: int | None = None,
+    means_dtype: torch.dtype = torch.float64,
+    pairwise: bool | int = True,
     device: torch.device | str | None = None,
     sharded: bool = False,
     progress: bool = True,
@@ -79,8 +84,15 @@ def measure(
             only). Outputs (N, C, H, W) and (N, T, C) are averaged over positions (H, W or T).
         nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader is run
             through the network a second time.
-        ignore_index: samples with this label are left out.
-        pairwise: False leaves out the measures whose cost grows with K^2.
+        ignore_index: samples with this label are left out; -100 with `next_token` when not given.
+        next_token: the labels (N, T) are the tokens of the input themselves, as for a causal language model of
+            transformers: each position's class is the next position's label, and the last one has none.
+        classes: measure these classes alone. Samples and rows of others are left out; NC4 counts a prediction of one
+            of them as a disagreement, and accuracy and loss are those of the samples kept, among all K classes.
+        min_count: measure the classes with at least so many samples, counted in a pass of its own over the labels.
+        means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
+        pairwise: False leaves out the measures whose cost grows with K^2, a number takes a sample of so many pairs
+            of classes (see `neuralcollapse.measures`).
         device: where to run; that of the model's parameters when not given.
         sharded: in each process of torch.distributed the loader gives its own share of the samples: the result, the
             same in all, is that of all samples. All processes must call this.
@@ -102,6 +114,10 @@ def measure(
         layers,
         nc4=nc4,
         ignore_index=ignore_index,
+        next_token=next_token,
+        classes=classes,
+        min_count=min_count,
+        means_dtype=means_dtype,
         device=device,
         sharded=sharded,
         progress=progress,
@@ -118,6 +134,10 @@ def collect(
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
+    next_token: bool = False,
+    classes: Tensor | Sequence[int] | None = None,
+    min_count: int | None = None,
+    means_dtype: torch.dtype = torch.float64,
     device: torch.device | str | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     sharded: bool = False,
@@ -135,7 +155,15 @@ def collect(
     weight, bias = classifier_tensors(head)
     num_classes = weight.shape[0] if num_classes is None else num_classes
     check_classifier(weight, bias, num_classes, weight.shape[1])
-    run = Forward(model, head, {name: find_module(model, name) for name in layers}, ignore_index, device)
+    caught = {name: find_module(model, name) for name in layers}
+    run = Forward(model, head, caught, ignore_index, device, next_token=next_token)
+    run.subset = _subset(run, loader, num_classes, classes, min_count, sharded, progress)
+    if run.subset is not None:
+        num_classes, weight = len(run.subset), run.subset.rows(weight)
+        bias = None if bias is None else run.subset.rows(bias)
+
+    def empty(dim: int, device: torch.device) -> ClassMoments:
+        return ClassMoments.zeros(num_classes, dim, device, means_dtype=means_dtype)
 
     moments: ClassMoments | None = None
     inner: dict[str, ClassMoments] = {}
@@ -145,23 +173,23 @@ def collect(
         try:
             seen = run(batch)
             if moments is None:
-                moments = ClassMoments.zeros(num_classes, weight.shape[1], seen.features.device)
+                moments = empty(weight.shape[1], seen.features.device)
             moments.update(seen.features, seen.labels)
             for name, outputs in seen.layers.items():
                 if name not in inner:
-                    inner[name] = ClassMoments.zeros(num_classes, outputs.shape[1], outputs.device)
+                    inner[name] = empty(outputs.shape[1], outputs.device)
                 inner[name].update(outputs, seen.labels)
         except InputError as error:
             raise InputError(f"batch {index}: {error}") from None
-        predicted = seen.logits.argmax(1)
-        correct += int((predicted == seen.labels).sum())
-        total += float(loss(seen.logits.float(), seen.labels)) * len(seen.labels) if len(seen.labels) else 0.0
+        predicted = seen.predicted()
+        correct += int((predicted == seen.targets).sum())
+        total += seen.loss(loss)
         if kept is not None:
-            kept.append((_owned(seen.features), predicted))
+            kept.append((_owned(seen.features), _among(run.subset, predicted)))
             kept_bytes += seen.features.numel() * seen.features.element_size()
             kept = kept if kept_bytes <= _KEEP_BYTES else None
     if moments is None:
-        moments = ClassMoments.zeros(num_classes, weight.shape[1], run.device)
+        moments = empty(weight.shape[1], run.device)
     if sharded:
         with_samples, keep, correct, total = summed(
             run.device, moments.num_samples > 0, kept is not None, correct, total
@@ -193,6 +221,34 @@ def collect(
     return result
 
 
+def _subset(
+    run: Forward,
+    loader: Iterable[Any],
+    num_classes: int,
+    classes: Tensor | Sequence[int] | None,
+    min_count: int | None,
+    sharded: bool,
+    progress: bool,
+) -> ClassSubset | None:
+    """The classes to measure, where they are not all."""
+    if min_count is None:
+        return None if classes is None else ClassSubset(classes, num_classes)
+    if classes is not None:
+        raise InputError("expected classes or min_count, got both: give one")
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=run.device)
+    for batch in _bar(loader, "counting labels", progress):
+        labels = run.labels(batch).to(run.device)
+        counts += label_counts(labels, num_classes)
+    if sharded:
+        torch.distributed.all_reduce(counts)
+    return ClassSubset(frequent_classes(counts, min_count), num_classes)
+
+
+def _among(subset: ClassSubset | None, predicted: Tensor) -> Tensor:
+    """Predicted classes as numbers of the classes that are measured."""
+    return predicted if subset is None else subset.relabel(predicted)
+
+
 def measure_features(
     features: Tensor,
     labels: Tensor,
@@ -201,7 +257,10 @@ def measure_features(
     num_classes: int | None = None,
     *,
     ignore_index: int | None = None,
-    pairwise: bool = True,
+    classes: Tensor | Sequence[int] | None = None,
+    min_count: int | None = None,
+    means_dtype: torch.dtype = torch.float64,
+    pairwise: bool | int = True,
 ) -> dict[str, Any]:
     """Measure the collapse of features that are already in memory.
 
@@ -212,7 +271,10 @@ def measure_features(
         bias: (K,).
         num_classes: K; that of the weight, or the largest label plus one, when not given.
         ignore_index: samples with this label are left out.
-        pairwise: False leaves out the measures whose cost grows with K^2.
+        classes: measure these classes alone, as for `measure`.
+        min_count: measure the classes with at least so many samples.
+        means_dtype: torch.float32 halves the memory for K class means.
+        pairwise: as for `measure`.
 
     Returns:
         The keys of `neuralcollapse.measures` and "num_samples", with "nc4" and "accuracy" when a weight is given.
@@ -233,14 +295,30 @@ def measure_features(
     if num_classes is None:
         num_classes = weight.shape[0] if weight is not None and weight.dim() else _count_classes(labels)
     check_classifier(weight, bias, num_classes, features.shape[1])
-    moments = ClassMoments.from_batch(features, labels, num_classes)
-    result: dict[str, Any] = dict(measures(moments, weight, bias, pairwise=pairwise))
+    subset = None if classes is None else ClassSubset(classes, num_classes)
+    if min_count is not None:
+        if classes is not None:
+            raise InputError("expected classes or min_count, got both: give one")
+        subset = ClassSubset(frequent_classes(label_counts(labels, num_classes), min_count), num_classes)
+    targets, shown_weight, shown_bias = labels, weight, bias
+    if subset is not None:
+        labels = subset.relabel(labels)
+        kept = labels != LEFT_OUT
+        features, labels, targets = features[kept], labels[kept], targets[kept]
+        if len(labels) == 0:
+            raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
+        num_classes = len(subset)
+        shown_weight = None if weight is None else subset.rows(weight)
+        shown_bias = None if bias is None else subset.rows(bias)
+    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
+    result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
     result["num_samples"] = moments.num_samples
     if weight is not None:
         batches = list(_predictions(features, weight, bias))
-        predicted = torch.cat([classes for _, classes in batches])
-        result["nc4"] = _nc4(*_disagreements(batches, moments), moments.num_samples)
-        result["accuracy"] = float((predicted == labels.to(predicted.device)).double().mean())
+        predicted = torch.cat([part for _, part in batches])
+        found = ((block, _among(subset, part)) for block, part in batches)
+        result["nc4"] = _nc4(*_disagreements(found, moments), moments.num_samples)
+        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
 
 
@@ -294,7 +372,7 @@ def _owned(features: Tensor) -> Tensor:
 def _second_pass(run: Forward, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in _bar(loader, "measuring nc4", progress):
         seen = run(batch)
-        yield seen.features, seen.logits.argmax(1)
+        yield seen.features, _among(run.subset, seen.predicted())
 
 
 def _bar(loader: Iterable[Any], text: str, progress: bool) -> Iterable[Any]:

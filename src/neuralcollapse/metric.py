@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from neuralcollapse._checks import check_classifier, check_count
+from neuralcollapse._checks import check_classifier, check_count, check_features, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.moments import ClassMoments, state_device
+from neuralcollapse.subset import LEFT_OUT, ClassSubset
 
 
 class NeuralCollapse(Metric):
@@ -31,7 +32,10 @@ class NeuralCollapse(Metric):
         classifier: a module with `.weight` (K, d) and perhaps `.bias` (K,), read at `compute`; without
             it only the measures of the features are given. It is neither copied nor made a submodule.
         ignore_index: samples with this label are left out.
-        pairwise: False leaves out the measures whose cost grows with K^2 (see `neuralcollapse.measures`).
+        pairwise: False leaves out the measures whose cost grows with K^2, a number takes a sample of so many pairs
+            of classes (see `neuralcollapse.measures`).
+        classes: measure these classes alone: samples and classifier rows of others are left out.
+        means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
         kwargs: torchmetrics' own, such as `dist_sync_on_step`.
 
     The features of all updates should come from the same weights: update in eval mode over the training set
@@ -59,7 +63,9 @@ class NeuralCollapse(Metric):
         classifier: nn.Module | None = None,
         *,
         ignore_index: int | None = None,
-        pairwise: bool = True,
+        pairwise: bool | int = True,
+        classes: Tensor | Sequence[int] | None = None,
+        means_dtype: torch.dtype = torch.float64,
         **kwargs: Any,
     ) -> None:
         # Computing is cheap beside updating, and a cached value would be stale once the classifier has moved; a
@@ -72,15 +78,20 @@ class NeuralCollapse(Metric):
         self._classifier = None if classifier is None else _Shared(classifier)
         if classifier is not None:
             check_classifier(*classifier_tensors(classifier), num_classes, feature_dim)
+        self.classes = None if classes is None else ClassSubset(classes, num_classes)
+        measured = num_classes if self.classes is None else len(self.classes)
+        self._shape = (measured, feature_dim, means_dtype)
         self.add_state(
             "moments",
-            default=ClassMoments.zeros(num_classes, feature_dim).packed,
-            dist_reduce_fx=partial(_merge_packed, num_classes, feature_dim),
+            default=ClassMoments.zeros(measured, feature_dim, means_dtype=means_dtype).packed,
+            dist_reduce_fx=partial(_merge_packed, self._shape),
             persistent=True,
         )
 
         # A MetricCollection lets metrics with equal states share one: this one tells them apart.
         left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
+        if self.classes is not None:
+            left_out = torch.cat([left_out, self.classes.classes.cpu()])
         self.add_state("left_out", default=left_out, dist_reduce_fx=_first)
 
     def reset(self) -> None:
@@ -96,7 +107,8 @@ class NeuralCollapse(Metric):
         """Add a batch and return the measures of that batch alone; on wrong input nothing is added."""
         if self.dist_sync_on_step or self._is_synced:
             return super().forward(features, labels)
-        batch = ClassMoments.zeros(self.num_classes, self.feature_dim, self.moments.device)
+        classes, dim, means_dtype = self._shape
+        batch = ClassMoments.zeros(classes, dim, self.moments.device, means_dtype=means_dtype)
         self._add(batch, features, labels, self._update_count + 1)
         with torch.no_grad():
             self._moments().absorb(batch)
@@ -112,16 +124,25 @@ class NeuralCollapse(Metric):
 
     def _add(self, moments: ClassMoments, features: Tensor, labels: Tensor, batch: int) -> None:
         try:
-            moments.update(features, labels, ignore_index=self.ignore_index)
+            left_out = self.ignore_index
+            if self.classes is not None:
+                check_features(features)
+                labels = self.classes.relabel(check_labels(labels, features.shape[0]), left_out)
+                left_out = LEFT_OUT
+            moments.update(features, labels, ignore_index=left_out)
         except InputError as error:
             raise InputError(f"batch {batch}: {error}") from None
 
     def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
         weight, bias = (None, None) if self._classifier is None else classifier_tensors(self._classifier.module)
+        if self.classes is not None and weight is not None:
+            weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
         try:
             values = measures(moments, weight, bias, pairwise=self.pairwise)
         except InputError as error:  # a weight that is not finite: raising here, in a sync, would leave it half done
-            wanted = [name for name in CLASSIFIER_MEASURES if self.pairwise or name not in PAIRWISE_MEASURES]
+            wanted = [
+                name for name in CLASSIFIER_MEASURES if self.pairwise is not False or name not in PAIRWISE_MEASURES
+            ]
             warnings.warn(f"undefined (NaN): {error}: {', '.join(wanted)}", NeuralCollapseWarning, stacklevel=3)
             values = measures(moments, pairwise=self.pairwise) | dict.fromkeys(wanted, math.nan)
         device = moments.means.device
@@ -130,17 +151,20 @@ class NeuralCollapse(Metric):
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another metric (or of its `metric_state`), which stays as it was."""
         if isinstance(incoming_state, NeuralCollapse):
-            theirs, shape = incoming_state.moments, (incoming_state.num_classes, incoming_state.feature_dim)
+            theirs, shape = incoming_state.moments, incoming_state._shape
+            mine, others = (metric.classes and metric.classes.classes.tolist() for metric in (self, incoming_state))
+            if mine != others:
+                raise InputError("expected a metric of the same classes, got one of others: give both the same classes")
             updates = incoming_state._update_count
         elif isinstance(incoming_state, dict) and isinstance(incoming_state.get("moments"), Tensor):
-            theirs, shape, updates = incoming_state["moments"], (self.num_classes, self.feature_dim), 1
+            theirs, shape, updates = incoming_state["moments"], self._shape, 1
         else:
             kind = type(incoming_state).__name__
             raise InputError(f"expected a NeuralCollapse metric or its metric_state, got {kind}")
-        if shape != (self.num_classes, self.feature_dim):
+        if shape != self._shape:
+            need, got = (f"K={k}, d={d}, means in {dtype}" for k, d, dtype in (self._shape, shape))
             raise InputError(
-                f"expected a metric of K={self.num_classes}, d={self.feature_dim}, got K={shape[0]}, d={shape[1]}: "
-                "both need the same num_classes and feature_dim"
+                f"expected a metric of {need}, got {got}: both need the same num_classes, feature_dim, means_dtype"
             )
         with torch.no_grad():
             self._moments().absorb(ClassMoments(theirs.to(self.moments.device), *shape))
@@ -148,7 +172,7 @@ class NeuralCollapse(Metric):
         self._computed = None
 
     def _moments(self) -> ClassMoments:
-        return ClassMoments(self.moments, self.num_classes, self.feature_dim)
+        return ClassMoments(self.moments, *self._shape)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Module.to(dtype) would cast the state without a word: follow the device, keep float64.
@@ -215,9 +239,9 @@ def _first(states: Tensor) -> Tensor:
     return states[0]
 
 
-def _merge_packed(num_classes: int, feature_dim: int, states: Tensor) -> Tensor:
+def _merge_packed(shape: tuple[int, int, torch.dtype], states: Tensor) -> Tensor:
     """Merge packed states (n, size), one a process, in order."""
-    merged = ClassMoments(states[0].clone(), num_classes, feature_dim)
+    merged = ClassMoments(states[0].clone(), *shape)
     for state in states[1:]:
-        merged.absorb(ClassMoments(state, num_classes, feature_dim))
+        merged.absorb(ClassMoments(state, *shape))
     return merged.packed

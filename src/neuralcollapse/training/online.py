@@ -64,7 +64,7 @@ class OnlineCollapse(CollapseCallback):
         sums, totals = None, [0.0, 0.0]
         if self._moments is not None:
             moments, totals = self._joined(self._moments)
-            sums = (moments.packed, *moments.means.shape)
+            sums = (moments.packed, moments.num_classes, moments.feature_dim)
         return {**super().state_dict(), "sums": sums, "correct": totals[0], "loss": totals[1]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
