@@ -21,6 +21,7 @@ _HOMES = {
     "ETFClassifier": "classifier",
     "fix_classifier": "classifier",
     "measure": "capture",
+    "collect": "capture",
     "measure_features": "capture",
     "Recorder": "recorder",
     "build_network": "training.networks",
@@ -34,7 +35,7 @@ __all__ = [*_HOMES, "__version__", "ufm"]
 if TYPE_CHECKING:
     from neuralcollapse import ufm
     from neuralcollapse._errors import InputError, NeuralCollapseWarning
-    from neuralcollapse.capture import measure, measure_features
+    from neuralcollapse.capture import collect, measure, measure_features
     from neuralcollapse.classifier import ETFClassifier, fix_classifier
     from neuralcollapse.collapse import measures
     from neuralcollapse.frames import nearest_simplex_etf, simplex_etf

@@ -30,7 +30,18 @@ _KEEP_BYTES = 512 * 2**20
 
 @dataclass
 class Capture:
-    """What one pass over a loader showed of a network."""
+    """What one pass over a loader showed of a network.
+
+    Attributes:
+        moments: of the features that the classifier sees.
+        weight: (K, d) of the classifier, a row for each class that was measured.
+        bias: (K,), or None.
+        accuracy: share of the samples whose class has the largest logit.
+        loss: mean loss.
+        nc4: where asked for.
+        layers: the moments of inner layers' outputs, by name.
+        classes: the numbers of the classes that were measured, where they were not all.
+    """
 
     moments: ClassMoments
     weight: Tensor
@@ -39,6 +50,7 @@ class Capture:
     loss: float
     nc4: float | None = None
     layers: dict[str, ClassMoments] = field(default_factory=dict)
+    classes: Tensor | None = None
 
     def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
         """The dict that `measure` returns."""
@@ -205,6 +217,7 @@ def collect(
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
 
     result = Capture(moments, weight, bias, correct / count, total / count, layers=inner)
+    result.classes = None if run.subset is None else run.subset.classes
     if nc4:
         again = kept if kept is not None else _second_pass(run, loader, progress)
         wrong, seen_again = map(float, _disagreements(again, moments))
