@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import neuralcollapse as nc
+from neuralcollapse.classifier import linear_names
 
 F64 = torch.float64
 SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included
@@ -94,7 +95,7 @@ def test_it_presents_itself_as_a_linear_layer_would():
     layer = nc.ETFClassifier(8, 5)
     assert (layer.in_features, layer.out_features) == (8, 5)
     assert torch.equal(layer.bias, torch.zeros(5))
-    assert "in_features=8, num_classes=5, bias=True" in repr(layer)
+    assert "in_features=8, num_classes=5, frame='simplex', bias=True" in repr(layer)
 
 
 # The fast rotation
@@ -258,7 +259,7 @@ def test_exported_with_a_free_batch_size_it_gives_the_same_logits(options, dim):
         ((5, 5), {"scale": -1.0}, "positive and finite"),
         ((5, 5), {"scale": math.nan}, "positive and finite, got nan"),
         ((5, 5), {"scale": math.inf}, "positive and finite"),
-        ((5, 5), {"rotation": "haar"}, "'none' or 'fast', got 'haar'"),
+        ((5, 5), {"rotation": "haar"}, "'none' or 'fast' or 'nearest', got 'haar'"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(arguments, options, message):
@@ -338,7 +339,6 @@ def test_a_linear_layer_alone_gives_the_new_layer():
         (Network(), "backbone.1", "got ReLU.*backbone.0, fc"),
         (Network(), "backbone", "got Sequential"),
         (nn.Sequential(nn.ReLU()), "fc", "linear layers: none"),
-        (Network(dim=8, num_classes=10), "fc", "d >= K-1 = 9.*got d=8"),
     ],
 )
 def test_a_refusal_says_why_and_leaves_the_model_as_it_was(network, name, message):
@@ -410,3 +410,67 @@ def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_o
         return float((predicted == data.train.labels).float().mean())
 
     assert accuracy(fix=True) > accuracy(fix=False) - 0.01
+
+
+# More classes than a simplex holds
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_classes", "frame", "kind"),
+    [
+        (8, 9, "simplex", nc.ETFClassifier),
+        (8, 10, "orthoplex", nc.OrthoplexClassifier),
+        (8, 16, "orthoplex", nc.OrthoplexClassifier),
+        (8, 17, "softmax_code", nc.CodeClassifier),
+    ],
+)
+def test_the_frame_is_the_best_known_for_so_many_classes_and_says_its_name(dim, num_classes, frame, kind):
+    network = Network(dim=dim, num_classes=num_classes)
+    old = network.fc
+    layer = nc.fix_classifier(network, "fc").fc
+    assert type(layer) is kind
+    assert layer.frame == frame
+    assert f"frame='{frame}'" in repr(layer)
+    assert layer.weight.shape == old.weight.shape
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    assert (layer.rotation is not None) == (frame != "softmax_code")
+    assert "fc" in linear_names(network)
+
+
+@pytest.mark.parametrize("frame", ["simplex", "orthoplex", "softmax_code"])
+def test_a_frame_can_be_asked_for(frame):
+    layer = nc.fix_classifier(nn.Linear(8, 5), frame=frame)
+    assert layer.frame == frame
+    cosines = layer.weight @ layer.weight.T
+    largest = float((cosines - 2 * torch.eye(5)).max())
+    assert largest == pytest.approx({"simplex": -0.25, "orthoplex": 0, "softmax_code": -0.25}[frame], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8.*let fix_classifier choose"),
+        ({"frame": "orthoplex"}, "at most 2d = 16 classes.*got K=20"),
+        ({"frame": "etf"}, "frame 'auto', 'simplex', 'orthoplex', 'softmax_code', got 'etf'"),
+        ({"momentum": 0.1}, "frame 'softmax_code' takes no such option.*momentum"),
+        ({"rotation": "fast"}, "rotation 'none', got 'fast'"),
+    ],
+)
+def test_a_frame_that_cannot_be_is_refused(options, message):
+    network = Network(dim=8, num_classes=20)
+    old = network.fc
+    with pytest.raises(nc.InputError, match=message):
+        nc.fix_classifier(network, "fc", **options)
+    assert network.fc is old
+
+
+def test_an_embedding_that_shares_the_weight_stays_as_it_is():
+    network = nn.ModuleDict({"embedding": nn.Embedding(30, 8), "lm_head": nn.Linear(8, 30, bias=False)})
+    network["lm_head"].weight = network["embedding"].weight
+    before = network["embedding"].weight.clone()
+    nc.fix_classifier(network, "lm_head")
+    assert isinstance(network["lm_head"], nc.CodeClassifier)
+    assert [name for name, _ in network.named_parameters()] == ["embedding.weight"]
+    assert torch.equal(network["embedding"].weight, before)
+    network["lm_head"](network["embedding"](torch.tensor([3, 4]))).sum().backward()
+    assert float(network["embedding"].weight.grad.abs().sum()) > 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.frames import drop_ones, nearest_simplex_etf, simplex_etf
+from neuralcollapse.frames import drop_ones, frame_name, nearest_simplex_etf, orthoplex, simplex_etf
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SIZES = [(2, 1), (2, 2), (2, 5), (3, 2), (3, 3), (4, 9), (10, 9), (10, 10), (10, 64), (33, 40)]
@@ -235,3 +235,32 @@ def test_the_nearest_etf_keeps_the_dtype_of_the_vectors(dtype):
 def test_vectors_without_a_nearest_etf_are_refused(vectors, message):
     with pytest.raises(InputError, match=message):
         nearest_simplex_etf(vectors)
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(2, 1), (4, 2), (5, 3), (6, 5), (10, 5)])
+@pytest.mark.parametrize("seed", [None, 0])
+def test_the_orthoplex_has_unit_rows_of_cosine_zero_or_less_in_pairs(num_classes, dim, seed):
+    generator = None if seed is None else torch.Generator().manual_seed(seed)
+    rows = orthoplex(num_classes, dim, generator=generator, dtype=torch.float64)
+    cosines = rows @ rows.T
+    for i in range(num_classes):
+        for j in range(num_classes):
+            expected = 1 if i == j else -1 if i // 2 == j // 2 else 0
+            assert abs(float(cosines[i, j]) - expected) < 1e-12
+    if num_classes % 2 == 0:
+        assert float(rows.sum(0).abs().max()) < 1e-12
+
+
+def test_an_orthoplex_that_cannot_be_is_refused():
+    with pytest.raises(InputError, match="at most 2d = 6 classes for an orthoplex in d=3 dimensions, got K=7"):
+        orthoplex(7, 3)
+    with pytest.raises(InputError, match="num_classes"):
+        orthoplex(1, 3)
+    with pytest.raises(InputError, match="floating-point dtype"):
+        orthoplex(4, 3, dtype=torch.int64)
+
+
+def test_the_best_known_frame_has_a_name():
+    assert [frame_name(k, 4) for k in (2, 5, 6, 8, 9, 100)] == ["simplex"] * 2 + ["orthoplex"] * 2 + [
+        "softmax_code"
+    ] * 2

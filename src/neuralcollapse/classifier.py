@@ -17,40 +17,46 @@ from torch.nn import functional as F
 
 from neuralcollapse._checks import check_etf_exists
 from neuralcollapse._errors import InputError, listed, nearest
-from neuralcollapse.frames import drop_ones
+from neuralcollapse.fixed import FixedClassifier
+from neuralcollapse.frames import drop_ones, frame_name
+from neuralcollapse.nearest import NearestSimplex
+from neuralcollapse.other_frames import CodeClassifier, OrthoplexClassifier
 
 
-class ETFClassifier(nn.Module):
+class ETFClassifier(FixedClassifier):
     r"""Logits s W h + b with W a fixed simplex ETF (unit rows); a drop-in for `nn.Linear`.
 
     Args:
-        in_features: d >= K-1. Of d > K features the first K are used (all of them with `rotation`). Each class
+        in_features: d >= K-1. Of d > K features the first K are used (all of them with a rotation). Each class
             then hangs on one feature: after a ReLU without normalisation, use rotation="fast".
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
         scale: s, the length of every row.
         learn_scale: make s a parameter instead of a constant.
-        rotation: "none", or "fast": turn the frame by a seeded orthonormal transform (random signs around
-            Walsh-Hadamard transforms), O(d sqrt(d)) a sample, which spreads each class over all d features.
-        seed: of the rotation.
+        rotation: "none"; "fast": turn the frame by a seeded orthonormal transform (random signs around
+            Walsh-Hadamard transforms), O(d sqrt(d)) a sample, which spreads each class over all d features; or
+            "nearest": turn it to the running class means, see `follow`.
+        seed: of the fast rotation.
+        momentum: for rotation="nearest", the share of a batch's class mean in the running one, above 0 and up to 1.
+        update_every: for rotation="nearest", calls of `follow` from one turn of the frame to the next.
         device, dtype: of bias and scale.
 
     Shapes: (..., d) -> (..., K).
 
     Raises:
-        InputError: K < 2, d < K-1 (no simplex ETF exists), scale not positive and finite, or a rotation by
-            another name.
+        InputError: K < 2, d < K-1 (no simplex ETF exists), scale not positive and finite, a rotation by another name,
+            or a momentum or update_every out of range.
 
-    The state dict holds `bias`, `scale` and the rotation's signs, never a K x d
-    matrix. Loading one with a `weight` (a checkpoint of a dense layer) works when that weight is this very
-    frame, and is refused otherwise.
+    The state dict holds `bias`, `scale` and the rotation's signs, never a K x d matrix (but with
+    rotation="nearest", whose frame and running means are a state of their own). Loading one with a `weight` (a
+    checkpoint of a dense layer) works when that weight is this very frame, and is refused otherwise.
 
     >>> ETFClassifier(3, 3, bias=False)(torch.tensor([1.0, 0.0, 0.0])).mul(6**0.5).round()
     tensor([ 2., -1., -1.])
     """
 
-    scale: Tensor
-    bias: nn.Parameter | None
+    frame = "simplex"
+    rotations = ("none", "fast", "nearest")
 
     def __init__(
         self,
@@ -62,53 +68,80 @@ class ETFClassifier(nn.Module):
         learn_scale: bool = False,
         rotation: str = "none",
         seed: int = 0,
+        momentum: float = 0.1,
+        update_every: int = 1,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
         check_etf_exists(num_classes, in_features)
-        if not (math.isfinite(scale) and scale > 0):
-            raise InputError(f"expected scale to be positive and finite, got {scale}")
-        if rotation not in ("none", "fast"):
-            raise InputError(f"expected rotation 'none' or 'fast', got {rotation!r}")
-        self.in_features = in_features
-        self.num_classes = num_classes
-        dtype = dtype or torch.get_default_dtype()
-        value = torch.tensor(float(scale), device=device, dtype=dtype)
-        if learn_scale:
-            self.scale = nn.Parameter(value)
-        else:
-            self.register_buffer("scale", value)
-        self._factor = math.sqrt(num_classes / (num_classes - 1))
-        self.register_parameter(
-            "bias", nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype)) if bias else None
+        super().__init__(
+            in_features,
+            num_classes,
+            bias,
+            scale=scale,
+            learn_scale=learn_scale,
+            rotation=rotation,
+            seed=seed,
+            device=device,
+            dtype=dtype,
         )
-        self.rotation = FastRotation(in_features, seed, device=device) if rotation == "fast" else None
-
-    @property
-    def out_features(self) -> int:
-        """K, under the name that `nn.Linear` has for it."""
-        return self.num_classes
-
-    @property
-    def weight(self) -> Tensor:
-        """(K, d) the matrix s W that the layer stands for, made anew at each request."""
-        with torch.autocast(self.scale.device.type, enabled=False):
-            width = min(self.in_features, self.num_classes)
-            rows = self._centred(torch.eye(width, device=self.scale.device, dtype=self.scale.dtype)).T * self._factor
-            rows = F.pad(rows, (0, self.in_features - width))
-            return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))
+        self._factor = math.sqrt(num_classes / (num_classes - 1))
+        self.nearest: NearestSimplex | None = None
+        if rotation == "nearest":
+            self.nearest = NearestSimplex(self._canonical(), momentum, update_every)
+        elif (momentum, update_every) != (0.1, 1):
+            raise InputError("momentum and update_every are for rotation='nearest': leave them out")
+        self._kept: Tensor | None = None
 
     def forward(self, features: Tensor) -> Tensor:
         """(..., d) features to (..., K) logits."""
-        if features.shape[-1] != self.in_features:
-            raise InputError(f"expected features of dimension {self.in_features}, got {tuple(features.shape)}")
-        logits = self._product(features)
-        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
+        logits = super().forward(features)
+        if self.nearest is not None and self.training:
+            self._kept = features.detach()
+        return logits
+
+    def follow(self, labels: Tensor, features: Tensor | None = None, *, ignore_index: int | None = None) -> None:
+        """With rotation="nearest": tell the layer the classes of a training batch; it turns its frame to the means.
+
+        The rule, once a step after the forward pass: for each class k in the batch with mean m_k, the running mean
+        M_k <- (1 - momentum) M_k + momentum m_k (M_k <- m_k the first time). Every `update_every`-th call, once all
+        classes have been seen, W becomes the simplex ETF nearest to the rows M_k less their mean over classes
+        (orthogonal Procrustes, `nearest_simplex_etf`). Until then W stays; at first it is the canonical frame. No
+        gradient goes through W. Processes of DistributedDataParallel take over the first one's state.
+
+        Args:
+            labels: integers of the shape of the features but for their last dimension.
+            features: (..., d); those of the last forward pass in training mode when not given.
+            ignore_index: samples with this label are left out.
+
+        Raises:
+            InputError: another rotation, no features to go with the labels, or labels that do not fit.
+
+        Source: after Markou, Ajanthan and Gould (NeurIPS 2024), who follow the nearest simplex by Riemannian
+        optimisation with gradients through it; this is the plain Procrustes version.
+        """
+        if self.nearest is None:
+            raise InputError("expected rotation='nearest' to follow class means, got a layer with a fixed frame")
+        features = self._kept if features is None else features.detach()
+        self._kept = None
+        if features is None:
+            raise InputError(
+                "expected a forward pass in training mode before follow(labels), got none: or pass features"
+            )
+        self.nearest.follow(features.flatten(0, -2), labels.flatten(), ignore_index)
+
+    def _rows(self) -> Tensor:
+        return self._canonical() if self.nearest is None else self.nearest.rows.to(self.scale.dtype)
+
+    def _canonical(self) -> Tensor:
+        """The frame on the first features."""
+        width = min(self.in_features, self.num_classes)
+        rows = self._centred(torch.eye(width, device=self.scale.device, dtype=self.scale.dtype)).T * self._factor
+        return F.pad(rows, (0, self.in_features - width))
 
     def _product(self, features: Tensor) -> Tensor:
-        if self.rotation is not None:
-            features = self.rotation(features)
+        if self.nearest is not None:
+            return F.linear(features, self.nearest.rows.to(features.dtype)) * self.scale.to(features.dtype)
         used = features if self.in_features <= self.num_classes else features[..., : self.num_classes]
         centred = self._centred(used)
         return centred * (self._factor * self.scale).to(centred.dtype)
@@ -118,101 +151,46 @@ class ETFClassifier(nn.Module):
             return drop_ones(used)
         return used - used.mean(-1, keepdim=True)
 
-    def extra_repr(self) -> str:
-        """The arguments, as `nn.Linear` shows its own."""
-        return (
-            f"in_features={self.in_features}, num_classes={self.num_classes}, bias={self.bias is not None}, "
-            f"learn_scale={isinstance(self.scale, nn.Parameter)}"
-        )
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is not None:
-            own = self.weight.to(device=weight.device, dtype=weight.dtype)
-            if weight.shape != own.shape or not bool((weight - own).norm() <= 1e-2 * own.norm()):
-                raise InputError(
-                    f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's simplex ETF "
-                    f"{tuple(own.shape)}: load it into an nn.Linear, or drop that key to train with the fixed frame"
-                )
-            state_dict.pop(prefix + "weight")
-            for name in ("scale", "rotation.signs"):
-                if name in self.state_dict():
-                    state_dict.setdefault(prefix + name, self.state_dict()[name])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+    @property
+    def _frame_words(self) -> str:
+        return "simplex ETF"
 
 
-class FastRotation(nn.Module):
-    """A seeded orthonormal transform of d features: twice random signs, a reversal, and a Hadamard product.
-
-    The Walsh-Hadamard transform of the largest power of two p <= d is taken as a product of two small
-    matrices over a grid of p = a b, so it runs as two matmuls. As p > d/2, two rounds with the order
-    reversed between them reach every feature, and leave the mixed ones first.
-
-    Shapes: (..., d) -> (..., d).
-    """
-
-    signs: Tensor
-
-    def __init__(self, dim: int, seed: int = 0, *, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (2, dim), generator=generator).to(device=device, dtype=torch.int8) * 2 - 1
-        self.register_buffer("signs", signs)
-        bits = dim.bit_length() - 1
-        self._grid = (2 ** (bits // 2), 2 ** (bits - bits // 2))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., d) to (..., d), lengths and angles kept."""
-        for signs in self.signs:
-            features = self._mix((features * signs.to(features.dtype)).flip(-1))
-        return features
-
-    def inverse(self, features: Tensor) -> Tensor:
-        """The way back: the transposed transform."""
-        for signs in self.signs.flip(0):
-            features = self._mix(features).flip(-1) * signs.to(features.dtype)
-        return features
-
-    def _mix(self, features: Tensor) -> Tensor:
-        """The Walsh-Hadamard transform of the first p features, its own inverse."""
-        rows, columns = self._grid
-        left, right = _hadamard(rows, features), _hadamard(columns, features)
-        grid = features[..., : rows * columns].unflatten(-1, (rows, columns))
-        mixed = (left @ (grid @ right)).flatten(-2)
-        rest = features[..., rows * columns :]
-        return torch.cat([mixed.to(rest.dtype), rest], dim=-1)
+_FRAMES: dict[str, type[FixedClassifier]] = {
+    "simplex": ETFClassifier,
+    "orthoplex": OrthoplexClassifier,
+    "softmax_code": CodeClassifier,
+}
 
 
-def _hadamard(size: int, like: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard matrix of a power of two."""
-    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / math.sqrt(2)
-    return matrix
+def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", *, frame: str = "auto", **options: Any) -> nn.Module:
+    """Swap a model's last `nn.Linear` for a layer of the same shape whose rows are fixed, in place.
 
+    For K <= d+1 that is an `ETFClassifier`. More classes than that hold no simplex: up to K = 2d they get the
+    orthoplex (`OrthoplexClassifier`), beyond it an optimised softmax code (`CodeClassifier`).
 
-def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", **options: Any) -> nn.Module:
-    """Swap a model's last `nn.Linear` for an `ETFClassifier` of the same shape, in place.
-
-    The frame is turned by the fast rotation unless `rotation="none"` is given: the plain frame reads one
+    Simplex and orthoplex are turned by the fast rotation unless `rotation="none"` is given: the plain frames read one
     feature for each class, and one that a ReLU has silenced takes its class with it.
 
     The new layer keeps the old one's device and dtype, has a bias where the old one had (zero at first:
-    the old bias belonged to the old rows), and no trainable weight. Make the optimiser afterwards.
+    the old bias belonged to the old rows), and no trainable weight. Make the optimiser afterwards. Where another
+    layer shares the old weight, such as a language model's embedding, that one stays as it is.
 
     Args:
         model: holds an `nn.Linear` at `name`.
         name: dotted path of the layer, such as "fc", "classifier" or "head.1".
-        options: passed to `ETFClassifier` (bias, scale, learn_scale, rotation, seed).
+        frame: "auto", or one of "simplex", "orthoplex", "softmax_code".
+        options: passed to the layer (bias, scale, learn_scale, rotation, seed, ...).
 
     Returns:
         The same model, or the new layer when `model` is itself an `nn.Linear`.
 
     Raises:
-        InputError: no layer of that name (those that exist are listed), not an nn.Linear, or d < K-1.
+        InputError: no layer of that name (those that exist are listed), not an nn.Linear, or a frame that cannot hold
+            so many classes.
     """
     if isinstance(model, nn.Linear):
-        return _like(model, options)
+        return _like(model, frame, options)
     layer = find_module(model, name)
     if not isinstance(layer, nn.Linear):
         raise InputError(
@@ -221,19 +199,25 @@ def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", **options: An
         )
     path = name if isinstance(name, str) else next(path for path, module in model.named_modules() if module is layer)
     parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, _like(layer, options))
+    setattr(model.get_submodule(parent), leaf, _like(layer, frame, options))
     return model
 
 
-def _like(layer: nn.Linear, options: dict[str, Any]) -> ETFClassifier:
+def _like(layer: nn.Linear, frame: str, options: dict[str, Any]) -> FixedClassifier:
+    if frame != "auto" and frame not in _FRAMES:
+        raise InputError(f"expected frame 'auto', {', '.join(map(repr, _FRAMES))}, got {frame!r}")
+    chosen = frame_name(layer.out_features, layer.in_features) if frame == "auto" else frame
     like: dict[str, Any] = {
         "bias": layer.bias is not None,
-        "rotation": "fast",
         "device": layer.weight.device,
         "dtype": layer.weight.dtype,
     }
-    options = like | options
-    fixed = ETFClassifier(layer.in_features, layer.out_features, **options)
+    if "fast" in _FRAMES[chosen].rotations:
+        like["rotation"] = "fast"
+    try:
+        fixed = _FRAMES[chosen](layer.in_features, layer.out_features, **(like | options))
+    except TypeError as error:
+        raise InputError(f"the layer of the frame {chosen!r} takes no such option: {error}") from None
     return fixed.train(layer.training)
 
 
@@ -257,5 +241,5 @@ def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Dotted paths of the model's classifiers-to-be: nn.Linear and ETFClassifier layers."""
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | ETFClassifier)]
+    """Dotted paths of the model's classifiers-to-be: nn.Linear and layers with fixed rows."""
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | FixedClassifier)]

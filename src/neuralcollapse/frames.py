@@ -1,4 +1,4 @@
-"""The simplex equiangular tight frame (ETF): build it, and find the one nearest to given vectors.
+"""The simplex equiangular tight frame (ETF), the one nearest to given vectors, and the orthoplex.
 
 K unit vectors with all pairwise cosines equal to -1/(K-1), the least that K vectors can share.
 They span K-1 dimensions and sum to zero. Source: Papyan, Han, Donoho (PNAS 2020), definition 1.
@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_etf_exists, check_finite
+from neuralcollapse._checks import check_count, check_etf_exists, check_finite
 from neuralcollapse._errors import InputError
 
 
@@ -63,6 +63,66 @@ def simplex_etf(
     else:
         frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T
     return (scale * frame).to(device=device, dtype=dtype)
+
+
+def orthoplex(
+    num_classes: int,
+    dim: int,
+    *,
+    generator: torch.Generator | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""K of the 2d vectors +-e_i of an orthoplex: row 2i is e_i, row 2i+1 is -e_i.
+
+    Their largest cosine is 0, and no K >= d+2 unit vectors have a smaller one (Rankin 1955). An even K sums to zero.
+
+    Args:
+        num_classes: K from 2 to 2d.
+        dim: d.
+        generator: draws a rotation uniformly (Haar); none when not given.
+        dtype: of the result, torch's default when not given; the frame is built in float64.
+        device: of the result.
+
+    Returns:
+        (K, d) unit rows.
+
+    Raises:
+        InputError: K < 2 or K > 2d.
+
+    >>> orthoplex(3, 2)
+    tensor([[ 1.,  0.],
+            [-1.,  0.],
+            [ 0.,  1.]])
+    """
+    check_orthoplex_exists(num_classes, dim)
+    dtype = dtype or torch.get_default_dtype()
+    if not dtype.is_floating_point:
+        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are no integers")
+    axes = (num_classes + 1) // 2
+    half = torch.eye(axes, dim, dtype=torch.float64) if generator is None else _haar_rows(axes, dim, generator)
+    rows = torch.stack([half, -half], 1).flatten(0, 1)[:num_classes] + 0.0  # no negative zeros
+    return rows.to(device=device, dtype=dtype)
+
+
+def frame_name(num_classes: int, dim: int) -> str:
+    """The best-known frame of K unit vectors: "simplex" up to K = d+1, "orthoplex" up to 2d, then "softmax_code"."""
+    check_count(num_classes, "num_classes", 2)
+    check_count(dim, "dim", 1)
+    if num_classes <= dim + 1:
+        return "simplex"
+    return "orthoplex" if num_classes <= 2 * dim else "softmax_code"
+
+
+def check_orthoplex_exists(num_classes: int, dim: int) -> None:
+    """Raise unless K >= 2 of the 2d vectors +-e_i can be had."""
+    check_count(num_classes, "num_classes", 2)
+    check_count(dim, "dim", 1)
+    if num_classes > 2 * dim:
+        raise InputError(
+            f"expected at most 2d = {2 * dim} classes for an orthoplex in d={dim} dimensions, got K={num_classes}: "
+            "use a softmax code, or widen the features"
+        )
 
 
 def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed, nearest
 from neuralcollapse.classifier import ETFClassifier
+from neuralcollapse.fixed import FixedClassifier
 
 
 class Outside(nn.Module):
@@ -140,7 +141,7 @@ def outside_network(name: str, num_classes: int, feature_dim: int | None, option
 
 
 def _find_classifier(model: nn.Module, num_classes: int) -> str:
-    linear = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | ETFClassifier)]
+    linear = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | FixedClassifier)]
     if not linear:
         raise InputError(
             f"expected a network with a last nn.Linear of {num_classes} outputs (the classes), got one without any "
