@@ -126,7 +126,7 @@ def check_etf_exists(num_classes: int, dim: int) -> None:
     if dim < num_classes - 1:
         raise InputError(
             f"expected a dimension d >= K-1 = {num_classes - 1} for a simplex ETF of K={num_classes} classes, "
-            f"got d={dim}: widen the features to at least {num_classes - 1}, or let fix_classifier choose another frame"
+            f"got d={dim}: widen the features to at least {num_classes - 1}"
         )
 
 

@@ -104,7 +104,7 @@ def build_network(
                 f"classifier='etf', learn_scale={learned}, or have it end in an nn.Linear"
             )
     elif classifier == "etf":
-        network.fc = fix_classifier(network.fc, learn_scale=learn_scale)
+        network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale)
     return network
 
 
