@@ -7,7 +7,7 @@ PIP_FLAGS ?=
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
@@ -22,6 +22,9 @@ lint: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
+
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

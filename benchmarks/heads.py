@@ -138,7 +138,8 @@ def page(found: dict[str, object]) -> str:
         "",
         "Written by `python benchmarks/heads.py`. A fixed head holds no trainable weight: a simplex ETF for",
         "K <= d+1, an orthoplex for K <= 2d, an optimised softmax code beyond, with a bias and one learnt length.",
-        "Simplex and orthoplex store no matrix and are turned by the fast rotation; the code is a stored (K, d) buffer.",
+        "Simplex and orthoplex store no matrix and are turned by the fast rotation; the code is a stored (K, d)",
+        "buffer.",
         "",
         f"{found['hardware']}",
         "",
@@ -158,8 +159,8 @@ def page(found: dict[str, object]) -> str:
         f"## What it reaches: next of {CLASSES:,} words, held-out text, {found['epochs']} epochs of AdamW "
         f"(learning rate {RATE:g})",
         "",
-        f"Mean and standard deviation over {found['seeds']} seeds. Training time is of the whole network, one run after",
-        "another, so it is less exact than the ratios above.",
+        f"Mean and standard deviation over {found['seeds']} seeds. Training time is of the whole network, one",
+        "run after another, so it is less exact than the ratios above.",
         "",
         "| d | head | parameters of the network | accuracy | top 5 | loss | training |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -173,8 +174,8 @@ def page(found: dict[str, object]) -> str:
             return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
         lines.append(
-            f"| {row['d']:,} | {row['head'].replace('_', ' ')} | {runs[0]['parameters']:,.0f} | "
-            f"{spread('accuracy', 4)} | {spread('top5', 4)} | {spread('loss', 3)} | {statistics.mean(run['seconds'] for run in runs):.0f} s |"
+            f"| {row['d']:,} | {row['head'].replace('_', ' ')} | {runs[0]['parameters']:,.0f} | {spread('accuracy', 4)} "
+            f"| {spread('top5', 4)} | {spread('loss', 3)} | {statistics.mean(run['seconds'] for run in runs):.0f} s |"
         )
     return "\n".join([*lines, ""])
 

@@ -1,168 +1,110 @@
-"""Run the benchmarks in one process and write the table of benchmarks/README.md: `make bench`."""
+"""Run the benchmarks and write the tables of benchmarks/README.md, unless the machine was too noisy: `make bench`.
+
+    python benchmarks/run.py                  # all tables, some ten minutes; writes README.md and results.json
+    python benchmarks/run.py moments stream   # some tables; prints them, writes nothing
+    python benchmarks/run.py --quick          # tiny sizes, to see that all runs: times mean nothing, nothing is written
+
+Ends with 1, having written nothing, when a table stayed noisy.
+"""
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
+import argparse
+import importlib
 import sys
-import tempfile
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import torch
+import harness
+import neuralcollapse as nc
+import page
+from page import processor as processor  # heads.py takes it from here
 
 HERE = Path(__file__).parent
 
-# (heading, baseline, [(benchmark, label, what is asked)]); ratios are medians over the baseline's median.
-TABLES: list[tuple[str, str, list[tuple[str, str, str]]]] = [
-    (
-        "Moments: N=50,000, d=512, K=10, batches of 256, float32 features at offset 100, noise 1e-3",
-        "test_bare_products",
-        [
-            ("test_bare_products", "bare float32 products H'H", ""),
-            ("test_moments", "`ClassMoments.update`", "at most 2"),
-            ("test_loop_of_outer_products[outer]", "loop over samples, `torch.outer`", "at least 8x `update`"),
-            ("test_loop_of_outer_products[column times row]", "the same, column times row", "at least 8x `update`"),
-        ],
-    ),
-    (
-        "Measures: K=20,000, d=1,024",
-        "test_two_bare_products",
-        [
-            ("test_two_bare_products", "bare float64 products M'M and W'W", ""),
-            ("test_measures_without_pairs", "`measures(..., pairwise=False)`", "at most 3, under 1.5 GB"),
-            ("test_measures_with_every_pair", "`measures(...)`, every pair of classes three times", ""),
-        ],
-    ),
-    (
-        "Classifier: forward and backward, batch 256, d=K=1,000",
-        "test_linear",
-        [
-            ("test_linear", "`nn.Linear`", ""),
-            ("test_etf[plain]", "`ETFClassifier`", "at most 0.1"),
-            ("test_etf[learnt scale]", "the same, learnt scale", ""),
-            ("test_etf[rotated]", "the same, fast rotation", ""),
-        ],
-    ),
-    (
-        "Certificate: K=100, n=100, d=128, a random point",
-        "test_gradient",
-        [
-            ("test_gradient", "one gradient of the model", ""),
-            ("test_spectral_norm", "one spectral norm, by SVD", ""),
-            ("test_certify", "`certify`", "at most 5 gradients and one norm"),
-        ],
-    ),
-    (
-        "Landscape",
-        "test_exact_minimum[balanced]",
-        [
-            ("test_exact_minimum[balanced]", "exact minimiser, K=100, 500 samples each", "at most 2 s"),
-            ("test_exact_minimum[long tail]", "the same, counts from 500 down to 5", "at most 2 s"),
-            ("test_thousand_starts", "1,000 starts, K=4, d=6, n=10, each end certified", "at most 60 s"),
-            ("test_atlas", "atlas, K=10, d=12, n=10, with verdicts", "at most 60 s"),
-        ],
-    ),
-    (
-        "Training: ResNet18 of width 8, 3x3 stem, an epoch of 6,400 images 1x28x28, batches of 128, SGD",
-        "test_bare_loop",
-        [
-            ("test_bare_loop", "bare PyTorch loop over tensors in memory", ""),
-            ("test_loader_loop", "the same with a DataLoader", ""),
-            ("test_our_loop", "an epoch of `neuralcollapse train`, trainer set up anew", "at most 1.1"),
-        ],
-    ),
-    (
-        "Measuring: the same network and images, batches of 512, with NC4",
-        "test_bare_pass",
-        [
-            ("test_bare_pass", "bare forward pass", ""),
-            ("test_measuring_pass", "measuring pass and measures", "at most 1.15"),
-        ],
-    ),
-    (
-        "Start-up: whole processes",
-        "test_start[import torch]",
-        [
-            ("test_start[import torch]", "`import torch`", ""),
-            ("test_start[import torch, neuralcollapse]", "`import torch, neuralcollapse`", "at most 0.3 s more"),
-            ("test_start[neuralcollapse --help]", "`neuralcollapse --help`", "at most 1 s"),
-        ],
-    ),
-]
+# name -> the module whose function of that name makes the table; modules are loaded when their table's turn comes, as
+# a process that takes a peak should hold no more than it needs.
+TABLES = {
+    "moments": "moments",
+    "measures": "moments",
+    "pairs": "moments",
+    "stream": "stream",
+    "classifier": "classifier",
+    "certificate": "landscape",
+    "landscape": "landscape",
+    "training": "training",
+    "measuring": "training",
+    "startup": "startup",
+}
 
 
-def main() -> int:
-    """Run, write, print."""
-    with tempfile.TemporaryDirectory() as folder:
-        report = Path(folder) / "report.json"
-        command = [sys.executable, "-m", "pytest", str(HERE), "-q", f"--benchmark-json={report}"]
-        code = subprocess.run(command, check=False).returncode
-        if code:
-            return code
-        results = {result["name"]: result for result in json.loads(report.read_text())["benchmarks"]}
-    update = results["test_moments"]["stats"]["median"]
-    for name, result in results.items():
-        if name.startswith("test_loop"):
-            result["extra_info"]["note"] = f"{result['stats']['median'] / update:.1f}x `update`"
-    text = render(results)
-    (HERE / "README.md").write_text(text)
-    print(text)
+def make(name: str, quick: bool) -> harness.Table:
+    """The table of a name, prepared."""
+    prepare: Callable[[bool], harness.Table] = getattr(importlib.import_module(TABLES[name]), name)
+    return prepare(quick)
+
+
+def main(arguments: list[str] | None = None, folder: Path = HERE) -> int:
+    """Run, print, write; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(TABLES)}; all when none is given")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, nothing judged, nothing written")
+    parser.add_argument(
+        "--peak", nargs=2, metavar=("TABLE", "ROW"), help="run row number ROW alone, print this process's peak in bytes"
+    )
+    options = parser.parse_args(arguments)
+    named = [*options.tables, *(options.peak or [])[:1]]
+    unknown = [name for name in named if name not in TABLES]
+    if unknown:
+        parser.error(f"no table {unknown[0]!r}: expected some of {', '.join(TABLES)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", nc.NeuralCollapseWarning)  # more classes than a simplex holds
+        if options.peak:
+            make(options.peak[0], options.quick).rows[int(options.peak[1])].run()
+            print(harness.peak_bytes())
+            return 0
+        return _run(options.tables, options.quick, folder)
+
+
+def _run(names: list[str], quick: bool, folder: Path) -> int:
+    facts = page.machine()
+    import_peak = harness.fresh_peak(
+        "-c",
+        f"import sys; sys.path.append({str(HERE)!r}); import torch, neuralcollapse, harness; "
+        "print(harness.peak_bytes())",
+    )
+    sections = []
+    for name in names or TABLES:
+        sections.append(_section(name, quick))
+        print(page.table(sections[-1]), end="\n\n", flush=True)
+    noisy = [f"{section.name}: {row.label}" for section in sections for row in section.results if row.noisy]
+    if noisy:
+        print(
+            f"The machine was too noisy, even with {harness.MOST_TIMES} times the rounds, for\n  "
+            + "\n  ".join(noisy)
+            + "\nNothing was written: stop what else is running (`uptime`, `top`), then run again.",
+            file=sys.stderr,
+        )
+        return 1
+    if names or quick:
+        print(page.rendered([], facts, import_peak).rstrip().rpartition("\n")[2])
+        return 0
+    page.write(folder, sections, facts, import_peak)
+    print(f"wrote README.md and results.json of {len(sections)} tables")
     return 0
 
 
-def render(results: dict[str, dict[str, Any]]) -> str:
-    """The page of tables."""
-    lines = [
-        "# Benchmarks",
-        "",
-        "Written by `make bench`: every number of a table comes from one run on the same machine. Ratios compare",
-        "medians; times are noisy on shared machines, ratios less so.",
-        "",
-        f"Hardware: {_processor()}, {torch.get_num_threads()} threads, no GPU. Python {platform.python_version()}, "
-        f"torch {torch.__version__}.",
-    ]
-    for heading, baseline, rows in TABLES:
-        base = results[baseline]["stats"]["median"]
-        lines += [
-            "",
-            f"## {heading}",
-            "",
-            "| | median | spread (min to max) | ratio | asked | |",
-            "|---|---|---|---|---|---|",
-        ]
-        for name, label, asked in rows:
-            stats = results[name]["stats"]
-            spread = f"{_time(stats['min'])} to {_time(stats['max'])}"
-            note = results[name]["extra_info"].get("note", "")
-            ratio = stats["median"] / base
-            lines.append(f"| {label} | {_time(stats['median'])} | {spread} | {ratio:.3g} | {asked} | {note} |")
-    lines += [
-        "",
-        "The second loop is written as the paper's code has it. The measures that look at every pair",
-        "of classes (CDNV and the two `max_equiangularity`) cost K^2 d multiplications each, 20 times those of one",
-        "product M'M here, and a mean of absolute values has no shortcut: they are the last row.",
-        "",
-    ]
-    return "\n".join(lines)
+def _section(name: str, quick: bool) -> page.Section:
+    """Run one table; what it holds is freed at the end."""
+    made = make(name, quick)
+    flags = ["--quick"] if quick else []
 
+    def peak(number: int) -> int:
+        return harness.fresh_peak(str(HERE / "run.py"), "--peak", name, str(number), *flags)
 
-def _time(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.2e} s"
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    results = harness.measured(made, judge=not quick, peak=peak)
+    return page.Section(name, made.heading, results, made.remarks())
 
 
 if __name__ == "__main__":

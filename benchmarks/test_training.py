@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from neuralcollapse.capture import collect
 from neuralcollapse.records import RunFolder
-from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import Batches, Data, Split
 from neuralcollapse.training.module import Classification
@@ -64,7 +64,7 @@ class Ours:
         self.run = RunFolder.create(folder, force=True)
 
     def __call__(self) -> None:
-        keep = KeepState(self.run, CollapseCallback([]), StopSignal(), replace(CONFIG, save_seconds=1e9))
+        keep = KeepState(self.run, MeasuringCallback([]), StopSignal(), replace(CONFIG, save_seconds=1e9))
         with quiet():
             trainer = lightning.Trainer(
                 max_epochs=1,

@@ -25,6 +25,11 @@ ROWS = {
     "collapse": (),
     "records": (),
     "runs": (),
+    "codes": (),
+    "rotation": (),
+    "fixed": (),
+    "nearest": (),
+    "other_frames": (),
     "classifier": (),
     "metric": (),
     "_forward": (),
@@ -83,8 +88,8 @@ ROWS = {
         "paper",
         "markdown",
     ),
-    "integrations": ("pages", "weights", "lightning", "huggingface", "checkpoints"),
-    "cli": ("printing", "train", "measure", "landscape", "report", "reproduce"),
+    "integrations": ("pages", "processes", "weights", "lightning", "huggingface", "order", "checkpoints"),
+    "cli": ("printing", "train", "checkpoints", "measure", "landscape", "report", "reproduce"),
     "__main__": (),
 }
 PACKAGES = [f"neuralcollapse.{name}" for name in ("ufm", "training", "reproduce", "report", "integrations", "cli")]

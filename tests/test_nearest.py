@@ -118,6 +118,30 @@ def test_half_precision_keeps_its_means_in_float32():
     assert torch.allclose(own.weight.double(), exact.weight, atol=0.05)
 
 
+def test_a_whole_network_cast_to_half_keeps_its_means_and_frame():
+    own = nc.ETFClassifier(D, K, rotation="nearest")
+    features, labels = next(iter(batches(1)))
+    own.follow(labels, features)
+    before = own.nearest.means.clone(), own.nearest.rows.clone()
+    own.to(torch.bfloat16)
+    assert own.scale.dtype == own.weight.dtype == torch.bfloat16
+    assert torch.equal(own.nearest.means, before[0])
+    assert torch.equal(own.nearest.rows, before[1])
+    assert own.double().nearest.means.dtype == F64
+    assert own.to("meta").nearest.means.device.type == "meta"
+
+
+def test_the_frame_may_turn_between_the_forward_and_the_backward_pass():
+    own, (features, labels) = layer(momentum=1.0), next(iter(batches(1)))
+    features.requires_grad_()
+    pull, rows = torch.randn(12, K, dtype=F64), own.weight
+    logits = own(features)
+    own.follow(labels)
+    logits.backward(pull)
+    assert torch.allclose(features.grad, pull @ rows)
+    assert not torch.allclose(own.weight, rows, atol=0.1)
+
+
 def test_d_one_less_than_k_and_fix_classifier():
     own = nc.fix_classifier(nn.Linear(3, 4, dtype=F64), rotation="nearest", momentum=0.5)
     features = torch.randn(8, 3, dtype=F64)
@@ -147,6 +171,19 @@ def test_wrong_labels_are_refused_and_a_fixed_layer_follows_nothing():
         own.follow(torch.tensor([0, 1, K]))
     with pytest.raises(nc.InputError, match="rotation='nearest'"):
         nc.ETFClassifier(D, K).follow(torch.tensor([0]))
+
+
+def test_a_refused_batch_leaves_the_state_as_it_was():
+    own = layer()
+    features, labels = next(iter(batches(1)))
+    own.follow(labels, features)
+    before = {name: value.clone() for name, value in own.state_dict().items()}
+    broken = features.clone()
+    broken[0, 0] = torch.nan
+    for wrong in ((labels, broken), (labels + 1, features)):
+        with pytest.raises(nc.InputError, match=r"expected finite features|labels from 0 to 3"):
+            own.follow(*wrong)
+    assert all(torch.equal(value, before[name]) for name, value in own.state_dict().items())
 
 
 def train(head, follow):

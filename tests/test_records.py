@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import os
@@ -101,6 +102,43 @@ def full_run(path) -> RunFolder:
         run.write_geometry(Geometry(epoch, np.eye(3), np.ones(3), np.eye(3), np.zeros(3)))
         run.checkpoint(epoch).write_bytes(b"weights")
     return run
+
+
+def test_numbers_that_are_not_there_come_back_as_nan(tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.append(replace(RECORD, seconds=math.nan, learning_rate=math.nan, train={"loss": math.nan}))
+    (found,) = run.records()
+    assert math.isnan(found.seconds)
+    assert math.isnan(found.learning_rate)
+    assert math.isnan(found.train["loss"])
+
+
+def test_files_are_in_the_order_of_their_numbers(tmp_path):
+    run = RunFolder.create(tmp_path)
+    for epoch in (100_000, 99_999, 5):
+        run.write_geometry(Geometry(epoch, np.eye(3), np.ones(3), np.eye(3), np.zeros(3)))
+        run.checkpoint(epoch).write_bytes(b"weights")
+    assert [geometry.epoch for geometry in run.geometries()] == [5, 99_999, 100_000]
+    assert [epoch for epoch, _ in run.checkpoints()] == [5, 99_999, 100_000]
+
+
+def test_geometries_are_thinned_evenly_in_the_root_of_the_epoch(tmp_path):
+    run = RunFolder.create(tmp_path)
+    for epoch in range(101):
+        run.write_geometry(Geometry(epoch, np.eye(2), np.ones(2), np.eye(2), np.zeros(2)))
+        run.thin_geometries(11)
+    kept = [geometry.epoch for geometry in run.geometries()]
+    assert (len(kept), kept[0], kept[-1]) == (11, 0, 100)
+    assert kept[1] <= 4
+    assert max(b - a for a, b in itertools.pairwise(kept)) <= 30
+
+
+def test_a_folder_is_checked_without_a_trace(tmp_path):
+    RunFolder.check_free(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+    full_run(tmp_path / "run")
+    RunFolder.check_free(tmp_path / "run", force=True)
+    assert len(RunFolder.open(tmp_path / "run").records()) == 5
 
 
 @pytest.mark.parametrize("epoch", [-1, 0, 2, 4, 9])

@@ -13,19 +13,27 @@ __version__ = "0.1.0"
 _HOMES = {
     "simplex_etf": "frames",
     "nearest_simplex_etf": "frames",
+    "orthoplex": "frames",
+    "softmax_code": "codes",
+    "coherence": "codes",
     "ClassMoments": "moments",
     "measures": "collapse",
     "worst_pairs": "pairs",
     "frequent_classes": "subset",
     "NeuralCollapse": "metric",
     "ETFClassifier": "classifier",
+    "OrthoplexClassifier": "other_frames",
+    "CodeClassifier": "other_frames",
     "fix_classifier": "classifier",
     "measure": "capture",
     "collect": "capture",
     "measure_features": "capture",
     "Recorder": "recorder",
     "build_network": "training.networks",
-    "CollapseCallback": "training.callbacks",
+    "CollapseCallback": "integrations.lightning",
+    "CollapseTrainerCallback": "integrations.huggingface",
+    "measure_checkpoints": "integrations.checkpoints",
+    "write_page": "integrations.pages",
     "InputError": "_errors",
     "NeuralCollapseWarning": "_errors",
 }
@@ -37,14 +45,19 @@ if TYPE_CHECKING:
     from neuralcollapse._errors import InputError, NeuralCollapseWarning
     from neuralcollapse.capture import collect, measure, measure_features
     from neuralcollapse.classifier import ETFClassifier, fix_classifier
+    from neuralcollapse.codes import coherence, softmax_code
     from neuralcollapse.collapse import measures
-    from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
+    from neuralcollapse.frames import nearest_simplex_etf, orthoplex, simplex_etf
+    from neuralcollapse.integrations.checkpoints import measure_checkpoints
+    from neuralcollapse.integrations.huggingface import CollapseTrainerCallback
+    from neuralcollapse.integrations.lightning import CollapseCallback
+    from neuralcollapse.integrations.pages import write_page
     from neuralcollapse.metric import NeuralCollapse
     from neuralcollapse.moments import ClassMoments
+    from neuralcollapse.other_frames import CodeClassifier, OrthoplexClassifier
     from neuralcollapse.pairs import worst_pairs
     from neuralcollapse.recorder import Recorder
     from neuralcollapse.subset import frequent_classes
-    from neuralcollapse.training.callbacks import CollapseCallback
     from neuralcollapse.training.networks import build_network
 
 

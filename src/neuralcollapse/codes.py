@@ -12,8 +12,8 @@ from neuralcollapse._errors import InputError
 from neuralcollapse._rows import as_rows, several, tiles
 
 _COSINES = 2**24  # that are held at a time
-_TEMPERATURES = (0.1, 0.002)
-_MOMENTUM = 0.9
+_TEMPERATURES = (0.1, 0.001)
+_RATE, _MOMENTUM = 2.0, 0.9
 
 
 def softmax_code(
@@ -25,22 +25,27 @@ def softmax_code(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""K unit rows that minimise :math:`\frac1K \sum_k \tau \log \sum_{j \ne k} e^{\langle w_k, w_j \rangle / \tau}`.
+    r"""K unit rows that minimise :math:`\tau \log \sum_k \sum_{j \ne k} e^{\langle w_k, w_j \rangle / \tau}`.
 
-    As the temperature falls (from 0.1 to 0.002) this becomes the largest cosine between two rows. It is the softmax
+    As the temperature falls (from 0.1 to 0.001) this becomes the largest cosine between two rows. It is the softmax
     code of the generalised neural collapse with features equal to the rows (self-duality): in the cases that we
-    tried it ends with larger one-vs-rest distances than rows and features optimised apart, at half the cost.
-    Gradient steps with momentum on the sphere, from random rows, deterministic by seed on one kind of machine. In
-    two dimensions the regular polygon is returned, which is exact.
+    tried it ends with larger one-vs-rest distances than rows and features optimised apart. The sum is over all pairs
+    at once: a mean over rows of such logarithms may let two rows coincide, which is cheap for the other rows.
 
-    What it reaches (largest cosine): K=12, d=3 0.4472, the icosahedron; K=24, d=3 0.723, the best known. What it
-    costs: 6 K^2 d operations a step, and memory for a few K x d matrices and 16 million cosines.
+    Gradient steps with momentum on the sphere, each row's gradient divided by its own share of the sum; from random
+    rows, deterministic by seed on one kind of machine. In two dimensions the regular polygon is returned, which is
+    exact.
+
+    What it reaches (largest cosine): K=12, d=3 0.4472, the icosahedron; K=24, d=3 0.723, the best known; with 3,000
+    steps K=240, d=8 0.5, the roots of E8 (from most seeds). What it costs: 4 K^2 d operations a step, and memory for
+    a few K x d matrices and 16 million cosines.
 
     Args:
         num_classes: K >= 2.
         dim: d >= 2.
         seed: of the random start.
-        steps: of the descent; fewer for tens of thousands of classes, where random rows are near the best already.
+        steps: of the descent. On one thread K=4,096, d=512 takes half a second a step and goes from 0.23 (random rows)
+            to 0.082 in 30 steps, 0.057 in 100: for tens of thousands of classes take tens, or a GPU.
         dtype: of the result; computed in float32, for less than 2,000 classes in float64.
         device: where it is computed and kept.
 
@@ -69,7 +74,7 @@ def softmax_code(
     with torch.autocast(rows.device.type, enabled=False):
         for step in range(steps):
             temperature = first * (last / first) ** (step / max(1, steps - 1))
-            speed = _MOMENTUM * speed - _tangent(_push(rows, temperature), rows)
+            speed = _MOMENTUM * speed - _RATE * temperature * _tangent(_push(rows, temperature), rows)
             rows = _unit(rows + speed)
             speed = _tangent(speed, rows)
     return rows.to(dtype)
@@ -96,17 +101,14 @@ def coherence(rows: Tensor) -> float:
 
 
 def _push(rows: Tensor, temperature: float) -> Tensor:
-    """The gradient of the objective times K: each row's neighbours by their weight in its softmax, and back."""
-    pushes = torch.zeros_like(rows)
+    """Each row's neighbours, weighted by its softmax over them: its gradient, divided by its share of the sum."""
+    pushes = torch.empty_like(rows)
     size = max(1, _COSINES // len(rows))
     for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        cosines = part @ rows.T
+        cosines = rows[start : start + size] @ rows.T
         cosines.diagonal(start).fill_(-math.inf)
-        weights = cosines.div_(temperature).softmax(1)
-        pushes[start : start + size] += weights @ rows
-        pushes.addmm_(weights.T, part)
-    return pushes * temperature
+        pushes[start : start + size] = cosines.div_(temperature).softmax(1) @ rows
+    return pushes
 
 
 def _tangent(vectors: Tensor, rows: Tensor) -> Tensor:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse._checks import check_count, check_features, check_label_range, check_labels
+from neuralcollapse._checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse._errors import InputError
 from neuralcollapse.frames import nearest_simplex_etf
 from neuralcollapse.moments import kept_rows
@@ -45,9 +47,11 @@ class NearestSimplex(nn.Module):
         if ignore_index is not None:
             kept = kept_rows(features, labels, ignore_index)
             features, labels = features[kept], labels[kept]
-        self.calls += 1
+        check_finite(features)  # all checks come before any change of the state
         if len(labels):
             check_label_range(int(labels.min()), int(labels.max()), len(self.means))
+        self.calls += 1
+        if len(labels):
             classes, index = labels.unique(return_inverse=True)
             sums = self.means.new_zeros(len(classes), features.shape[1])
             sums.index_add_(0, index, features.to(self.means.dtype))
@@ -57,4 +61,15 @@ class NearestSimplex(nn.Module):
             self.seen[classes] = True
         if int(self.calls) % self.update_every == 0 and bool(self.seen.all()):
             with torch.autocast(self.rows.device.type, enabled=False):
-                self.rows.copy_(nearest_simplex_etf(self.means - self.means.mean(0))[0])
+                # a new tensor: a backward pass still to come needs the old rows
+                self.rows = nearest_simplex_etf(self.means - self.means.mean(0))[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NearestSimplex:
+        """Moves and casts as any module, but never to half precision, in which running means stand still."""
+
+        def wide(value: Tensor) -> Tensor:
+            moved = fn(value)
+            half = moved.is_floating_point() and moved.dtype.itemsize < 4
+            return value.to(moved.device) if half else moved
+
+        return super()._apply(wide, recurse)

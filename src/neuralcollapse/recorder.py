@@ -6,8 +6,10 @@ import json
 import math
 import os
 import platform
+import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
@@ -25,6 +28,7 @@ from neuralcollapse.ufm.head import certify_head_moments
 # Class means and classifier are kept for the page's figures where they are small.
 _GEOMETRY_CLASSES = 200
 _GEOMETRY_VALUES = 2**20
+_GEOMETRIES = 60  # of so many measurements
 
 HeadDecay = float | tuple[float, float | None, float | None]
 
@@ -32,20 +36,25 @@ HeadDecay = float | tuple[float, float | None, float | None]
 class Recorder:
     """Measures a network when asked to, and keeps the records in a run folder that `neuralcollapse report` reads.
 
+    Measuring leaves the training as it was: gradients, modes, autocast and the states of torch's, numpy's and
+    Python's random numbers are untouched.
+
     Args:
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
         test_loader: adds loss and accuracy on the test set to the records.
         classifier: dotted name of the last layer.
         out: the run folder, made at the first measurement; without it the records are in memory alone.
         force: overwrite an earlier run in `out`.
+        resume: go on with the run in `out`, where there is one; the method `resume` forgets what came after an epoch.
         unit: what the records count: "epoch", "step" or "checkpoint".
         head_decay: the weight decay of training, or (weight, feature, bias) decays; when given, each record compares
             the last layer with the exact optimum of the unconstrained feature model (see `ufm.certify_head`).
         pairwise: as for `neuralcollapse.measures`.
         nc4: measure NC4 too.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
-        class_names: of the K classes.
+        class_names: of the K classes; those of the data set (`classes`) when not given.
         writes: False in all processes but one, where several share the run folder.
+        on_record: called with each record and the capture behind it.
         options: of the measuring pass, as for `neuralcollapse.measure` (layers, ignore_index, sharded, device, ...),
             and `loss`, of logits (N, K) and labels (N,).
 
@@ -53,7 +62,7 @@ class Recorder:
         records: of all measurements, in order.
 
     Raises:
-        InputError: `out` is in use (at the first measurement).
+        InputError: `out` is in use.
     """
 
     def __init__(
@@ -64,6 +73,7 @@ class Recorder:
         *,
         out: str | Path | None = None,
         force: bool = False,
+        resume: bool = False,
         unit: str = "epoch",
         head_decay: HeadDecay | None = None,
         pairwise: bool | int = True,
@@ -71,6 +81,7 @@ class Recorder:
         config: Mapping[str, Any] | None = None,
         class_names: Sequence[str] = (),
         writes: bool = True,
+        on_record: Callable[[Record, Capture], None] | None = None,
         **options: Any,
     ) -> None:
         self.loader = loader
@@ -85,10 +96,15 @@ class Recorder:
         self.config = dict(config or {})
         self.class_names = list(class_names)
         self.writes = writes
+        self.on_record = on_record
         self.options = options
         self.records: list[Record] = []
         self.folder: RunFolder | None = None
         self._started = time.perf_counter()
+        if resume:
+            self.resume()
+        elif self.out is not None and writes:
+            RunFolder.check_free(self.out, force=force)
 
     def measure(self, model: nn.Module, epoch: int, *, learning_rate: float = math.nan) -> Record:
         """Measure the network after `epoch` units of training and keep the record.
@@ -99,12 +115,13 @@ class Recorder:
             InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
         """
         check_weights(model, epoch, self.unit)
-        capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
         test = {}
-        if self.test_loader is not None:
-            plain = {name: value for name, value in self.options.items() if name != "layers"}
-            seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
-            test = {"loss": seen.loss, "accuracy": seen.accuracy}
+        with _undisturbed(model):
+            capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
+            if self.test_loader is not None:
+                plain = {name: value for name, value in self.options.items() if name != "layers"}
+                seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
+                test = {"loss": seen.loss, "accuracy": seen.accuracy}
         record = record_of(
             capture,
             epoch,
@@ -121,13 +138,17 @@ class Recorder:
             self.folder.put(record)
             if _is_small(capture):
                 self.folder.write_geometry(geometry_of(epoch, capture))
+                self.folder.thin_geometries(_GEOMETRIES)
+        if self.on_record is not None:
+            self.on_record(record, capture)
         return record
 
-    def resume(self, epoch: int) -> None:
+    def resume(self, epoch: float = math.inf) -> None:
         """Go on with the run in `out`, forgetting what it measured after `epoch`; where there is none, begin one."""
         if self.out is not None and (self.out / "records.jsonl").is_file():
             folder = RunFolder.open(self.out)
             if self.writes:
+                folder.sweep()
                 folder.make_folders()
                 folder.rewind(epoch)
                 self.folder = folder
@@ -136,33 +157,70 @@ class Recorder:
             last = max((record.seconds for record in self.records), default=0.0)
             self._started = time.perf_counter() - last
 
-    def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
-        assert self.out is not None
-        folder = RunFolder.create(self.out, force=self.force)
+    def describe(self, model: nn.Module) -> dict[str, Any]:
+        """What config.yaml holds of a run of this network.
+
+        Raises:
+            InputError: no layer of the classifier's name.
+        """
         layer = find_module(model, self.classifier)
-        config = {
-            "data": type(getattr(self.loader, "dataset", self.loader)).__name__,
+        return {
+            "data": type(_data(self.loader)).__name__,
             "network": type(model).__name__,
             "classifier": "etf" if isinstance(layer, ETFClassifier) else "learned",
             "layer": self.classifier,
             "unit": self.unit,
             **self.config,
         }
-        folder.write_text("config.yaml", json.dumps(finite(config), indent=2, default=str) + "\n")  # JSON is YAML
+
+    def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
+        assert self.out is not None
+        folder = RunFolder.create(self.out, force=self.force)
+        config = finite(self.describe(model))
+        folder.write_text("config.yaml", json.dumps(config, indent=2, default=str) + "\n")  # JSON is YAML
         folder.write_text("environment.json", json.dumps(self._environment(model, capture), indent=2) + "\n")
         return folder
 
     def _environment(self, model: nn.Module, capture: Capture) -> dict[str, object]:
         few = capture.moments.num_classes <= _GEOMETRY_CLASSES
+        found: Any = self.class_names or getattr(_data(self.loader), "classes", None) or ()
+        names = [str(name) for name in found]
+        if capture.classes is not None and len(names) > capture.moments.num_classes:
+            names = [names[k] for k in capture.classes.tolist() if k < len(names)]
         return {
             **machine(),
-            **({"class_names": self.class_names} if self.class_names else {}),
+            **({"class_names": names} if few and len(names) == capture.moments.num_classes else {}),
             **({"class_counts": capture.moments.counts.tolist()} if few else {}),
             "num_classes": capture.moments.num_classes,
             "feature_dim": capture.moments.feature_dim,
             "train_samples": capture.moments.num_samples,
             "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         }
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Without autocast inside; afterwards random numbers are drawn as if nothing had been measured."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  the states that a data set's transforms may use
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _data(loader: Any) -> Any:
+    """The data set behind a loader, or the loader."""
+    data = getattr(loader, "dataset", loader)
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
 
 
 def check_weights(model: nn.Module, epoch: int, unit: str = "epoch") -> None:
@@ -216,12 +274,14 @@ def head_record(capture: Capture, decay: HeadDecay) -> dict[str, float]:
 
 
 def geometry_of(epoch: int, capture: Capture) -> Geometry:
-    """The class means and the classifier of a capture."""
+    """The class means and the classifier of a capture; NaN for the mean of a class that had no samples."""
     moments = capture.moments
+    means = moments.means.cpu().numpy().copy()
+    means[(moments.counts == 0).cpu().numpy()] = math.nan
     bias = np.zeros(moments.num_classes) if capture.bias is None else capture.bias.float().cpu().numpy()
     return Geometry(
         epoch,
-        moments.means.cpu().numpy(),
+        means,
         moments.global_mean.cpu().numpy(),
         capture.weight.float().cpu().numpy(),
         bias,

@@ -3,6 +3,7 @@
     config.yaml         the configuration, as `neuralcollapse train --config` reads it
     environment.json    versions and hardware
     records.jsonl       one line for each measured epoch (`Record`)
+    checkpoints.json    which file gave which record (`neuralcollapse.measure_checkpoints`)
     geometry/*.npz      class means and classifier at some epochs (`Geometry`)
     checkpoints/*.safetensors   the network's weights
     state.pt            where the run stands, to go on from (`neuralcollapse train --resume`)
@@ -30,7 +31,7 @@ import numpy as np
 
 from neuralcollapse._errors import InputError
 
-_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "report.html", "state.pt")
+_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "checkpoints.json", "report.html", "state.pt")
 _OWN_LOGS = ("csv", "tensorboard", "wandb", "mlflow.db")
 _OWN_FOLDERS = {"geometry": "*.npz", "checkpoints": "*.safetensors"}
 
@@ -40,7 +41,8 @@ class Record:
     """One measured epoch.
 
     Attributes:
-        epoch: epochs trained so far; 0 is the network as initialised.
+        epoch: epochs trained so far; 0 is the network as initialised. Of a run whose config says so, steps or
+            checkpoints (`unit`).
         seconds: since the run began.
         learning_rate: of the epoch that ended.
         train: loss and accuracy in eval mode on the training set.
@@ -76,6 +78,8 @@ class Record:
     def from_json(cls, line: str) -> Record:
         """The inverse of `to_json`."""
         values = json.loads(line)
+        for name in ("seconds", "learning_rate"):
+            values[name] = math.nan if values[name] is None else values[name]
         for group in ("train", "test", "measures", "head"):
             values[group] = _numbers(values.get(group, {}))
         values["layers"] = {name: _numbers(part) for name, part in values.get("layers", {}).items()}
@@ -111,21 +115,35 @@ class RunFolder:
         Raises:
             InputError: the folder is in use or cannot be written.
         """
-        run = cls(path)
+        run = cls.check_free(path, force=force)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            if any(run.path.iterdir()):
-                if not force:
-                    raise InputError(
-                        f"the run folder {run.path} is not empty: choose another with --out, or overwrite with --force"
-                    )
-                if not run._looks_like_one():
-                    raise InputError(
-                        f"{run.path} is not empty and holds no run that could be overwritten: choose another with --out"
-                    )
-                run._clear()
+            run._clear()
             run.make_folders()
             write_atomically(run.path / "records.jsonl", b"")
+        except OSError as error:
+            raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
+        return run
+
+    @classmethod
+    def check_free(cls, path: str | Path, *, force: bool = False) -> RunFolder:
+        """Raise where `create` would refuse the folder; nothing is written.
+
+        Raises:
+            InputError: the folder is in use or cannot be read.
+        """
+        run = cls(path)
+        try:
+            used = run.path.exists() and any(run.path.iterdir())
+            if used and not force:
+                raise InputError(
+                    f"the run folder {run.path} is not empty: choose another (--out, out=), or overwrite it (--force, "
+                    "force=True)"
+                )
+            if used and not run._looks_like_one():
+                raise InputError(
+                    f"{run.path} is not empty and holds no run that could be overwritten: choose another (--out, out=)"
+                )
         except OSError as error:
             raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
         return run
@@ -173,7 +191,7 @@ class RunFolder:
             for file in folder.glob(".*.tmp"):
                 file.unlink()
 
-    def rewind(self, epoch: int) -> None:
+    def rewind(self, epoch: float) -> None:
         """Forget what came after an epoch: a resumed run makes it again (-1: forget everything that was measured)."""
         kept = [record for record in self._parse() if record.epoch <= epoch]
         text = "".join(record.to_json() + "\n" for record in kept)
@@ -247,7 +265,7 @@ class RunFolder:
         Raises:
             InputError: a file is damaged.
         """
-        for file in sorted((self.path / "geometry").glob("epoch-*.npz")):
+        for file in self._geometry_files():
             try:
                 with np.load(file, allow_pickle=False) as loaded:
                     arrays = {name: loaded[name] for name in loaded.files}
@@ -255,13 +273,24 @@ class RunFolder:
             except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
                 raise InputError(f"{file} is damaged ({error}): delete it to go on without that epoch") from None
 
+    def thin_geometries(self, most: int) -> None:
+        """Keep at most so many geometries: the first, the last, and between them more where the epochs are few."""
+        files = self._geometry_files()
+        while len(files) > max(most, 2):
+            place = [math.sqrt(_epoch(file)) for file in files]
+            spare = min(range(1, len(files) - 1), key=lambda i: place[i + 1] - place[i - 1])
+            files.pop(spare).unlink()
+
+    def _geometry_files(self) -> list[Path]:
+        return sorted((self.path / "geometry").glob("epoch-[0-9]*.npz"), key=_epoch)
+
     def checkpoint(self, epoch: int) -> Path:
         """The place of an epoch's weights."""
         return self.path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(epoch, file) of the kept weights, in order."""
-        files = sorted((self.path / "checkpoints").glob("epoch-*.safetensors"))
+        files = sorted((self.path / "checkpoints").glob("epoch-[0-9]*.safetensors"), key=_epoch)
         return [(_epoch(file), file) for file in files]
 
     def write_text(self, name: str, text: str) -> Path:

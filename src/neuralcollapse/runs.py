@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,10 +47,16 @@ class Run:
         return self.records[-1]
 
     @property
+    def unit(self) -> str:
+        """What its records count: "epoch", "step" or "checkpoint"."""
+        return str(self.config.get("unit") or "epoch")
+
+    @property
     def class_names(self) -> list[str]:
         """Names of the classes; their numbers where they have none."""
         count = len(self.geometries[-1].means) if self.geometries else 0
-        return list(self.environment.get("class_names") or map(str, range(count)))
+        names = [str(name) for name in self.environment.get("class_names") or ()]
+        return names if len(names) == count or not count else list(map(str, range(count)))
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,18 @@ def value(record: Record, key: str) -> float:
     part, dot, name = key.partition(".")
     group: Mapping[str, float] = getattr(record, part) if dot else record.measures
     return group.get(name if dot else key, math.nan)
+
+
+def common_unit(runs: Iterable[Run]) -> str:
+    """What the records of all the runs count; of runs that count differently "epoch or step"."""
+    return " or ".join(dict.fromkeys(run.unit for run in runs)) or "epoch"
+
+
+def after(record: Record, unit: str) -> str:
+    """When a record was made, in words: "after 1 epoch", "after 500 steps", "at checkpoint 3"."""
+    if unit == "checkpoint":
+        return f"at checkpoint {record.epoch:,}"
+    return f"after {record.epoch:,} {unit}{'' if record.epoch == 1 else 's'}"
 
 
 def by_layer(run: Run, record: Record, key: str) -> dict[str, float]:
@@ -193,10 +212,14 @@ def _name(path: Path) -> str:
 def _mapping(run: RunFolder, name: str) -> dict[str, Any]:
     import yaml
 
+    text = run.read_text(name)
     try:
-        values = yaml.safe_load(run.read_text(name))  # JSON is YAML too
-    except yaml.YAMLError as error:
-        raise InputError(f"{run.path / name} is damaged: {str(error).splitlines()[0]}") from None
+        values = json.loads(text)
+    except ValueError:
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise InputError(f"{run.path / name} is damaged: {str(error).splitlines()[0]}") from None
     if not isinstance(values, dict):
         raise InputError(f"{run.path / name} is damaged: expected a mapping")
     return values

@@ -365,7 +365,7 @@ def test_names_are_shown_as_text_and_execute_nothing(name, visit):
     assert page.locator("main img").count() == 0
     assert page.locator("main b", has_text="bold").count() == 0
     ticks = page.locator("#cosines .xaxislayer-above text, #cosines .xtick text").all_text_contents()
-    assert EVIL in ticks
+    assert f"{EVIL[:23]}…" in ticks
     assert "a & b" in ticks
 
 

@@ -78,6 +78,47 @@ def test_too_many_classes_for_a_simplex_are_still_shown_without_vertices():
     assert "no simplex" in figure.caption
 
 
+def plain(figure) -> str:
+    return json.dumps([figure.data, figure.layout, figure.frames], allow_nan=False)
+
+
+def test_classes_without_samples_are_left_out():
+    geometry = collapsed(5, 6)
+    geometry.means[3] = np.nan
+    names = list("abcde")
+    assert cosine_map([geometry], names).data[0]["x"] == ["a", "b", "c", "e"]
+    figure = simplex_motion([geometry], names, "step")
+    assert figure.data[1]["text"] == ["a", "b", "c", "e"]
+    assert "each step at the same total length" in figure.caption
+    plain(figure)
+    geometry.means[:4] = np.nan
+    plain(cosine_map([geometry], names))
+    plain(simplex_motion([geometry], names))
+
+
+def test_two_classes_and_classes_that_coincide_have_figures():
+    plain(cosine_map([collapsed(2, 2)], ["a", "b"]))
+    same = Geometry(0, np.ones((3, 4)), np.ones(4), np.zeros((3, 4)), np.zeros(3))
+    plain(cosine_map([same], list("abc"), unit="step"))
+    plain(simplex_motion([same], list("abc")))
+
+
+def test_names_on_the_map_are_short_and_all_different():
+    names = ["maillot", "maillot", "a very long name of a class indeed", "cat"]
+    shown = cosine_map([collapsed(4, 4)], names).data[0]["x"]
+    assert shown == ["maillot (0)", "maillot (1)", "a very long name of a c…", "cat"]
+
+
+def test_many_classes_are_named_under_the_pointer_alone():
+    names = [f"class {i}" for i in range(150)]
+    geometries = [collapsed(150, 150, epoch) for epoch in range(20)]
+    heat, motion = cosine_map(geometries, names), simplex_motion(geometries, names)
+    assert heat.layout["xaxis"]["showticklabels"] is False
+    assert "under the pointer" in heat.caption
+    assert motion.data[1]["mode"] == "markers"
+    assert len(plain(heat)) + len(plain(motion)) < 2_500_000
+
+
 def test_class_names_cannot_smuggle_markup_into_plotly():
     figure = cosine_map([collapsed(2, 2)], ["<b>x</b>", "<a href=y>"])
     assert figure.data[0]["x"] == ["&lt;b&gt;x&lt;/b&gt;", "&lt;a href=y&gt;"]

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 from html.parser import HTMLParser
@@ -8,8 +9,9 @@ import pytest
 from neuralcollapse import InputError
 from neuralcollapse.records import Record, RunFolder
 from neuralcollapse.report import single
-from neuralcollapse.report.single import verdict, write_page
-from neuralcollapse.runs import read_run
+from neuralcollapse.report.several import several_page
+from neuralcollapse.report.single import shown, single_page, verdict, write_page
+from neuralcollapse.runs import Run, read_run
 
 
 def render(run: RunFolder) -> str:
@@ -78,6 +80,51 @@ def test_the_verdict_states_the_records_facts():
     )
     assert "NC1 went from 0.5 to 2 (4 times more)" in verdict([at(0, 0.5), at(9, 2.0)])
     assert "NC1 undefined" in verdict([at(0, float("nan"))])
+
+
+def test_the_verdict_speaks_of_the_unit_and_of_what_is_undefined():
+    def at(count: int) -> Record:
+        return Record(count, math.nan, math.nan, {}, {"loss": 1.0}, {})
+
+    undefined = "train accuracy undefined, test accuracy undefined; NC1 undefined."
+    assert verdict([at(0), at(1)]) == f"Not collapsed after 1 epoch: {undefined}"
+    assert verdict([at(0), at(1500)], "step") == f"Not collapsed after 1,500 steps: {undefined}"
+    assert verdict([at(3)], "checkpoint") == f"Not collapsed at checkpoint 3: {undefined}"
+
+
+@pytest.mark.parametrize("unit", ["epoch", "step", "checkpoint"])
+def test_a_run_of_little_has_a_page_in_its_unit(unit):
+    """No geometry, no seed, no learning rate, no accuracy, measures that are undefined."""
+    records = [Record(count, math.nan, math.nan, {}, {}, {"nc1": math.nan}) for count in (0, 2000)]
+    run = Run("mine", {"unit": unit, "data": "TensorDataset"}, {}, records)
+    page = single_page(run)
+    assert page.title == "Neural collapse: mine"
+    assert page.subtitle == ""
+    assert {figure.layout["xaxis"]["title"]["text"] for figure in page.figures} == {unit}
+    assert page.tables[0].header == ("measure", f"{unit} 0", f"{unit} 2,000")
+    assert f",{unit},seconds" in page.csv[1].splitlines()[0]
+    others = {"epoch", "step", "checkpoint"} - {unit}
+    said = [page.verdict, *(figure.alt + figure.caption for figure in page.figures), *page.tables[0].header]
+    assert not [text for text in said for other in others if other in text]
+    page.html()
+
+
+def test_runs_of_different_units_are_side_by_side():
+    def run(unit: str) -> Run:
+        records = [Record(count, 1.0, 0.1, {"accuracy": 0.5}, {}, {"nc1": 1.0 / (count + 1)}) for count in (0, 5)]
+        return Run(unit, {"unit": unit}, {}, records)
+
+    page = several_page([run("step"), run("epoch")])
+    assert page.figures[0].layout["xaxis"]["title"]["text"] == "step or epoch"
+    assert page.tables[0].header[2] == "steps or epochs"
+    assert page.csv[1].splitlines()[0].startswith("run,seed,step,")
+    assert several_page([run("step")]).tables[0].header[2] == "steps"
+    page.html()
+
+
+def test_long_lists_are_cut_short():
+    assert shown([0] * 3) == "0, 0, 0"
+    assert shown(list(range(100))).endswith("19, ... (100 in all)")
 
 
 def copied(run: RunFolder, to) -> RunFolder:

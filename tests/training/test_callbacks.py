@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 import neuralcollapse as nc
+from neuralcollapse.training.callbacks import MeasuringCallback
 
 
 class Plain(lightning.LightningModule):
@@ -50,7 +51,7 @@ def fitted(callback, loader, module=None, **options) -> tuple[lightning.Trainer,
 
 
 def test_the_callback_measures_any_lightning_module(loader):
-    callback = nc.CollapseCallback(loader, classifier="head", every=2)
+    callback = MeasuringCallback(loader, classifier="head", every=2)
     trainer, module = fitted(callback, loader)
     assert [record.epoch for record in callback.records] == [0, 2, 3]
     last = callback.records[-1]
@@ -61,13 +62,13 @@ def test_the_callback_measures_any_lightning_module(loader):
 
 
 def test_every_may_be_a_function_of_the_epoch(loader):
-    callback = nc.CollapseCallback(loader, classifier="head", every=lambda epoch: epoch in (1, 4))
+    callback = MeasuringCallback(loader, classifier="head", every=lambda epoch: epoch in (1, 4))
     fitted(callback, loader, max_epochs=6)
     assert [record.epoch for record in callback.records] == [0, 1, 4, 6]
 
 
 def test_the_end_is_measured_where_training_stops_early(loader):
-    class StopAfter(nc.CollapseCallback):
+    class StopAfter(MeasuringCallback):
         def on_train_epoch_end(self, trainer, pl_module):
             super().on_train_epoch_end(trainer, pl_module)
             trainer.should_stop = trainer.current_epoch == 2
@@ -78,13 +79,13 @@ def test_the_end_is_measured_where_training_stops_early(loader):
 
 
 def test_the_learning_rate_is_that_of_the_epoch_that_ended(loader):
-    callback = nc.CollapseCallback(loader, classifier="head")
+    callback = MeasuringCallback(loader, classifier="head")
     fitted(callback, loader)
     assert [record.learning_rate for record in callback.records] == pytest.approx([0.1, 0.1, 0.05, 0.025])
 
 
 def test_the_loss_is_the_one_given_and_the_test_loader_is_measured_with_it(loader):
-    callback = nc.CollapseCallback(loader, loader, "head", loss=lambda logits, labels: logits.square().mean())
+    callback = MeasuringCallback(loader, loader, "head", loss=lambda logits, labels: logits.square().mean())
     _, module = fitted(callback, loader)
     inputs, _ = loader.dataset.tensors
     expected = float(module(inputs).square().mean().detach())
@@ -93,7 +94,7 @@ def test_the_loss_is_the_one_given_and_the_test_loader_is_measured_with_it(loade
 
 
 def test_inner_layers_are_recorded_by_name(loader):
-    callback = nc.CollapseCallback(loader, classifier="head", layers=["body"])
+    callback = MeasuringCallback(loader, classifier="head", layers=["body"])
     _, module = fitted(callback, loader)
     expected = nc.measure(module, loader, "head", layers=["body"], progress=False)["layers"]
     assert callback.records[-1].layers == {"body": pytest.approx(expected["body"])}
@@ -101,7 +102,7 @@ def test_inner_layers_are_recorded_by_name(loader):
 
 def test_on_record_gets_each_record_and_its_capture(loader):
     got = []
-    callback = nc.CollapseCallback(loader, classifier="head", on_record=lambda *both: got.append(both))
+    callback = MeasuringCallback(loader, classifier="head", on_record=lambda *both: got.append(both))
     fitted(callback, loader)
     assert [record for record, _ in got] == callback.records
     for record, capture in got:
@@ -109,7 +110,7 @@ def test_on_record_gets_each_record_and_its_capture(loader):
 
 
 def test_the_head_is_certified_with_the_decay_given(loader):
-    callback = nc.CollapseCallback(loader, classifier="head", head_decay=(0.01, 0.02, 0.03))
+    callback = MeasuringCallback(loader, classifier="head", head_decay=(0.01, 0.02, 0.03))
     _, module = fitted(callback, loader)
     features = module.body(loader.dataset.tensors[0]).relu().detach()
     labels = loader.dataset.tensors[1]
@@ -118,17 +119,17 @@ def test_the_head_is_certified_with_the_decay_given(loader):
 
 
 def test_weights_that_are_not_finite_say_that_training_diverged(loader):
-    callback = nc.CollapseCallback(loader, classifier="head")
+    callback = MeasuringCallback(loader, classifier="head")
     with pytest.raises(nc.InputError, match=r"training diverged by epoch 1 .*lower the learning rate"):
         fitted(callback, loader, Plain(rate=math.inf))
 
 
 def test_a_callback_goes_on_from_its_state(loader):
-    first = nc.CollapseCallback(loader, classifier="head")
+    first = MeasuringCallback(loader, classifier="head")
     fitted(first, loader)
     state = first.state_dict()
     assert state["measured_epoch"] == 3
-    second = nc.CollapseCallback(loader, classifier="head")
+    second = MeasuringCallback(loader, classifier="head")
     second.load_state_dict({**state, "seconds": 1000.0})
     fitted(second, loader, max_epochs=1)
     assert [record.epoch for record in second.records] == [1], "what was measured before is not measured again"
@@ -138,4 +139,4 @@ def test_a_callback_goes_on_from_its_state(loader):
 @pytest.mark.parametrize("every", [0, -1, 1.5, True])
 def test_every_is_a_count_or_a_function(every, loader):
     with pytest.raises(nc.InputError, match="every"):
-        nc.CollapseCallback(loader, every=every)
+        MeasuringCallback(loader, every=every)

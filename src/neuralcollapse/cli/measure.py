@@ -1,4 +1,4 @@
-"""`neuralcollapse measure`: a file of features, or the checkpoints of a run."""
+"""`neuralcollapse measure`: a file of features, the checkpoints of a run, or those of any training."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse._errors import InputError
+from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table
 from neuralcollapse.records import RunFolder
 
@@ -19,15 +20,21 @@ def add(commands: Any) -> None:
     """Its options."""
     parser = commands.add_parser(
         "measure",
-        help="measure a file of features, or the checkpoints of a run",
+        help="measure a file of features, the checkpoints of a run, or those of any training",
         description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
-        "labels (N,), and if there is one the classifier's weight (K, d) and bias (K,)), or in the checkpoints of a "
-        "run folder.",
-        epilog="example:\n  neuralcollapse measure features.npz --json\n",
+        "labels (N,), and if there is one the classifier's weight (K, d) and bias (K,)), in the checkpoints of a "
+        "run folder, or in those of any training, given its network and data.",
+        epilog="examples:\n"
+        "  neuralcollapse measure features.npz --json\n"
+        "  neuralcollapse measure runs/digits-mlp-learned\n"
+        "  neuralcollapse measure --model timm:resnet18 --checkpoints 'ckpts/*.safetensors' --data imagefolder:PATH "
+        "--image-size 224 --normalize imagenet\n",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("path", type=Path, help="a .npz or .safetensors file, or a run folder")
-    parser.add_argument("--num-classes", type=int, metavar="K", help="classes, where the file has no weight to tell")
+    parser.add_argument("path", type=Path, nargs="?", help="a .npz or .safetensors file, or a run folder")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="K", help="classes, where the weight or the data do not tell"
+    )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
     parser.add_argument(
@@ -35,21 +42,38 @@ def add(commands: Any) -> None:
         action="store_true",
         help="compare the last layer with the exact optimum of the unconstrained feature model",
     )
-    parser.add_argument("--weight-decay", type=float, metavar="L", help="of the training, for --certify-head on a file")
+    parser.add_argument("--weight-decay", type=float, metavar="L", help="of the training, for --certify-head")
     parser.add_argument(
         "--feature-decay", type=float, metavar="L", help="of the features (from the balance of W and H)"
     )
     parser.add_argument("--bias-decay", type=float, metavar="L", help="of the bias (the weight decay)")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    checkpoints.add(parser)
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
+    given = [name for name in checkpoints.OPTIONS if getattr(options, name) is not None]
+    if options.path is None:
+        if not given:
+            raise InputError(
+                "expected a file of features, a run folder, or --model, --data and --checkpoints; see 'neuralcollapse "
+                "measure --help'"
+            )
+        _check_decays(options)
+        if options.certify_head and options.weight_decay is None:
+            raise InputError("--certify-head needs --weight-decay of the training: add it")
+        return checkpoints.run(options)
+    if given:
+        flags = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise InputError(
+            f"expected either {options.path} or the checkpoints of a training ({flags}), got both: leave one out"
+        )
     if options.path.is_dir():
         folder = RunFolder.open(options.path)
-        given = [options.num_classes, options.ignore_index, *(getattr(options, name) for name in _DECAYS)]
-        if options.no_pairwise or any(value is not None for value in given):
+        for_files = [options.num_classes, options.ignore_index, *(getattr(options, name) for name in _DECAYS)]
+        if options.no_pairwise or any(value is not None for value in for_files):
             raise InputError(
                 "only --certify-head and --json are for runs, the other options are for files: leave them out"
             )
@@ -57,6 +81,11 @@ def run(options: argparse.Namespace) -> int:
             from neuralcollapse.training.run import remeasure
         except ImportError as error:
             raise needs_train(error) from None
+        if (folder.path / "checkpoints.json").is_file():
+            raise InputError(
+                f"expected the run folder of a training, got that of measured checkpoints: 'neuralcollapse report "
+                f"{options.path}' shows it"
+            )
         results = remeasure(folder, certify_head=options.certify_head)
         if options.json:
             print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
@@ -70,8 +99,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"next  neuralcollapse report {options.path}")
         return 0
 
-    if not options.certify_head and any(getattr(options, name) is not None for name in _DECAYS):
-        raise InputError("the decays are for --certify-head: add it, or leave them out")
+    _check_decays(options)
     arrays = read_features(options.path)
     from neuralcollapse.capture import measure_features
 
@@ -99,6 +127,11 @@ def run(options: argparse.Namespace) -> int:
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _check_decays(options: argparse.Namespace) -> None:
+    if not options.certify_head and any(getattr(options, name) is not None for name in _DECAYS):
+        raise InputError("the decays are for --certify-head: add it, or leave them out")
 
 
 def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:

@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         changes = {name: given[name] for name in types() if name in given}
     else:
         config = TrainConfig(**options)
-        out = Path(parsed.out or f"runs/{_file_name(config.data)}-{_file_name(config.network)}-{config.classifier}")
+        out = Path(parsed.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-{config.classifier}")
 
     try:
         folder = resume(out, changes) if parsed.resume else train(config, out, force=parsed.force)
@@ -95,7 +95,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     """What can stand in a file's name of a data set or network: the last part of a path or dotted name."""
     return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", text.rstrip("/\\"))[-1]) or "run"
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from neuralcollapse.records import MEASURES
 from neuralcollapse.report.figures import COLORS, Figure, cosine_map, plain_numbers, simplex_motion
-from neuralcollapse.runs import Group, Run, by_layer, label, number, value
+from neuralcollapse.runs import Group, Run, by_layer, common_unit, label, number, value
 
 _BAND = 0.18  # opacity of the range over seeds
 _ALL_FRAMES = 60  # of all runs that one figure lets choose from, together
@@ -27,6 +27,7 @@ FRAME: dict[str, Any] = {"height": 340, "legend": {"orientation": "h", "y": 1.02
 
 def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
+    unit = common_unit(run for group in groups for run in group.runs)
     data: list[dict[str, Any]] = []
     for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
         epochs, rows = _by_epoch(group, key)
@@ -42,7 +43,7 @@ def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     layout = {
         **FRAME,
         "hovermode": "x unified",
-        "xaxis": {"title": {"text": "epoch"}},
+        "xaxis": {"title": {"text": unit}},
         "yaxis": _axis(label(key), log, data),
     }
     ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
@@ -50,7 +51,7 @@ def curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
     over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
     caption = f"{_meaning(key)}{over}"
     return Figure(
-        _name("curve", key), _title(key), caption, f"{_title(key)} by epoch. At the end: {ends}.", data, layout
+        _name("curve", key), _title(key), caption, f"{_title(key)} by {unit}. At the end: {ends}.", data, layout
     )
 
 
@@ -231,8 +232,8 @@ def geometry_figures(runs: Sequence[Run]) -> list[Figure]:
     if not seen:
         return []
     most = 40 if len(seen) == 1 else max(4, _ALL_FRAMES // len(seen))
-    motions = [simplex_motion(list(run.geometries), run.class_names, most=most) for run in seen]
-    maps = [cosine_map(list(run.geometries), run.class_names, most) for run in seen]
+    motions = [simplex_motion(list(run.geometries), run.class_names, run.unit, most) for run in seen]
+    maps = [cosine_map(list(run.geometries), run.class_names, most, run.unit) for run in seen]
     figures = []
     for first, *rest in (maps, motions):
         others = {run.name: figure for run, figure in zip(seen[1:], rest, strict=True)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,13 @@ import torch
 
 from neuralcollapse.frames import nearest_simplex_etf, simplex_etf
 from neuralcollapse.records import MEASURES, Geometry, Record
+from neuralcollapse.runs import number
 
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#06b6d4", "#ef4444", "#84cc16", "#f97316", "#64748b")
 _FRAMES = 40
 _HEAT_MAP_VALUES = 200_000  # of all its frames together, so that the page stays small
+_NAMED = 30  # more classes than that have no names in the picture, only under the pointer
+_LETTERS = 24  # of a class's name beside the heat map
 _TALL = 520  # pixels, of the figures with a slider
 
 
@@ -49,20 +52,23 @@ class Figure:
     own: str = ""
 
 
-def loss_curve(records: Sequence[Record]) -> Figure:
-    """Cross-entropy on the training and test set by epoch, log axis."""
-    return _split_curve(records, "loss", "Loss", "Cross-entropy in eval mode.", {"type": "log"})
+def loss_curve(records: Sequence[Record], unit: str = "epoch") -> Figure:
+    """Cross-entropy on the training and test set by epoch (or another unit), log axis."""
+    return _split_curve(records, unit, "loss", "Loss", "Cross-entropy in eval mode.", {"type": "log"})
 
 
-def accuracy_curve(records: Sequence[Record]) -> Figure:
+def accuracy_curve(records: Sequence[Record], unit: str = "epoch") -> Figure:
     """Accuracy on the training and test set by epoch."""
-    return _split_curve(records, "accuracy", "Accuracy", "Share of samples classified rightly.", {"tickformat": ".0%"})
+    return _split_curve(
+        records, unit, "accuracy", "Accuracy", "Share of samples classified rightly.", {"tickformat": ".0%"}
+    )
 
 
-def variability_curve(records: Sequence[Record]) -> Figure:
+def variability_curve(records: Sequence[Record], unit: str = "epoch") -> Figure:
     """NC1 and its variants by epoch, log axis."""
     return _measure_curve(
         records,
+        unit,
         ("nc1", "nc1_quotient", "nc1_cdnv"),
         "variability",
         "NC1: variability within classes",
@@ -71,10 +77,11 @@ def variability_curve(records: Sequence[Record]) -> Figure:
     )
 
 
-def simplex_curve(records: Sequence[Record]) -> Figure:
+def simplex_curve(records: Sequence[Record], unit: str = "epoch") -> Figure:
     """NC2 and NC3 by epoch."""
     return _measure_curve(
         records,
+        unit,
         ("nc2", "nc2_means", "nc3"),
         "simplex",
         "NC2 and NC3: distance from the simplex",
@@ -83,7 +90,7 @@ def simplex_curve(records: Sequence[Record]) -> Figure:
     )
 
 
-def head_curve(records: Sequence[Record]) -> Figure:
+def head_curve(records: Sequence[Record], unit: str = "epoch") -> Figure:
     """The last layer's objective, the exact minimum for its class counts, and the pointwise bound, by epoch."""
     lines = [
         (label, [r.head.get(key, math.nan) for r in records])
@@ -93,26 +100,30 @@ def head_curve(records: Sequence[Record]) -> Figure:
             ("lower_bound", "bound from the head"),
         )
     ]
-    ratio = records[-1].head["ratio"]
+    ratio = records[-1].head.get("ratio", math.nan)
     caption = (
         "The last layer as a point of the unconstrained feature model: its objective, the exact global minimum for "
         "its class counts and decays, and the lower bound that its class means certify. "
-        f"At the end {ratio:.3f} times the minimum."
+        f"At the end {number(ratio)} times the minimum."
     )
-    return _curve(records, lines, "head", "The head against the exact optimum", caption, {"type": "log"})
+    return _curve(records, unit, lines, "head", "The head against the exact optimum", caption, {"type": "log"})
 
 
-def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str], most: int = _FRAMES) -> Figure:
+def cosine_map(
+    geometries: Sequence[Geometry], class_names: Sequence[str], most: int = _FRAMES, unit: str = "epoch"
+) -> Figure:
     """Cosines between centred class means, a slider over at most so many epochs."""
+    geometries, class_names = _seen(geometries, class_names)
     count = len(class_names)
-    chosen = _thin(geometries, max(2, min(most, _HEAT_MAP_VALUES // count**2)))
-    names = [html.escape(name) for name in class_names]
+    chosen = _thin(geometries, max(2, min(most, _HEAT_MAP_VALUES // max(count, 1) ** 2)))
+    names = [html.escape(name) for name in _short(class_names)]
 
-    target = -1 / (count - 1) if count > 1 else math.nan
+    target = -1 / (max(count, 2) - 1)
     cosines = [_cosines(geometry.centred) for geometry in chosen]
     for matrix in cosines:
         np.fill_diagonal(matrix, np.nan)
-    reach = float(np.nanmax([np.nanmax(np.abs(matrix - target)) for matrix in cosines])) if count > 1 else 1.0
+    away = np.abs(np.array(cosines) - target)
+    reach = max(float(away[np.isfinite(away)].max(initial=0.0)), 0.01)
 
     def trace(matrix: np.ndarray) -> dict[str, Any]:
         return {"type": "heatmap", "z": plain_numbers(matrix, 3)}
@@ -126,8 +137,10 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str], most:
         "colorbar": {"title": {"text": "cos"}, "thickness": 12, "len": 0.8},
         "hovertemplate": "%{y} and %{x}: cos %{z:.3f}<extra></extra>",
     }
-    off = cosines[-1]
-    axis = {"type": "category", "constrain": "domain"}
+    off = cosines[-1][np.isfinite(cosines[-1])]
+    span = f"off the diagonal from {off.min():.3f} to {off.max():.3f}" if len(off) else "undefined"
+    axis: dict[str, Any] = {"type": "category", "constrain": "domain"}
+    axis |= {} if count <= _NAMED else {"showticklabels": False, "ticks": ""}
     layout = {
         "height": _TALL,
         "margin": {"l": 40, "r": 10, "t": 40, "b": 20},
@@ -135,20 +148,22 @@ def cosine_map(geometries: Sequence[Geometry], class_names: Sequence[str], most:
         "yaxis": axis | {"autorange": "reversed", "scaleanchor": "x"},
     }
     caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale."
+    caption += "" if count <= _NAMED else " Classes are named under the pointer."
     alt = (
-        f"Heat map of the cosines between {count} class means at epoch {chosen[-1].epoch}: off the diagonal from "
-        f"{np.nanmin(off):.3f} to {np.nanmax(off):.3f}, where a simplex ETF has {target:.3f}."
+        f"Heat map of the cosines between {count} class means at {unit} {chosen[-1].epoch}: {span}, where a simplex "
+        f"ETF has {target:.3f}."
     )
     frames = [
         {"name": str(geometry.epoch), "data": [trace(matrix)]} for geometry, matrix in zip(chosen, cosines, strict=True)
     ]
-    return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames)
+    return Figure("cosines", "Cosines between class means", caption, alt, [first], layout, frames, unit)
 
 
 def simplex_motion(
     geometries: Sequence[Geometry], class_names: Sequence[str], step: str = "epoch", most: int = _FRAMES + 10
 ) -> Figure:
     """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
+    geometries, class_names = _seen(geometries, class_names)
     geometries = _thin(geometries, most)
     project, targets = _view(geometries[-1])
     names = [html.escape(name) for name in class_names]
@@ -165,7 +180,7 @@ def simplex_motion(
         spokes | {"mode": "lines", "line": {"color": "#94a3b8", "width": 3}, "showlegend": False, "hoverinfo": "skip"},
         means
         | {
-            "mode": "markers+text",
+            "mode": "markers+text" if len(names) <= _NAMED else "markers",
             "name": "class means",
             "text": names,
             "marker": {"size": 7, "color": colors},
@@ -202,37 +217,43 @@ def simplex_motion(
         if targets is not None
         else "in the three directions of their largest spread (d < K-1 holds no simplex)"
     )
-    caption = f"Class means about their common mean, each epoch at the same total length, {seen_in}. Press play."
-    alt = f"Three-dimensional view of {len(names)} class means and classifier rows over epochs, {seen_in}."
+    press = " Press play." if len(geometries) > 1 else ""
+    caption = f"Class means about their common mean, each {step} at the same total length, {seen_in}.{press}"
+    alt = f"Three-dimensional view of {len(names)} class means and classifier rows by {step}, {seen_in}."
     frames = [{"name": str(geometry.epoch), "data": moving(geometry), "traces": [0, 1, 2]} for geometry in geometries]
     return Figure("simplex-motion", "Class means moving to the simplex", caption, alt, data, layout, frames, step)
 
 
-def all_figures(records: Sequence[Record], geometries: Sequence[Geometry], class_names: Sequence[str]) -> list[Figure]:
-    """The figures of a run, in reading order."""
-    figures = [loss_curve(records), accuracy_curve(records), variability_curve(records), simplex_curve(records)]
+def all_figures(
+    records: Sequence[Record], geometries: Sequence[Geometry], class_names: Sequence[str], unit: str = "epoch"
+) -> list[Figure]:
+    """The figures of a run, in reading order; `unit` is what its records count."""
+    figures = [curve(records, unit) for curve in (loss_curve, accuracy_curve, variability_curve, simplex_curve)]
     if any(record.head for record in records):
-        figures.append(head_curve(records))
+        figures.append(head_curve(records, unit))
     if geometries:
-        figures += [cosine_map(geometries, class_names), simplex_motion(geometries, class_names)]
+        figures += [cosine_map(geometries, class_names, unit=unit), simplex_motion(geometries, class_names, unit)]
     return figures
 
 
-def _split_curve(records: Sequence[Record], key: str, title: str, caption: str, axis: dict[str, Any]) -> Figure:
+def _split_curve(
+    records: Sequence[Record], unit: str, key: str, title: str, caption: str, axis: dict[str, Any]
+) -> Figure:
     train, test = [r.train.get(key, math.nan) for r in records], [r.test.get(key, math.nan) for r in records]
     lines = [("train", train), ("test", test)] if any(r.test for r in records) else [("train", train)]
-    return _curve(records, lines, key, title, caption, axis)
+    return _curve(records, unit, lines, key, title, caption, axis)
 
 
 def _measure_curve(
-    records: Sequence[Record], keys: Sequence[str], name: str, title: str, caption: str, axis: dict[str, Any]
+    records: Sequence[Record], unit: str, keys: Sequence[str], name: str, title: str, caption: str, axis: dict[str, Any]
 ) -> Figure:
     lines = [(MEASURES[key][0], [r.measures.get(key, math.nan) for r in records]) for key in keys]
-    return _curve(records, lines, name, title, caption, axis)
+    return _curve(records, unit, lines, name, title, caption, axis)
 
 
 def _curve(
     records: Sequence[Record],
+    unit: str,
     lines: Sequence[tuple[str, list[float]]],
     name: str,
     title: str,
@@ -260,12 +281,29 @@ def _curve(
     layout = {
         "height": 320,
         "hovermode": "x unified",
-        "xaxis": {"title": {"text": "epoch"}} | whole,
+        "xaxis": {"title": {"text": unit}} | whole,
         "yaxis": axis,
         "legend": {"orientation": "h", "y": 1.12, "x": 0},
     }
-    ends = ", ".join(f"{label} from {values[0]:.3g} to {values[-1]:.3g}" for label, values in lines)
-    return Figure(name, title, caption, f"{title} from epoch {epochs[0]} to {epochs[-1]}: {ends}.", data, layout)
+    ends = ", ".join(f"{label} from {number(values[0])} to {number(values[-1])}" for label, values in lines)
+    return Figure(name, title, caption, f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}.", data, layout)
+
+
+def _seen(geometries: Sequence[Geometry], class_names: Sequence[str]) -> tuple[list[Geometry], list[str]]:
+    """Without the classes that had no samples, whose means are undefined."""
+    seen = np.logical_and.reduce([np.isfinite(geometry.means).all(1) for geometry in geometries])
+    names = [name for name, there in zip(class_names, seen, strict=True) if there]
+    if seen.all():
+        return list(geometries), names
+    return [
+        replace(each, means=each.means[seen], weight=each.weight[seen], bias=each.bias[seen]) for each in geometries
+    ], names
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names that leave room for the map, all different, as an axis takes equal ones for one."""
+    cut = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
+    return [name if cut.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
 
 
 def _view(last: Geometry) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray | None]:

@@ -1,4 +1,4 @@
-"""The records of runs as CSV: a line for each measured epoch of each run, six significant digits."""
+"""The records of runs as CSV: a line for each measured epoch (or step) of each run, six significant digits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from neuralcollapse.runs import Run
 
 _GROUPS = ("train", "test", "measures", "head")
-_OWN = ("run", "seed", "epoch", "seconds", "learning_rate", "source")
+_OWN = ("run", "seed", "epoch", "step", "checkpoint", "seconds", "learning_rate", "source")
 
 
 def records_csv(runs: Sequence[Run]) -> str:
@@ -22,7 +22,7 @@ def records_csv(runs: Sequence[Run]) -> str:
         for record in run.records:
             line: dict[str, object] = {
                 **place,
-                "epoch": record.epoch,
+                run.unit: record.epoch,
                 "seconds": _short(record.seconds),
                 "learning_rate": _short(record.learning_rate),
                 "source": record.source,

@@ -11,7 +11,7 @@ from neuralcollapse.report.figures import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, limits, shown, state
-from neuralcollapse.runs import Group, Run, grouped, label, number, reading, value
+from neuralcollapse.runs import Group, Run, common_unit, grouped, label, number, reading, value
 
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
 _CURVES = (
@@ -74,12 +74,13 @@ def run_table(runs: Sequence[Run]) -> Table:
                 Cell(run.name),
                 *(Cell(run.labels.get(axis, ""), sort=as_number(run.labels.get(axis, ""))) for axis in axes),
                 Cell(str(run.config.get("seed", "")), sort=as_number(run.config.get("seed"))),
-                Cell(str(run.last.epoch), sort=run.last.epoch),
+                Cell(f"{run.last.epoch:,}", sort=run.last.epoch),
                 Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=as_number(parameters)),
                 *(Cell(reading(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
             ]
         )
-    header = ("run", *axes, "seed", "epochs", "parameters", *map(label, keys))
+    units = " or ".join(f"{unit}s" for unit in common_unit(runs).split(" or "))
+    header = ("run", *axes, "seed", units, "parameters", *map(label, keys))
     return Table("Every run at its end", rows, header, f"On the training set. {limits()}", sortable=True)
 
 

@@ -7,17 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from neuralcollapse._errors import listed
 from neuralcollapse.records import MEASURES, Record, RunFolder
 from neuralcollapse.report.figures import all_figures
 from neuralcollapse.report.page import Cell, Page, Table, save_page
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.runs import Run, number, read_run
+from neuralcollapse.runs import Run, after, number, read_run, reading, value
 
 FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {
     "eval": "On the training set, in eval mode.",
     "online": "From the features of the epoch's training steps, while the weights moved (measured online).",
 }
+# Names of data sets that say nothing of what is in them.
+_NAMELESS = ("Dataset", "TensorDataset", "IterableDataset", "ConcatDataset", "DataLoader", "list", "tuple", "")
+_SHOWN = 20  # values of a list
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
@@ -38,33 +42,33 @@ def render(run: Run) -> str:
 def single_page(run: Run) -> Page:
     """The page of a run."""
     return Page(
-        title=f"Neural collapse: {data_name(run.config.get('data', 'run'))}, {run.config.get('network', 'network')}",
+        title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
-        verdict=verdict(run.records),
+        verdict=verdict(run.records, run.unit),
         cards=_cards(run.last),
-        figures=all_figures(run.records, list(run.geometries), run.class_names),
+        figures=all_figures(run.records, list(run.geometries), run.class_names, run.unit),
         tables=[_measures(run), *_layers(run), *run_tables(run)],
         csv=("records.csv", records_csv([run])),
     )
 
 
-def verdict(records: Sequence[Record]) -> str:
+def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
     """What happened, in plain words: collapsed or not, by stated limits, and the numbers."""
     first, last = records[0], records[-1]
-    accuracy = f"train accuracy {last.train['accuracy']:.4f}"
+    accuracy = f"train accuracy {_accuracy(last, 'train')}"
     if last.test:
-        accuracy += f", test accuracy {last.test['accuracy']:.4f}"
+        accuracy += f", test accuracy {_accuracy(last, 'test')}"
     now, start = last.measures.get("nc1", math.nan), first.measures.get("nc1", math.nan)
     change = f"NC1 {number(now)}"
     if len(records) > 1 and now > 0 and start > 0:
         change = f"NC1 went from {number(start)} to {number(now)} ({_ratio(start, now)})"
-    return f"{state(last)} after {last.epoch} epochs: {accuracy}; {change}."
+    return f"{state(last)} {after(last, unit)}: {accuracy}; {change}."
 
 
 def state(record: Record) -> str:
     """In words how far collapse has come, by the limits FITS, WITHIN and SIMPLEX."""
     nc1, nc2, nc3 = (record.measures.get(name, math.nan) for name in ("nc1", "nc2_means", "nc3"))
-    if not nc1 <= WITHIN or record.train["accuracy"] < FITS:
+    if not (nc1 <= WITHIN and value(record, "train.accuracy") >= FITS):
         return "Not collapsed"
     if nc2 <= SIMPLEX and nc3 <= SIMPLEX:
         return "Collapsed to a simplex"
@@ -100,12 +104,26 @@ def options(config: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def shown(item: object) -> str:
     """A value of a configuration or environment, for reading."""
-    return ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+    return listed(item, _SHOWN) if isinstance(item, list) else str(item)
+
+
+def _title(run: Run) -> str:
+    data, network = data_name(run.config.get("data", "")), str(run.config.get("network", ""))
+    return ", ".join(part for part in ("" if data in _NAMELESS else data, network) if part) or run.name
 
 
 def _subtitle(run: Run) -> str:
-    dim = run.geometries[-1].means.shape[1] if run.geometries else run.config.get("feature_dim") or "?"
-    return f"{run.config.get('classifier', '')} classifier, d = {dim}, seed {run.config.get('seed', '?')}"
+    config, environment = run.config, run.environment
+    dim = run.geometries[-1].means.shape[1] if run.geometries else environment.get("feature_dim")
+    parts = (
+        (config.get("classifier"), "{} classifier"),
+        (environment.get("num_classes"), "K = {}"),
+        (dim or config.get("feature_dim"), "d = {}"),
+        (environment.get("train_samples"), "{} training samples"),
+        (config.get("seed"), "seed {}"),
+    )
+    read = ((f"{item:,}" if isinstance(item, int) else item, text) for item, text in parts if item is not None)
+    return ", ".join(text.format(item) for item, text in read)
 
 
 def _measures(run: Run) -> Table:
@@ -118,7 +136,7 @@ def _measures(run: Run) -> Table:
     return Table(
         "Every measure",
         rows,
-        ("measure", f"epoch {first.epoch}", f"epoch {last.epoch}"),
+        ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}"),
         f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
         f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}",
     )
@@ -128,7 +146,12 @@ def _layers(run: Run) -> list[Table]:
     last = run.last
     rows = [(name, number(values.get("nc1")), number(values.get("nc1_cdnv"))) for name, values in last.layers.items()]
     note = "On the same samples; outputs averaged over positions."
-    return [Table(f"Inner layers at epoch {last.epoch}", rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
+    heading = f"Inner layers at {run.unit} {last.epoch:,}"
+    return [Table(heading, rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
+
+
+def _accuracy(record: Record, split: str) -> str:
+    return reading("accuracy", value(record, f"{split}.accuracy")) or "undefined"
 
 
 def _ratio(start: float, now: float) -> str:
@@ -137,9 +160,9 @@ def _ratio(start: float, now: float) -> str:
 
 
 def _cards(last: Record) -> list[tuple[str, str, str]]:
-    cards = [("train accuracy", f"{last.train['accuracy']:.4f}", "")]
+    cards = [("train accuracy", _accuracy(last, "train"), "")]
     if last.test:
-        cards.append(("test accuracy", f"{last.test['accuracy']:.4f}", ""))
+        cards.append(("test accuracy", _accuracy(last, "test"), ""))
     return cards + [
         (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
     ]

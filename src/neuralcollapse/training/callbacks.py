@@ -1,4 +1,4 @@
-"""CollapseCallback: measures a Lightning run's network as it trains."""
+"""MeasuringCallback: measures a Lightning run's network as it trains."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from neuralcollapse.recorder import HeadDecay, check_weights, record_of
 from neuralcollapse.records import Record
 
 
-class CollapseCallback(lightning.Callback):
+class MeasuringCallback(lightning.Callback):
     """Measures collapse before training, every few epochs, and after the last.
 
     Args:
@@ -83,8 +83,7 @@ class CollapseCallback(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure, when this epoch's turn has come."""
         if self._turn(trainer):
-            record = self._measure(pl_module, trainer.current_epoch + 1)
-            pl_module.log_dict({**record.flat(), "epochs": float(record.epoch), "learning_rate": record.learning_rate})
+            self._log(pl_module, self._measure(pl_module, trainer.current_epoch + 1))
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure the end, when training stopped between two measurements."""
@@ -110,6 +109,9 @@ class CollapseCallback(lightning.Callback):
         epoch = trainer.current_epoch + 1
         turn = self.every(epoch) if callable(self.every) else epoch % self.every == 0
         return turn or epoch == trainer.max_epochs
+
+    def _log(self, module: lightning.LightningModule, record: Record, **options: Any) -> None:
+        module.log_dict(numbers(record), **options)
 
     def _measure(self, module: lightning.LightningModule, epoch: int) -> Record:
         check_weights(module, epoch)
@@ -156,6 +158,11 @@ class CollapseCallback(lightning.Callback):
             progress=self.progress,
         )
         return {"loss": test.loss, "accuracy": test.accuracy}
+
+
+def numbers(record: Record) -> dict[str, float]:
+    """What loggers get of a record."""
+    return {**record.flat(), "epochs": float(record.epoch), "learning_rate": record.learning_rate}
 
 
 def is_primary() -> bool:

@@ -12,12 +12,12 @@ from neuralcollapse._sharded import merged, summed
 from neuralcollapse.capture import Capture
 from neuralcollapse.metric import classifier_tensors
 from neuralcollapse.moments import ClassMoments
-from neuralcollapse.training.callbacks import CollapseCallback, is_primary
+from neuralcollapse.training.callbacks import MeasuringCallback, is_primary
 from neuralcollapse.training.module import Classification
 
 
-class OnlineCollapse(CollapseCallback):
-    """`CollapseCallback` that adds up the features as they pass, of a `Classification` that keeps them.
+class OnlineCollapse(MeasuringCallback):
+    """`MeasuringCallback` that adds up the features as they pass, of a `Classification` that keeps them.
 
     Cheap, but another thing: the weights move while the epoch is measured, the images may be augmented, batch
     normalisation and dropout are in training mode. Records say source="online"; there is none of epoch 0, and no NC4.

@@ -20,7 +20,7 @@ import torch
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.records import RunFolder, write_atomically
-from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig
 from neuralcollapse.training.data import Batches
 from neuralcollapse.training.module import Classification
@@ -169,7 +169,7 @@ class StopSignal:
 class KeepState(lightning.Callback):
     """Writes the state at ends of epochs, and when a signal came, which ends the training. Goes after the others."""
 
-    def __init__(self, run: RunFolder, collapse: CollapseCallback, stop: StopSignal, config: TrainConfig) -> None:
+    def __init__(self, run: RunFolder, collapse: MeasuringCallback, stop: StopSignal, config: TrainConfig) -> None:
         self.run = run
         self.collapse = collapse
         self.stop = stop
@@ -243,7 +243,7 @@ def take_up(
     progress.processed = progress.completed = state.epoch
     trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps
     for callback in callbacks:
-        if isinstance(callback, CollapseCallback):
+        if isinstance(callback, MeasuringCallback):
             callback.load_state_dict(state.collapse)
         elif isinstance(callback, KeepState):
             callback.total_steps = state.total_steps

@@ -23,7 +23,7 @@ from neuralcollapse.classifier import find_module
 from neuralcollapse.recorder import geometry_of, head_record, machine
 from neuralcollapse.records import Record, RunFolder, write_atomically
 from neuralcollapse.training.assemble import network_for
-from neuralcollapse.training.callbacks import CollapseCallback
+from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import TrainConfig, check_names, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
@@ -144,7 +144,7 @@ def _train(
             run.write_geometry(geometry_of(record.epoch, capture))
         bar.show(record)
 
-    collapse = (OnlineCollapse if config.measure == "online" else CollapseCallback)(
+    collapse = (OnlineCollapse if config.measure == "online" else MeasuringCallback)(
         Batches(batches.split, _EVAL_BATCH, **place),
         Batches(data.test, _EVAL_BATCH, **place) if len(data.test.labels) else None,
         classifier=module.classifier,
