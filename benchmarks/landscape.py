@@ -6,6 +6,8 @@ import torch
 
 from harness import Row, Table
 from neuralcollapse import ufm
+from neuralcollapse.ufm.atlas import Entry
+from neuralcollapse.ufm.solvers import Starts
 
 
 def certificate(quick: bool) -> Table:
@@ -35,11 +37,11 @@ def landscape(quick: bool) -> Table:
     small = ufm.UnconstrainedFeatureModel(4, 6, 10, 0.005, 0.005)
     mapped = ufm.UnconstrainedFeatureModel(atlas_count, atlas_count + 2, 10, 0.005, 0.005)
 
-    def ends_note(ends: ufm.ManyStarts) -> str:
+    def ends_note(ends: Starts) -> str:
         certified = sum(verdict == "global_minimum" for verdict in ends.verdicts)
         return f"{certified} certified, largest gap {float(ends.gaps.max()):.0e}"
 
-    def atlas_note(entries: list[ufm.AtlasEntry]) -> str:
+    def atlas_note(entries: list[Entry]) -> str:
         saddles = sum(entry.certificate.verdict == "strict_saddle" for entry in entries)
         return f"{len(entries)} entries, {saddles} strict saddles"
 
