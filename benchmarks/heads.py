@@ -174,8 +174,8 @@ def page(found: dict[str, object]) -> str:
             return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
         lines.append(
-            f"| {row['d']:,} | {row['head'].replace('_', ' ')} | {runs[0]['parameters']:,.0f} | {spread('accuracy', 4)} "
-            f"| {spread('top5', 4)} | {spread('loss', 3)} | {statistics.mean(run['seconds'] for run in runs):.0f} s |"
+            f"| {row['d']:,} | {row['head'].replace('_', ' ')} | {runs[0]['parameters']:,.0f} "
+            f"| {spread('accuracy', 4)} | {spread('top5', 4)} | {spread('loss', 3)} | {statistics.mean(run['seconds'] for run in runs):.0f} s |"
         )
     return "\n".join([*lines, ""])
 

@@ -45,7 +45,8 @@ def moments(quick: bool) -> Table:
     ours = "`ClassMoments.update`"
     at_least = f"at least 8x {ours}"
     return Table(
-        f"Moments: N={count:,}, d={dim}, K={num_classes}, batches of {batch}, float32 features at offset 100, noise 1e-3",
+        f"Moments: N={count:,}, d={dim}, K={num_classes}, batches of {batch}, float32 features at offset 100, noise "
+        "1e-3",
         [
             Row("bare float32 products H'H", bare, peak=True),
             Row(

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import lightning
 import torch
-from harness import Row, Table
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from harness import Row, Table
 from neuralcollapse.capture import collect
 from neuralcollapse.records import RunFolder
 from neuralcollapse.training.callbacks import MeasuringCallback
