@@ -1,6 +1,7 @@
 """Fixed last layers against nn.Linear with thousands of classes: parameters, optimiser state, time, accuracy.
 
-    python benchmarks/heads.py          # some ten minutes on 2 cores; writes docs/results/heads
+    python benchmarks/heads.py          # half an hour on one thread; writes the tables of docs/results/heads, not
+                                        # what is said about them
 
 The task is next-word prediction on Python's own help texts: the 2,000 most frequent words are the classes, the eight
 words before are the input of a small network. What is shown is what a head costs and what it reaches, not the best
@@ -173,10 +174,16 @@ def page(found: dict[str, object]) -> str:
             deviation = statistics.stdev(values) if len(values) > 1 else float("nan")
             return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
 
-        lines.append(
-            f"| {row['d']:,} | {row['head'].replace('_', ' ')} | {runs[0]['parameters']:,.0f} "
-            f"| {spread('accuracy', 4)} | {spread('top5', 4)} | {spread('loss', 3)} | {statistics.mean(run['seconds'] for run in runs):.0f} s |"
-        )
+        cells = [
+            f"{row['d']:,}",
+            row["head"].replace("_", " "),
+            f"{runs[0]['parameters']:,.0f}",
+            spread("accuracy", 4),
+            spread("top5", 4),
+            spread("loss", 3),
+            f"{statistics.mean(run['seconds'] for run in runs):.0f} s",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 

@@ -449,7 +449,7 @@ def test_a_frame_can_be_asked_for(frame):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8"),
+        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8.*frame='auto', here 'softmax_code'"),
         ({"frame": "orthoplex"}, "at most 2d = 16 classes.*got K=20"),
         ({"frame": "etf"}, "frame 'auto', 'simplex', 'orthoplex', 'softmax_code', got 'etf'"),
         ({"momentum": 0.1}, "frame 'softmax_code' takes no such option.*momentum"),
@@ -474,3 +474,11 @@ def test_an_embedding_that_shares_the_weight_stays_as_it_is():
     assert torch.equal(network["embedding"].weight, before)
     network["lm_head"](network["embedding"](torch.tensor([3, 4]))).sum().backward()
     assert float(network["embedding"].weight.grad.abs().sum()) > 0
+
+
+def test_a_layer_that_the_model_holds_twice_is_swapped_under_both_names():
+    network = Network()
+    network.head = network.fc
+    nc.fix_classifier(network, "fc")
+    assert network.head is network.fc
+    assert isinstance(network.fc, nc.ETFClassifier)

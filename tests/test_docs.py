@@ -64,7 +64,7 @@ def of_the_readme() -> dict:
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=16)
     with torch.no_grad():
         features = model.eval().features(images)
-    return {"model": model, "loader": loader, "features": features}
+    return {"model": model, "loader": loader, "features": features, "train_one_epoch": lambda model: model.train()}
 
 
 def language_model() -> dict:

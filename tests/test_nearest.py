@@ -209,3 +209,11 @@ def test_following_the_means_saves_a_relu_network_that_the_plain_frame_cannot_tr
     plain = train(nc.ETFClassifier(10, 10), False)
     assert following > 0.97
     assert plain < 0.95
+
+
+def test_a_saved_layer_holds_no_batch():
+    own = layer()
+    own(torch.ones(3, D, dtype=F64))
+    again = pickle.loads(pickle.dumps(own))
+    assert again._kept is None
+    assert own._kept is not None

@@ -107,7 +107,8 @@ class ETFClassifier(FixedClassifier):
         M_k <- (1 - momentum) M_k + momentum m_k (M_k <- m_k the first time). Every `update_every`-th call, once all
         classes have been seen, W becomes the simplex ETF nearest to the rows M_k less their mean over classes
         (orthogonal Procrustes, `nearest_simplex_etf`). Until then W stays; at first it is the canonical frame. No
-        gradient goes through W. Processes of DistributedDataParallel take over the first one's state.
+        gradient goes through W. A turn is a singular value decomposition, O(K^2 d): with thousands of classes take a
+        large `update_every`. Processes of DistributedDataParallel take over the first one's state.
 
         Args:
             labels: integers of the shape of the features but for their last dimension.
@@ -129,6 +130,9 @@ class ETFClassifier(FixedClassifier):
                 "expected a forward pass in training mode before follow(labels), got none: or pass features"
             )
         self.nearest.follow(features.flatten(0, -2), labels.flatten(), ignore_index)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}  # a saved layer has no batch of its own
 
     def _rows(self) -> Tensor:
         return self._canonical() if self.nearest is None else self.nearest.rows.to(self.scale.dtype)
@@ -197,16 +201,23 @@ def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", *, frame: str
             f"expected {name!r} to be an nn.Linear, got {type(layer).__name__}; the model's linear layers: "
             f"{listed(linear_names(model)) or 'none'}"
         )
-    path = name if isinstance(name, str) else next(path for path, module in model.named_modules() if module is layer)
-    parent, _, leaf = path.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, _like(layer, frame, options))
+    fixed = _like(layer, frame, options)
+    for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is layer]:
+        parent, _, leaf = path.rpartition(".")  # several where the model holds it under two names
+        setattr(model.get_submodule(parent), leaf, fixed)
     return model
 
 
 def _like(layer: nn.Linear, frame: str, options: dict[str, Any]) -> FixedClassifier:
     if frame != "auto" and frame not in _FRAMES:
         raise InputError(f"expected frame 'auto', {', '.join(map(repr, _FRAMES))}, got {frame!r}")
-    chosen = frame_name(layer.out_features, layer.in_features) if frame == "auto" else frame
+    best = frame_name(layer.out_features, layer.in_features)
+    if frame == "simplex" != best:
+        raise InputError(
+            f"expected d >= K-1 = {layer.out_features - 1} for a simplex of K={layer.out_features} classes, got "
+            f"d={layer.in_features}: widen the features, or take frame='auto', here {best!r}"
+        )
+    chosen = best if frame == "auto" else frame
     like: dict[str, Any] = {
         "bias": layer.bias is not None,
         "device": layer.weight.device,

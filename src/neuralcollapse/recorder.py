@@ -21,7 +21,8 @@ from torch.utils.data import Subset
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture import Capture, collect
-from neuralcollapse.classifier import ETFClassifier, find_module
+from neuralcollapse.classifier import find_module
+from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.records import Geometry, Record, RunFolder, finite
 from neuralcollapse.ufm.head import certify_head_moments
 
@@ -119,7 +120,7 @@ class Recorder:
         with _undisturbed(model):
             capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             if self.test_loader is not None:
-                plain = {name: value for name, value in self.options.items() if name != "layers"}
+                plain = {name: value for name, value in self.options.items() if name not in ("layers", "min_count")}
                 seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
                 test = {"loss": seen.loss, "accuracy": seen.accuracy}
         record = record_of(
@@ -167,7 +168,7 @@ class Recorder:
         return {
             "data": type(_data(self.loader)).__name__,
             "network": type(model).__name__,
-            "classifier": "etf" if isinstance(layer, ETFClassifier) else "learned",
+            "classifier": layer.frame.replace("_", " ") if isinstance(layer, FixedClassifier) else "learned",
             "layer": self.classifier,
             "unit": self.unit,
             **self.config,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, nearest
-from neuralcollapse.classifier import ETFClassifier, fix_classifier
+from neuralcollapse.classifier import fix_classifier
+from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.training.outside import outside_network
 from neuralcollapse.training.resnet import ResNet
 
@@ -96,11 +97,11 @@ def build_network(
         network: Any = outside_network(name, num_classes, feature_dim, options)
     else:
         network = _own_network(name, num_classes, feature_dim, stem, options)
-    if isinstance(network.fc, ETFClassifier):
+    if isinstance(network.fc, FixedClassifier):
         learned = isinstance(network.fc.scale, nn.Parameter)
         if (classifier, learn_scale) != ("etf", learned):
             raise InputError(
-                f"{name} brings its own ETFClassifier, got classifier={classifier!r}, learn_scale={learn_scale}: use "
+                f"{name} brings its own {type(network.fc).__name__}, got classifier={classifier!r}, learn_scale={learn_scale}: use "
                 f"classifier='etf', learn_scale={learned}, or have it end in an nn.Linear"
             )
     elif classifier == "etf":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.classifier import ETFClassifier
+from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.training.config import TrainConfig
 
 Groups = list[dict[str, Any]]
@@ -42,7 +42,7 @@ def decay_groups(network: nn.Module, classifier: nn.Module, config: TrainConfig)
     if config.decay_on == "all":
         return [{"params": trainable, "weight_decay": config.weight_decay}]
     decays = {"weight": config.weight_decay, "bias": config.bias_decay}
-    if isinstance(classifier, ETFClassifier):  # a learnt scale s: W has K rows of that length, |W|^2 = K s^2
+    if isinstance(classifier, FixedClassifier):  # a learnt scale s: W has K rows of that length, |W|^2 = K s^2
         decays["scale"] = classifier.num_classes * config.weight_decay
     own = {id(parameter): decays.get(name, 0.0) for name, parameter in classifier.named_parameters(recurse=False)}
     groups: dict[float, list[nn.Parameter]] = {}

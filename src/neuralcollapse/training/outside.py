@@ -18,14 +18,13 @@ from torch import Tensor, nn
 
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed, nearest
-from neuralcollapse.classifier import ETFClassifier
 from neuralcollapse.fixed import FixedClassifier
 
 
 class Outside(nn.Module):
     """A network whose classifier, wherever it is, is read and replaced as `.fc`, and whose output is the logits.
 
-    The classifier is the last `nn.Linear` or `ETFClassifier` with K outputs, in the order of `named_modules`. It
+    The classifier is the last `nn.Linear` or layer with fixed rows with K outputs, in the order of `named_modules`. It
     stays where it is: the state dict has each weight once.
 
     Args:
@@ -67,9 +66,9 @@ class Outside(nn.Module):
     def project(self, feature_dim: int) -> None:
         """Give the classifier features of dimension d: it becomes a `Head`, whose `fc` is the new classifier."""
         old: Any = self.fc
-        if isinstance(old, ETFClassifier):
+        if isinstance(old, FixedClassifier):
             raise InputError(
-                f"expected feature_dim {old.in_features}, that of the network's own ETFClassifier, got {feature_dim}: "
+                f"expected feature_dim {old.in_features}, that of the network's own {type(old).__name__}, got {feature_dim}: "
                 "leave it out"
             )
         head = Head(old.in_features, feature_dim, old.out_features, bias=old.bias is not None)
