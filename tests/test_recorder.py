@@ -239,3 +239,13 @@ def test_a_page_without_its_packages_says_what_to_install(loader, tmp_path, monk
     monkeypatch.delattr("neuralcollapse.report", raising=False)
     with pytest.raises(nc.InputError, match=r"needs more packages.*neuralcollapse\[train\]"):
         nc.write_page(tmp_path / "run")
+
+
+def test_the_test_set_is_measured_on_the_classes_that_are_frequent_in_training():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4))
+    train = [(torch.randn(9, 3), torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 3]))]
+    test = [(torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 2]))]
+    record = nc.Recorder(train, test, "0", min_count=3).measure(model, 0)
+    inputs, labels = test[0][0][:2], test[0][1][:2]  # classes 0 and 1
+    assert record.test["accuracy"] == float((model(inputs).argmax(1) == labels).float().mean())

@@ -121,6 +121,8 @@ class Recorder:
             capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             if self.test_loader is not None:
                 plain = {name: value for name, value in self.options.items() if name not in ("layers", "min_count")}
+                if capture.classes is not None:
+                    plain["classes"] = capture.classes  # those of the training set
                 seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
                 test = {"loss": seen.loss, "accuracy": seen.accuracy}
         record = record_of(

@@ -101,8 +101,9 @@ def build_network(
         learned = isinstance(network.fc.scale, nn.Parameter)
         if (classifier, learn_scale) != ("etf", learned):
             raise InputError(
-                f"{name} brings its own {type(network.fc).__name__}, got classifier={classifier!r}, learn_scale={learn_scale}: use "
-                f"classifier='etf', learn_scale={learned}, or have it end in an nn.Linear"
+                f"{name} brings its own {type(network.fc).__name__}, got classifier={classifier!r}, "
+                f"learn_scale={learn_scale}: use classifier='etf', learn_scale={learned}, or have it end in an "
+                "nn.Linear"
             )
     elif classifier == "etf":
         network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale)

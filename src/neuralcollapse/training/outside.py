@@ -68,8 +68,8 @@ class Outside(nn.Module):
         old: Any = self.fc
         if isinstance(old, FixedClassifier):
             raise InputError(
-                f"expected feature_dim {old.in_features}, that of the network's own {type(old).__name__}, got {feature_dim}: "
-                "leave it out"
+                f"expected feature_dim {old.in_features}, that of the network's own {type(old).__name__}, got "
+                f"{feature_dim}: leave it out"
             )
         head = Head(old.in_features, feature_dim, old.out_features, bias=old.bias is not None)
         self.fc = head.to(device=old.weight.device, dtype=old.weight.dtype)
