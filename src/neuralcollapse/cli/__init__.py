@@ -19,6 +19,7 @@ examples:
   neuralcollapse train --classifier etf --feature_dim 10    the same with a fixed ETF classifier
   neuralcollapse measure features.npz                       arrays features, labels [, weight, bias]
   neuralcollapse measure runs/digits-mlp-learned            the checkpoints of a run
+  neuralcollapse measure --model timm:resnet18 --checkpoints 'ckpts/*' --data imagefolder:pets
   neuralcollapse report runs/digits-mlp-learned             make the page again
   neuralcollapse landscape --samples 30,10,5,2              solve and draw an unconstrained feature model
   neuralcollapse reproduce                                  the paper's experiments, each by name

@@ -86,6 +86,11 @@ def run(options: argparse.Namespace) -> int:
                 f"expected the run folder of a training, got that of measured checkpoints: 'neuralcollapse report "
                 f"{options.path}' shows it"
             )
+        if not folder.checkpoints():
+            raise InputError(
+                f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its records;"
+                " weights kept elsewhere are measured by --model, --checkpoints and --data"
+            )
         results = remeasure(folder, certify_head=options.certify_head)
         if options.json:
             print_json([{"epoch": epoch, **values} for epoch, values in results.items()])

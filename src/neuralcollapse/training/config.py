@@ -72,7 +72,7 @@ class TrainConfig:
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: processes on this machine, one a device.
         nodes: machines.
-        strategy: "auto", "ddp", "fsdp" or another of Lightning's.
+        strategy: "auto", "ddp" or another of Lightning's that keeps the weights whole.
         precision: "32-true", "bf16-mixed", "16-mixed", "64-true" or another of Lightning's.
         channels_last: memory layout of images and convolutions; often faster.
         compile: run the network through torch.compile.
