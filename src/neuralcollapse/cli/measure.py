@@ -88,8 +88,8 @@ def run(options: argparse.Namespace) -> int:
             )
         if not folder.checkpoints():
             raise InputError(
-                f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its records;"
-                " weights kept elsewhere are measured by --model, --checkpoints and --data"
+                f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
+                "records; weights kept elsewhere are measured by --model, --checkpoints and --data"
             )
         results = remeasure(folder, certify_head=options.certify_head)
         if options.json:
