@@ -7,6 +7,7 @@ import sys
 import types
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -365,3 +366,22 @@ def test_the_report_can_be_made_again(place, capsys):
     measured(capsys, *MLP, "--checkpoints", "ckpts/*.pt", "--out", "r")
     shutil.copytree("r", "moved")
     assert main(["report", "moved"]) == 0
+
+
+def test_rare_classes_are_left_out_and_pairs_sampled_of_a_file(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.concatenate([np.arange(120) % 30, [30, 31]])  # two classes of one sample
+    features = rng.standard_normal((32, 40))[labels] + 0.1 * rng.standard_normal((122, 40))
+    np.savez(tmp_path / "features.npz", features=features, labels=labels)
+    assert main(["measure", str(tmp_path / "features.npz"), "--min-count", "2", "--pairs", "50", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["num_samples"] == 120
+    assert found["num_pairs"] == 50
+    expected = nc.measure_features(features, labels, min_count=2, pairwise=50)
+    assert found["nc1_cdnv"] == expected["nc1_cdnv"]
+    assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "50"]) == 0
+    shown = capsys.readouterr().out
+    assert "(±" in shown
+    assert "of a sample of 50 pairs of classes" in shown
+    assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "50", "--no-pairwise"]) == 2
+    assert "--pairs or --no-pairwise, got both" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table
+from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.cli.train import file_name
 
 if TYPE_CHECKING:
@@ -141,7 +141,8 @@ def run(options: argparse.Namespace) -> int:
         on_checkpoint=show,
         layers=list(config.layers),
         ignore_index=options.ignore_index,
-        **({"pairwise": False} if options.no_pairwise else {}),
+        min_count=options.min_count,
+        pairwise=pairwise(options),
         head_decay=decay if options.certify_head else None,
         device=device,
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.cli import checkpoints
-from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table
+from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.records import RunFolder
 
 _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
@@ -36,7 +36,9 @@ def add(commands: Any) -> None:
         "--num-classes", type=int, metavar="K", help="classes, where the weight or the data do not tell"
     )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
+    parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
+    parser.add_argument("--pairs", type=int, metavar="P", help="take those over a sample of P pairs of classes")
     parser.add_argument(
         "--certify-head",
         action="store_true",
@@ -72,7 +74,8 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.path.is_dir():
         folder = RunFolder.open(options.path)
-        for_files = [options.num_classes, options.ignore_index, *(getattr(options, name) for name in _DECAYS)]
+        for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
+        for_files += [*(getattr(options, name) for name in _DECAYS)]
         if options.no_pairwise or any(value is not None for value in for_files):
             raise InputError(
                 "only --certify-head and --json are for runs, the other options are for files: leave them out"
@@ -115,7 +118,8 @@ def run(options: argparse.Namespace) -> int:
         arrays.get("bias"),
         options.num_classes,
         ignore_index=options.ignore_index,
-        pairwise=not options.no_pairwise,
+        min_count=options.min_count,
+        pairwise=pairwise(options),
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)

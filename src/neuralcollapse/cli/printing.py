@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Mapping
@@ -38,7 +39,12 @@ def print_table(values: Mapping[str, float]) -> None:
     """Every measure with its meaning."""
     for name, (_, meaning) in MEASURES.items():
         if name in values:
-            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}")
+            error = values.get(f"{name}_error")
+            print(
+                f"  {name:<27} {values[name]:>10.3g}   {meaning}" + (f" (± {error:.1g})" if error is not None else "")
+            )
+    if "num_pairs" in values:
+        print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
 
 
 def print_json(value: Any) -> None:
@@ -52,3 +58,17 @@ def spelled(argument: str, old: str, new: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return "--" + name[2:].replace(old, new) + equals + value
+
+
+def pairwise(options: argparse.Namespace) -> bool | int:
+    """What --no-pairwise and --pairs say.
+
+    Raises:
+        InputError: both were given.
+    """
+    if options.pairs is None:
+        return not options.no_pairwise
+    if options.no_pairwise:
+        raise InputError("expected --pairs or --no-pairwise, got both: give one")
+    pairs: int = options.pairs
+    return pairs

@@ -129,17 +129,25 @@ def _subtitle(run: Run) -> str:
 def _measures(run: Run) -> Table:
     first, last = run.first, run.last
     rows = [
-        (Cell(label, f"{name}: {meaning}"), number(first.measures.get(name)), number(last.measures.get(name)))
+        (Cell(label, f"{name}: {meaning}"), _estimate(first, name), _estimate(last, name))
         for name, (label, meaning) in MEASURES.items()
         if name in last.measures
     ]
+    pairs = last.measures.get("num_pairs", math.nan)
+    sampled = "" if math.isnan(pairs) else f" Numbers with ± are means over {pairs:,.0f} sampled pairs of classes."
     return Table(
         "Every measure",
         rows,
         ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}"),
         f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
-        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}",
+        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}",
     )
+
+
+def _estimate(record: Record, name: str) -> str:
+    """A measure for reading, with its standard error where it is of a sample of pairs."""
+    error = record.measures.get(f"{name}_error", math.nan)
+    return number(record.measures.get(name)) + ("" if math.isnan(error) else f" ± {error:.1g}")
 
 
 def _layers(run: Run) -> list[Table]:
