@@ -320,7 +320,7 @@ def test_the_same_folder_with_another_question_is_refused(place, capsys):
     for change, message in [
         (["--normalize", "unit"], "normalize='data', got 'unit'"),
         (["--samples-per-class", "20"], "samples_per_class=None, got 20"),
-        (["--no-pairwise"], "pairwise=None, got False"),
+        (["--no-pairwise"], "pairwise=True, got False"),
         (["--layers", "features.1"], r"layers=[], got ['features.1']"),
     ]:
         assert message in refused(capsys, *flags, *change)

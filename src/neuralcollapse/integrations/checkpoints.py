@@ -30,6 +30,7 @@ _OPTIONS = (  # what records depend on
     "min_count",
     "next_token",
     "pairwise",
+    "min_count",
     "nc4",
     "head_decay",
 )
