@@ -214,7 +214,7 @@ def _like(layer: nn.Linear, frame: str, options: dict[str, Any]) -> FixedClassif
     best = frame_name(layer.out_features, layer.in_features)
     if frame == "simplex" != best:
         raise InputError(
-            f"expected d >= K-1 = {layer.out_features - 1} for a simplex of K={layer.out_features} classes, got "
+            f"expected d >= K-1 = {layer.out_features - 1} for a simplex ETF of K={layer.out_features} classes, got "
             f"d={layer.in_features}: widen the features, or take frame='auto', here {best!r}"
         )
     chosen = best if frame == "auto" else frame
