@@ -30,6 +30,7 @@ ROWS = {
     "fixed": (),
     "nearest": (),
     "other_frames": (),
+    "heads": (),
     "classifier": (),
     "metric": (),
     "_forward": (),
