@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse._checks import as_tensor
 from neuralcollapse._errors import InputError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -59,7 +60,7 @@ def class_numbers(labels: Any) -> Tensor:
 
 
 def real_tokens(inputs: Any) -> dict[str, Tensor]:
-    """name -> (N, T) bool, the positions that are no padding, for each mask among the inputs."""
+    """Name -> (N, T) bool, the positions that are no padding, for each mask among the inputs."""
     if not isinstance(inputs, Mapping):
         return {}
     masks = {name: inputs[name] for name in _MASKS if isinstance(inputs.get(name), Tensor) and inputs[name].dim() == 2}
@@ -109,11 +110,3 @@ def call(model: nn.Module, inputs: Any) -> Any:
             "loader give (inputs, labels)"
         ) from None
     return model(**inputs)
-
-
-def as_tensor(values: Any, name: str) -> Tensor:
-    """A tensor of an array or list of numbers; `name` says in errors what it is."""
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"expected {name} as an array of numbers: {str(error).splitlines()[0]}") from None

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from neuralcollapse._checks import check_classifier, check_features, check_labels
-from neuralcollapse._errors import InputError, NeuralCollapseWarning
-from neuralcollapse._forward import Forward, as_tensor
+from neuralcollapse._checks import check_classifier
+from neuralcollapse._errors import InputError
 from neuralcollapse._sharded import merged, num_processes, summed
-from neuralcollapse.classifier import find_module
-from neuralcollapse.collapse import measures, nc4_disagreements
-from neuralcollapse.metric import classifier_tensors
-from neuralcollapse.moments import ClassMoments, kept_rows
-from neuralcollapse.subset import LEFT_OUT, ClassSubset, frequent_classes, label_counts
+from neuralcollapse.capture.agreement import disagreements
+from neuralcollapse.capture.agreement import nc4 as nc4_of
+from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
+from neuralcollapse.capture.forward import Forward, OtherHead
+from neuralcollapse.capture.layers import Layers, inner_layers
+from neuralcollapse.collapse import measures
+from neuralcollapse.heads import head_tensors
+from neuralcollapse.moments import ClassMoments
+from neuralcollapse.subset import ClassSubset, chosen_classes, label_counts
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20
@@ -41,6 +42,7 @@ class Capture:
         nc4: where asked for.
         layers: the moments of inner layers' outputs, by name.
         classes: the numbers of the classes that were measured, where they were not all.
+        layer: the dotted name of the classifier.
     """
 
     moments: ClassMoments
@@ -51,6 +53,7 @@ class Capture:
     nc4: float | None = None
     layers: dict[str, ClassMoments] = field(default_factory=dict)
     classes: Tensor | None = None
+    layer: str = ""
 
     def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
         """The dict that `measure` returns."""
@@ -66,9 +69,9 @@ class Capture:
 def measure(
     model: nn.Module,
     loader: Iterable[Any],
-    classifier: str | nn.Module = "fc",
+    classifier: str | nn.Module | None = None,
     num_classes: int | None = None,
-    layers: str | Sequence[str] = (),
+    layers: Layers = (),
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
@@ -87,13 +90,24 @@ def measure(
     without gradients; afterwards every module is in the mode it was in. Give the un-augmented training
     set, as the paper does.
 
+    The weight and bias are those that made the layer's outputs: some rows of every batch are compared with W h + b. A
+    cosine head is measured with features and rows of unit length, an adapter with the matrix that it amounts to, and a
+    warning says so; a layer that is no linear map of its input is refused. Accuracy and loss are of what the model
+    returns, where that differs too (an average of several heads), and a warning names the heads.
+
     Args:
         model: any module whose forward pass calls the layer `classifier` once.
         loader: gives (inputs, labels, ...) or a dict with "labels" (or "label"; the rest are keyword inputs).
-        classifier: the last layer, which has a `.weight` (K, d): its dotted name, or itself.
+        classifier: the last layer: its dotted name, or itself. It may be an nn.Linear, a fixed classifier of this
+            package, a 1x1 convolution (features are averaged over positions), anything else that has a `.weight`
+            (K, d), or an nn.Sequential that ends in one. When not given, the layer that makes the model's logits is
+            found.
         num_classes: K; that of the classifier's weight when not given.
-        layers: names of inner layers whose outputs are measured in the same pass (feature measures
-            only). Outputs (N, C, H, W) and (N, T, C) are averaged over positions (H, W or T).
+        layers: names of inner layers whose outputs are measured in the same pass (feature measures only). Outputs
+            with positions, as (N, C, H, W) or (N, T, C), are averaged over them, without padding where the batch has
+            an attention mask; which axis holds the channels is read off the layers. To say it, give a dict of name
+            to layout, such as {"norm": "NHWC"} (N samples, C channels), or to a function of the output that gives
+            (N, C).
         nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader is run
             through the network a second time.
         ignore_index: samples with this label are left out; -100 with `next_token` when not given.
@@ -115,8 +129,8 @@ def measure(
         and "layers" (name -> measures) when asked for.
 
     Raises:
-        InputError: no layer of that name, an empty loader, features, labels or batches of a wrong kind (the
-            message names the batch).
+        InputError: no layer of that name, a head that is no linear map of its input, an empty loader, an inner layer
+            whose axes cannot be told apart, features, labels or batches of a wrong kind (the message names the batch).
     """
     capture = collect(
         model,
@@ -140,9 +154,9 @@ def measure(
 def collect(
     model: nn.Module,
     loader: Iterable[Any],
-    classifier: str | nn.Module = "fc",
+    classifier: str | nn.Module | None = None,
     num_classes: int | None = None,
-    layers: str | Sequence[str] = (),
+    layers: Layers = (),
     *,
     nc4: bool = True,
     ignore_index: int | None = None,
@@ -159,102 +173,165 @@ def collect(
 
     `loss` takes logits (N, K) and labels (N,) and gives their mean loss.
     """
-    if isinstance(loader, Dataset):
-        raise InputError("expected a loader of batches, got a Dataset: wrap it in torch.utils.data.DataLoader")
-    layers = (layers,) if isinstance(layers, str) else layers
-    model = getattr(model, "_orig_mod", model)  # torch.compile's wrapper may skip hooks
-    head = find_module(model, classifier)
-    weight, bias = classifier_tensors(head)
+    model, loader = check_model(model), check_loader(loader)
+    attempt = partial(
+        _collect,
+        model,
+        loader,
+        num_classes=num_classes,
+        layers=layers,
+        nc4=nc4,
+        ignore_index=ignore_index,
+        next_token=next_token,
+        classes=classes,
+        min_count=min_count,
+        means_dtype=means_dtype,
+        device=check_device(device),
+        loss=loss,
+        sharded=sharded,
+        progress=progress,
+    )
+    try:
+        return attempt(classifier)
+    except OtherHead as other:  # seen in the first batch, where nobody named one
+        if iter(loader) is loader:
+            raise
+        return attempt(other.name)
+
+
+def _collect(
+    model: nn.Module,
+    loader: Iterable[Any],
+    classifier: str | nn.Module | None,
+    *,
+    num_classes: int | None,
+    layers: Layers,
+    nc4: bool,
+    ignore_index: int | None,
+    next_token: bool,
+    classes: Tensor | Sequence[int] | None,
+    min_count: int | None,
+    means_dtype: torch.dtype,
+    device: torch.device | None,
+    loss: Callable[[Tensor, Tensor], Tensor],
+    sharded: bool,
+    progress: bool,
+) -> Capture:
+    head, others = find_classifier(model, classifier, num_classes)
+    weight, bias = head_tensors(head.module)
     num_classes = weight.shape[0] if num_classes is None else num_classes
     check_classifier(weight, bias, num_classes, weight.shape[1])
-    caught = {name: find_module(model, name) for name in layers}
-    run = Forward(model, head, caught, ignore_index, device, next_token=next_token)
-    run.subset = _subset(run, loader, num_classes, classes, min_count, sharded, progress)
-    if run.subset is not None:
-        num_classes, weight = len(run.subset), run.subset.rows(weight)
-        bias = None if bias is None else run.subset.rows(bias)
-
-    def empty(dim: int, device: torch.device) -> ClassMoments:
-        return ClassMoments.zeros(num_classes, dim, device, means_dtype=means_dtype)
-
-    moments: ClassMoments | None = None
-    inner: dict[str, ClassMoments] = {}
-    kept: list[tuple[Tensor, Tensor]] | None = [] if nc4 else None
-    kept_bytes, correct, total = 0, 0.0, 0.0
+    run = Forward(
+        model,
+        head,
+        others,
+        inner_layers(model, layers),
+        ignore_index,
+        device,
+        next_token=next_token,
+        chosen=classifier is not None,
+    )
+    run.subset = chosen_classes(
+        classes, min_count, num_classes, lambda: _label_counts(run, loader, num_classes, sharded, progress)
+    )
+    pass_ = _Pass(num_classes if run.subset is None else len(run.subset), means_dtype, loss, keep=nc4)
     for index, batch in enumerate(_bar(loader, "measuring", progress), start=1):
         try:
-            seen = run(batch)
-            if moments is None:
-                moments = empty(weight.shape[1], seen.features.device)
-            moments.update(seen.features, seen.labels)
-            for name, outputs in seen.layers.items():
-                if name not in inner:
-                    inner[name] = empty(outputs.shape[1], outputs.device)
-                inner[name].update(outputs, seen.labels)
+            pass_.add(run, batch)
+        except OtherHead:
+            raise
         except InputError as error:
             raise InputError(f"batch {index}: {error}") from None
-        predicted = seen.predicted()
-        correct += int((predicted == seen.targets).sum())
-        total += seen.loss(loss)
-        if kept is not None:
-            kept.append((_owned(seen.features), _among(run.subset, predicted)))
-            kept_bytes += seen.features.numel() * seen.features.element_size()
-            kept = kept if kept_bytes <= _KEEP_BYTES else None
-    if moments is None:
-        moments = empty(weight.shape[1], run.device)
     if sharded:
-        with_samples, keep, correct, total = summed(
-            run.device, moments.num_samples > 0, kept is not None, correct, total
+        pass_.join(run)
+    if pass_.moments is None or pass_.moments.num_samples == 0:
+        raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
+    moments, count = pass_.moments, pass_.moments.num_samples
+    weight, bias = run.tensors()  # now: parametrised layers make their weight in the forward pass
+    check_classifier(weight, bias, num_classes, weight.shape[1])
+    if run.subset is not None:
+        weight, bias = run.subset.rows(weight), None if bias is None else run.subset.rows(bias)
+    result = Capture(moments, weight, bias, pass_.correct / count, pass_.loss_sum / count, layers=pass_.layers)
+    result.classes = None if run.subset is None else run.subset.classes
+    result.layer = run.head.name
+    if nc4:
+        again = pass_.kept if pass_.kept is not None else _second_pass(run, loader, progress)
+        wrong, seen_again = map(float, disagreements(again, moments))
+        if sharded:
+            wrong, seen_again = summed(run.device, wrong, seen_again)
+        result.nc4 = nc4_of(wrong, seen_again, count)
+    return result
+
+
+class _Pass:
+    """The sums of a pass: moments of the features and of inner layers, correct predictions, loss, features for NC4."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        means_dtype: torch.dtype,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        keep: bool,
+    ) -> None:
+        self.moments: ClassMoments | None = None
+        self.layers: dict[str, ClassMoments] = {}
+        self.correct = self.loss_sum = 0.0
+        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
+        self._num_classes = num_classes
+        self._means_dtype = means_dtype
+        self._loss = loss
+        self._kept_bytes = 0
+
+    def add(self, run: Forward, batch: Any) -> None:
+        """Run a batch through the network and add what it saw."""
+        seen = run(batch)
+        if self.moments is None:
+            self.moments = self._empty(seen.features.shape[1], seen.features.device)
+        self.moments.update(seen.features, seen.labels)
+        for name, outputs in seen.layers.items():
+            if name not in self.layers:
+                self.layers[name] = self._empty(outputs.shape[1], outputs.device)
+            self.layers[name].update(outputs, seen.labels)
+        predicted = seen.predicted()
+        self.correct += int((predicted == seen.targets).sum())
+        self.loss_sum += seen.loss(self._loss)
+        if self.kept is not None:
+            head = predicted if seen.own is seen.logits else seen.head_predicted()
+            self.kept.append((seen.features, _among(run.subset, head)))
+            self._kept_bytes += seen.features.numel() * seen.features.element_size()
+            self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
+
+    def join(self, run: Forward) -> None:
+        """Join the sums of all processes; all of them must call this.
+
+        Raises:
+            InputError: some processes had no samples, and others had.
+        """
+        if self.moments is None:
+            self.moments = self._empty(run.tensors()[0].shape[1], run.device)
+        with_samples, keep, self.correct, self.loss_sum = summed(
+            run.device, self.moments.num_samples > 0, self.kept is not None, self.correct, self.loss_sum
         )
         everywhere = num_processes()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
-        kept = kept if keep == everywhere else None
-        moments = merged(moments)
-        inner = {name: merged(part) for name, part in inner.items()}
-    count = moments.num_samples
-    if count == 0:
-        raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
+        self.kept = self.kept if keep == everywhere else None
+        self.moments = merged(self.moments)
+        self.layers = {name: merged(part) for name, part in self.layers.items()}
 
-    result = Capture(moments, weight, bias, correct / count, total / count, layers=inner)
-    result.classes = None if run.subset is None else run.subset.classes
-    if nc4:
-        again = kept if kept is not None else _second_pass(run, loader, progress)
-        wrong, seen_again = map(float, _disagreements(again, moments))
-        if sharded:
-            wrong, seen_again = summed(run.device, wrong, seen_again)
-        result.nc4 = _nc4(wrong, seen_again, count)
-    if run.other_output is not None:
-        warnings.warn(
-            f"the layer measured as the classifier gives {run.other_output[0]} outputs and the model "
-            f"{run.other_output[1]}: name the layer that makes the model's logits",
-            NeuralCollapseWarning,
-            stacklevel=2,
-        )
-    return result
+    def _empty(self, dim: int, device: torch.device) -> ClassMoments:
+        return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
 
 
-def _subset(
-    run: Forward,
-    loader: Iterable[Any],
-    num_classes: int,
-    classes: Tensor | Sequence[int] | None,
-    min_count: int | None,
-    sharded: bool,
-    progress: bool,
-) -> ClassSubset | None:
-    """The classes to measure, where they are not all."""
-    if min_count is None:
-        return None if classes is None else ClassSubset(classes, num_classes)
-    if classes is not None:
-        raise InputError("expected classes or min_count, got both: give one")
+def _label_counts(run: Forward, loader: Iterable[Any], num_classes: int, sharded: bool, progress: bool) -> Tensor:
+    """(K,) how often each class comes, over all processes, from a pass over the labels alone."""
     counts = torch.zeros(num_classes, dtype=torch.int64, device=run.device)
     for batch in _bar(loader, "counting labels", progress):
-        labels = run.labels(batch).to(run.device)
-        counts += label_counts(labels, num_classes)
+        counts += label_counts(run.labels(batch).to(run.device), num_classes)
     if sharded:
         torch.distributed.all_reduce(counts)
-    return ClassSubset(frequent_classes(counts, min_count), num_classes)
+    return counts
 
 
 def _among(subset: ClassSubset | None, predicted: Tensor) -> Tensor:
@@ -262,130 +339,10 @@ def _among(subset: ClassSubset | None, predicted: Tensor) -> Tensor:
     return predicted if subset is None else subset.relabel(predicted)
 
 
-def measure_features(
-    features: Tensor,
-    labels: Tensor,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    num_classes: int | None = None,
-    *,
-    ignore_index: int | None = None,
-    classes: Tensor | Sequence[int] | None = None,
-    min_count: int | None = None,
-    means_dtype: torch.dtype = torch.float64,
-    pairwise: bool | int = True,
-) -> dict[str, Any]:
-    """Measure the collapse of features that are already in memory.
-
-    Args:
-        features: (N, d), tensor or array.
-        labels: (N,) integers.
-        weight: (K, d) of the classifier; without it the measures of the features alone are given.
-        bias: (K,).
-        num_classes: K; that of the weight, or the largest label plus one, when not given.
-        ignore_index: samples with this label are left out.
-        classes: measure these classes alone, as for `measure`.
-        min_count: measure the classes with at least so many samples.
-        means_dtype: torch.float32 halves the memory for K class means.
-        pairwise: as for `measure`.
-
-    Returns:
-        The keys of `neuralcollapse.measures` and "num_samples", with "nc4" and "accuracy" when a weight is given.
-
-    Raises:
-        InputError: arrays that do not fit each other, no samples, values that are not finite.
-    """
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    weight = None if weight is None else as_tensor(weight, "weight")
-    bias = None if bias is None else as_tensor(bias, "bias")
-    check_features(features)
-    labels = check_labels(labels, features.shape[0])
-    if ignore_index is not None:
-        kept = kept_rows(features, labels, ignore_index)
-        features, labels = features[kept], labels[kept]
-    if len(labels) == 0:
-        raise InputError("got no samples: features and labels are empty")
-    if num_classes is None:
-        num_classes = weight.shape[0] if weight is not None and weight.dim() else _count_classes(labels)
-    check_classifier(weight, bias, num_classes, features.shape[1])
-    subset = None if classes is None else ClassSubset(classes, num_classes)
-    if min_count is not None:
-        if classes is not None:
-            raise InputError("expected classes or min_count, got both: give one")
-        subset = ClassSubset(frequent_classes(label_counts(labels, num_classes), min_count), num_classes)
-    targets, shown_weight, shown_bias = labels, weight, bias
-    if subset is not None:
-        labels = subset.relabel(labels)
-        kept = labels != LEFT_OUT
-        features, labels, targets = features[kept], labels[kept], targets[kept]
-        if len(labels) == 0:
-            raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
-        num_classes = len(subset)
-        shown_weight = None if weight is None else subset.rows(weight)
-        shown_bias = None if bias is None else subset.rows(bias)
-    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
-    result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
-    result["num_samples"] = moments.num_samples
-    if weight is not None:
-        batches = list(_predictions(features, weight, bias))
-        predicted = torch.cat([part for _, part in batches])
-        found = ((block, _among(subset, part)) for block, part in batches)
-        result["nc4"] = _nc4(*_disagreements(found, moments), moments.num_samples)
-        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
-    return result
-
-
-def _count_classes(labels: Tensor) -> int:
-    """The largest label plus one, unless that is far beyond the number of different labels."""
-    largest, different = int(labels.max()), len(labels.unique())
-    if largest >= 10 * different + 1000:
-        raise InputError(
-            f"expected labels from 0 to K-1, got {different} different ones up to {largest}: "
-            "remap them, or pass num_classes"
-        )
-    return max(1, largest + 1)
-
-
-def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of features with the class of the largest logit, taken in float64."""
-    rows = weight.double().to(features.device)
-    shift = 0 if bias is None else bias.double().to(features.device)
-    for block in features.split(max(1, 2**22 // len(rows))):
-        yield block, (block.double() @ rows.T + shift).argmax(1)
-
-
-def _disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> tuple[int, int]:
-    """How many of (features, predicted class) disagree with the nearest mean, and how many there are."""
-    wrong, count = 0, 0
-    for features, predicted in batches:
-        wrong += nc4_disagreements(features, predicted, moments)
-        count += len(predicted)
-    return wrong, count
-
-
-def _nc4(wrong: float, seen: float, count: int) -> float:
-    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
-    if seen == count:
-        return wrong / count
-    warnings.warn(
-        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {seen:.0f} samples instead of "
-        f"{count}: give a DataLoader that can be run again, or nc4=False",
-        NeuralCollapseWarning,
-        stacklevel=4,
-    )
-    return math.nan
-
-
-def _owned(features: Tensor) -> Tensor:
-    """The features alone: a view would keep alive the whole tensor that it was cut from."""
-    own = features.numel() * features.element_size()
-    return features if features.untyped_storage().nbytes() <= own else features.clone()
-
-
 def _second_pass(run: Forward, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
     for batch in _bar(loader, "measuring nc4", progress):
         seen = run(batch)
-        yield seen.features, _among(run.subset, seen.predicted())
+        yield seen.features, _among(run.subset, seen.head_predicted())
 
 
 def _bar(loader: Iterable[Any], text: str, progress: bool) -> Iterable[Any]:

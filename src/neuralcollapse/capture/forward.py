@@ -1,19 +1,20 @@
-"""One batch through a network: what its classifier and inner layers saw, caught by hooks."""
+"""A batch as the head that is measured met it: features, labels and logits, one row a sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralcollapse._checks import check_features, check_labels
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.capture.batches import (
-    call,
     class_numbers,
     first_samples,
     real_tokens,
@@ -21,9 +22,11 @@ from neuralcollapse.capture.batches import (
     tokens_are_labels,
     unpack,
 )
-from neuralcollapse.capture.layers import InnerLayer, average, first_tensor
-from neuralcollapse.capture.linear_map import ROWS, HeadMap
+from neuralcollapse.capture.hooks import Head, HeadCall, Pass, run, some_rows
+from neuralcollapse.capture.layers import InnerLayer, average
+from neuralcollapse.capture.linear_map import HeadMap
 from neuralcollapse.capture.returned import LeastSquares, Relation, logits_of, num_outputs
+from neuralcollapse.heads import head_names, head_tensors
 from neuralcollapse.moments import kept_rows
 from neuralcollapse.subset import LEFT_OUT, ClassSubset
 
@@ -33,7 +36,7 @@ _LOGITS = 2**24  # logits that a loss takes at a time
 
 @dataclass
 class Seen:
-    """One batch as the classifier met it, without the samples that are left out.
+    """One batch as the head met it, without the samples that are left out.
 
     Attributes:
         features: (N, d).
@@ -41,7 +44,7 @@ class Seen:
         targets: (N,) among all classes.
         layers: name -> (N, C) outputs of inner layers.
         logits: (M, K) that the model returned of all samples, those left out too.
-        own: (M, K) of the head that is measured; `logits` where the model returns those.
+        own: (M, K) of the head that is measured; the same tensor where the model returns those.
         kept: (N,) which of them are the samples here; None for all.
     """
 
@@ -80,44 +83,16 @@ class Seen:
         return classes if self.kept is None else classes[self.kept]
 
 
-@dataclass
-class Head:
-    """A layer that makes logits.
+class OtherHead(InputError):
+    """The layer that was taken for the head, as nobody named one, does not make the logits: `name` does."""
 
-    Attributes:
-        name: its dotted name.
-        module: the layer.
-        channels_first: it is a 1x1 convolution: features are on axis 1 of its input.
-    """
-
-    name: str
-    module: nn.Module
-
-    @property
-    def channels_first(self) -> bool:
-        weight: Any = getattr(self.module, "weight", None)
-        if getattr(self.module, "channels_first", False):  # a fixed head in a convolution's place
-            return True
-        return isinstance(weight, Tensor) and weight.dim() > 2
-
-    def last(self, values: Tensor) -> Tensor:
-        """Its inputs or outputs with features or classes on the last axis."""
-        return values.movedim(1, -1) if self.channels_first and values.dim() > 2 else values
-
-
-@dataclass
-class _Call:
-    """What a hook saw of a head: its inputs (a copy, as the model may overwrite them) and its outputs."""
-
-    inputs: Tensor
-    outputs: Tensor
-    rows: tuple[Tensor, Tensor]
-    version: int
-    times: int = 1
+    def __init__(self, name: str) -> None:
+        super().__init__(f"the model's logits are made by {name!r}: name it")
+        self.name = name
 
 
 class Forward:
-    """Runs a batch through the model and hands back what the hooked layers saw.
+    """Runs batches through a model and hands back what its head saw.
 
     Args:
         model: the network.
@@ -127,7 +102,7 @@ class Forward:
         ignore_index: samples with this label are left out.
         device: where to run.
         next_token: see `neuralcollapse.measure`.
-        chosen: the user named the head; otherwise one of the others is taken if the model returns its outputs.
+        chosen: the user named the head; otherwise another takes its place if the model returns that one's outputs.
     """
 
     def __init__(
@@ -150,59 +125,83 @@ class Forward:
         self.next_token = next_token
         self.chosen = chosen
         self.subset: ClassSubset | None = None
-        self.map = self._map()
-        self.relation: Relation | None = None
-        self.least_squares = LeastSquares()
-        self.other_output: tuple[int, int] | None = None
-        self.tokens_are_labels: bool | None = None
+        self._map = HeadMap(head.module, head.name)
+        self._relation: Relation | None = None
+        self._least_squares = LeastSquares()
+        self._other_output: int | None = None
+        self._tokens_are_labels: bool | None = None
         first = next(model.parameters(), None)
         self.device = device or (torch.device("cpu") if first is None else first.device)
 
     def __call__(self, batch: Any) -> Seen:
+        """Run a batch.
+
+        Raises:
+            InputError: a batch, a head or an inner layer that cannot be measured.
+        """
         inputs, labels = unpack(batch)
         inputs = to_device(inputs, self.device)
         labels = class_numbers(labels).to(self.device)
-        if not self.next_token and self.tokens_are_labels is not False and labels.dim() == 2:
-            self.tokens_are_labels = tokens_are_labels(inputs, labels)
+        if not self.next_token and self._tokens_are_labels is not False and labels.dim() == 2:
+            self._tokens_are_labels = tokens_are_labels(inputs, labels)
         labels = self._shifted(labels)
-        pass_ = self._run(inputs)
-        seen = self._tidy(pass_, inputs, labels)
-        if seen is None:  # another head makes the logits
-            return self(batch)
-        return seen
+        while True:
+            seen = self._run(inputs)
+            if not self._switched(seen, tuple(labels.shape)):
+                self._check_found(seen, inputs)
+                return self._samples(seen, inputs, labels)
 
     def labels(self, batch: Any) -> Tensor:
         """The labels of a batch, flat and without the ignored ones, with no pass through the network."""
         labels = self._shifted(class_numbers(unpack(batch)[1])).flatten()
         return labels if self.ignore_index is None else labels[labels != self.ignore_index]
 
-    def _map(self) -> HeadMap:
-        return HeadMap(self.head.module, self.head.name, channels_first=self.head.channels_first)
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (K, d) and the bias (K,) or None that made the logits; warns where they are not the head's own.
 
-    def _run(self, inputs: Any) -> _Pass:
-        """The model's output on inputs, and what its hooked layers saw."""
-        seen = _Pass()
-        hooks = []
-        heads = [self.head, *(self.others if self.relation is None else ())]
-        for head in heads:
+        Raises:
+            InputError: the logits are no linear function of the features.
+        """
+        weight, bias = self._map.tensors()
+        notes = [] if self._map.form is None else [f"the layer {self.head.name!r}: {self._map.form}"]
+        notes = [note for note in notes if not self._map.is_plain]
+        relation = self._relation or Relation(self.head.name)
+        if relation.kind == "scaled":
+            weight = relation.scale * weight
+            bias = None if bias is None else relation.scale * bias
+            bias = relation.shift if bias is None else bias if relation.shift is None else bias + relation.shift
+        elif relation.kind == "shared":
+            parts = [(share, head_tensors(self.model.get_submodule(name))) for name, share in relation.heads.items()]
+            weight = sum((share * rows for share, (rows, _) in parts), torch.zeros_like(weight))
+            shifts = [share * shift for share, (_, shift) in parts if shift is not None]
+            bias = sum(shifts, torch.zeros_like(shifts[0])) if shifts else None
+        elif relation.kind == "other":
+            solved = self._least_squares.solve()
+            if solved is not None:
+                (weight, bias), relation = solved, Relation(self.head.name, "linear")
+            elif not relation.others:
+                raise InputError(
+                    f"expected the model to return the outputs of {self.head.name!r}, or a linear map of its input, "
+                    f"got logits that are {100 * relation.off:.3g} % off: name the layer that makes the logits"
+                )
+        if self._other_output is not None:
+            notes.append(
+                f"the layer measured as the classifier, {self.head.name!r}, gives {weight.shape[0]} outputs and the "
+                f"model {self._other_output}: name the layer that makes the model's logits"
+            )
+        if self._tokens_are_labels:
+            notes.append(
+                "the labels are the input's own tokens: for a causal language model, whose positions foretell the next "
+                "token, give next_token=True"
+            )
+        for note in (*notes, relation.words()):
+            if note:
+                warnings.warn(note, NeuralCollapseWarning, stacklevel=4)
+        return weight, bias
 
-            def on_head(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any, h: Head = head) -> None:
-                seen.add(h, args[0] if args else next(iter(kwargs.values())), out, whole=h is self.head)
-
-            hooks.append(head.module.register_forward_hook(on_head, with_kwargs=True))
-        for name, layer in self.layers.items():
-
-            def on_layer(_: nn.Module, __: Any, out: Any, name: str = name, layer: InnerLayer = layer) -> None:
-                seen.layers[name] = _copied(out)  # an in-place layer may overwrite it next
-
-            hooks.append(layer.module.register_forward_hook(on_layer))
-        try:
-            with _eval_mode(self.model), torch.no_grad():
-                seen.returned = call(self.model, inputs)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return seen
+    def _run(self, inputs: Any) -> Pass:
+        layers = {name: layer.module for name, layer in self.layers.items()}
+        return run(self.model, inputs, self.head, self.others if self._relation is None else (), layers)
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """With `next_token`, the label of each position moved to the one before, and none for the last."""
@@ -215,47 +214,64 @@ class Forward:
             )
         return torch.cat([labels[:, 1:], torch.full_like(labels[:, :1], self.ignore_index)], 1)
 
-    def _tidy(self, seen: _Pass, inputs: Any, labels: Tensor) -> Seen | None:
-        """The samples of a pass; None where another head turned out to make the logits."""
+    def _switched(self, seen: Pass, shape: tuple[int, ...]) -> bool:
+        """Whether another head was taken, where nobody named one and the model returns that one's outputs."""
+        if self.chosen or self._relation is not None:
+            return False
+        called = seen.heads.get(self.head.name)
+        for other in self.others:
+            theirs = seen.heads.get(other.name)
+            if theirs is None or theirs.times != 1 or (called is not None and _returns(called, seen.returned, shape)):
+                continue
+            if called is None or _returns(theirs, seen.returned, shape):
+                self.others = [head for head in (self.head, *self.others) if head is not other]
+                self.head, self._map = other, HeadMap(other.module, other.name)
+                return True
+        return False
+
+    def _check_found(self, seen: Pass, inputs: Any) -> None:
+        """Raise OtherHead where a layer with another number of outputs makes the logits, and nobody named one."""
+        if self.chosen or self._relation is not None:
+            return
+        caught, wanted = seen.heads.get(self.head.name), num_outputs(seen.returned)
+        if wanted is None or (caught is not None and caught.outputs.shape[-1] == wanted):
+            return
+        names = [name for name in head_names(self.model, wanted) if name != self.head.name]
+        again = run(self.model, inputs, self.head, [Head(name, self.model.get_submodule(name)) for name in names])
+        called = [name for name in names if name in again.heads]
+        if called:
+            raise OtherHead(called[-1])
+
+    def _samples(self, seen: Pass, inputs: Any, labels: Tensor) -> Seen:
         caught = seen.heads.get(self.head.name)
-        if caught is None or caught.times != 1:
-            if caught is None and not self.chosen and self._switch(seen):
-                return None
+        if caught is None or caught.inputs is None or caught.times != 1:
             raise InputError(
                 f"expected the model to call its classifier {self.head.name!r} once a batch, got "
                 f"{0 if caught is None else caught.times} calls: name the layer that makes the logits"
             )
-        features, outputs = self.head.last(caught.inputs), self.head.last(caught.outputs)
-        if features.device != labels.device:
-            labels = labels.to(features.device)
+        features, own = caught.inputs, caught.outputs
+        labels = labels.to(features.device)
         masks = real_tokens(inputs)
-        shape, num_classes = tuple(labels.shape), outputs.shape[-1]
-        by_position = features.dim() > 2 and shape == features.shape[:-1]  # a label for each token
-        if by_position:
-            features, own = features.flatten(0, -2), outputs.flatten(0, -2)
-            labels = labels.flatten()
-        elif features.dim() == 2:
-            own = outputs
-        else:
-            returned = logits_of(seen.returned, shape, num_classes)
-            features, own = self._one_position(features, outputs, returned, shape, masks)
+        shape = tuple(labels.shape)
+        if features.dim() > 2 and shape == features.shape[:-1]:  # a label for each token
+            features, own, labels = features.flatten(0, -2), own.flatten(0, -2), labels.flatten()
+        elif features.dim() > 2:
+            features, own = self._one_position(features, own, logits_of(seen.returned, shape, own.shape[-1]), masks)
         check_features(features)
         labels = check_labels(labels, features.shape[0])
-        if caught.outputs._version != caught.version and own.data_ptr() == caught.outputs.data_ptr():
-            own = self._recomputed(features)
-        returned = logits_of(seen.returned, shape, num_classes, own)
-        found = num_outputs(seen.returned)
-        if returned is None and found is not None and found != num_classes:
-            self.other_output = (num_classes, found)
-        self.map.check(*caught.rows)
-        features = self.map.form.features(features) if self.map.form is not None else features
-        logits = own if returned is None else self._related(seen, features, own, returned)
-        if logits is None:
-            return None
+        self._map.check(caught.some_inputs, caught.some_outputs)
+        features = self._map.features(features)
+        if caught.overwritten:
+            weight, bias = self._map.tensors()
+            own = F.linear(features, weight.to(features), None if bias is None else bias.to(features))
+        logits = self._logits(seen, features, own, shape)
         layers = {
-            name: layer.rows(seen.layers.get(name), shape, masks, lambda name=name: self._sequence_first(inputs, name))
+            name: layer.rows(
+                seen.layers.get(name), shape, masks, partial(self._sequence_first, inputs, len(labels), name)
+            )
             for name, layer in self.layers.items()
         }
+        own = logits if self._relation is not None and self._relation.kind in ("same", "shared") else own
         targets, kept = labels, None
         if self.subset is not None:
             labels = self.subset.relabel(labels, self.ignore_index)
@@ -267,94 +283,87 @@ class Forward:
         return Seen(features, labels, targets, layers, logits, own, kept)
 
     def _one_position(
-        self,
-        features: Tensor,
-        outputs: Tensor,
-        returned: Tensor | None,
-        shape: tuple[int, ...],
-        masks: Mapping[str, Tensor],
+        self, features: Tensor, outputs: Tensor, returned: Tensor | None, masks: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor]:
-        """(N, d) features and (N, K) outputs of a head that sees several positions, for labels of whole samples.
+        """(N, d) features and (N, K) outputs of a head that sees several positions of a sample.
 
-        The model picks a position (the last token of a sentence) or takes a mean: which, the returned logits tell.
+        The model picks one (the last token of a sentence) or takes a mean: which, the returned logits tell.
         """
         h, z = features.flatten(1, -2), outputs.flatten(1, -2)
         if h.shape[1] == 1:
             return h[:, 0], z[:, 0]
-        if len(shape) != 1 or shape[0] != len(h) or (returned is None and not self.head.channels_first):
-            check_features(features)  # raises: neither a row a sample nor one a label
-        if returned is not None and len(h):
+        means = [*(mask for mask in masks.values() if mask.shape == h.shape[:2]), None]
+        if returned is not None and len(returned) == len(h) > 0:
             same = (z.to(returned.dtype) == returned[:, None]).all(2)
             if bool(same.any(1).all()):
                 last = same.shape[1] - 1 - same.flip(1).int().argmax(1)  # of equal positions the last
                 rows = torch.arange(len(h), device=h.device)
                 return h[rows, last], z[rows, last]
-            for mask in (*(mask for mask in masks.values() if mask.shape == h.shape[:2]), None):
+            for mask in means:
                 mean = average(z, mask)
-                if Relation.found("", mean, returned, {}).kind in ("same", "softmax"):
+                if Relation.of(self.head.name, mean, returned).kind in ("same", "softmax"):
                     return average(h, mask), mean
-        if self.head.channels_first:
+        if self.head.is_convolution:
+            if returned is not None and self._relation is None:
+                self._relation = Relation.of_positions(self.head.name, z, returned)
             return average(h, None), average(z, None)
+        if returned is None or len(returned) != len(h):
+            check_features(features)  # raises: neither a row nor a label for each position
         raise InputError(
-            f"the layer {self.head.name!r} gives logits for each of {h.shape[1]} positions and the model returns "
-            "one row a sample, which is neither one of them nor their mean: give labels for each position, or name "
-            "the layer that makes the model's logits"
+            f"the layer {self.head.name!r} gives logits for each of {h.shape[1]} positions and the model returns one "
+            "row a sample, which is neither one of them nor their mean: give labels for each position, or name the "
+            "layer that makes the model's logits"
         )
 
-    def _related(self, seen: _Pass, features: Tensor, own: Tensor, returned: Tensor) -> Tensor | None:
-        """The logits for accuracy and loss, after a look at how they come from the head; None for another head."""
+    def _logits(self, seen: Pass, features: Tensor, own: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The logits for accuracy and loss: the model's, after a look at how they come from the head's outputs."""
+        returned = logits_of(seen.returned, shape, own.shape[1], own)
+        if returned is None:
+            found = num_outputs(seen.returned)
+            self._other_output = found if found != own.shape[1] else None
+            return own
+        returned = returned.to(own.device)
         if len(returned) == 0:
             return returned
-        picked = torch.linspace(0, len(own) - 1, min(ROWS, len(own)), device=own.device).long()
-        z, r = own[picked], returned[picked].to(own.device)
-        if self.relation is None:
-            rows = {
-                name: call_.rows[1]
-                for name, call_ in seen.heads.items()
-                if name != self.head.name and call_.rows[1].shape == z.shape and call_.times == 1
-            }
-            self.relation = Relation.found(self.head.name, z, r, rows)
-            if self.relation.kind == "heads":
-                if not self.chosen and len(self.relation.heads) == 1 and self._switch(seen):
-                    return None
-                self._fold(seen)
-        elif not self.relation.holds(z, r):
-            self.relation = Relation.found(self.head.name, z, r, {})
-        if self.relation.kind == "other":
-            self.least_squares.add(features, returned)
-        return own if self.relation.kind == "softmax" else returned
+        picked = some_rows(len(own), own.device)
+        if self._relation is None or not self._relation.holds(own[picked], returned[picked]):
+            self._relation = Relation.of(self.head.name, own[picked], returned[picked], self._beside(seen, own[picked]))
+        if self._relation.kind == "other":
+            self._least_squares.add(features, returned)
+        return own if self._relation.kind == "softmax" else returned
 
-    def _fold(self, seen: _Pass) -> None:
-        """Note which of several heads see the same features: a sum of theirs is a head of its own."""
-        mine = seen.heads[self.head.name].rows[0]
-        assert self.relation is not None
-        names = [name for name in self.relation.heads if torch.equal(seen.heads[name].rows[0], mine)]
-        if len(names) == len(self.relation.heads):
-            self.relation.same_input = True
+    def _beside(self, seen: Pass, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
+        """Name -> some outputs of the other heads, and whether they see the same features."""
+        mine = seen.heads[self.head.name].some_inputs
+        return {
+            name: (each.some_outputs, torch.equal(each.some_inputs, mine))
+            for name, each in seen.heads.items()
+            if name != self.head.name and each.times == 1 and each.some_outputs.shape == rows.shape
+        }
 
-    def _switch(self, seen: _Pass) -> bool:
-        """Take the head that makes the returned logits, where nobody named one."""
-        names = list(self.relation.heads) if self.relation is not None else list(seen.heads)
-        found = [head for head in self.others if head.name in names and seen.heads[head.name].times == 1]
-        if not found:
-            return False
-        self.others = [head for head in [self.head, *self.others] if head is not found[-1]]
-        self.head, self.relation = found[-1], None
-        self.map = self._map()
-        return True
+    def _sequence_first(self, inputs: Any, count: int, name: str) -> bool:
+        """Whether samples lie on axis 1 of a layer's output, where its axes are as long: from one sample fewer."""
+        for axis in (0, 1):  # of the inputs, which may be sequences first too
+            try:
+                seen = self._run(first_samples(inputs, count - 1, axis))
+            except Exception:  # the network's own, on inputs cut along the wrong axis
+                continue
+            head = seen.heads.get(self.head.name)
+            if head is not None and len(head.outputs) == count - 1:
+                layer = seen.layers[name]
+                while not isinstance(layer, Tensor):
+                    layer = next(iter(layer.values() if isinstance(layer, Mapping) else layer))
+                return layer.shape[0] == count
+        raise InputError(
+            f"cannot tell which axis of layer {name!r} holds the samples, as both have {count}: say so, as in "
+            f"layers={{{name!r}: 'NTC'}} or 'TNC' (N samples, C channels)"
+        )
 
-    def _recomputed(self, features: Tensor) -> Tensor:
-        """The head's outputs again, where the model has overwritten them."""
-        from neuralcollapse.classifier import head_tensors
 
-        weight, bias = head_tensors(self.head.module)
-        return nn.functional.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features))
-
-    def _sequence_first(self, inputs: Any, name: str) -> bool:
-        """Whether a layer's outputs have samples on axis 1: with one sample fewer, that axis is shorter."""
-        layer = self.layers[name]
-        for axis in (0, 1):  # samples may lie along axis 1 of the inputs too
-            size = {len(value) for value in _tensors_in(inputs)} if axis == 0 else {2}
-            count = max(size, default=0) - 1 if axis == 0 else self._batch - 1
-            ...
+def _returns(head: HeadCall, returned: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a model returned the outputs of a head as they are."""
+    if head.outputs.dim() != 2 and head.outputs.shape[:-1] != shape:
         return False
+    rows = head.outputs.flatten(0, -2)
+    logits = logits_of(returned, shape, rows.shape[1], rows)
+    return logits is not None and logits.shape == rows.shape and bool(torch.equal(logits, rows.to(logits)))

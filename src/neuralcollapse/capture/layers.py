@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.classifier import find_module
+from neuralcollapse.heads import find_module
 
 Layout = str | Callable[[Any], Tensor]
 Layers = str | Sequence[str] | Mapping[str, Layout | None]
@@ -61,12 +61,13 @@ class InnerLayer:
         Raises:
             InputError: an output that does not fit the labels, or whose axes cannot be told apart.
         """
-        if callable(self.layout):
+        if callable(self.layout) and output is not None:
             return self._custom(self.layout(output), labels)
         values = first_tensor(output, self.name)
         if values.dim() < 2:
             raise self._unfit(values, labels)
-        letters = self.layout or self._letters(values, labels, sequence_first)
+        given = self.layout if isinstance(self.layout, str) else None
+        letters = given or self._letters(values, labels, sequence_first)
         if len(letters) != values.dim():
             raise InputError(
                 f"expected the layout of layer {self.name!r} to have a letter for each of {values.dim()} axes of "
@@ -230,8 +231,8 @@ def _channels(modules: Iterable[nn.Module], dims: int) -> Iterator[tuple[int, bo
             yield module.embed_dim, True
         elif isinstance(module, nn.RNNBase):
             yield (module.proj_size or module.hidden_size) * (1 + module.bidirectional), True
-        elif "Norm" in kind and isinstance(getattr(module, "weight", None), Tensor) and module.weight.dim() == 1:
+        elif "Norm" in kind and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() == 1:
             # A layer normalisation, of one library or another; those for maps say so in their names.
-            yield len(module.weight), "2d" not in kind  # type: ignore[arg-type]
+            yield len(weight), "2d" not in kind
         elif isinstance(getattr(module, "nf", None), int):  # the transposed linear layer of GPT-2
             yield module.nf, True  # type: ignore[misc]

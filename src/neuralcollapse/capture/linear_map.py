@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.classifier import head_tensors
+from neuralcollapse.heads import head_axis, head_tensors
 
-ROWS = 8  # of a batch, that are compared
-_CLASSES = 256  # of the classes
+_CLASSES = 256  # that are compared
 _SLACK = 8.0  # times the type's rounding of the sum of |w_j h_j|, which bounds that of any order of summation
 _PROBES = 1024  # unit vectors at a time
 
@@ -47,6 +46,12 @@ class Form:
     scale: float = 1.0
     shift: Tensor | None = None
     matrix: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is z = W h + b."""
+        changed = self.unit_features or self.unit_rows or self.scale != 1.0
+        return not changed and self.shift is None and self.matrix is None
 
     def features(self, features: Tensor) -> Tensor:
         """(N, d) h'."""
@@ -76,12 +81,11 @@ class Form:
 class HeadMap:
     """Finds the form of a head's map from the first rows that it sees, and holds later ones against it."""
 
-    def __init__(self, head: nn.Module, name: str, *, channels_first: bool) -> None:
+    def __init__(self, head: nn.Module, name: str) -> None:
         self.head = head
         self.name = name
         self.form: Form | None = None
-        self.own: tuple[Tensor, Tensor | None] | None = None
-        self._channels_first = channels_first
+        self._own: tuple[Tensor, Tensor | None] | None = None
 
     def check(self, inputs: Tensor, outputs: Tensor) -> None:
         """Compare some of the (n, K) outputs with the map of the (n, d) inputs.
@@ -89,7 +93,7 @@ class HeadMap:
         Raises:
             InputError: they are no linear map of the inputs.
         """
-        self.own = weight, bias = head_tensors(self.head)  # now: parametrised layers make it in their forward pass
+        self._own = weight, bias = head_tensors(self.head)  # now: parametrised layers make it in their forward pass
         if len(inputs) == 0:
             return
         if self.form is None:
@@ -101,8 +105,17 @@ class HeadMap:
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """The weight (K, d) and the bias (K,) or None that made the outputs."""
-        assert self.own is not None
-        return (self.form or Form()).tensors(*self.own)
+        own = self._own or head_tensors(self.head)
+        return (self.form or Form()).tensors(*own)
+
+    def features(self, features: Tensor) -> Tensor:
+        """(N, d) what the map takes: the head's inputs, of unit length where it makes them so."""
+        return features if self.form is None else self.form.features(features)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the outputs are those of the head's own weight and bias."""
+        return self.form is None or self.form.is_plain
 
     def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form:
         plain = Form()
@@ -121,7 +134,7 @@ class HeadMap:
     def _probed(self, inputs: Tensor) -> Form | None:
         """The matrix and the shift that the layer has if it is linear; None where it takes no unit vectors."""
         dim = inputs.shape[1]
-        tail = (1,) * self._spatial if self._channels_first else ()
+        tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
 
         def outputs(vectors: Tensor) -> Tensor:
             given: Any = self.head(vectors.reshape(*vectors.shape, *tail))
@@ -141,11 +154,6 @@ class HeadMap:
         if not bool(torch.isfinite(matrix).all() and torch.isfinite(shift).all()):
             return None
         return Form(matrix=matrix, shift=shift)
-
-    @property
-    def _spatial(self) -> int:
-        weight: Any = getattr(self.head, "weight", None)
-        return weight.dim() - 2 if isinstance(weight, Tensor) and weight.dim() > 2 else 2
 
     def _refusal(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> str:
         wanted = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())

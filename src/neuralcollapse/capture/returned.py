@@ -43,8 +43,9 @@ def logits_of(returned: Any, shape: Sequence[int], num_classes: int, like: Tenso
 
 
 def num_outputs(returned: Any) -> int | None:
-    """The number of classes of what a model returned, where that is a tensor."""
-    return returned.shape[-1] if isinstance(returned, Tensor) and returned.dim() > 1 else None
+    """The number of classes of what a model returned; None where it holds no tensor that could be logits."""
+    found = _tensors(returned)
+    return found[0].shape[-1] if found else None
 
 
 def _tensors(returned: Any) -> list[Tensor]:
@@ -70,16 +71,19 @@ def _rows(logits: Tensor, shape: Sequence[int], num_classes: int) -> Tensor | No
     return None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Relation:
     """How the returned logits follow from the outputs of the head that is measured.
 
     Attributes:
         name: of the head.
-        kind: "same", "softmax" (or its logarithm), "scaled", "increasing", "heads" or "other".
-        scale: of "scaled", s in s z + c.
+        kind: "same"; "softmax" of the outputs, or its logarithm; "scaled", s z + c; "heads", a weighted sum of other
+            heads' outputs; "shared", one of heads that see the same features; "increasing", a function of each output;
+            "pooled", a mean over positions after a ReLU; "linear", a linear map of the features; or "other".
+        scale: of "scaled", s.
         shift: (K,) of "scaled", c; None for none.
-        heads: of "heads", name -> its share in the returned logits.
+        heads: of "heads" and "shared", name -> its share in the returned logits.
+        others: names of other heads with as many outputs.
         off: of "other", the relative distance of the returned logits from the head's outputs.
     """
 
@@ -88,64 +92,97 @@ class Relation:
     scale: float = 1.0
     shift: Tensor | None = None
     heads: dict[str, float] = field(default_factory=dict)
+    others: tuple[str, ...] = ()
     off: float = 0.0
 
     @classmethod
-    def found(cls, name: str, outputs: Tensor, returned: Tensor, others: Mapping[str, Tensor]) -> Relation:
-        """From (n, K) outputs of the head, the returned logits, and the outputs of other heads of the same shape."""
+    def of(
+        cls, name: str, outputs: Tensor, returned: Tensor, others: Mapping[str, tuple[Tensor, bool]] | None = None
+    ) -> Relation:
+        """Of (n, K) rows of a head's outputs and of the returned logits.
+
+        Args:
+            name: of the head.
+            outputs: (n, K).
+            returned: (n, K).
+            others: of other heads the outputs (n, K), and whether they see the same features.
+        """
+        others = others or {}
         z, r = outputs.double(), returned.double()
         near = _SLACK * rounding(outputs, returned)
         if _close(z, r, near):
             return cls(name)
         if _close(torch.log_softmax(z, 1), r, near) or _close(torch.softmax(z, 1), r, near):
             return cls(name, "softmax")
-        heads = _combination({name: z, **{other: rows.double() for other, rows in others.items()}}, r, near)
-        if heads and set(heads) != {name}:
-            return cls(name, "heads", heads=heads)
+        rows = {other: values.double() for other, (values, _) in others.items()}
+        for other, values in rows.items():
+            if _close(values, r, near):
+                return cls(name, "heads", heads={other: 1.0})
         scale, shift = _scale_and_shift(z, r)
         if scale and _close(scale * z + shift, r, near * max(1.0, abs(scale))):
             small = float(shift.abs().max()) <= near * float(r.abs().max())
-            return cls(name, "scaled", scale, None if small else shift)
+            scale = 1.0 if abs(scale - 1) <= near else scale
+            return cls(name, "scaled", scale, None if small else shift.to(outputs.dtype))
+        heads = _weighted_sum({name: z, **rows}, r, near)
+        if heads:
+            shared = all(other == name or others[other][1] for other in heads)
+            return cls(name, "shared" if shared else "heads", heads=heads)
         if _increasing(z, r, near):
             return cls(name, "increasing")
-        return cls(name, "other", off=float((z - r).norm() / r.norm().clamp(min=1e-300)))
+        off = float((z - r).norm() / r.norm().clamp(min=1e-300))
+        return cls(name, "other", others=tuple(others), off=off)
+
+    @classmethod
+    def of_positions(cls, name: str, outputs: Tensor, returned: Tensor) -> Relation | None:
+        """Of (N, T, K) outputs at T positions and (N, K) logits: their mean after a ReLU (SqueezeNet), or None."""
+        near = _SLACK * rounding(outputs, returned)
+        return cls(name, "pooled") if _close(outputs.double().relu().mean(1), returned.double(), near) else None
 
     def holds(self, outputs: Tensor, returned: Tensor) -> bool:
         """Whether later rows of the head's outputs and of the returned logits are related so too."""
-        if self.kind in ("heads", "other"):
+        if self.kind in ("heads", "shared", "pooled", "other"):
             return True
         if self.kind == "scaled":
-            shift = 0 if self.shift is None else self.shift
+            shift = 0 if self.shift is None else self.shift.double()
             near = _SLACK * rounding(outputs, returned) * max(1.0, abs(self.scale))
             return _close(self.scale * outputs.double() + shift, returned.double(), near)
-        # A single row may be a scaled one by chance, a softmax of confident logits the same as an increasing function.
-        return Relation.found(self.name, outputs, returned, {}).kind in (self.kind, "same", "softmax")
+        # Confident logits may be the same as their logarithmic softmax.
+        return Relation.of(self.name, outputs, returned).kind in (self.kind, "same", "softmax")
 
-    def words(self, others: Sequence[str]) -> str | None:
+    def words(self) -> str | None:
         """What the user should know of it; None where there is nothing."""
         head = repr(self.name)
+        parts = " + ".join(f"{share:.3g} {name}" for name, share in self.heads.items())
         if self.kind == "scaled":
-            how = f"{self.scale:.4g} times the outputs of {head}" if self.scale != 1 else f"the outputs of {head}"
-            return f"the model returns {how}{'' if self.shift is None else ' plus a shift'}: measured with rows like that"
+            how = "" if self.scale == 1 else f"{self.scale:.4g} times "
+            plus = "" if self.shift is None else " plus a shift"
+            return f"the model returns {how}the outputs of {head}{plus}: measured with weight and bias like that"
         if self.kind == "heads" and len(self.heads) == 1:
             (other,) = self.heads
             return (
-                f"the model returns the outputs of {other!r}, not of {head}, which was measured: accuracy and loss are "
-                f"the model's; name {other!r} to measure that head"
+                f"the model returns the outputs of {other!r}, and {head} was measured; accuracy and loss are the "
+                f"model's: name {other!r} to measure that head"
             )
         if self.kind == "heads":
-            parts = " + ".join(f"{share:.3g} {head}" for head, share in self.heads.items())
             return (
                 f"the model returns the outputs of several heads ({parts}): {head} was measured, accuracy and loss are "
-                "those of all"
+                "the model's"
             )
-        if self.kind == "increasing":
-            return f"the model returns a function of the outputs of {head}: accuracy and loss are the model's"
-        if self.kind == "other":
-            also = f"; other layers with as many outputs: {listed(others)}" if others else ""
+        if self.kind == "shared":
+            return f"the model returns the outputs of several heads ({parts}) of the same features: measured as one"
+        if self.kind == "linear":
             return (
-                f"the model returns something else than the outputs of {head}, {100 * self.off:.3g} % off: accuracy "
-                f"and loss are the model's{also}"
+                f"the model returns another linear map of the input of {head} than its outputs (an adapter beside "
+                "it?): measured with the matrix that made them, found by least squares"
+            )
+        if self.kind in ("increasing", "pooled"):
+            how = "a mean over positions of the outputs" if self.kind == "pooled" else "a function of the outputs"
+            after = " after a ReLU" if self.kind == "pooled" else ""
+            return f"the model returns {how} of {head}{after}: accuracy and loss are of what it returns"
+        if self.kind == "other":
+            return (
+                f"the model does not return the outputs of {head} ({100 * self.off:.3g} % off); other heads with as "
+                f"many outputs: {listed(self.others)}: accuracy and loss are the model's"
             )
         return None
 
@@ -194,9 +231,9 @@ def _close(a: Tensor, b: Tensor, near: float) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= near * b.abs().max().clamp(min=1e-300))
 
 
-def _combination(heads: Mapping[str, Tensor], returned: Tensor, near: float) -> dict[str, float]:
+def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, near: float) -> dict[str, float]:
     """Each head's share where the returned logits are a weighted sum of their outputs; empty where they are not."""
-    if len(heads) < 2 or returned.numel() < len(heads) + 2:
+    if len(heads) < 2 or returned.numel() < 4 * len(heads):  # a few numbers are a sum of anything
         return {}
     columns = torch.stack([rows.flatten() for rows in heads.values()], 1)
     shares = torch.linalg.lstsq(columns.cpu(), returned.flatten()[:, None].cpu(), driver="gelsd").solution[:, 0]
@@ -208,7 +245,7 @@ def _combination(heads: Mapping[str, Tensor], returned: Tensor, near: float) -> 
 
 
 def _scale_and_shift(z: Tensor, r: Tensor) -> tuple[float, Tensor]:
-    """s and c of the best r = s z + c, c for each class; without c for a single row."""
+    """S and c of the best r = s z + c, c for each class; without c for a single row."""
     middle, target = (z.mean(0), r.mean(0)) if len(z) > 1 else (torch.zeros_like(z[0]), torch.zeros_like(r[0]))
     x, y = z - middle, r - target
     size = float(x.square().sum())
