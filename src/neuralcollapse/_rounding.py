@@ -18,7 +18,7 @@ _COARSE = (torch.bfloat16, torch.float16, torch.float32)
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LOOKED_AT = 1024  # values, or four rows where those are more
 _TOO_FEW = 16  # values other than zero that say nothing about their type
-_LAST_BIT_USED, _LAST_BIT_UNUSED = 1 / 3, 0.02  # of the values: one half is expected, or none
+_LAST_BIT_USED = 0.05  # of the values: one half is expected, less where sums cancel, and none of exact values
 
 
 def rounding(features: Tensor) -> float:
@@ -34,7 +34,7 @@ def rounding(features: Tensor) -> float:
             narrow = values.to(dtype)
             if torch.equal(narrow.to(values.dtype), values) and _last_bits(narrow) >= _LAST_BIT_USED:
                 return torch.finfo(dtype).eps
-    return own if _last_bits(values) > _LAST_BIT_UNUSED else 0.0
+    return own if _last_bits(values) > 0 else 0.0
 
 
 def _last_bits(values: Tensor) -> float:

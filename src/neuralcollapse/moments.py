@@ -146,7 +146,7 @@ class ClassMoments:
 
     @property
     def rounding(self) -> float:
-        """eps of the coarsest type that the features were rounded to, by their values: 0 when all were exact."""
+        """Spacing (eps) of the coarsest type that the features were rounded to, by their values; 0 for exact ones."""
         return float(self._coarsest)
 
     @property
@@ -204,15 +204,15 @@ class ClassMoments:
     def _add(self, features: Tensor, labels: Tensor, rows: int) -> None:
         """Add up to _PRODUCT_ROWS samples, by blocks of `rows`: float32 ones in one product at the end."""
         dim = self.feature_dim
-        in_float32 = features.dtype != torch.float64 and dim >= _FLOAT32_FROM_DIM
+        single = in_float32(torch.finfo(features.dtype).eps, dim)
         waiting, diagonal = 0, 0.0 * self._upper[0]
-        small = _scratch("small", features.shape, torch.float32, features.device) if in_float32 else features
+        small = _scratch("small", features.shape, torch.float32, features.device) if single else features
         for block, block_labels in zip(features.split(rows), labels.split(rows), strict=True):
             exact = self._centred(block, block_labels)
             squares = torch.linalg.vector_norm(exact, dim=1).square_()
             self.spreads.index_add_(0, block_labels, squares)
             trace, most = float(squares.sum()), float(squares.max())
-            if in_float32 and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
+            if single and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
                 small[waiting : waiting + len(block)].copy_(exact)
                 waiting += len(block)
                 diagonal += exact.square_().sum(0)
@@ -292,6 +292,11 @@ class ClassMoments:
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
+
+
+def in_float32(eps: float, feature_dim: int) -> bool:
+    """Whether the products of features of a type with this spacing are taken in float32."""
+    return feature_dim >= _FLOAT32_FROM_DIM and eps > torch.finfo(torch.float64).eps
 
 
 def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
