@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from harness import Row, Table
-from neuralcollapse.capture import collect
+from neuralcollapse.capture.collect import collect
 from neuralcollapse.records import RunFolder
 from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import TrainConfig

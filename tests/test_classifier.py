@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import neuralcollapse as nc
-from neuralcollapse.classifier import linear_names
+from neuralcollapse.classifier import head_names
 
 F64 = torch.float64
 SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included
@@ -434,7 +434,7 @@ def test_the_frame_is_the_best_known_for_so_many_classes_and_says_its_name(dim, 
     assert layer.weight.shape == old.weight.shape
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
     assert (layer.rotation is not None) == (frame != "softmax_code")
-    assert "fc" in linear_names(network)
+    assert "fc" in head_names(network)
 
 
 @pytest.mark.parametrize("frame", ["simplex", "orthoplex", "softmax_code"])

@@ -30,10 +30,21 @@ ROWS = {
     "fixed": (),
     "nearest": (),
     "other_frames": (),
+    "heads": (),
     "classifier": (),
     "metric": (),
-    "_forward": (),
-    "capture": (),
+    "capture": (
+        "batches",
+        "layers",
+        "linear_map",
+        "returned",
+        "hooks",
+        "forward",
+        "arguments",
+        "agreement",
+        "features",
+        "collect",
+    ),
     "ufm": (
         "losses",
         "model",
@@ -92,7 +103,9 @@ ROWS = {
     "cli": ("printing", "train", "checkpoints", "measure", "landscape", "report", "reproduce"),
     "__main__": (),
 }
-PACKAGES = [f"neuralcollapse.{name}" for name in ("ufm", "training", "reproduce", "report", "integrations", "cli")]
+PACKAGES = [
+    f"neuralcollapse.{name}" for name in ("capture", "ufm", "training", "reproduce", "report", "integrations", "cli")
+]
 NO_TORCH = ["neuralcollapse", "records", "_errors", "training.config", "cli"]
 
 

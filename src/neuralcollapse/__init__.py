@@ -25,9 +25,9 @@ _HOMES = {
     "OrthoplexClassifier": "other_frames",
     "CodeClassifier": "other_frames",
     "fix_classifier": "classifier",
-    "measure": "capture",
-    "collect": "capture",
-    "measure_features": "capture",
+    "measure": "capture.collect",
+    "collect": "capture.collect",
+    "measure_features": "capture.features",
     "Recorder": "recorder",
     "build_network": "training.networks",
     "CollapseCallback": "integrations.lightning",
@@ -43,7 +43,8 @@ __all__ = [*_HOMES, "__version__", "ufm"]
 if TYPE_CHECKING:
     from neuralcollapse import ufm
     from neuralcollapse._errors import InputError, NeuralCollapseWarning
-    from neuralcollapse.capture import collect, measure, measure_features
+    from neuralcollapse.capture.collect import collect, measure
+    from neuralcollapse.capture.features import measure_features
     from neuralcollapse.classifier import ETFClassifier, fix_classifier
     from neuralcollapse.codes import coherence, softmax_code
     from neuralcollapse.collapse import measures

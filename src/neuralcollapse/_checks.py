@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from neuralcollapse._errors import InputError
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A tensor of an array or list of numbers; `name` says in errors what it is."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected {name} as an array of numbers: {str(error).splitlines()[0]}") from None
 
 
 def check_features(features: Tensor) -> None:

@@ -16,11 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse._checks import check_etf_exists
-from neuralcollapse._errors import InputError, listed, nearest
+from neuralcollapse._errors import InputError, listed
 from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.frames import drop_ones, frame_name
+from neuralcollapse.heads import find_head, find_heads, find_module, head_axis, head_names, head_tensors
 from neuralcollapse.nearest import NearestSimplex
 from neuralcollapse.other_frames import CodeClassifier, OrthoplexClassifier
+
+__all__ = [
+    "ETFClassifier",
+    "find_head",
+    "find_heads",
+    "find_module",
+    "fix_classifier",
+    "head_axis",
+    "head_names",
+    "head_tensors",
+]
 
 
 class ETFClassifier(FixedClassifier):
@@ -199,7 +211,7 @@ def fix_classifier(model: nn.Module, name: str | nn.Module = "fc", *, frame: str
     if not isinstance(layer, nn.Linear):
         raise InputError(
             f"expected {name!r} to be an nn.Linear, got {type(layer).__name__}; the model's linear layers: "
-            f"{listed(linear_names(model)) or 'none'}"
+            f"{listed(head_names(model)) or 'none'}"
         )
     fixed = _like(layer, frame, options)
     for path in [path for path, module in model.named_modules(remove_duplicate=False) if module is layer]:
@@ -230,27 +242,3 @@ def _like(layer: nn.Linear, frame: str, options: dict[str, Any]) -> FixedClassif
     except TypeError as error:
         raise InputError(f"the layer of the frame {chosen!r} takes no such option: {error}") from None
     return fixed.train(layer.training)
-
-
-def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
-    """The submodule at a dotted path (or the submodule itself); an error names the linear layers that exist."""
-    known = dict(model.named_modules())
-    if isinstance(name, nn.Module):
-        if any(module is name for module in known.values()):
-            return name
-        raise InputError(f"expected a layer of the model or its name, got a {type(name).__name__} outside the model")
-    if not isinstance(name, str):
-        raise InputError(f"expected a layer's name, such as 'fc', got {name!r}")
-    if name in known and name:
-        return known[name]
-    linear = linear_names(model)
-    hint = nearest(name, [path for path in known if path]) if name else ""
-    raise InputError(
-        f"the model ({type(model).__name__}) has no layer {name!r}{hint}; its linear layers: "
-        f"{listed(linear[-8:]) or 'none'}"
-    )
-
-
-def linear_names(model: nn.Module) -> list[str]:
-    """Dotted paths of the model's classifiers-to-be: nn.Linear and layers with fixed rows."""
-    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear | FixedClassifier)]

@@ -34,6 +34,7 @@ class FixedClassifier(nn.Module):
 
     frame = ""  # its name
     rotations: tuple[str, ...] = ("none", "fast")
+    axis = -1  # of the features in the input and of the classes in the output
     scale: Tensor
     bias: nn.Parameter | None
 

@@ -15,6 +15,7 @@ from torchmetrics import Metric
 from neuralcollapse._checks import check_classifier, check_count, check_features, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.collapse import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
+from neuralcollapse.heads import head_tensors as classifier_tensors
 from neuralcollapse.moments import ClassMoments, state_device
 from neuralcollapse.subset import LEFT_OUT, ClassSubset
 
@@ -221,17 +222,6 @@ class _Shared:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_module": self.module, "_copies": None}
-
-
-def classifier_tensors(classifier: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """The weight (K, d) and the bias (K,) or None of a module such as nn.Linear or ETFClassifier."""
-    weight, bias = getattr(classifier, "weight", None), getattr(classifier, "bias", None)
-    if not isinstance(weight, Tensor) or weight.dim() != 2:
-        raise InputError(
-            f"expected a classifier with a .weight of shape (K, d), such as nn.Linear or ETFClassifier, "
-            f"got {type(classifier).__name__}"
-        )
-    return weight.detach(), bias.detach() if isinstance(bias, Tensor) else None
 
 
 def _first(states: Tensor) -> Tensor:

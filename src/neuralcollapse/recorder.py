@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.capture import Capture, collect
+from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.records import Geometry, Record, RunFolder, finite

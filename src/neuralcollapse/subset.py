@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count, check_label_range
+from neuralcollapse._checks import as_tensor, check_count, check_label_range
 from neuralcollapse._errors import InputError, listed
 
 LEFT_OUT = -1  # the label, after `ClassSubset.relabel`, of samples of other classes
@@ -26,7 +26,7 @@ def frequent_classes(counts: Tensor, at_least: int) -> Tensor:
         InputError: no class has as many.
     """
     check_count(at_least, "at_least", 1)
-    kept = (counts >= at_least).nonzero().flatten()
+    kept = (counts.to(torch.int64) >= at_least).nonzero().flatten()
     if len(kept) == 0:
         raise InputError(
             f"expected classes with at least {at_least} samples, got at most {int(counts.max())}: ask for fewer"
@@ -46,6 +46,30 @@ def label_counts(labels: Tensor, num_classes: int) -> Tensor:
     return labels.bincount(minlength=num_classes)
 
 
+def chosen_classes(
+    classes: Tensor | Sequence[int] | None,
+    min_count: int | None,
+    num_classes: int,
+    counts: Callable[[], Tensor],
+) -> ClassSubset | None:
+    """The classes to measure, where they are not all: those given, or those with at least `min_count` samples.
+
+    Args:
+        classes: class numbers.
+        min_count: 1 or more.
+        num_classes: K.
+        counts: gives the (K,) samples of each class, when they are needed.
+
+    Raises:
+        InputError: both are given, or as `ClassSubset` and `frequent_classes`.
+    """
+    if min_count is None:
+        return None if classes is None else ClassSubset(classes, num_classes)
+    if classes is not None:
+        raise InputError("expected classes or min_count, got both: give one")
+    return ClassSubset(frequent_classes(counts(), min_count), num_classes)
+
+
 class ClassSubset:
     """Some of K classes, numbered anew from 0 in their order.
 
@@ -61,7 +85,9 @@ class ClassSubset:
     """
 
     def __init__(self, classes: Tensor | Sequence[int], num_classes: int) -> None:
-        given = torch.as_tensor(classes)
+        if isinstance(classes, set | frozenset):
+            raise InputError("expected classes as a list of class numbers, got a set: give sorted(classes)")
+        given = as_tensor(classes, "classes")
         if given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool or len(given) == 0:
             raise InputError(
                 f"expected classes as a list of class numbers, got {tuple(given.shape)} {given.dtype}: a mask becomes "

@@ -109,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
     _check_decays(options)
     arrays = read_features(options.path)
-    from neuralcollapse.capture import measure_features
+    from neuralcollapse.capture.features import measure_features
 
     values = measure_features(
         arrays["features"],

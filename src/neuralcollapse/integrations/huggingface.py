@@ -14,7 +14,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed
-from neuralcollapse.classifier import linear_names
+from neuralcollapse.classifier import head_names
 from neuralcollapse.integrations.pages import write_page
 from neuralcollapse.integrations.processes import in_order, same_buffers
 from neuralcollapse.recorder import Recorder
@@ -182,7 +182,7 @@ def find_classifier(model: nn.Module) -> str:
     Raises:
         InputError: no linear layer has as many outputs as the model has labels.
     """
-    names = linear_names(model)
+    names = head_names(model)
     output: Any = getattr(model, "get_output_embeddings", lambda: None)
     head = output()
     labels = getattr(getattr(model, "config", None), "num_labels", None)

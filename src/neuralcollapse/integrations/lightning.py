@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.capture import Capture
+from neuralcollapse.capture.collect import Capture
 from neuralcollapse.integrations.pages import write_page
 from neuralcollapse.integrations.processes import in_order, same_buffers
 from neuralcollapse.recorder import HeadDecay, Recorder

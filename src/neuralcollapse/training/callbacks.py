@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from neuralcollapse._checks import check_count
-from neuralcollapse.capture import Capture, collect
+from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.recorder import HeadDecay, check_weights, record_of
 from neuralcollapse.records import Record
 

@@ -9,7 +9,7 @@ import torch
 
 from neuralcollapse._errors import InputError
 from neuralcollapse._sharded import merged, summed
-from neuralcollapse.capture import Capture
+from neuralcollapse.capture.collect import Capture
 from neuralcollapse.metric import classifier_tensors
 from neuralcollapse.moments import ClassMoments
 from neuralcollapse.training.callbacks import MeasuringCallback, is_primary

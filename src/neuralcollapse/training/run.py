@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.capture import Capture, collect
+from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.recorder import geometry_of, head_record, machine
 from neuralcollapse.records import Record, RunFolder, write_atomically

@@ -1,0 +1,1 @@
+"""From models, loaders and arrays to what is measured of them."""

@@ -1,0 +1,35 @@
+"""NC4 from batches of features and predicted classes: how often the nearest class mean says otherwise."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+
+from torch import Tensor
+
+from neuralcollapse._errors import NeuralCollapseWarning
+from neuralcollapse.collapse import nc4_disagreements
+from neuralcollapse.moments import ClassMoments
+
+
+def disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> tuple[int, int]:
+    """How many of (features, predicted class) disagree with the nearest mean, and how many there are."""
+    wrong, count = 0, 0
+    for features, predicted in batches:
+        wrong += nc4_disagreements(features, predicted, moments)
+        count += len(predicted)
+    return wrong, count
+
+
+def nc4(wrong: float, seen: float, count: int) -> float:
+    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
+    if seen == count:
+        return wrong / count
+    warnings.warn(
+        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {seen:.0f} samples instead of "
+        f"{count}: give a DataLoader that can be run again, or nc4=False",
+        NeuralCollapseWarning,
+        stacklevel=4,
+    )
+    return math.nan

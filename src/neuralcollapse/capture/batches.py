@@ -1,0 +1,112 @@
+"""A batch as a loader gives it: inputs, labels and padding, whatever they are called."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse._checks import as_tensor
+from neuralcollapse._errors import InputError
+
+_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+# What libraries call a mask of token positions, and whether its True (or 1) marks a real token or padding.
+_MASKS = {
+    "attention_mask": True,
+    "decoder_attention_mask": True,
+    "padding_mask": False,
+    "key_padding_mask": False,
+    "src_key_padding_mask": False,
+}
+
+
+def unpack(batch: Any) -> tuple[Any, Any]:
+    """(inputs, labels) of a batch.
+
+    Raises:
+        InputError: no labels, or inputs that no network takes.
+    """
+    if isinstance(batch, Mapping):
+        for key in _LABEL_KEYS:
+            if key in batch:
+                inputs: Any = {name: value for name, value in batch.items() if name != key}
+                labels = batch[key]
+                break
+        else:
+            raise InputError(f"expected a batch with labels under one of {_LABEL_KEYS}, got the keys {sorted(batch)}")
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
+        inputs, labels = batch[0], batch[1]
+    else:
+        raise InputError(f"expected a batch (inputs, labels) or a dict with labels, got {type(batch).__name__}")
+    for value in inputs.values() if isinstance(inputs, Mapping) else (inputs,):
+        if isinstance(value, np.ndarray):
+            raise InputError(
+                "expected inputs as tensors, got a numpy.ndarray: use torch.as_tensor, or a DataLoader, which makes "
+                "tensors of them"
+            )
+    return inputs, labels
+
+
+def class_numbers(labels: Any) -> Tensor:
+    """The labels as an int64 tensor: in a narrow or unsigned type, -100 would be another number."""
+    labels = as_tensor(labels, "labels")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"expected integer labels, got {labels.dtype}: convert them with labels.long()")
+    return labels.to(torch.int64)
+
+
+def real_tokens(inputs: Any) -> dict[str, Tensor]:
+    """Name -> (N, T) bool, the positions that are no padding, for each mask among the inputs."""
+    if not isinstance(inputs, Mapping):
+        return {}
+    masks = {name: inputs[name] for name in _MASKS if isinstance(inputs.get(name), Tensor) and inputs[name].dim() == 2}
+    return {name: mask.bool() if _MASKS[name] else ~mask.bool() for name, mask in masks.items()}
+
+
+def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
+    """Whether the labels (N, T) are the input's own tokens, apart from those left out (negative)."""
+    tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
+    if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape != labels.shape:
+        return False
+    kept = labels >= 0
+    return labels.dim() == 2 and labels.shape[1] > 1 and bool((tokens.to(labels.device) == labels)[kept].all())
+
+
+def to_device(value: Any, device: torch.device) -> Any:
+    """Tensors, alone or in mappings, lists and tuples, on the device; other values as they are."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: to_device(item, device) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(to_device(item, device) for item in value)
+    return value
+
+
+def first_samples(value: Any, count: int, axis: int = 0) -> Any:
+    """The first `count` samples of inputs, where samples lie along `axis`."""
+    if isinstance(value, Tensor):
+        return value.narrow(axis, 0, count) if value.dim() > axis else value
+    if isinstance(value, Mapping):
+        return {name: first_samples(item, count, axis) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(first_samples(item, count, axis) for item in value)
+    return value
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """The model's output; a dict of inputs goes in by keyword."""
+    if not isinstance(inputs, Mapping):
+        return model(inputs)
+    try:
+        inspect.signature(model.forward).bind(**inputs)
+    except TypeError as error:
+        raise InputError(
+            f"the batch's keys {sorted(inputs)} do not fit the model's forward ({error}): rename them, or let the "
+            "loader give (inputs, labels)"
+        ) from None
+    return model(**inputs)

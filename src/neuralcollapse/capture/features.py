@@ -1,0 +1,112 @@
+"""The measures of features that are already in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralcollapse._checks import as_tensor, check_classifier, check_features, check_labels
+from neuralcollapse._errors import InputError
+from neuralcollapse.capture.agreement import disagreements, nc4
+from neuralcollapse.collapse import measures
+from neuralcollapse.moments import ClassMoments, kept_rows
+from neuralcollapse.subset import LEFT_OUT, chosen_classes, label_counts
+
+
+def measure_features(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    num_classes: int | None = None,
+    *,
+    ignore_index: int | None = None,
+    classes: Tensor | Sequence[int] | None = None,
+    min_count: int | None = None,
+    means_dtype: torch.dtype = torch.float64,
+    pairwise: bool | int = True,
+) -> dict[str, Any]:
+    """Measure the collapse of features that are already in memory.
+
+    Args:
+        features: (N, d), tensor or array.
+        labels: (N,) integers.
+        weight: (K, d) of the classifier; without it the measures of the features alone are given.
+        bias: (K,).
+        num_classes: K; that of the weight, or the largest label plus one, when not given.
+        ignore_index: samples with this label are left out.
+        classes: measure these classes alone, as for `measure`.
+        min_count: measure the classes with at least so many samples.
+        means_dtype: torch.float32 halves the memory for K class means.
+        pairwise: as for `measure`.
+
+    Returns:
+        The keys of `neuralcollapse.measures` and "num_samples", with "nc4" and "accuracy" when a weight is given.
+
+    Raises:
+        InputError: arrays that do not fit each other, no samples, values that are not finite.
+    """
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    weight = None if weight is None else as_tensor(weight, "weight")
+    bias = None if bias is None else as_tensor(bias, "bias")
+    check_features(features)
+    labels = check_labels(labels, features.shape[0])
+    if ignore_index is not None:
+        kept = kept_rows(features, labels, ignore_index)
+        features, labels = features[kept], labels[kept]
+    if len(labels) == 0:
+        raise InputError("got no samples: features and labels are empty")
+    if num_classes is None:
+        num_classes = _count_classes(labels) if weight is None else _rows(weight, features.shape[1])
+    check_classifier(weight, bias, num_classes, features.shape[1])
+    counted, total = labels, num_classes
+    subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(counted, total))
+    targets, shown_weight, shown_bias = labels, weight, bias
+    if subset is not None:
+        labels = subset.relabel(labels)
+        kept = labels != LEFT_OUT
+        features, labels, targets = features[kept], labels[kept], targets[kept]
+        if len(labels) == 0:
+            raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
+        num_classes = len(subset)
+        shown_weight = None if weight is None else subset.rows(weight)
+        shown_bias = None if bias is None else subset.rows(bias)
+    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
+    result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
+    result["num_samples"] = moments.num_samples
+    if weight is not None:
+        batches = list(_predictions(features, weight, bias))
+        predicted = torch.cat([part for _, part in batches])
+        found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
+        result["nc4"] = nc4(*disagreements(found, moments), moments.num_samples)
+        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
+    return result
+
+
+def _rows(weight: Tensor, dim: int) -> int:
+    """K of a weight (K, d), also of one that was given as (d, K), which is refused by its right shape later."""
+    if weight.dim() == 2 and weight.shape[0] == dim != weight.shape[1]:
+        return weight.shape[1]
+    return weight.shape[0] if weight.dim() else 1
+
+
+def _count_classes(labels: Tensor) -> int:
+    """The largest label plus one, unless that is far beyond the number of different labels."""
+    largest, different = int(labels.max()), len(labels.unique())
+    if largest >= 10 * different + 1000:
+        raise InputError(
+            f"expected labels from 0 to K-1, got {different} different ones up to {largest}: "
+            "remap them, or pass num_classes"
+        )
+    return max(1, largest + 1)
+
+
+def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Blocks of features with the class of the largest logit, taken in float64."""
+    rows = weight.double().to(features.device)
+    shift = 0 if bias is None else bias.double().to(features.device)
+    for block in features.split(max(1, 2**22 // len(rows))):
+        yield block, (block.double() @ rows.T + shift).argmax(1)

@@ -1,0 +1,151 @@
+"""A pass of a model with hooks on its heads and inner layers: what they took and gave.
+
+What is kept is a copy: a model may overwrite the head's input after the head, a loader may reuse its buffers, and a
+view would keep the whole tensor alive that it was cut from. The head's outputs, which may be large, are not copied; a
+few rows of them are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse.capture.batches import call
+from neuralcollapse.capture.layers import first_tensor
+from neuralcollapse.heads import head_axis
+
+ROWS = 8  # of a head's inputs and outputs, spread over a batch, that tell how its outputs come about
+
+
+@dataclass(frozen=True)
+class Head:
+    """A layer that makes logits, and its dotted name."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether features and classes lie on axis 1, with positions behind them."""
+        return head_axis(self.module) != -1
+
+    def last(self, values: Tensor) -> Tensor:
+        """Its inputs or outputs with the features or classes on the last axis."""
+        return values.movedim(head_axis(self.module), -1) if values.dim() > 2 else values
+
+
+@dataclass
+class HeadCall:
+    """What a head took and gave in a pass.
+
+    Attributes:
+        inputs: (N, ..., d), a copy; None of heads that are not measured.
+        outputs: (N, ..., K), not a copy.
+        some_inputs, some_outputs: `ROWS` rows of both, copies.
+        times: calls; the rest is of the last.
+    """
+
+    inputs: Tensor | None
+    outputs: Tensor
+    some_inputs: Tensor
+    some_outputs: Tensor
+    times: int
+    _version: int = 0
+
+    @property
+    def overwritten(self) -> bool:
+        """Whether the model has changed the outputs in place since."""
+        return self.outputs._version != self._version
+
+
+@dataclass
+class Pass:
+    """What the hooks saw: the model's output, the heads' calls and the inner layers' outputs by name."""
+
+    returned: Any = None
+    heads: dict[str, HeadCall] = field(default_factory=dict)
+    layers: dict[str, Any] = field(default_factory=dict)
+
+
+def run(
+    model: nn.Module,
+    inputs: Any,
+    head: Head,
+    others: Iterable[Head] = (),
+    layers: Mapping[str, nn.Module] | None = None,
+) -> Pass:
+    """Run the model in eval mode without gradients, and catch what `head`, other heads and inner layers saw."""
+    seen = Pass()
+
+    def on_head(each: Head, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        taken = each.last(first_tensor(args[0] if args else next(iter(kwargs.values())), each.name))
+        given = each.last(first_tensor(output, each.name))
+        if each.is_convolution and given.dim() > 2:
+            given = given.clone()  # small, and followed by a ReLU in place as often as not
+        flat_taken, flat_given = taken.flatten(0, -2), given.flatten(0, -2)
+        picked = some_rows(len(flat_given), given.device)
+        seen.heads[each.name] = HeadCall(
+            taken.clone() if each is head else None,
+            given,
+            flat_taken[picked].clone(),
+            flat_given[picked].clone(),
+            1 + (seen.heads[each.name].times if each.name in seen.heads else 0),
+            given._version,
+        )
+
+    hooks = []
+    for each in (head, *others):
+        hooks.append(
+            each.module.register_forward_hook(
+                lambda _, args, kwargs, output, each=each: on_head(each, args, kwargs, output), with_kwargs=True
+            )
+        )
+    for name, layer in (layers or {}).items():
+        hooks.append(
+            layer.register_forward_hook(lambda _, __, out, name=name: seen.layers.__setitem__(name, _copied(out)))
+        )
+    try:
+        with _eval_mode(model), torch.no_grad():
+            seen.returned = call(model, inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def some_rows(count: int, device: torch.device) -> Tensor:
+    """At most `ROWS` of `count` places, spread evenly."""
+    return torch.linspace(0, count - 1, min(ROWS, count), device=device).round().long()
+
+
+def _copied(output: Any) -> Any:
+    """A layer's output with copies of its tensors: an in-place layer may overwrite them next."""
+    if isinstance(output, Tensor):
+        return output.detach().clone()
+    if isinstance(output, Mapping):
+        return {name: _copied(value) for name, value in output.items()}
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        return [_copied(value) for value in output]
+    return output
+
+
+@contextmanager
+def _eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
+    modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
+    model.eval()
+    for module, _, compiled in modes:
+        if compiled is not None:
+            module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, training, compiled in modes:
+            module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled

@@ -1,0 +1,227 @@
+"""What linear map a head is: the weight and bias that made its outputs, whatever its attributes hold.
+
+A layer with a `.weight` need not give W h + b. A cosine head makes h and the rows of W unit vectors first; an adapter
+(LoRA) adds a product of its own; a scale or a bias may be learnt and never used. NC2 and NC3 of the attribute are
+then those of another network. So some rows of every batch are compared with W h + b, up to the rounding of their
+types, and where they differ, the map is found:
+
+    z = W h + b                          as it stands
+    z = s W' h' + c                      h' and W' as they are or of unit length: cosine heads, scales, unused biases
+    z = A h + c                          A and c read off the layer by probing it with unit vectors: adapters
+    otherwise                            the layer is no linear map of its input, and is refused
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from neuralcollapse._errors import InputError
+from neuralcollapse.heads import head_axis, head_tensors
+
+_CLASSES = 256  # that are compared
+_SLACK = 8.0  # times the type's rounding of the sum of |w_j h_j|, which bounds that of any order of summation
+_PROBES = 1024  # unit vectors at a time
+
+
+@dataclass(frozen=True)
+class Form:
+    """A linear map as it follows from a layer's weight W and bias b: z = s W' h' + c, or A h + c.
+
+    Attributes:
+        unit_features: h' = h/|h| instead of h.
+        unit_rows: the rows of W' are those of W over their lengths.
+        scale: s.
+        shift: (K,) c where it is not b.
+        matrix: (K, d) A, where the map does not follow from W.
+    """
+
+    unit_features: bool = False
+    unit_rows: bool = False
+    scale: float = 1.0
+    shift: Tensor | None = None
+    matrix: Tensor | None = None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is z = W h + b."""
+        changed = self.unit_features or self.unit_rows or self.scale != 1.0
+        return not changed and self.shift is None and self.matrix is None
+
+    def features(self, features: Tensor) -> Tensor:
+        """(N, d) h'."""
+        return F.normalize(features, dim=-1) if self.unit_features else features
+
+    def tensors(
+        self, weight: Tensor, bias: Tensor | None, picked: Tensor | slice = slice(None)
+    ) -> tuple[Tensor, Tensor | None]:
+        """(K, d) s W' and (K,) c, or those of some classes."""
+        shift = bias if self.shift is None else self.shift
+        rows = (weight if self.matrix is None else self.matrix)[picked]
+        if self.unit_rows:
+            rows = F.normalize(rows, dim=1)
+        return rows if self.scale == 1.0 else self.scale * rows, None if shift is None else shift[picked]
+
+    def __str__(self) -> str:
+        if self.matrix is not None:
+            return "its outputs are not those of its weight (an adapter?): measured with the matrix that made them"
+        parts = ["features" * self.unit_features, "rows" * self.unit_rows]
+        unit = " and ".join(part for part in parts if part)
+        words = [f"{unit} of unit length"] if unit else []
+        words += [f"a scale of {self.scale:.4g}"] if self.scale != 1.0 else []
+        words += ["another bias than its own"] if self.shift is not None else []
+        return f"its outputs are not weight times input plus bias: measured with {', '.join(words)}"
+
+
+class HeadMap:
+    """Finds the form of a head's map from the first rows that it sees, and holds later ones against it."""
+
+    def __init__(self, head: nn.Module, name: str) -> None:
+        self.head = head
+        self.name = name
+        self.form: Form | None = None
+        self._own: tuple[Tensor, Tensor | None] | None = None
+
+    def check(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Compare some of the (n, K) outputs with the map of the (n, d) inputs.
+
+        Raises:
+            InputError: they are no linear map of the inputs.
+        """
+        self._own = weight, bias = head_tensors(self.head)  # now: parametrised layers make it in their forward pass
+        if len(inputs) == 0:
+            return
+        if self.form is None:
+            self.form = self._found(inputs, outputs, weight, bias)
+            return
+        off = distance(self.form, inputs, outputs, weight, bias)
+        if off > 1:
+            raise InputError(self._refusal(inputs, outputs, weight, bias))
+
+    def tensors(self) -> tuple[Tensor, Tensor | None]:
+        """The weight (K, d) and the bias (K,) or None that made the outputs."""
+        own = self._own or head_tensors(self.head)
+        return (self.form or Form()).tensors(*own)
+
+    def features(self, features: Tensor) -> Tensor:
+        """(N, d) what the map takes: the head's inputs, of unit length where it makes them so."""
+        return features if self.form is None else self.form.features(features)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the outputs are those of the head's own weight and bias."""
+        return self.form is None or self.form.is_plain
+
+    def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form:
+        plain = Form()
+        if distance(plain, inputs, outputs, weight, bias) <= 1:
+            return plain
+        for unit_features, unit_rows in product((False, True), repeat=2):
+            form = scaled(Form(unit_features, unit_rows), inputs, outputs, weight, bias)
+            if form is not None and distance(form, inputs, outputs, weight, bias) <= 1:
+                return form
+        probed = self._probed(inputs)
+        if probed is not None and distance(probed, inputs, outputs, weight, bias) <= 1:
+            return probed
+        raise InputError(self._refusal(inputs, outputs, weight, bias))
+
+    @torch.no_grad()
+    def _probed(self, inputs: Tensor) -> Form | None:
+        """The matrix and the shift that the layer has if it is linear; None where it takes no unit vectors."""
+        dim = inputs.shape[1]
+        tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
+
+        def outputs(vectors: Tensor) -> Tensor:
+            given: Any = self.head(vectors.reshape(*vectors.shape, *tail))
+            return given.reshape(len(vectors), -1).to(torch.promote_types(given.dtype, torch.float32))
+
+        try:
+            columns = []
+            for start in range(0, dim, _PROBES):
+                count = min(_PROBES, dim - start)
+                vectors = torch.zeros(count, dim, dtype=inputs.dtype, device=inputs.device)
+                vectors[torch.arange(count), start + torch.arange(count)] = 1
+                columns.append((outputs(vectors) - outputs(-vectors)) / 2)
+            shift = outputs(torch.zeros_like(inputs[:1]))[0]
+        except Exception:  # a layer of another's may raise anything on inputs that it was not made for
+            return None
+        matrix = torch.cat(columns).T
+        if not bool(torch.isfinite(matrix).all() and torch.isfinite(shift).all()):
+            return None
+        return Form(matrix=matrix, shift=shift)
+
+    def _refusal(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> str:
+        wanted = F.linear(inputs.double(), weight.double(), None if bias is None else bias.double())
+        off = float((outputs.double() - wanted).norm() / outputs.double().norm().clamp(min=1e-300))
+        return (
+            f"expected the layer {self.name!r} to give weight times input plus bias, or another linear map of its "
+            f"input, got outputs that differ by {100 * off:.3g} %: name the layer that makes the logits"
+        )
+
+
+def distance(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+    """The largest distance of some outputs from a map, over what rounding explains: up to 1 they agree."""
+    picked = _some(outputs.shape[1], _CLASSES, outputs.device)
+    features = form.features(inputs.double())
+    rows, shift = form.tensors(weight, bias, picked)
+    rows, shift = rows.double(), torch.zeros(1).to(features) if shift is None else shift.double()
+    bound = features.abs() @ rows.abs().T + shift.abs()
+    off = (outputs[:, picked].double() - features @ rows.T - shift).abs()
+    allowed = _SLACK * rounding(inputs, outputs, weight) * bound
+    return float((off / allowed.clamp(min=1e-300)).nan_to_num(0.0).max())
+
+
+def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form | None:
+    """The form with the scale and the shift that fit best; from a single row the shift is the bias, or none."""
+    rows, _ = form.tensors(weight.double(), None)
+    products = form.features(inputs.double()) @ rows.T
+    exact = outputs.double()
+    own = torch.zeros(weight.shape[0], dtype=torch.float64, device=products.device)
+    own = own if bias is None else bias.double()
+    for shift in (own, torch.zeros_like(own), None):
+        if shift is None and len(inputs) < 2:
+            return None
+        x, y = (products, exact - shift) if shift is not None else (_centred(products), _centred(exact))
+        size = float(x.square().sum())
+        scale = float((x * y).sum()) / size if size > 0 else 0.0
+        if abs(scale - 1) < 4 * rounding(inputs, outputs, weight):
+            scale = 1.0
+        c = shift if shift is not None else (exact - scale * products).mean(0)
+        found = Form(form.unit_features, form.unit_rows, scale, None if c is own else c.to(weight.dtype))
+        if distance(found, inputs, outputs, weight, bias) <= 1:
+            return found
+    return None
+
+
+def rounding(*tensors: Tensor) -> float:
+    """The relative rounding of a product of such tensors: that of the coarsest type, TF32 where it may be used."""
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point())
+    if any(tensor.dtype == torch.float32 for tensor in tensors) and not _full_float32(tensors[0].device):
+        eps = max(eps, 2.0**-10)
+    return eps
+
+
+def _full_float32(device: torch.device) -> bool:
+    """Whether float32 products are surely computed in float32."""
+    if device.type == "cuda":  # convolutions use TF32 there unless told not to
+        return False
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # the newer settings are in use
+        return False
+
+
+def _some(count: int, most: int, device: torch.device) -> Tensor:
+    """At most so many of `count` places, spread evenly."""
+    if count <= most:
+        return torch.arange(count, device=device)
+    return torch.linspace(0, count - 1, most, device=device).long()
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(0)

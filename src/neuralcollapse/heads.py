@@ -1,0 +1,329 @@
+"""Linear heads: which layers of a model may make its logits, and their weight as (K, d) whatever the layer is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from neuralcollapse._errors import InputError, listed, nearest
+from neuralcollapse.fixed import FixedClassifier
+
+_CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}  # type -> axis of channels
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_HEAD = re.compile(r"^(heads?|classif|logits|score|aux)|(heads?|classifier)\d*$", re.IGNORECASE)
+_AUXILIARY = re.compile(r"^aux|_aux$|^aux_|_aux_", re.IGNORECASE)
+_PASSED = (nn.Dropout, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """The weight (K, d) and the bias (K,) or None of a linear head, detached.
+
+    Heads are nn.Linear and whatever else has a `.weight` of shape (K, d); this package's fixed layers; 1x1
+    convolutions, whose (K, d, 1, ...) is read as (K, d); transformers' Conv1D, whose (d, K) is transposed; torch's
+    quantised Linear, whose weight is a method.
+
+    Raises:
+        InputError: the module has no such weight, or one that is made by a first batch that has not come.
+    """
+    weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
+    if weight is not None and is_lazy(weight):
+        raise InputError(
+            f"expected a classifier with a weight, got a {type(module).__name__} that makes it with the first batch: "
+            "run one batch through the model"
+        )
+    if weight is not None and _is_pointwise(module):
+        weight = weight.flatten(1)
+    if weight is None or weight.dim() != 2:
+        raise InputError(
+            f"expected a classifier with a .weight of shape (K, d), such as nn.Linear or ETFClassifier, or a 1x1 "
+            f"convolution, got {type(module).__name__}{_why_not(module)}"
+        )
+    weight = weight.T if _is_transposed(module) else weight
+    return weight.detach(), None if bias is None else bias.detach()
+
+
+def head_axis(module: nn.Module) -> int:
+    """The axis of a head's input that holds its d features and of its output that holds the K logits.
+
+    -1 but for convolutions and the fixed layers in their place: -2 for maps (N, d, L), -3 for (N, d, H, W), -4 for
+    (N, d, D, H, W).
+    """
+    if isinstance(module, FixedClassifier):
+        return module.axis
+    base = _tuned(module) or module
+    return next((axis for kind, axis in _CONVOLUTIONS.items() if isinstance(base, kind)), -1)
+
+
+def head_outputs(module: nn.Module) -> int | None:
+    """K of a module that may be a linear head, None for any other."""
+    base = _tuned(module)
+    if base is not None:
+        return head_outputs(base)
+    if isinstance(module, nn.Linear | FixedClassifier):
+        return module.out_features
+    if isinstance(module, tuple(_CONVOLUTIONS)):
+        return int(module.out_channels) if _is_pointwise(module) else None  # type: ignore[arg-type]
+    if _is_transposed(module):
+        return int(module.nf)  # type: ignore[arg-type]
+    if callable(getattr(module, "weight", None)) and isinstance(getattr(module, "out_features", None), int):
+        return int(module.out_features)  # type: ignore[arg-type]
+    if "embedding" in type(module).__name__.lower() or any(name != "parametrizations" for name in module._modules):
+        return None
+    weight = module._parameters.get("weight") if "parametrizations" not in module._modules else module.weight
+    if not isinstance(weight, Tensor) or is_lazy(weight) or weight.dim() != 2 or not weight.is_floating_point():
+        return None
+    return weight.shape[0]
+
+
+def head_names(model: nn.Module, num_outputs: int | None = None) -> list[str]:
+    """Dotted paths of the layers that may be heads, in the order in which the model registers them.
+
+    Those of `head_tensors`, but for projections inside attention (unless there is nothing else) and what a wrapper
+    holds: a layer with a LoRA adapter is one candidate, and so is a parametrised one (weight_norm, spectral_norm).
+
+    Args:
+        model: any module.
+        num_outputs: only layers with so many outputs. Without it, 1x1 convolutions count where no other candidate
+            comes after them: most networks are full of them.
+    """
+    found = list(_candidates(model))
+    if num_outputs is not None:
+        found = [(path, layer) for path, layer in found if head_outputs(layer) == num_outputs]
+    else:
+        convolution = [head_axis(layer) != -1 and not isinstance(layer, FixedClassifier) for _, layer in found]
+        last = max((index for index, is_one in enumerate(convolution) if not is_one), default=-1)
+        found = [pair for index, pair in enumerate(found) if index >= last or not convolution[index]]
+    outside = [path for path, _ in found if not _ATTENTION.search(path)]
+    return outside or [path for path, _ in found]
+
+
+def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
+    """Dotted paths of all the model's heads: those that it declares, and others of K outputs that are called heads.
+
+    A model declares its heads by `get_classifier` (timm), `get_output_embeddings` (language models of transformers) or
+    `classifier_name` (networks of this package). Of a model that does not, the last layer of K outputs is one. Others
+    of K outputs count when their path says so: head, head_dist, aux_head, classifier, AuxLogits and the like.
+
+    Args:
+        model: any module.
+        num_classes: K; what the model says (`config.num_labels`, `num_classes`) when not given, or else the outputs of
+            the head found.
+
+    Returns:
+        At least one path, in order of registration; "" stands for the model itself.
+
+    Raises:
+        InputError: no layer may be a head, or none has K outputs.
+    """
+    everything = head_names(model)
+    if not everything:
+        raise InputError(
+            f"expected a model with a linear last layer, got a {type(model).__name__} without any nn.Linear (or 1x1 "
+            "convolution): end it with one"
+        )
+    declared = _declared(model, num_classes)
+    said = _said_classes(model) if num_classes is None and not declared else num_classes
+    names = everything if said is None else head_names(model, said)
+    if not declared:
+        if not names:
+            last = everything[-1]
+            raise InputError(
+                f"expected a last nn.Linear of {said} outputs (the classes), got "
+                f"{head_outputs(_submodule(model, last))} outputs at {last!r}: have the network take its number of "
+                "classes from num_classes, or name the last layer with classifier="
+            )
+        declared = names[-1:]
+    outputs = head_outputs(_submodule(model, declared[-1]))
+    called = [name for name in head_names(model, outputs) if any(_HEAD.search(part) for part in name.split("."))]
+    order = {path: index for index, (path, _) in enumerate(_candidates(model))}
+    return sorted({*declared, *called}, key=order.__getitem__)
+
+
+def find_head(model: nn.Module, num_classes: int | None = None) -> str:
+    """The dotted path of the layer that makes the model's logits; arguments as for `find_heads`.
+
+    Auxiliary heads, which help a training along, are passed over.
+
+    Raises:
+        InputError: no such layer, or several, of which the message gives the names.
+    """
+    main = main_heads(model, num_classes)
+    if len(main) > 1:
+        raise InputError(
+            f"{type(model).__name__} has {len(main)} heads of {head_outputs(_submodule(model, main[0]))} outputs: "
+            f"{listed(main)}: name one of them"
+        )
+    return main[0]
+
+
+def main_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
+    """`find_heads` without auxiliary heads, unless there are no others."""
+    heads = find_heads(model, num_classes)
+    return [name for name in heads if not any(_AUXILIARY.search(part) for part in name.split("."))] or heads
+
+
+def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """The submodule at a dotted path (or the submodule itself); an error names the linear layers that exist."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(name, nn.Module):
+        if any(module is name for module in known.values()):
+            return name
+        raise InputError(f"expected a layer of the model or its name, got a {type(name).__name__} outside the model")
+    if not isinstance(name, str):
+        raise InputError(f"expected a layer's name, such as 'fc', got {name!r}")
+    if name in known and (name or head_outputs(model) is not None):
+        return known[name]
+    linear = head_names(model)
+    hint = nearest(name, [path for path in known if path]) if name else ""
+    raise InputError(
+        f"the model ({type(model).__name__}) has no layer {name!r}{hint}; its linear layers: "
+        f"{listed(linear[-8:]) or 'none'}"
+    )
+
+
+def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """The head at a dotted path; where an nn.Sequential lies there, the head that it ends in.
+
+    Raises:
+        InputError: no layer of that name, or one that is no linear head.
+    """
+    layer = found = find_module(model, name)
+    while isinstance(found, nn.Sequential):
+        inside = [part for part in found if not isinstance(part, _PASSED)]
+        if not inside:
+            break
+        found = inside[-1]
+    if head_outputs(found) is None:
+        raise InputError(
+            f"expected {name if isinstance(name, str) else 'the layer'!r} to be an nn.Linear or a 1x1 convolution, got "
+            f"{type(layer).__name__}{_why_not(layer)}; the model's linear layers: "
+            f"{listed(head_names(model)[-8:]) or 'none'}"
+        )
+    return found
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and layers that may be heads; what lies inside of one is passed over."""
+    inside = ""
+    unused: set[int] = set()
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        unused |= set(map(id, _unused(module)))
+        if id(module) in unused or isinstance(module, nn.MultiheadAttention):
+            inside = f"{path}."
+        elif head_outputs(module) is not None:
+            yield path, module
+            inside = f"{path}."
+
+
+def _unused(module: nn.Module) -> list[nn.Module]:
+    """Of a layer that peft trains as a whole (modules_to_save): the copies that do not run."""
+    original, copies = getattr(module, "original_module", None), getattr(module, "modules_to_save", None)
+    if not isinstance(original, nn.Module) or not isinstance(copies, nn.ModuleDict):
+        return []
+    active = [] if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", [])
+    runs = next((copies[name] for name in active if name in copies), original)
+    return [part for part in (original, *copies.values()) if part is not runs]
+
+
+def _tuned(module: nn.Module) -> nn.Module | None:
+    """The layer inside an adapter of peft, such as LoRA's."""
+    if any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__):
+        base = getattr(module, "base_layer", None)
+        return base if isinstance(base, nn.Module) else None
+    return None
+
+
+def is_tuned(module: nn.Module) -> bool:
+    """Whether a layer carries an adapter of peft, such as LoRA's."""
+    return _tuned(module) is not None
+
+
+def _is_pointwise(module: nn.Module) -> bool:
+    """Whether a module is a convolution that is a linear map of each position: kernel 1, stride 1, no padding."""
+    layer = _tuned(module) or module
+    if not isinstance(layer, tuple(_CONVOLUTIONS)):
+        return False
+    conv: Any = layer
+    padded = not isinstance(conv.padding, str) and any(conv.padding)
+    return {*conv.kernel_size, *conv.stride, conv.groups} == {1} and not padded
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Whether a module is transformers' Conv1D, a linear layer that keeps its weight as (d, K)."""
+    layer = _tuned(module) or module
+    return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__) and isinstance(
+        getattr(layer, "nf", None), int
+    )
+
+
+def _tensor(module: nn.Module, name: str) -> Tensor | None:
+    value = getattr(module, name, None)
+    if callable(value) and not isinstance(value, nn.Module | Tensor):
+        value = value()  # torch's quantised layers
+    if not isinstance(value, Tensor):
+        return None
+    return value.dequantize() if value.is_quantized else value
+
+
+def _why_not(module: nn.Module) -> str:
+    if isinstance(module, tuple(_CONVOLUTIONS)):
+        return " that is no 1x1 convolution (kernel 1, stride 1, no padding, one group)"
+    return ""
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path)
+
+
+def _said_classes(model: nn.Module) -> int | None:
+    """How many classes the model itself says that it has."""
+    model = _unwrapped(model)
+    for holder, name in ((getattr(model, "config", None), "num_labels"), (model, "num_classes")):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and head_names(model, value):
+            return value
+    return None
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside torch.compile's wrapper and those of data parallelism."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _declared(model: nn.Module, num_classes: int | None) -> list[str]:
+    """Paths of the heads that the model itself names."""
+    own: Any = _unwrapped(model)
+    said: list[Any] = []
+    name = getattr(own, "classifier_name", None)
+    if isinstance(name, str):
+        with suppress(AttributeError):
+            said = [own.get_submodule(name)]
+    for ask in ("get_output_embeddings", "get_classifier"):
+        if not said and callable(getattr(own, ask, None)):
+            with suppress(Exception):  # models that have none raise what they like
+                answer = getattr(own, ask)()
+                said = list(answer) if isinstance(answer, tuple | list) else [answer]
+    said = [part for part in said if isinstance(part, nn.Module)]
+    wanted = num_classes or _said_classes(own)
+    found = []
+    for part in said:
+        inside = {id(layer) for layer in part.modules()}
+        paths = [(path, layer) for path, layer in _candidates(model) if id(layer) in inside]
+        fitting = [path for path, layer in paths if head_outputs(layer) == wanted]
+        if num_classes is None and not fitting:
+            fitting = [path for path, _ in paths[-1:]]
+        found += fitting if isinstance(part, nn.ModuleList) else fitting[-1:]
+    return found
