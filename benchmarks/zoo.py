@@ -309,6 +309,10 @@ TINY = {
     "num_key_value_heads": 2, "d_head": 8, "d_kv": 8, "head_dim": 8, "max_position_embeddings": 40,
     "n_positions": 40, "image_size": 32, "patch_size": 8, "vocab_size": WORDS,
 }  # fmt: skip
+AUDIO: dict[str, Any] = {
+    "conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 12,
+}  # fmt: skip
 ALWAYS = {"num_labels": CLASSES, "pad_token_id": PAD, "eos_token_id": END, "bos_token_id": 0}
 
 
@@ -366,6 +370,12 @@ def transformers_cases() -> Iterator[Case]:
         build = transformers_model(name, vocab_size=CLASSES)
         yield Case(f"transformers {name}, next_token", build, sentences, "lm_head", plain("lm_head"),
                    options={"next_token": True})  # fmt: skip
+    gpt2 = transformers_model("GPT2LMHeadModel", vocab_size=CLASSES)
+    yield Case("transformers GPT2LMHeadModel, its own tokens as labels", gpt2, sentences, "lm_head",
+               plain("lm_head", words="each token its own class", quiet=False, mentions=("next_token",)))  # fmt: skip
+    bart = transformers_model("BartForCausalLM", vocab_size=CLASSES)
+    yield Case("transformers BartForCausalLM, next_token", bart, sentences, "lm_head", plain("lm_head"),
+               options={"next_token": True})  # fmt: skip
     for name, after, options in [
         ("GraniteForCausalLM", lambda model: 1 / model.config.logits_scaling, {"logits_scaling": 4.0}),
         ("CohereForCausalLM", lambda model: model.logit_scale, {"logit_scale": 0.25}),
@@ -377,9 +387,7 @@ def transformers_cases() -> Iterator[Case]:
     build = transformers_model("Gemma2ForCausalLM", vocab_size=CLASSES, final_logit_softcapping=2.0)
     yield Case("transformers Gemma2ForCausalLM, next_token (capped logits)", build, sentences, "lm_head",
                plain("lm_head", quiet=False, words="h, W before tanh"), options={"next_token": True})  # fmt: skip
-    audio = {"conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2,
-             "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "classifier_proj_size": 12}  # fmt: skip
-    build = transformers_model("Wav2Vec2ForSequenceClassification", **audio)
+    build = transformers_model("Wav2Vec2ForSequenceClassification", **AUDIO)
     yield Case("transformers Wav2Vec2ForSequenceClassification", build, sounds, "classifier", plain("classifier"))
 
     deep = {"depths": [1, 1], "hidden_size": None, "embedding_size": 8, "hidden_sizes": [8, 16]}
@@ -389,7 +397,7 @@ def transformers_cases() -> Iterator[Case]:
          {"num_attention_heads": None, "hidden_size": None, "num_hidden_layers": None, "num_layers": None,
           "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4}),
         ("ConvNextForImageClassification", "classifier", 32,
-         {"hidden_size": None, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}),
+         {"num_hidden_layers": None, "hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1], "patch_size": 4}),
         ("ResNetForImageClassification", "classifier.1", 32, deep),
         ("RegNetForImageClassification", "classifier.1", 32, deep | {"groups_width": 8}),
         ("MobileViTForImageClassification", "classifier", 64,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -13,7 +12,21 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize, parametrizations, prune
 
 from architectures import Calls, Case, Reading
-from zoo import CLASSES, PAD, images, linear, pictures, plain, received, texts, timm_model, transformers_model, vision_model
+from zoo import (
+    AUDIO,
+    CLASSES,
+    images,
+    linear,
+    pictures,
+    plain,
+    received,
+    sounds,
+    texts,
+    timm_model,
+    transformers_model,
+    videos,
+    vision_model,
+)
 
 WIDTH = 24
 
@@ -197,6 +210,10 @@ def head_cases() -> Iterator[Case]:
     saved = f"{LORA}.modules_to_save.default"
     yield case("peft's modules_to_save", lora(target_modules=["body.3"], modules_to_save=["fc"]), plain(saved), saved,
                prepare=False)  # fmt: skip
+    yield case("peft's modules_to_save, the wrapper", lora(target_modules=["body.3"], modules_to_save=["fc"]),
+               [Reading("h, W, b of the copy", received(saved), linear(saved))], LORA, watch=(saved,),
+               prepare=False)  # fmt: skip
+    yield Case("head: one logit for two classes", lambda: Net(nn.Linear(WIDTH, 1)), two_classes, "fc", [])
     yield case("DataParallel", lambda: nn.DataParallel(Net()), plain("module.fc"), "module.fc")
     yield case("averaged weights", lambda: torch.optim.swa_utils.AveragedModel(Net()), plain("module.fc"), "module.fc")
     yield case("torch.compile", lambda: torch.compile(Net(), backend="eager"), compiled("fc"), "fc", watch=("_orig_mod.fc",),
@@ -253,6 +270,10 @@ def images_of(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
     return [(pixels.to(dtype), labels) for pixels, labels in images()]
 
 
+def two_classes() -> list[tuple[Tensor, Tensor]]:
+    return [(pixels, labels % 2) for pixels, labels in images()]
+
+
 # Inner layers: the mean over positions of each sample, written down by hand.
 
 
@@ -305,6 +326,26 @@ class Wave(nn.Module):
         return self.fc(self.conv(pixels.flatten(2)).relu().mean(2))
 
 
+class Cube(nn.Module):
+    """Maps whose three sides are alike, channels first and then last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.fc = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, CLASSES)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.fc(self.norm(self.conv(pixels).permute(0, 2, 3, 1)).relu().mean((1, 2)))
+
+
+def frames(raw: Tensor, batch: Any) -> Tensor:
+    """The frames that lie wholly within the sound: strides 5 and 4, kernels 10 and 8."""
+    lengths = batch["attention_mask"].sum(1)
+    for kernel, stride in ((10, 5), (8, 4)):
+        lengths = (lengths - kernel) // stride + 1
+    mask = (torch.arange(raw.shape[1]) < lengths[:, None]).to(raw.dtype)[..., None]
+    return (raw * mask).sum(1) / mask.sum(1)
+
+
 def layer_cases() -> Iterator[Case]:
     def case(
         name: str, build: Callable[[], nn.Module], head: str, layer: str, rows: Callable[[Any, Any], Tensor],
@@ -347,5 +388,21 @@ def layer_cases() -> Iterator[Case]:
     left = functools.partial(texts, left=True)
     yield case("transformers Bert layer, padded on the left", bert, "classifier", "bert.encoder.layer.0",
                without_padding, left)  # fmt: skip
+    xlnet = transformers_model("XLNetForSequenceClassification", max_position_embeddings=None)
+    yield case("transformers XLNet layer (T, N, C), padded", xlnet, "logits_proj", "transformer.layer.0",
+               lambda raw, batch: without_padding(raw[0].transpose(0, 1), batch), left)  # fmt: skip
+    deberta = transformers_model("DebertaV2ForSequenceClassification")
+    yield case("transformers DebertaV2 layer, a tuple, padded", deberta, "classifier", "deberta.encoder.layer.0",
+               lambda raw, batch: without_padding(raw[0], batch), texts)  # fmt: skip
+    wave2vec = transformers_model("Wav2Vec2ForSequenceClassification", **AUDIO)
+    yield case("transformers Wav2Vec2 layer, fewer frames than the mask has samples", wave2vec, "classifier",
+               "wav2vec2.encoder.layers.0", frames, sounds)  # fmt: skip
+    yield case("torchvision r3d_18 layer2 (N, C, T, H, W)", vision_model("r3d_18"), "fc", "layer2", channels_first, videos)
+    yield case("torchvision swin3d_t norm (N, T, H, W, C)", vision_model("swin3d_t"), "head", "norm", channels_last,
+               functools.partial(videos, 4, 64))  # fmt: skip
+    yield case("timm swin attention (windows, T, C)", swin, "head.fc", "layers.0.blocks.0.attn",
+               lambda raw, batch: raw.reshape(len(batch[1]), -1, raw.shape[-1]).mean(1))  # fmt: skip
+    yield case("(N, H, W, C) with H = W = C", Cube, "fc", "norm", channels_last)
+    yield case("(N, C, H, W) with H = W = C", Cube, "fc", "conv", channels_first)
     yield case("transformers ViT layer (N, T, C)", transformers_model("ViTForImageClassification"), "classifier",
                "vit.layers.0", tokens, pictures)  # fmt: skip
