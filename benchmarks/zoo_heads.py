@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize, parametrizations, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 
-from architectures import Calls, Case, Reading
+from architectures import Case, Reading
 from zoo import (
     AUDIO,
     CLASSES,

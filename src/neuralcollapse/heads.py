@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     Raises:
         InputError: the module has no such weight, or one that is made by a first batch that has not come.
     """
-    weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
+    with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
+        weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
     if weight is not None and is_lazy(weight):
         raise InputError(
             f"expected a classifier with a weight, got a {type(module).__name__} that makes it with the first batch: "
@@ -45,6 +46,23 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         )
     weight = weight.T if _is_transposed(module) else weight
     return weight.detach(), None if bias is None else bias.detach()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
+    modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
+    model.eval()
+    for module, _, compiled in modes:
+        if compiled is not None:
+            module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, training, compiled in modes:
+            module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled
 
 
 def head_axis(module: nn.Module) -> int:
