@@ -217,7 +217,9 @@ def test_the_state_of_another_frame_is_refused_whatever_the_strictness(own, stri
             holder.load_state_dict(state, strict=strict)
             continue
         before = copy.deepcopy(without_name(holder))
-        with pytest.raises(nc.InputError, match=r"state dict's fc has the frame .*, and this layer .*: build") as caught:
+        with pytest.raises(
+            nc.InputError, match=r"state dict's fc has the frame .*, and this layer .*: build"
+        ) as caught:
             holder.load_state_dict(state, strict=strict)
         assert "\n" not in str(caught.value)
         torch.testing.assert_close(without_name(holder), before, rtol=0, atol=0)
