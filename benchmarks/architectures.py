@@ -77,6 +77,9 @@ class Case:
         readings: the best first; none where the logits are no linear function of any one vector.
         watch: layers whose calls the readings need; the head when empty.
         options: of `nc.measure`.
+        prepare: give the head random rows and the norms the statistics of the data. Without it each pass has a model of
+            its own, as one pass may bring up to date what the next one reads.
+        may_refuse: words are as good as numbers.
         layer: an inner layer to measure too, with `layer_rows` from its raw output and the batch to (n, C).
     """
 
@@ -90,6 +93,12 @@ class Case:
     layer: str = ""
     layer_rows: Callable[[Any, Any], Tensor] | None = None
     prepare: bool = True
+    may_refuse: bool = False
+
+    @property
+    def must_agree(self) -> bool:
+        """That it is a linear head of one vector, or a layer whose axes can be known: a refusal would be too much."""
+        return not self.may_refuse and len(self.readings) == 1 and self.readings[0].quiet
 
 
 @dataclass
@@ -313,19 +322,24 @@ def attempt(case: Case, model: nn.Module, **options: Any) -> tuple[Any, str, str
 
 
 def judge(case: Case) -> Row:
-    """The verdict on one case. Each pass has a model of its own: one pass may bring up to date what the next one reads."""
+    """The verdict on one case: the head by name, and found where this version finds it."""
     start = time.perf_counter()
     try:
-        answers, layer = expected(case, made(case))
+        model = made(case)
+        answers, layer = expected(case, model)
     except ImportError as error:
         return Row(case.name, "missing", str(error).splitlines()[0], 0.0)
     except Exception as error:
         return Row(case.name, "unread", f"the script's own pass: {one_line(error)}", time.perf_counter() - start)
+
+    def fresh() -> nn.Module:
+        return model if case.prepare else made(case)
+
     try:
         named = {"layers": [case.layer]} if case.layer else {}
-        verdicts = [verdict_of(case, answers, layer, attempt(case, made(case), classifier=case.head, **named))]
+        verdicts = [verdict_of(case, answers, layer, attempt(case, fresh(), classifier=case.head, **named))]
         if inspect.signature(nc.measure).parameters["classifier"].default is None and not case.layer:
-            found = verdict_of(case, answers, layer, attempt(case, made(case)))
+            found = verdict_of(case, answers, layer, attempt(case, fresh()))
             verdicts.append((found[0], f"found: {found[1]}"))
     except Exception as error:
         return Row(case.name, "crashed", one_line(error), time.perf_counter() - start)
