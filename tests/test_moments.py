@@ -249,7 +249,7 @@ def test_a_batch_without_samples_is_a_no_op(state):
 
 
 def test_the_state_is_one_vector_of_k_d_plus_d_squared_updated_in_place(state):
-    size = 2 * 3 + 3 * 4 + 4 * 4
+    size = 2 * 3 + 3 * 4 + 4 * 4 + 1
     assert packed_size(3, 4) == size
     address = state.packed.data_ptr()
     for _ in range(3):
@@ -357,9 +357,11 @@ def test_sizes_below_one_or_no_integers_are_refused(size, message):
         ClassMoments.zeros(*size)
 
 
-@pytest.mark.parametrize("packed", [torch.zeros(34), torch.zeros(33).double(), torch.zeros(1, 34).double()])
+@pytest.mark.parametrize(
+    "packed", [torch.zeros(35), torch.zeros(33).double(), torch.zeros(36).double(), torch.zeros(1, 35).double()]
+)
 def test_a_packed_state_of_another_size_or_dtype_is_refused(packed):
-    with pytest.raises(InputError, match=r"expected .*float64 .*\(34,\), got "):
+    with pytest.raises(InputError, match=r"expected .*float64 .*\(35,\), got "):
         ClassMoments(packed, 3, 4)
 
 

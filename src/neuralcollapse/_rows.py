@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +16,15 @@ from neuralcollapse._undefined import Undefined
 from neuralcollapse.moments import add_gram
 
 _TILE = 1024  # rows of a tile of class pairs: 8 MB of float64
+_LOST = 16  # float64 spacings that a matrix product may lose, of the sizes of its factors
 _EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
+
+
+class Noise(NamedTuple):
+    """What rounding may have put into each entry of K vectors: its square is shares[k] sizes[j]."""
+
+    shares: Tensor  # (K,)
+    sizes: Tensor  # (d,)
 
 
 class Rows:
@@ -38,6 +47,7 @@ class Rows:
         self._index = index
         self._shift = shift
         self.rounding = rounding
+        self.noise: Noise | None = None  # what the vectors may owe to the rounding of what they were made from
         self.count = len(vectors) if index is None else len(index)
         self.dim = vectors.shape[1]
 
@@ -61,7 +71,14 @@ class Rows:
     def norms(self) -> Tensor:
         """(K,) lengths."""
         norms = torch.cat([torch.linalg.vector_norm(self.block(part), dim=1) for part in self.parts()])
-        return torch.where(norms > self.rounding, norms, 0.0)
+        return torch.where(norms > self.noise_squares.sqrt().clamp(min=self.rounding), norms, 0.0)
+
+    @cached_property
+    def noise_squares(self) -> Tensor:
+        """(K,) squared lengths that the vectors may owe to the rounding of what they were made from."""
+        if self.noise is None:
+            return torch.zeros(self.count, dtype=torch.float64, device=self._vectors.device)
+        return self.noise.shares * self.noise.sizes.sum()
 
     @cached_property
     def largest(self) -> float:
@@ -131,15 +148,13 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     if count <= dim + 1:
         product = unit_size(left.rows) @ unit_size(other.rows).T
         norm = torch.linalg.vector_norm(product)
-        if float(norm) == 0:
-            raise Undefined("the vectors are all zero")
+        _check_product(left, right, float(norm))
         etf = (torch.eye(count, dtype=product.dtype, device=product.device) - 1 / count) / math.sqrt(count - 1)
         return float(torch.linalg.vector_norm(product / norm - etf))
     # More classes than d+1: A is never near E (its rank is too low), so this expansion does not cancel,
     # and |A|_F^2 = <left'left, right'right> needs no K x K matrix.
     norm = math.sqrt(float((left.gram * other.gram).sum()))
-    if norm == 0:
-        raise Undefined("the vectors are all zero")
+    _check_product(left, right, norm and norm / left.largest / other.largest)
     trace, sums = 0.0, [0.0 * left.gram[0], 0.0 * left.gram[0]]
     for part in left.parts():
         first = left.block(part)
@@ -150,27 +165,52 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
 
 
-def between_directions(means: Rows) -> tuple[Tensor, Tensor]:
+def _check_product(left: Rows, right: Rows | None, norm: float) -> None:
+    """Raise unless left right', whose size is `norm` times the largest entries of both, is more than rounding."""
+    if norm == 0:
+        raise Undefined("the vectors are all zero")
+    if right is None:
+        return
+    columns = torch.stack([(left.block(part) / left.largest).square().sum(0) for part in left.parts()]).sum(0)
+    sizes = torch.stack([(right.block(part) / right.largest).square().sum(0) for part in right.parts()]).sum(0)
+    least = (_LOST * torch.finfo(columns.dtype).eps) ** 2 * float(columns.sum() * sizes.sum())
+    if right.noise is not None:
+        least += float(right.noise.shares.sum() * (columns @ right.noise.sizes)) / right.largest**2
+    if norm * norm <= least:
+        raise Undefined("weight and means are perpendicular up to rounding: their products have no geometry")
+
+
+def between_directions(
+    means: Rows, rounding_alone: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
     """Orthonormal directions (d, r) that the class means span, and the squares (r,) of their singular values.
 
-    r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as its
-    spectrum is wide enough to be exact to 1e-8.
+    r <= K-1. By SVD; for large matrices by the eigenvectors of the smaller Gram matrix, as long as the spectrum of what
+    is kept is wide enough to be exact to 1e-8. Directions that `rounding_alone` picks are left out.
     """
+    pick = rounding_alone or (lambda _, squares: torch.zeros_like(squares, dtype=torch.bool))
     keep = min(means.count - 1, means.dim)
     wide = means.dim < means.count
     if min(means.count, means.dim) > _EXACT_SVD:
         small = means.gram if wide else means.rows @ means.rows.T
         squares, vectors = torch.linalg.eigh(small)
-        squares, vectors = squares[-keep:], vectors[:, -keep:]
-        if float(squares[0]) > 1e-8 * float(squares[-1]):
-            return (vectors, squares) if wide else (means.rows.T @ vectors / squares.sqrt(), squares)
+        squares, vectors = squares[-keep:].clamp(min=0), vectors[:, -keep:]
+        unsure = squares <= 1e-8 * squares[-1]
+        if not wide:
+            vectors = means.rows.T @ vectors
+            vectors /= torch.where(unsure, torch.linalg.vector_norm(vectors, dim=0), squares.sqrt()).clamp(min=1e-300)
+        if bool(unsure.any()):  # what the Gram matrix lost
+            lengths = [(means.block(part) @ vectors[:, unsure]).square().sum(0) for part in means.parts()]
+            squares[unsure] = torch.stack(lengths).sum(0)
+        left_out = pick(vectors, squares)
+        if not bool((unsure & ~left_out).any()):
+            return vectors[:, ~left_out], squares[~left_out]
     _, singular, right = torch.linalg.svd(triangle(means) if wide else means.rows, full_matrices=False)
-    least = max(
-        float(singular[0]) * max(means.count, means.dim) * torch.finfo(singular.dtype).eps,
-        math.sqrt(means.count) * means.rounding,
-    )
+    least = float(singular[0]) * max(means.count, means.dim) * torch.finfo(singular.dtype).eps
     real = singular[:keep] > least
-    return right[:keep][real].T, singular[:keep][real].square()
+    vectors, squares = right[:keep][real].T, singular[:keep][real].square()
+    left_out = pick(vectors, squares)
+    return vectors[:, ~left_out], squares[~left_out]
 
 
 def triangle(rows: Rows) -> Tensor:

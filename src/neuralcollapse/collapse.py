@@ -26,7 +26,7 @@ from torch import Tensor
 from neuralcollapse._checks import check_classifier, check_features, check_finite, check_labels
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse._means import OVERFLOW, Means, as_means
-from neuralcollapse._rows import Rows, as_rows, between_directions, distance_to_etf, gram, same_shape, several
+from neuralcollapse._rows import Rows, as_rows, distance_to_etf, gram, same_shape, several
 from neuralcollapse._undefined import Undefined, nan_when_undefined, unguarded
 from neuralcollapse.moments import ClassMoments
 from neuralcollapse.pairs import Estimate, cdnv, draw, excess_cosine
@@ -140,6 +140,8 @@ def _warn(means: Means, undefined: dict[str, list[str]]) -> None:
         )
     for reason, names in undefined.items():
         warnings.warn(f"undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=3)
+    if means.left_out:
+        warnings.warn(means.left_out, NeuralCollapseWarning, stacklevel=3)
     count, dim = len(means.seen), means.moments.feature_dim
     if count > dim + 1:
         floor = math.sqrt(2 - 2 * math.sqrt(dim / (count - 1)))
@@ -152,9 +154,13 @@ def _warn(means: Means, undefined: dict[str, list[str]]) -> None:
 
 
 def centred_means(moments: ClassMoments) -> Tensor:
-    """(K, d) the rows mu_k - mu_G of the classes seen, in class order; mu_G is the mean of the samples."""
+    """(K, d) the rows mu_k - mu_G of the classes seen, in class order; mu_G is the mean of the samples.
+
+    Rows that hold only rounding are zero.
+    """
     try:
-        return Means(moments).centred.rows
+        rows = Means(moments).centred
+        return torch.where(rows.norms[:, None] > 0, rows.rows, 0.0)
     except Undefined as reason:
         raise InputError(f"no centred class means: {reason}") from None
 
@@ -165,11 +171,13 @@ def nc1(moments: ClassMoments, means: Means | None = None) -> float:
 
     S_W averages over samples, S_B over classes about the mean of the samples, as published. S_B has
     rank at most K-1: its pseudo-inverse keeps at most K-1 directions of the class means (fewer when d
-    is smaller or the means are dependent), never a spurious one. Source: [Zhu 2021], [Papyan 2020].
+    is smaller or the means are dependent), never a spurious one: along directions where all that varies may be the
+    rounding of the features' own type it would be noise over noise (a LayerNorm or a bottleneck, K-1 above their
+    dimension). `measures` says how many were left out. Source: [Zhu 2021], [Papyan 2020].
     """
-    directions, squares = between_directions(as_means(moments, means))
-    within = ((moments.within_covariance @ directions) * directions).sum(0)
-    return float((within / squares).sum())
+    means = as_means(moments, means)
+    directions = means.directions
+    return float((directions.within / directions.between).sum()) / means.centred.count
 
 
 @nan_when_undefined
@@ -178,8 +186,8 @@ def nc1_quotient(moments: ClassMoments, means: Means | None = None) -> float:
 
     Weights as in `nc1`. Source: [Tirer 2023].
     """
-    between = as_means(moments, means).norms.square().mean()
-    return float(moments.within_covariance.trace() / between)
+    means = as_means(moments, means)
+    return float(means.covariance.trace() / means.centred.norms.square().mean())
 
 
 @nan_when_undefined

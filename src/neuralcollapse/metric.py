@@ -173,7 +173,9 @@ class NeuralCollapse(Metric):
         self._computed = None
 
     def _moments(self) -> ClassMoments:
-        return ClassMoments(self.moments, *self._shape)
+        moments = ClassMoments(self.moments, *self._shape)
+        self.moments = moments.packed  # the same, but for a pickle of version 0.1.0
+        return moments
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Module.to(dtype) would cast the state without a word: follow the device, keep float64.
@@ -186,15 +188,18 @@ class NeuralCollapse(Metric):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         loaded = state_dict.get(prefix + "moments")
-        if loaded is not None and (loaded.shape != self.moments.shape or loaded.dtype != torch.float64):
-            raise InputError(
-                f"expected a float64 state of {self.moments.numel()} values (K={self.num_classes}, "
-                f"d={self.feature_dim}), got {loaded.dtype} {tuple(loaded.shape)}: load it into the same metric"
-            )
+        if loaded is not None:
+            try:
+                packed = ClassMoments(loaded, *self._shape).packed
+            except InputError:
+                raise InputError(
+                    f"expected a float64 state of {self.moments.numel()} values (K={self.num_classes}, "
+                    f"d={self.feature_dim}), got {loaded.dtype} {tuple(loaded.shape)}: load it into the same metric"
+                ) from None
         device = self.moments.device
         super()._load_from_state_dict(state_dict, prefix, *args)
         if loaded is not None:  # a copy: updates work in place, and the caller's dict must not change with them
-            self.moments = loaded.to(device=device, copy=True)
+            self.moments = packed.to(device=device, copy=True)
             self._update_count = max(1, self._update_count)
             self._computed = None
 

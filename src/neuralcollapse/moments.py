@@ -15,14 +15,14 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from neuralcollapse._checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse._errors import InputError
+from neuralcollapse._precision import full_precision
+from neuralcollapse._rounding import rounding
 
 # Rows are centred in blocks of at most this many values, so that float64 copies stay in cache (4 MB).
 _BLOCK_VALUES = 2**19
@@ -46,8 +46,9 @@ class ClassMoments:
         feature_dim: d.
         means: (K, d) mu_k; zero for a class not seen.
         spreads: (K,) sum over the samples of a class of |h - mu_k|^2.
-        packed: the whole state as one float64 vector (counts, spreads, means, upper triangle of the
-            scatter in a d x d matrix); the others are views of it. Float32 means lie two to a place.
+        packed: the whole state as one float64 vector (counts, spreads, means, upper triangle of the scatter in a
+            d x d matrix, and `rounding`); the others are views of it. Float32 means lie two to a place. One without
+            the last value, as version 0.1.0 kept it, is taken for that of float32 features.
 
     Make one with `from_batch` or `zeros`, add batches in place with `update`, join two with `merge`.
     Features may be float16, bfloat16, float32 (products in float32 after centring) or float64
@@ -66,6 +67,9 @@ class ClassMoments:
         self, packed: Tensor, num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64
     ) -> None:
         size = packed_size(num_classes, feature_dim, means_dtype)
+        if packed.dtype == torch.float64 and tuple(packed.shape) == (size - 1,):
+            unknown = torch.finfo(torch.float32).eps * packed[:num_classes].any()
+            packed = torch.cat([packed, unknown.to(packed)[None]])
         if packed.dtype != torch.float64 or tuple(packed.shape) != (size,):
             raise InputError(
                 f"expected a packed float64 state of shape ({size},), got {packed.dtype} {tuple(packed.shape)}"
@@ -73,9 +77,11 @@ class ClassMoments:
         self.packed = packed
         self.num_classes = num_classes
         self.feature_dim = feature_dim
-        places = size - 2 * num_classes - feature_dim * feature_dim
-        counts, spreads, means, scatter = packed.split((num_classes, num_classes, places, feature_dim * feature_dim))
+        square = feature_dim * feature_dim
+        places = size - 2 * num_classes - square - 1
+        counts, spreads, means, scatter, coarsest = packed.split((num_classes, num_classes, places, square, 1))
         self._counts = counts
+        self._coarsest = coarsest
         self.spreads = spreads
         with torch.inference_mode(False):  # a view as another type, made inside, could not be updated outside
             means = means if means_dtype == torch.float64 else means.view(means_dtype)
@@ -125,6 +131,7 @@ class ClassMoments:
         moments = cls.zeros(means.shape[0], means.shape[1], means.device)
         moments._counts.copy_(check_labels(counts, means.shape[0], "counts"))
         moments.means.copy_(means)
+        moments._coarsest.fill_(rounding(means))
         return moments
 
     @property
@@ -136,6 +143,11 @@ class ClassMoments:
     def num_samples(self) -> int:
         """N, the samples seen of all classes."""
         return int(self._counts.sum())
+
+    @property
+    def rounding(self) -> float:
+        """Spacing (eps) of the coarsest type that the features were rounded to, by their values; 0 for exact ones."""
+        return float(self._coarsest)
 
     @property
     def global_mean(self) -> Tensor:
@@ -186,20 +198,21 @@ class ClassMoments:
         device = self.packed.device
         for part, part_labels in zip(features.split(_PRODUCT_ROWS), labels.split(_PRODUCT_ROWS), strict=True):
             self._add(part.to(device), part_labels.to(device), rows)
+        self._coarsest.clamp_(min=rounding(features))
         return self
 
     def _add(self, features: Tensor, labels: Tensor, rows: int) -> None:
         """Add up to _PRODUCT_ROWS samples, by blocks of `rows`: float32 ones in one product at the end."""
         dim = self.feature_dim
-        in_float32 = features.dtype != torch.float64 and dim >= _FLOAT32_FROM_DIM
+        single = in_float32(torch.finfo(features.dtype).eps, dim)
         waiting, diagonal = 0, 0.0 * self._upper[0]
-        small = _scratch("small", features.shape, torch.float32, features.device) if in_float32 else features
+        small = _scratch("small", features.shape, torch.float32, features.device) if single else features
         for block, block_labels in zip(features.split(rows), labels.split(rows), strict=True):
             exact = self._centred(block, block_labels)
             squares = torch.linalg.vector_norm(exact, dim=1).square_()
             self.spreads.index_add_(0, block_labels, squares)
             trace, most = float(squares.sum()), float(squares.max())
-            if in_float32 and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
+            if single and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
                 small[waiting : waiting + len(block)].copy_(exact)
                 waiting += len(block)
                 diagonal += exact.square_().sum(0)
@@ -207,7 +220,7 @@ class ClassMoments:
                 add_gram(self._upper, exact)
         if waiting:
             diagonal += self._upper.diagonal()
-            with _full_precision(features.device):
+            with full_precision(features.device):
                 add_gram(self._upper, small[:waiting])
             self._upper.diagonal().copy_(diagonal)  # its float32 sums grow, and round, the most
 
@@ -266,6 +279,7 @@ class ClassMoments:
             self.means[part] += (share[part, None] * moved).to(self.means.dtype)
             add_gram(self._upper, moved.mul_(both[part].sqrt()[:, None]))
         self._counts.copy_(total)
+        torch.maximum(self._coarsest, other._coarsest, out=self._coarsest)
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:
@@ -280,27 +294,14 @@ class ClassMoments:
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
 
 
-def _full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """No autocast, and no TF32 or bfloat16 inside float32 products, whatever the user has set."""
-    if torch.get_float32_matmul_precision() == "highest" and not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return _forced_precision(device)
-
-
-@contextmanager
-def _forced_precision(device: torch.device) -> Iterator[None]:
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        with torch.autocast(device.type, enabled=False):
-            yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
+def in_float32(eps: float, feature_dim: int) -> bool:
+    """Whether the products of features of a type with this spacing are taken in float32."""
+    return feature_dim >= _FLOAT32_FROM_DIM and eps > torch.finfo(torch.float64).eps
 
 
 def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     """(N,) bool, the rows whose label is not `ignore_index`; they must be finite, and an error counts all rows."""
-    kept = labels != ignore_index
+    kept = labels.to(torch.int64) != ignore_index  # in a narrower type -100 would be 156
     if not bool(kept.all()):
         check_finite(torch.where(kept[:, None], features, 0))
     return kept
@@ -313,7 +314,7 @@ def state_device(device: torch.device | str | None) -> torch.device:
 
 
 def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64) -> int:
-    """The length of `ClassMoments.packed`: 2K + K d + d^2, with K d / 2 (rounded up) for float32 means.
+    """The length of `ClassMoments.packed`: 2K + K d + d^2 + 1, with K d / 2 (rounded up) for float32 means.
 
     Raises:
         InputError: means of another type.
@@ -322,7 +323,7 @@ def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = t
         raise InputError(f"expected means_dtype torch.float64 or torch.float32, got {means_dtype}")
     values = num_classes * feature_dim
     places = values if means_dtype == torch.float64 else -(-values // 2)
-    return 2 * num_classes + places + feature_dim * feature_dim
+    return 2 * num_classes + places + feature_dim * feature_dim + 1
 
 
 def add_gram(upper: Tensor, rows: Tensor) -> None:

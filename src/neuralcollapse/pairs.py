@@ -98,6 +98,7 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
     means = Means(moments)
     try:
         rows, variances = means.centred, _variances(means)
+        least = _least(rows)
     except Undefined as reason:
         raise InputError(f"no pairs of classes to compare: {reason}") from None
     best = (torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
@@ -111,7 +112,9 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
     sample = draw(rows.count, pairwise, rows.norms.device)
     if sample is None:
         for first, second in tiles(rows):
-            ratios = _ratios(_tile_distances(rows, first, second), variances[first, None], variances[None, second])
+            distances = _tile_distances(rows, first, second)
+            distances[distances <= least[first, None] + least[None, second]] = 0
+            ratios = _ratios(distances, variances[first, None], variances[None, second])
             if first == second:
                 ratios = ratios.triu(1)
             values, places = ratios.flatten().topk(min(count, ratios.numel()))
@@ -119,7 +122,9 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
     else:
         ordered = torch.stack(sample).sort(0).values.unique(dim=1)
         for left, right in Sample(*ordered).chunks(rows.dim):
-            keep(_ratios(_pair_distances(rows, left, right), variances[left], variances[right]), left, right)
+            distances = _pair_distances(rows, left, right)
+            distances[distances <= least[left] + least[right]] = 0
+            keep(_ratios(distances, variances[left], variances[right]), left, right)
     pairs = min(count, rows.count * (rows.count - 1) // 2)
     names = means.seen.cpu()
     found = zip(*(part.tolist() for part in best), strict=True)
@@ -129,17 +134,18 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
 def cdnv(means: Means, sample: Sample | None) -> Estimate:
     """The mean of `nc1_cdnv` over all pairs, or over a sample."""
     rows, variances = means.centred, _variances(means)
+    least = _least(rows)
 
     def on_tile(first: slice, second: slice) -> Tensor:
         distances = _tile_distances(rows, first, second)
-        equal = (distances <= rows.rounding * rows.rounding).nonzero()
+        equal = (distances <= least[first, None] + least[None, second]).nonzero()
         if len(equal):
             raise _coincide(means, first.start + int(equal[0, 0]), second.start + int(equal[0, 1]))
         return (variances[first, None] + variances[None, second]) / (2 * distances)
 
     def on_pairs(first: Tensor, second: Tensor) -> Tensor:
         distances = _pair_distances(rows, first, second)
-        equal = (distances <= rows.rounding * rows.rounding).nonzero()
+        equal = (distances <= least[first] + least[second]).nonzero()
         if len(equal):
             raise _coincide(means, int(first[equal[0, 0]]), int(second[equal[0, 0]]))
         return (variances[first] + variances[second]) / (2 * distances)
@@ -178,6 +184,11 @@ def _variances(means: Means) -> Tensor:
     """(K,) V_k of the classes seen."""
     moments = means.moments
     return (moments.spreads / moments.counts.clamp(min=1))[means.seen]
+
+
+def _least(rows: Rows) -> Tensor:
+    """(K,) of which a squared distance that is rounding's alone does not exceed the two classes' sum."""
+    return rows.noise_squares + rows.rounding**2 / 2
 
 
 def _tile_distances(rows: Rows, first: slice, second: slice) -> Tensor:

@@ -271,7 +271,7 @@ class Forward:
             )
             for name, layer in self.layers.items()
         }
-        own = logits if self._relation is not None and self._relation.kind in ("same", "shared") else own
+        own = logits if self._relation is not None and self._relation.is_head else own
         targets, kept = labels, None
         if self.subset is not None:
             labels = self.subset.relabel(labels, self.ignore_index)

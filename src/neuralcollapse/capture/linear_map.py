@@ -7,13 +7,14 @@ types, and where they differ, the map is found:
 
     z = W h + b                          as it stands
     z = s W' h' + c                      h' and W' as they are or of unit length: cosine heads, scales, unused biases
+    z = s W h + c + (any number, the same for all classes): squared distances from prototypes
     z = A h + c                          A and c read off the layer by probing it with unit vectors: adapters
     otherwise                            the layer is no linear map of its input, and is refused
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -39,6 +40,7 @@ class Form:
         scale: s.
         shift: (K,) c where it is not b.
         matrix: (K, d) A, where the map does not follow from W.
+        shifted: outputs are compared less their mean over the classes: a sample's own shift changes no prediction.
     """
 
     unit_features: bool = False
@@ -46,11 +48,12 @@ class Form:
     scale: float = 1.0
     shift: Tensor | None = None
     matrix: Tensor | None = None
+    shifted: bool = False
 
     @property
     def is_plain(self) -> bool:
         """Whether it is z = W h + b."""
-        changed = self.unit_features or self.unit_rows or self.scale != 1.0
+        changed = self.unit_features or self.unit_rows or self.shifted or self.scale != 1.0
         return not changed and self.shift is None and self.matrix is None
 
     def features(self, features: Tensor) -> Tensor:
@@ -75,6 +78,7 @@ class Form:
         words = [f"{unit} of unit length"] if unit else []
         words += [f"a scale of {self.scale:.4g}"] if self.scale != 1.0 else []
         words += ["another bias than its own"] if self.shift is not None else []
+        words += ["a shift of each sample left out"] if self.shifted else []
         return f"its outputs are not weight times input plus bias: measured with {', '.join(words)}"
 
 
@@ -121,9 +125,10 @@ class HeadMap:
         plain = Form()
         if distance(plain, inputs, outputs, weight, bias) <= 1:
             return plain
-        for unit_features, unit_rows in product((False, True), repeat=2):
-            form = scaled(Form(unit_features, unit_rows), inputs, outputs, weight, bias)
-            if form is not None and distance(form, inputs, outputs, weight, bias) <= 1:
+        kinds = [Form(unit_features, unit_rows) for unit_features, unit_rows in product((False, True), repeat=2)]
+        for kind in (*kinds, Form(shifted=True)):
+            form = scaled(kind, inputs, outputs, weight, bias)
+            if form is not None:
                 return form
         probed = self._probed(inputs)
         if probed is not None and distance(probed, inputs, outputs, weight, bias) <= 1:
@@ -171,7 +176,8 @@ def distance(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: 
     rows, shift = form.tensors(weight, bias, picked)
     rows, shift = rows.double(), torch.zeros(1).to(features) if shift is None else shift.double()
     bound = features.abs() @ rows.abs().T + shift.abs()
-    off = (outputs[:, picked].double() - features @ rows.T - shift).abs()
+    off = outputs[:, picked].double() - features @ rows.T - shift
+    off = (off - off.mean(1, keepdim=True) if form.shifted else off).abs()
     allowed = _SLACK * rounding(inputs, outputs, weight) * bound
     return float((off / allowed.clamp(min=1e-300)).nan_to_num(0.0).max())
 
@@ -187,12 +193,15 @@ def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Te
         if shift is None and len(inputs) < 2:
             return None
         x, y = (products, exact - shift) if shift is not None else (_centred(products), _centred(exact))
+        if form.shifted:
+            x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
         size = float(x.square().sum())
         scale = float((x * y).sum()) / size if size > 0 else 0.0
         if abs(scale - 1) < 4 * rounding(inputs, outputs, weight):
             scale = 1.0
         c = shift if shift is not None else (exact - scale * products).mean(0)
-        found = Form(form.unit_features, form.unit_rows, scale, None if c is own else c.to(weight.dtype))
+        c = c - c.mean() if form.shifted and shift is None else c
+        found = replace(form, scale=scale, shift=None if c is own else c.to(weight.dtype))
         if distance(found, inputs, outputs, weight, bias) <= 1:
             return found
     return None

@@ -77,7 +77,7 @@ class Relation:
 
     Attributes:
         name: of the head.
-        kind: "same"; "softmax" of the outputs, or its logarithm; "scaled", s z + c; "heads", a weighted sum of other
+        kind: "same"; "softmax" of the outputs, or its logarithm or another shift of each row; "scaled", s z + c; "heads", a weighted sum of other
             heads' outputs; "shared", one of heads that see the same features; "increasing", a function of each output;
             "pooled", a mean over positions after a ReLU; "linear", a linear map of the features; or "other".
         scale: of "scaled", s.
@@ -112,7 +112,7 @@ class Relation:
         near = _SLACK * rounding(outputs, returned)
         if _close(z, r, near):
             return cls(name)
-        if _close(torch.log_softmax(z, 1), r, near) or _close(torch.softmax(z, 1), r, near):
+        if _close(_row_centred(z), _row_centred(r), near) or _close(torch.softmax(z, 1), r, near):
             return cls(name, "softmax")
         rows = {other: values.double() for other, (values, _) in others.items()}
         for other, values in rows.items():
@@ -137,6 +137,11 @@ class Relation:
         """Of (N, T, K) outputs at T positions and (N, K) logits: their mean after a ReLU (SqueezeNet), or None."""
         near = _SLACK * rounding(outputs, returned)
         return cls(name, "pooled") if _close(outputs.double().relu().mean(1), returned.double(), near) else None
+
+    @property
+    def is_head(self) -> bool:
+        """Whether the returned logits are those of what is measured: a linear map of the features."""
+        return self.kind in ("same", "scaled", "shared", "linear") or (self.kind == "other" and not self.others)
 
     def holds(self, outputs: Tensor, returned: Tensor) -> bool:
         """Whether later rows of the head's outputs and of the returned logits are related so too."""
@@ -229,6 +234,10 @@ class LeastSquares:
 
 def _close(a: Tensor, b: Tensor, near: float) -> bool:
     return a.shape == b.shape and bool((a - b).abs().max() <= near * b.abs().max().clamp(min=1e-300))
+
+
+def _row_centred(values: Tensor) -> Tensor:
+    return values - values.mean(1, keepdim=True)
 
 
 def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, near: float) -> dict[str, float]:

@@ -1,0 +1,84 @@
+"""Float32 products in full float32: no autocast, no TF32, no bfloat16 inside, whatever the user has set.
+
+PyTorch has two ways to allow less: an old one (`set_float32_matmul_precision`, `allow_tf32`), which refuses to be read
+once the new one was used, and a new one (`torch.backends.*.fp32_precision`), of which each level takes over what the
+level above says until it is given its own value. Where the new one exists it holds what either has set.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+
+_FULL = ("ieee", "none", "highest")
+
+
+class _Setting:
+    """The precision of float32 products on one kind of device: forced while anyone needs it, then as it was."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._lock = threading.Lock()
+        self._users = 0
+        self._found: str | None = None
+
+    @contextmanager
+    def full(self) -> Iterator[None]:
+        with self._lock:
+            if self._read() not in _FULL:
+                self._found = self._own()
+                self._write("ieee" if _NEW else "highest")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if self._users == 0 and self._found is not None:
+                    found, self._found = self._found, None
+                    self._write(found)
+
+    def _read(self, level: str = "matmul") -> str:
+        return str(_get(self._backend, level)) if _NEW else torch.get_float32_matmul_precision()
+
+    def _write(self, value: str, level: str = "matmul") -> None:
+        if _NEW:
+            _set(self._backend, level, value)
+        else:
+            torch.set_float32_matmul_precision(value)
+
+    def _own(self) -> str:
+        """Its own value, "none" where it takes over that of a level above: seen by changing those for a moment."""
+        found = self._read()
+        if not _NEW:
+            return found
+        above = str(_get("generic", "all"))
+        _set("generic", "all", "ieee")
+        follows, backend = self._read() != found, self._read("all")
+        _set("generic", "all", above)
+        if follows:
+            return "none"
+        if backend != "ieee":  # the level between has a value of its own
+            self._write("ieee", "all")
+            follows = self._read() != found
+            self._write(backend, "all")
+        return "none" if follows else found
+
+
+_get = getattr(torch._C, "_get_fp32_precision_getter", None)
+_set = getattr(torch._C, "_set_fp32_precision_setter", None)
+_NEW = _get is not None and _set is not None
+_cuda = _Setting("cuda")
+_other = _Setting("mkldnn") if _NEW else _cuda  # the old setting is one for all
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Float32 products on the device are of full precision inside; the user's settings are left as they were found."""
+    automatic = torch.is_autocast_enabled(device.type)
+    setting = _cuda if device.type == "cuda" else _other
+    with torch.autocast(device.type, enabled=False) if automatic else nullcontext(), setting.full():
+        yield
