@@ -7,12 +7,15 @@ PIP_FLAGS ?=
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test test-all lint bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
 
 test: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.ready

@@ -1,4 +1,4 @@
-"""The models of `architectures.py` that people make themselves: heads that are not W h + b, wrappers, inner layers."""
+"""Heads and wrappers that people make: some are W h + b, some are another linear map, some are none."""
 
 from __future__ import annotations
 
@@ -11,22 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from architectures import Case, Reading
-from zoo import (
-    AUDIO,
-    CLASSES,
-    images,
-    linear,
-    pictures,
-    plain,
-    received,
-    sounds,
-    texts,
-    timm_model,
-    transformers_model,
-    videos,
-    vision_model,
-)
+from zoo import CLASSES, Case, Reading, images, linear, plain, received
 
 WIDTH = 24
 
@@ -103,8 +88,8 @@ class Twice(Net):
 class TwoHeads(Net):
     """The first head makes the logits, the second is for another task with as many classes."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, **steps: Callable[..., Any]) -> None:
+        super().__init__(**steps)
         self.other = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, pixels: Tensor) -> Any:
@@ -150,8 +135,9 @@ def merged_lora(model: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def head_cases() -> Iterator[Case]:
-    def case(name: str, build: Callable[[], nn.Module], readings: list[Reading], head: str = "fc", **more: Any) -> Case:
-        return Case(f"head: {name}", build, images, head, readings, **more)
+    def case(name: str, build: Callable[[], nn.Module], readings: list[Reading], head: str = "fc",
+             data: Callable[[], list[Any]] = images, **more: Any) -> Case:  # fmt: skip
+        return Case(f"head: {name}", build, data, head, readings, **more)
 
     yield case("nn.Linear", Net, plain("fc"))
     yield case("dropout before", lambda: Net(before=nn.Dropout(0.5).eval()), plain("fc"))
@@ -162,8 +148,8 @@ def head_cases() -> Iterator[Case]:
                prepare=False)  # fmt: skip
     yield case("spectral_norm, old", old_spectral_norm, plain("fc"), prepare=False)
     yield case("pruned", pruned, plain("fc"), prepare=False)
-    yield case("parametrized", own_weight(lambda net: parametrize.register_parametrization(net.fc, "weight", Doubled())),
-               plain("fc"), prepare=False)  # fmt: skip
+    doubled = own_weight(lambda net: parametrize.register_parametrization(net.fc, "weight", Doubled()))
+    yield case("parametrized", doubled, plain("fc"), prepare=False)
     yield case("cosine", lambda: Net(Cosine(WIDTH, CLASSES, bias=False)), [Reading(
         "unit features and rows", lambda calls, _: F.normalize(calls["fc"][0], dim=-1),
         lambda net: (8 * F.normalize(net.fc.weight.double(), dim=-1), None), tolerance=1e-4)])  # fmt: skip
@@ -174,7 +160,8 @@ def head_cases() -> Iterator[Case]:
     yield case("quadratic", lambda: Net(Quadratic(WIDTH, CLASSES)), [])
     yield case("distances to prototypes", lambda: Net(Distances(WIDTH, CLASSES, bias=False)), effective(
         "2 W, -|w|^2, up to a term that all classes share",
-        lambda net: (2 * net.fc.weight, -net.fc.weight.square().sum(1)), shared=True, tolerance=1e-4))  # fmt: skip
+        lambda net: (2 * net.fc.weight, -net.fc.weight.square().sum(1)), shared=True, tolerance=1e-4),
+        may_refuse=True)  # fmt: skip
     yield case("logits times 3 afterwards", lambda: Net(after=lambda logits, _: 3 * logits), effective(
         "3 W, 3 b", lambda net: (3 * net.fc.weight, 3 * net.fc.bias), tolerance=1e-4))  # fmt: skip
     yield case("logits changed in place", lambda: Net(after=doubled_in_place), effective(
@@ -184,15 +171,15 @@ def head_cases() -> Iterator[Case]:
         "b + c", lambda net: (net.fc.weight, net.fc.bias + torch.arange(CLASSES)), tolerance=1e-4))  # fmt: skip
     yield case("log_softmax afterwards", lambda: Net(after=lambda logits, _: logits.log_softmax(1)),
                plain("fc", words="W h + b up to a term that all classes share", shared=True))  # fmt: skip
-    yield case("softmax afterwards", lambda: Net(after=lambda logits, _: logits.softmax(1)),
-               plain("fc", words="h, W, b, probabilities returned", quiet=False))  # fmt: skip
+    yield case("softmax afterwards", lambda: Net(after=lambda logits, _: logits.softmax(1), choose=torch.log),
+               plain("fc", words="W h + b up to a term that all classes share", shared=True))  # fmt: skip
     yield case("input overwritten afterwards", lambda: Net(after=overwritten), plain("fc"))
     yield case("called twice", Twice, [])
     yield case("functional", Functional, [])
     yield case("another task's head beside", TwoHeads, plain("fc"))
-    yield case("another task's head named", TwoHeads, [Reading(
-        "other, not what is returned", received("other"), linear("other"), quiet=False, mentions=("fc",))], "other",
-        watch=("fc", "other"))  # fmt: skip
+    yield case(
+        "another task's head named", functools.partial(TwoHeads, choose=lambda out: out[1]), plain("other"), "other"
+    )
     yield case("returns (features, logits)", lambda: Net(after=lambda logits, features: (features, logits),
                choose=lambda out: out[1]), plain("fc"))  # fmt: skip
     yield case("returns a dict of its own", lambda: Net(after=lambda logits, features: {"h": features, "out": logits},
@@ -204,7 +191,8 @@ def head_cases() -> Iterator[Case]:
         plain("5", words="mean over positions", tolerance=1e-5), "5")  # fmt: skip
     yield case("full-size convolution", lambda: nn.Sequential(
         *list(Net().body)[:5], nn.Conv2d(WIDTH, CLASSES, 7), nn.Flatten()), [Reading(
-            "the whole map as features", lambda calls, _: calls["5"][0].flatten(1), linear("5"))], "5")  # fmt: skip
+            "the whole map as features", lambda calls, _: calls["5"][0].flatten(1), linear("5"))], "5",
+        may_refuse=True)  # fmt: skip
     yield case("LoRA", lora(target_modules=["fc"]), [Reading("W + s B A", received(LORA), merged_lora, tolerance=1e-3)],
                LORA, prepare=False)  # fmt: skip
     saved = f"{LORA}.modules_to_save.default"
@@ -212,12 +200,12 @@ def head_cases() -> Iterator[Case]:
                prepare=False)  # fmt: skip
     yield case("peft's modules_to_save, the wrapper", lora(target_modules=["body.3"], modules_to_save=["fc"]),
                [Reading("h, W, b of the copy", received(saved), linear(saved))], LORA, watch=(saved,),
-               prepare=False)  # fmt: skip
-    yield Case("head: one logit for two classes", lambda: Net(nn.Linear(WIDTH, 1)), two_classes, "fc", [])
+               prepare=False, may_refuse=True)  # fmt: skip
+    yield case("one logit for two classes", lambda: Net(nn.Linear(WIDTH, 1)), [], data=two_classes)
     yield case("DataParallel", lambda: nn.DataParallel(Net()), plain("module.fc"), "module.fc")
     yield case("averaged weights", lambda: torch.optim.swa_utils.AveragedModel(Net()), plain("module.fc"), "module.fc")
-    yield case("torch.compile", lambda: torch.compile(Net(), backend="eager"), compiled("fc"), "fc", watch=("_orig_mod.fc",),
-               prepare=False)  # fmt: skip
+    yield case("torch.compile", lambda: torch.compile(Net(), backend="eager"), compiled("fc"), "fc",
+               watch=("_orig_mod.fc",), prepare=False)  # fmt: skip
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         words = str(dtype).removeprefix("torch.")
         yield Case(f"head: {words}", lambda dtype=dtype: Net().to(dtype), functools.partial(images_of, dtype), "fc",
@@ -272,137 +260,3 @@ def images_of(dtype: torch.dtype) -> list[tuple[Tensor, Tensor]]:
 
 def two_classes() -> list[tuple[Tensor, Tensor]]:
     return [(pixels, labels % 2) for pixels, labels in images()]
-
-
-# Inner layers: the mean over positions of each sample, written down by hand.
-
-
-def tokens(raw: Tensor, _: Any) -> Tensor:
-    """(N, T, C)"""
-    return raw.mean(1)
-
-
-def channels_first(raw: Tensor, _: Any) -> Tensor:
-    """(N, C, ...)"""
-    return raw.flatten(2).mean(2)
-
-
-def channels_last(raw: Tensor, _: Any) -> Tensor:
-    """(N, ..., C)"""
-    return raw.flatten(1, -2).mean(1)
-
-
-def sequence_first(raw: Any, _: Any) -> Tensor:
-    """(T, N, C)"""
-    return raw.mean(0)
-
-
-def without_padding(raw: Tensor, batch: Any) -> Tensor:
-    mask = batch["attention_mask"].to(raw.dtype)[..., None]
-    return (raw * mask).sum(1) / mask.sum(1)
-
-
-class Sequence(nn.Module):
-    """Rows of an image as a sequence through a layer that wants (T, N, C), as many rows as samples."""
-
-    def __init__(self, layer: nn.Module, width: int) -> None:
-        super().__init__()
-        self.layer, self.fc = layer, nn.Linear(width, CLASSES)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        rows = pixels.mean(1)[:, : len(pixels)].transpose(0, 1)
-        output = self.layer(rows)
-        return self.fc((output[0] if isinstance(output, tuple) else output).mean(0))
-
-
-class Wave(nn.Module):
-    """Convolutions along one axis: (N, C, L)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv1d(3, 20, 9, 8), nn.Linear(20, CLASSES)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.fc(self.conv(pixels.flatten(2)).relu().mean(2))
-
-
-class Cube(nn.Module):
-    """Maps whose three sides are alike, channels first and then last."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16), nn.Linear(16, CLASSES)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.fc(self.norm(self.conv(pixels).permute(0, 2, 3, 1)).relu().mean((1, 2)))
-
-
-def frames(raw: Tensor, batch: Any) -> Tensor:
-    """The frames that lie wholly within the sound: strides 5 and 4, kernels 10 and 8."""
-    lengths = batch["attention_mask"].sum(1)
-    for kernel, stride in ((10, 5), (8, 4)):
-        lengths = (lengths - kernel) // stride + 1
-    mask = (torch.arange(raw.shape[1]) < lengths[:, None]).to(raw.dtype)[..., None]
-    return (raw * mask).sum(1) / mask.sum(1)
-
-
-def layer_cases() -> Iterator[Case]:
-    def case(
-        name: str, build: Callable[[], nn.Module], head: str, layer: str, rows: Callable[[Any, Any], Tensor],
-        data: Callable[[], list[Any]] = images, readings: list[Reading] | None = None,
-    ) -> Case:  # fmt: skip
-        return Case(f"layer: {name}", build, data, head, readings or plain(head), layer=layer, layer_rows=rows)
-
-    sized = {"img_size": 64}
-    yield case("torchvision resnet18 layer3 (N, C, H, W)", vision_model("resnet18"), "fc", "layer3", channels_first)
-    swin = timm_model("swin_tiny_patch4_window7_224", **sized)
-    for layer in ("norm", "layers.0", "layers.0.blocks.0", "patch_embed"):
-        yield case(f"timm swin {layer} (N, H, W, C)", swin, "head.fc", layer, channels_last)
-    yield case("torchvision swin_t features.1 (N, H, W, C)", vision_model("swin_t"), "head", "features.1", channels_last)
-    yield case("torchvision swin_t permute (N, C, H, W)", vision_model("swin_t"), "head", "permute", channels_first)
-    convnext = vision_model("convnext_tiny")
-    yield case("torchvision convnext features.1 (N, C, H, W)", convnext, "classifier.2", "features.1", channels_first)
-    yield case("torchvision convnext LayerNorm (N, H, W, C)", convnext, "classifier.2", "features.1.0.block.2",
-               channels_last)  # fmt: skip
-    atto = timm_model("convnext_atto")
-    yield case("timm convnext LayerNorm2d (N, C, H, W)", atto, "head.fc", "stages.0.blocks.0.norm", channels_first)
-    maxvit = timm_model("maxvit_pico_rw_256", **sized)
-    yield case("timm maxvit stage (N, C, H, W)", maxvit, "head.fc", "stages.0", channels_first)
-    yield case("timm maxvit attention (N, H, W, C)", maxvit, "head.fc", "stages.0.blocks.0.attn_block", channels_last)
-    yield case("timm mambaout stage (N, H, W, C)", timm_model("mambaout_femto"), "head.fc", "stages.3", channels_last)
-    yield case("timm pvt_v2 stage (N, C, H, W) of blocks (N, T, C)", timm_model("pvt_v2_b0"), "head", "stages.3",
-               channels_first)  # fmt: skip
-    yield case("timm vit block (N, T, C)", timm_model("vit_tiny_patch16_224", **sized), "head", "blocks.3", tokens)
-    mixer = timm_model("mixer_s32_224", **sized)
-    yield case("timm mixer mlp_tokens (N, C, T)", mixer, "head", "blocks.0.mlp_tokens", channels_first)
-    yield case("Conv1d (N, C, L)", Wave, "fc", "conv", channels_first)
-    encoder = lambda: Sequence(nn.TransformerEncoderLayer(64, 4, 32), 64)  # noqa: E731
-    yield case("TransformerEncoderLayer (T, N, C), T = N", encoder, "fc", "layer", sequence_first)
-    lstm = lambda: Sequence(nn.LSTM(64, 16), 16)  # noqa: E731
-    yield case("LSTM (T, N, C), T = N", lstm, "fc", "layer", lambda raw, _: raw[0].mean(0))
-    bert = transformers_model("BertForSequenceClassification")
-    for size in (1, 4, 15):
-        data = functools.partial(texts, size)
-        yield case(f"transformers Bert layer, padded, batches of {size}", bert, "classifier", "bert.encoder.layer.0",
-                   without_padding, data)  # fmt: skip
-    left = functools.partial(texts, left=True)
-    yield case("transformers Bert layer, padded on the left", bert, "classifier", "bert.encoder.layer.0",
-               without_padding, left)  # fmt: skip
-    xlnet = transformers_model("XLNetForSequenceClassification", max_position_embeddings=None)
-    yield case("transformers XLNet layer (T, N, C), padded", xlnet, "logits_proj", "transformer.layer.0",
-               lambda raw, batch: without_padding(raw[0].transpose(0, 1), batch), left)  # fmt: skip
-    deberta = transformers_model("DebertaV2ForSequenceClassification")
-    yield case("transformers DebertaV2 layer, a tuple, padded", deberta, "classifier", "deberta.encoder.layer.0",
-               lambda raw, batch: without_padding(raw[0], batch), texts)  # fmt: skip
-    wave2vec = transformers_model("Wav2Vec2ForSequenceClassification", **AUDIO)
-    yield case("transformers Wav2Vec2 layer, fewer frames than the mask has samples", wave2vec, "classifier",
-               "wav2vec2.encoder.layers.0", frames, sounds)  # fmt: skip
-    yield case("torchvision r3d_18 layer2 (N, C, T, H, W)", vision_model("r3d_18"), "fc", "layer2", channels_first, videos)
-    yield case("torchvision swin3d_t norm (N, T, H, W, C)", vision_model("swin3d_t"), "head", "norm", channels_last,
-               functools.partial(videos, 4, 64))  # fmt: skip
-    yield case("timm swin attention (windows, T, C)", swin, "head.fc", "layers.0.blocks.0.attn",
-               lambda raw, batch: raw.reshape(len(batch[1]), -1, raw.shape[-1]).mean(1))  # fmt: skip
-    yield case("(N, H, W, C) with H = W = C", Cube, "fc", "norm", channels_last)
-    yield case("(N, C, H, W) with H = W = C", Cube, "fc", "conv", channels_first)
-    yield case("transformers ViT layer (N, T, C)", transformers_model("ViTForImageClassification"), "classifier",
-               "vit.layers.0", tokens, pictures)  # fmt: skip

@@ -71,15 +71,27 @@ def test_a_head_that_only_trains_is_not_taken_for_the_classifier(data):
     assert_agree(nc.measure(net, batches(data)), right(net, data, net.head.weight, net.head.bias) | of_model(net, data))
 
 
-def test_a_last_layer_that_does_not_run_or_has_other_outputs_is_not_taken(data):
-    net = Net(nn.Linear(D, K))
-    want = nc.measure(net, batches(data), "fc")
-    net.spare = nn.Linear(3, 2)
-    assert nc.measure(net, batches(data)) == want
-    net.after = lambda logits, features: (logits, net.spare(features[:, :3]))
-    assert nc.measure(net, batches(data)) == want
-    with pytest.raises(nc.InputError, match="made by 'fc': name it"):
-        nc.measure(net, iter(batches(data)))  # the first batch is gone
+class Towers(nn.Module):
+    """Names that do not tell which layer makes the logits; the last one is called or not."""
+
+    def __init__(self, call):
+        super().__init__()
+        torch.manual_seed(1)
+        self.first = nn.Sequential(nn.Linear(INPUTS, D), nn.Tanh())
+        self.second, self.third = nn.Linear(D, K), nn.Linear(D, 2)
+        self.call = call
+
+    def forward(self, x):
+        features = self.first(x)
+        return (self.second(features), self.third(features)) if self.call else self.second(features)
+
+
+@pytest.mark.parametrize("call", [True, False])
+def test_a_last_layer_that_does_not_make_the_logits_is_not_taken(data, call):
+    net = Towers(call)
+    assert nc.measure(net, batches(data)) == nc.measure(net, batches(data), "second")
+    with pytest.raises(nc.InputError, match="made by 'second': name it"):
+        nc.measure(net, iter(batches(data)))  # whose first batch is gone
 
 
 @pytest.mark.parametrize(
