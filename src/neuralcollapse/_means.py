@@ -1,10 +1,10 @@
 """The class means about the mean of the samples, over the classes seen: what the measures start from.
 
-What is only the rounding of the features' own type has no geometry. Rounding moves a coordinate by up to eps/2 of its
-size; along a unit vector u it adds a variance of some eps^2/25 sum_j u_j^2 E h_j^2, and what is below eps^2 sum_j u_j^2
-E h_j^2 counts as rounding. What float32 computes before (the mean in a LayerNorm) may err in all coordinates at once,
-which adds up to d times as much along u (Cauchy and Schwarz). With both, for float32 features of equal coordinates, the
-bound is eps^2 E |h|^2; and a coordinate that is small, but exact, is kept.
+What is only the rounding of the features' own type has no geometry. Along a unit vector u rounding adds a variance of
+some eps^2/25 sum_j u_j^2 E h_j^2, in which a coordinate that is small, but exact, has a small part. What float32
+computes before (the mean in a LayerNorm) may err in all coordinates at once, which adds up to d times as much (Cauchy
+and Schwarz): for float32 features of equal coordinates the bound is eps^2 E |h|^2. Values that lay on a grid before may
+round alike in all coordinates too, so what is a little larger is rounding where a gap parts it from all that is kept.
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ OVERFLOW = "squares of the values overflow float64: scale the features and weigh
 # Of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone.
 _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}
 _SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+_TINY = 1e-300
 _PRODUCTS = 8  # spacings of their type, that the sums of products of the scatter may be off along a direction
-# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much
-# more, a direction counts as rounding if its class means are no further apart than its own scatter explains,
-_FAR_ROWS, _EXPLAINED = 1e4, 4
-_GAP = 1e6  # and so much nearer than along any direction that is kept.
+# Of eps^2 E h_j^2: a variance along a direction that is rounding, and one that is when the next is so many times larger.
+_ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
+# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much more,
+# a direction counts as rounding if its class means are no further apart than its own scatter explains, and so much
+# nearer than along any direction that is kept.
+_FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 
 
 class Directions(NamedTuple):
@@ -114,17 +117,17 @@ class Means:
     def _typed(
         self, eps: float, between: Tensor, within: Tensor, size: Tensor, spread: Tensor, scatter: Tensor
     ) -> Tensor:
+        """(r,) bool: the directions that hold no more than the rounding of a type with this spacing."""
         dim = self.moments.feature_dim
         computed = dim * min(eps, _SINGLE) ** 2
         unsure = _PRODUCTS * (_SINGLE if in_float32(eps, dim) else _DOUBLE) * scatter
-        least = (eps * eps + computed) * size
-        alone = (between <= least) & (within <= least + unsure)
+        both = (between + (within - unsure).clamp(min=0)) / size.clamp(min=_TINY)
+        alone = both <= _ROUNDED * eps**2 + computed
+        alone = _with_those_below_a_gap(alone, both <= _ALIKE * eps**2 + computed, both, _GAP)
         far = _FAR_ROWS * computed * spread
         explained = _EXPLAINED * (within + unsure) * float((1 / self.moments.counts[self.seen].double()).mean())
-        more = alone | ((between <= far) & (within <= far + unsure) & (between <= explained))
-        share = between / spread.clamp(min=1e-300)
-        apart = bool(more.any() and not more.all()) and float(share[~more].min()) > _GAP * float(share[more].max())
-        return more if apart else alone
+        perhaps = (between <= far) & (within <= far + unsure) & (between <= explained)
+        return _with_those_below_a_gap(alone, perhaps, between / spread.clamp(min=_TINY), _FAR_GAP)
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
@@ -147,14 +150,24 @@ class Means:
         moments, size = self.moments, self._sizes[0]
         counts = moments.counts[self.seen].double()
         spreads = moments.spreads[self.seen] / counts
-        quarter = moments.rounding**2 / 4
-        return Noise(torch.maximum(quarter / counts, quarter - spreads / size.sum().clamp(min=1e-300)), size)
+        most = moments.rounding**2 / 12  # an even error of up to half a spacing
+        return Noise(torch.maximum(most / counts, most - spreads / size.sum().clamp(min=_TINY)), size)
 
     @property
     def _type(self) -> str:
         """The coarsest type that took part."""
         eps = max(self.moments.rounding, torch.finfo(self.moments.means.dtype).eps)
         return NAMES.get(eps, f"a type of spacing {eps:.1e}")
+
+
+def _with_those_below_a_gap(alone: Tensor, perhaps: Tensor, sizes: Tensor, gap: float) -> Tensor:
+    """`alone`, with the smallest of those that it may be, up to the last whose next larger is `gap` times as large."""
+    ordered, order = sizes.sort()
+    ends = (alone | perhaps)[order][:-1].cumprod(0).bool() & (ordered[1:] > gap * ordered[:-1])
+    count = int(ends.nonzero().max()) + 1 if bool(ends.any()) else 0
+    more = alone.clone()
+    more[order[:count]] = True
+    return more
 
 
 def as_means(moments: ClassMoments, means: Means | None) -> Means:

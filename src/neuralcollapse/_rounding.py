@@ -32,17 +32,20 @@ def rounding(features: Tensor) -> float:
     for dtype in _COARSE:
         if torch.finfo(dtype).eps > own:
             narrow = values.to(dtype)
-            if torch.equal(narrow.to(values.dtype), values) and _last_bits(narrow) >= _LAST_BIT_USED:
+            if torch.equal(narrow.to(values.dtype), values) and _last_bits(_lower(narrow)) > _LAST_BIT_USED:
                 return torch.finfo(dtype).eps
-    return own if _last_bits(values) > 0 else 0.0
+    lower = _lower(values)
+    return own if _last_bits(lower if len(lower) >= _TOO_FEW else values) > 0 else 0.0
+
+
+def _lower(values: Tensor) -> Tensor:
+    """Those below the largest power of two that was reached: integers use the last bit at the top alone."""
+    exponents = torch.frexp(values.double().abs()).exponent
+    return values[exponents < exponents.max()]
 
 
 def _last_bits(values: Tensor) -> float:
-    """The share of the values whose last bit is set.
-
-    Of those below the largest power of two where there are enough: integers use the last bit at the top alone.
-    """
-    odd = (values.view(_BITS[values.element_size()]) & 1).bool()
-    exponents = torch.frexp(values.double().abs()).exponent
-    lower = exponents < exponents.max()
-    return float((odd[lower] if int(lower.sum()) >= 2 * _TOO_FEW else odd).double().mean())
+    """The share of the values whose last bit is set; 0 when they are too few to tell."""
+    if len(values) < _TOO_FEW // 2:
+        return 0.0
+    return float((values.view(_BITS[values.element_size()]) & 1).double().mean())
