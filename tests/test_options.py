@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -150,9 +151,8 @@ def test_a_loader_is_no_option_of_the_callback_that_takes_data_sets():
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_when_it_is_given(owner, options, message):
-    with pytest.raises(nc.InputError, match=".") as error:
+    with pytest.raises(nc.InputError, match=re.escape(message)) as error:
         MAKERS[owner](**options)
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
@@ -343,7 +343,7 @@ def test_what_is_no_loader_is_named(given, message):
 def test_a_data_set_of_hugging_face_is_no_loader():
     datasets = pytest.importorskip("datasets")
     rows = datasets.Dataset.from_dict({"x": [[0.0]], "label": [0]})
-    with pytest.raises(nc.InputError, match="got the data set Dataset: wrap it in torch.utils.data.DataLoader"):
+    with pytest.raises(nc.InputError, match="got the data set Dataset: wrap it in"):
         nc.Recorder(rows)
 
 

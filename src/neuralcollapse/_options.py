@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from neuralcollapse._checks import check_count, check_real
 from neuralcollapse._errors import InputError, listed, nearest
@@ -91,7 +91,9 @@ def check_loader(loader: Any, name: str = "loader") -> Any:
         check_restarts(loader, name)
         return Stream(loader)
     if isinstance(loader, Dataset) or hasattr(loader, "column_names"):
-        raise InputError(f"{expected}, got the data set {type(loader).__name__}: wrap it in torch.utils.data.DataLoader")
+        raise InputError(
+            f"{expected}, got the data set {type(loader).__name__}: wrap it in torch.utils.data.DataLoader"
+        )
     if isinstance(loader, str | bytes | Mapping | Tensor | np.ndarray) or not _can_iterate(loader):
         got = repr(loader) if isinstance(loader, str | bytes | bool | int | float | None) else type(loader).__name__
         raise InputError(f"{expected}, got {got}: give a torch.utils.data.DataLoader of the data set")

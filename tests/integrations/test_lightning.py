@@ -446,7 +446,7 @@ def test_any_iterable_that_begins_anew_will_do_but_no_generator():
     callback = nc.CollapseCallback(classifier="head")
     _, module = fitted([callback], Own(), max_epochs=1)
     assert_by_hand(callback.records[-1], module, loader())
-    with pytest.raises(nc.InputError, match=r"the trainer's data as a loader that can be run through .* got a generator"):
+    with pytest.raises(nc.InputError, match=r"the trainer's data as a loader that can be run .* got a generator"):
         fitted([nc.CollapseCallback(classifier="head")], (batch for batch in loader()))
 
 

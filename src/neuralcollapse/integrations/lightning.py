@@ -93,7 +93,7 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
     ) -> None:
         known = options_of(CollapseCallback, Recorder)
         check_names(options, known, "CollapseCallback", ("resume", "unit", "writes"))
-        given = {"layers": layers, "head_decay": head_decay, "out": out, "force": force, "loss": loss}
+        given: dict[str, Any] = {"layers": layers, "head_decay": head_decay, "out": out, "force": force, "loss": loss}
         given |= {"classifier": classifier, "sharded": sharded, "progress": progress, "on_record": on_record}
         check_values(given | options)
         self.wants_test = test_loader is not False
@@ -130,10 +130,10 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         strategy = type(trainer.strategy).__name__
         if strategy.startswith(_SPLIT):
             raise InputError(f"expected each process to hold all weights, got {strategy}: train with strategy='ddp'")
-        loader, test_loader = (_prepared(each, trainer, module) for each in self._loaders(trainer))
+        train, test = self._loaders(trainer)
         recorder = Recorder(
-            loader,
-            test_loader,
+            _prepared(train, trainer, module),
+            None if test is None else _prepared(test, trainer, module),
             self.classifier,
             out=None if getattr(trainer, "fast_dev_run", False) else self.out,
             force=self.force,
@@ -206,7 +206,7 @@ def _own(loader: Any, trainer: lightning.Trainer, batches: float) -> Iterable[An
     return stream if math.isinf(batches) else Prepared(stream, lambda batch: batch, int(batches))
 
 
-def _prepared(loader: Iterable[Any] | None, trainer: lightning.Trainer, module: Any) -> Prepared | None:
+def _prepared(loader: Iterable[Any], trainer: lightning.Trainer, module: Any) -> Prepared:
     """The batches of a loader as Lightning hands them to a step: converted, moved, and through the user's hooks."""
 
     @torch.no_grad()
@@ -215,7 +215,7 @@ def _prepared(loader: Iterable[Any] | None, trainer: lightning.Trainer, module: 
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    return None if loader is None else Prepared(loader, prepare)
+    return Prepared(loader, prepare)
 
 
 @contextmanager
