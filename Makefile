@@ -4,10 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Extra words for pip, such as an index with CPU-only builds of torch.
 PIP_FLAGS ?=
+# The environment with the lowest versions that pyproject.toml allows, and the tests that run in it.
+LOWEST ?= .venv-lowest
+CORE := tests/test_capture.py tests/test_classifier.py tests/test_codes.py tests/test_collapse.py tests/test_frames.py \
+	tests/test_imports.py tests/test_metric.py tests/test_moments.py tests/test_options.py tests/test_recorder.py \
+	tests/test_runs.py tests/integrations tests/report tests/training/test_callbacks.py tests/training/test_run.py \
+	tests/training/test_sources.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test test-all lint bench docs clean
+.PHONY: demo test test-all test-lowest lint bench docs clean
 
 demo: $(VENV)/.ready
 	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
@@ -17,6 +23,9 @@ test: $(VENV)/.ready
 
 test-all: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
+test-lowest: $(LOWEST)/.ready
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE)
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -34,5 +43,11 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[all]'
 	touch $@
 
+$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints-lowest.txt \
+		-e '.[train]' accelerate hypothesis pytest pytest-xdist transformers
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis

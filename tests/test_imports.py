@@ -1,6 +1,7 @@
 """The layering of docs/architecture.md, and what importing the package costs."""
 
 import ast
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,8 @@ ROWS = {
     "_errors": (),
     "_checks": (),
     "frames": (),
+    "_precision": (),
+    "_rounding": (),
     "moments": (),
     "_sharded": (),
     "subset": (),
@@ -45,6 +48,7 @@ ROWS = {
         "features",
         "collect",
     ),
+    "_options": (),
     "ufm": (
         "losses",
         "model",
@@ -225,6 +229,75 @@ def test_every_public_name_resolves():
     assert len(nc.__all__) == len(set(nc.__all__))
     for name in nc.__all__:
         assert getattr(nc, name) is not None
+
+
+def test_the_public_names_are_said_in_a_way_that_type_checkers_read():
+    tree = ast.parse(Path(nc.__file__).read_text())
+    (listed,) = [node.value for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"]
+    assert ast.literal_eval(listed) == nc.__all__
+    assert sorted(nc.__all__) == sorted([*nc._HOMES, "__version__", "ufm"])
+    (checked,) = [node for node in tree.body if isinstance(node, ast.If)]
+    found = {alias.name: node.module for node in checked.body for alias in node.names}
+    assert found.pop("ufm") == "neuralcollapse"
+    assert found == {name: f"neuralcollapse.{home}" for name, home in nc._HOMES.items()}
+    assert (SOURCE / "py.typed").is_file()
+
+
+USERS_FILE = """
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import neuralcollapse as nc
+from neuralcollapse import ({names})
+from neuralcollapse.ufm import ({ufm_names})
+
+everything: list[object] = [{all_names}]
+model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nc.ETFClassifier(6, 3))
+data = TensorDataset(torch.randn(30, 4), torch.arange(30) % 3)
+loader = DataLoader(data, batch_size=8)
+values: dict[str, Any] = nc.measure(model, loader, "2", layers=["0"], pairwise=10)
+etf: torch.Tensor = nc.simplex_etf(3, 6)
+moments: nc.ClassMoments = nc.ClassMoments.from_batch(torch.randn(30, 6), torch.arange(30) % 3, 3)
+floats: dict[str, float] = nc.measures(moments, etf)
+metric = nc.NeuralCollapse(3, 6)
+metric.update(torch.randn(30, 6), torch.arange(30) % 3)
+recorder: nc.Recorder = nc.Recorder(loader, classifier="2", out="runs/mine", ignore_index=-100)
+record: nc.Record = recorder.measure(model, 1, learning_rate=0.1)
+nc1: float = record.measures["nc1"]
+callback = nc.CollapseCallback(classifier="2", every=2)
+records: list[nc.Record] = nc.measure_checkpoints(model, "*.pt", loader)
+network: nn.Module = nc.build_network("resnet18", 10)
+problem = nc.ufm.UnconstrainedFeatureModel(3, 4, 5, 1e-3, 1e-3)
+minimum: float = problem.global_minimum()
+try:
+    nc.measure_features(torch.randn(30, 4), torch.arange(30) % 3)
+except nc.InputError as error:
+    print(error, nc.__version__)
+"""
+
+
+@pytest.mark.slow
+def test_a_users_file_passes_the_strict_type_check(tmp_path):
+    names = [name for name in nc.__all__ if name != "__version__"]
+    text = USERS_FILE.format(
+        names=", ".join(names),
+        ufm_names=", ".join(nc.ufm.__all__),
+        all_names=", ".join([*names, *nc.ufm.__all__, *(f"nc.{name}" for name in nc.__all__)]),
+    )
+    (tmp_path / "right.py").write_text(text)
+    (tmp_path / "wrong.py").write_text("import neuralcollapse as nc\n\nnc.mesure\nfew: int = nc.simplex_etf(3)\n")
+    (tmp_path / "mypy.ini").write_text("[mypy]\nstrict = true\n")
+    command = [sys.executable, "-m", "mypy", "--config-file", "mypy.ini", "--python-version", "3.10"]
+    environment = {**os.environ, "MYPYPATH": str(SOURCE.parent)}
+    done = subprocess.run(
+        [*command, "right.py", "wrong.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert "right.py" not in done.stdout, done.stdout
+    assert 'wrong.py:3: error: Module has no attribute "mesure"' in done.stdout, done.stdout + done.stderr
+    assert "wrong.py:4: error: Incompatible types in assignment" in done.stdout
 
 
 def test_importing_every_file_leaves_the_public_names_what_they_are():

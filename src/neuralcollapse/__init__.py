@@ -10,6 +10,43 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+# Said out, so that type checkers know what `neuralcollapse.NAME` is.
+__all__ = [
+    "ClassMoments",
+    "CodeClassifier",
+    "CollapseCallback",
+    "CollapseTrainerCallback",
+    "ETFClassifier",
+    "InputError",
+    "NeuralCollapse",
+    "NeuralCollapseWarning",
+    "OrthoplexClassifier",
+    "Record",
+    "Recorder",
+    "TrainConfig",
+    "__version__",
+    "build_network",
+    "coherence",
+    "collect",
+    "fix_classifier",
+    "frequent_classes",
+    "measure",
+    "measure_checkpoints",
+    "measure_features",
+    "measures",
+    "nearest_simplex_etf",
+    "orthoplex",
+    "read_run",
+    "resume",
+    "simplex_etf",
+    "softmax_code",
+    "train",
+    "ufm",
+    "worst_pairs",
+    "write_page",
+]
+
+# Where each is found when it is first used.
 _HOMES = {
     "simplex_etf": "frames",
     "nearest_simplex_etf": "frames",
@@ -29,7 +66,12 @@ _HOMES = {
     "collect": "capture.collect",
     "measure_features": "capture.features",
     "Recorder": "recorder",
+    "Record": "records",
+    "read_run": "runs",
     "build_network": "training.networks",
+    "TrainConfig": "training.config",
+    "train": "training.run",
+    "resume": "training.run",
     "CollapseCallback": "integrations.lightning",
     "CollapseTrainerCallback": "integrations.huggingface",
     "measure_checkpoints": "integrations.checkpoints",
@@ -37,8 +79,6 @@ _HOMES = {
     "InputError": "_errors",
     "NeuralCollapseWarning": "_errors",
 }
-
-__all__ = [*_HOMES, "__version__", "ufm"]
 
 if TYPE_CHECKING:
     from neuralcollapse import ufm
@@ -58,18 +98,23 @@ if TYPE_CHECKING:
     from neuralcollapse.other_frames import CodeClassifier, OrthoplexClassifier
     from neuralcollapse.pairs import worst_pairs
     from neuralcollapse.recorder import Recorder
+    from neuralcollapse.records import Record
+    from neuralcollapse.runs import read_run
     from neuralcollapse.subset import frequent_classes
+    from neuralcollapse.training.config import TrainConfig
     from neuralcollapse.training.networks import build_network
+    from neuralcollapse.training.run import resume, train
 
+else:  # a type checker that saw this would take any name
 
-def __getattr__(name: str) -> object:
-    if name == "ufm":
-        return importlib.import_module(f"{__name__}.ufm")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        if name == "ufm":
+            return importlib.import_module(f"{__name__}.ufm")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Recorder: measures a network when asked to, in any training loop, and keeps the records in a run folder."""
+"""Recorder: measures a network whenever it is asked to, in any training loop, and keeps the records in a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ import torch
 from torch import nn
 from torch.utils.data import Subset
 
+from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError
+from neuralcollapse._options import check_loader, check_names, check_values, options_of
+from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.fixed import FixedClassifier
@@ -35,42 +39,46 @@ HeadDecay = float | tuple[float, float | None, float | None]
 
 
 class Recorder:
-    """Measures a network when asked to, and keeps the records in a run folder that `neuralcollapse report` reads.
+    """Measures a network whenever it is asked to, and keeps the records in a run folder.
 
-    Measuring leaves the training as it was: gradients, modes, autocast and the states of torch's, numpy's and
-    Python's random numbers are untouched.
+    `neuralcollapse report` and `neuralcollapse.write_page` turn the folder into a page. Measuring leaves the training
+    as it was: gradients, train and eval modes, autocast, and the random states of torch, numpy and Python are
+    untouched.
 
     Args:
-        loader: the un-augmented training set, as for `neuralcollapse.measure`.
-        test_loader: adds loss and accuracy on the test set to the records.
-        classifier: dotted name of the last layer.
-        out: the run folder, made at the first measurement; without it the records are in memory alone.
+        loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
+            measurement; an `IterableDataset` will do, in a DataLoader or as it is, but not a generator.
+        test_loader: adds the loss and accuracy on the test set to the records.
+        classifier: the dotted name of the last layer, or the layer itself.
+        out: the run folder, made at the first measurement; without it the records are kept in memory alone.
         force: overwrite an earlier run in `out`.
-        resume: go on with the run in `out`, where there is one; the method `resume` forgets what came after an epoch.
+        resume: continue the run in `out`, if there is one; the method `resume` drops what came after an epoch.
         unit: what the records count: "epoch", "step" or "checkpoint".
-        head_decay: the weight decay of training, or (weight, feature, bias) decays; when given, each record compares
-            the last layer with the exact optimum of the unconstrained feature model (see `ufm.certify_head`).
+        head_decay: the weight decay of the training, or (weight, feature, bias) decays; when given, each record
+            compares the last layer with the exact optimum of the unconstrained feature model (see
+            `neuralcollapse.ufm.certify_head`).
         pairwise: as for `neuralcollapse.measures`.
         nc4: measure NC4 too.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
-        class_names: of the K classes; those of the data set (`classes`) when not given.
+        class_names: the names of the K classes; those of the data set (`classes`) when not given.
         writes: False in all processes but one, where several share the run folder.
-        on_record: called with each record and the capture behind it.
+        on_record: called with each record and the capture that it was made from.
         options: of the measuring pass, as for `neuralcollapse.measure` (layers, ignore_index, sharded, device, ...),
-            and `loss`, of logits (N, K) and labels (N,).
+            and `loss`, a function of logits (N, K) and labels (N,).
 
     Attributes:
         records: of all measurements, in order.
 
     Raises:
-        InputError: `out` is in use.
+        InputError: `out` is in use, an option that does not exist (the message names the nearest that does), or a value
+            of the wrong kind.
     """
 
     def __init__(
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
-        classifier: str = "fc",
+        classifier: str | nn.Module = "fc",
         *,
         out: str | Path | None = None,
         force: bool = False,
@@ -85,8 +93,26 @@ class Recorder:
         on_record: Callable[[Record, Capture], None] | None = None,
         **options: Any,
     ) -> None:
-        self.loader = loader
-        self.test_loader = test_loader
+        check_names(options, options_of(Recorder), "Recorder")
+        check_values(
+            {
+                "classifier": classifier,
+                "out": out,
+                "force": force,
+                "resume": resume,
+                "unit": unit,
+                "head_decay": head_decay,
+                "pairwise": pairwise,
+                "nc4": nc4,
+                "config": config,
+                "class_names": class_names,
+                "writes": writes,
+                "on_record": on_record,
+                **options,
+            }
+        )
+        self.loader = check_loader(loader)
+        self.test_loader = None if test_loader is None else check_loader(test_loader, "test_loader")
         self.classifier = classifier
         self.out = None if out is None else Path(out)
         self.force = force
@@ -110,11 +136,21 @@ class Recorder:
     def measure(self, model: nn.Module, epoch: int, *, learning_rate: float = math.nan) -> Record:
         """Measure the network after `epoch` units of training and keep the record.
 
-        A second measurement of the same epoch takes the place of the first.
+        A second measurement of the same epoch replaces the first.
+
+        Args:
+            model: the network.
+            epoch: how many units (epochs, steps) it has been trained for.
+            learning_rate: for the record.
 
         Raises:
             InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
         """
+        check_model(model)
+        model = getattr(model, "_orig_mod", model)  # of torch.compile
+        epoch = check_count(epoch, "epoch", 0)
+        if not isinstance(learning_rate, Real):
+            raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
         check_weights(model, epoch, self.unit)
         test = {}
         with _undisturbed(model):
@@ -130,7 +166,7 @@ class Recorder:
             epoch,
             test=test,
             seconds=time.perf_counter() - self._started,
-            learning_rate=learning_rate,
+            learning_rate=float(learning_rate),
             head_decay=self.head_decay,
             pairwise=self.pairwise,
         )
@@ -147,7 +183,7 @@ class Recorder:
         return record
 
     def resume(self, epoch: float = math.inf) -> None:
-        """Go on with the run in `out`, forgetting what it measured after `epoch`; where there is none, begin one."""
+        """Continue the run in `out` after `epoch`, dropping what was measured later; if there is none, begin one."""
         if self.out is not None and (self.out / "records.jsonl").is_file():
             folder = RunFolder.open(self.out)
             if self.writes:
@@ -161,17 +197,18 @@ class Recorder:
             self._started = time.perf_counter() - last
 
     def describe(self, model: nn.Module) -> dict[str, Any]:
-        """What config.yaml holds of a run of this network.
+        """What config.yaml says of a run of this network.
 
         Raises:
             InputError: no layer of the classifier's name.
         """
         layer = find_module(model, self.classifier)
+        known_as = next(path for path, module in model.named_modules() if module is layer)
         return {
             "data": type(_data(self.loader)).__name__,
             "network": type(model).__name__,
             "classifier": layer.frame.replace("_", " ") if isinstance(layer, FixedClassifier) else "learned",
-            "layer": self.classifier,
+            "layer": self.classifier if isinstance(self.classifier, str) else known_as,
             "unit": self.unit,
             **self.config,
         }

@@ -1,4 +1,4 @@
-"""Heads that are not W h + b as their attributes stand: the map that made their outputs is measured, or they are refused."""
+"""Heads that are not W h + b as they stand: the map that made their outputs is measured, or they are refused."""
 
 import copy
 import warnings
@@ -134,7 +134,7 @@ def test_an_adapter_beside_the_head_is_found_by_least_squares(data):
     got, words = measured(net, batches(data))
     assert_agree(got, right(net, data, net.fc.weight + extra, net.fc.bias))
     assert "least squares" in words
-    with pytest.raises(nc.InputError, match="linear map of its input, got logits that are .* % off"):
+    with pytest.raises(nc.InputError, match=r"linear map of its input, got logits that are .* % off"):
         nc.measure(net, [batches(data, D)[0]])  # too few samples to determine it
 
 

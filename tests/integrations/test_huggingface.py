@@ -1,3 +1,4 @@
+import itertools
 import math
 import os
 import socket
@@ -7,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import ClassLabel, Dataset
+from datasets import ClassLabel, Dataset, DatasetDict
 from sklearn.datasets import load_digits
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
@@ -289,7 +290,8 @@ def test_two_processes_measure_each_sample_once_and_one_writes(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-    place |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": "2"}
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    place |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "", "LOCAL_WORLD_SIZE": "2"}
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path)]
     both = [
         subprocess.Popen(command, env={**clean, **place, "RANK": rank, "LOCAL_RANK": rank}, stderr=subprocess.PIPE)
@@ -310,3 +312,125 @@ def test_two_processes_measure_each_sample_once_and_one_writes(tmp_path):
     assert run.last.measures | run.last.train == pytest.approx(expected, rel=1e-3, abs=1e-6)
     expected = by_hand(model, digits(31))
     assert run.last.test == pytest.approx({name: expected[name] for name in ("loss", "accuracy")}, rel=1e-4)
+
+
+class Stream(IterableDataset):
+    """The digits, one after the other, again and again if asked to."""
+
+    def __init__(self, endless: bool = False):
+        self.endless = endless
+
+    def __iter__(self):
+        rows = [{"pixel_values": row["pixel_values"], "labels": int(row["label"])} for row in digits(40)]
+        return itertools.cycle(rows) if self.endless else iter(rows)
+
+
+def test_data_sets_that_can_only_be_iterated_will_do(tmp_path):
+    trainer = trained(tmp_path, [watched(tmp_path / "run")], data=Stream(), test=Stream(), max_steps=2)
+    last = RunFolder.open(tmp_path / "run").records()[-1]
+    expected = by_hand(trainer.model, digits(40))
+    assert last.measures | last.train == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    assert last.test == pytest.approx(last.train, rel=1e-5)
+    given = {"dataset": Stream(), "test_dataset": digits(40).to_iterable_dataset(), "every": 1}
+    trainer = trained(tmp_path, [watched(tmp_path / "given", **given)], max_steps=1)
+    last = RunFolder.open(tmp_path / "given").records()[-1]
+    assert last.train["loss"] == pytest.approx(by_hand(trainer.model, digits(40))["loss"], rel=1e-4)
+    assert last.test == pytest.approx(last.train, rel=1e-5)
+
+
+def test_of_a_stream_no_more_is_measured_than_the_training_takes(tmp_path):
+    options = {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 20}
+    trained(tmp_path, [watched(tmp_path / "run")], data=Stream(endless=True), max_steps=2, **options)
+    assert read_run(tmp_path / "run").environment["train_samples"] == 40
+
+
+def test_a_stream_that_is_used_up_is_refused_before_training(tmp_path):
+    class Kept(IterableDataset):
+        def __init__(self):
+            self.rows = (row for row in digits(40))
+
+        def __iter__(self):
+            return self.rows
+
+    with pytest.raises(nc.InputError, match=r"run through for each measurement, got a Kept"):
+        trained(tmp_path, [watched(None)], data=Kept(), max_steps=1)
+    with pytest.raises(nc.InputError, match=r"expected dataset as a loader .* got a Kept"):
+        trained(tmp_path, [watched(None, dataset=Kept())], max_steps=1)
+
+
+class Casting(torch.nn.Module):
+    """As a user writes it: nothing in it converts its inputs."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        torch.manual_seed(0)
+        self.config = ViTConfig(num_labels=10)
+        self.body = torch.nn.Linear(64, 12)
+        self.classifier = torch.nn.Linear(12, 10)
+        self.to(dtype)
+
+    def forward(self, pixel_values, labels=None):
+        logits = self.classifier(self.body(pixel_values.flatten(1)).relu())
+        loss = None if labels is None else torch.nn.functional.cross_entropy(logits.float(), labels)
+        return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_precision_weights_under_mixed_precision_are_measured_as_they_are(tmp_path, dtype):
+    model = Casting(dtype)
+    trained(tmp_path, [watched(tmp_path / "run")], model, bf16=True, num_train_epochs=1, learning_rate=1e-2)
+    own = Casting(dtype)
+    own.load_state_dict(model.state_dict())
+    rows = [{"pixel_values": row["pixel_values"].to(dtype), "labels": int(row["label"])} for row in digits()]
+    expected = nc.measure(own, DataLoader(rows, batch_size=50), "classifier", progress=False)
+    del expected["num_samples"]
+    last = RunFolder.open(tmp_path / "run").records()[-1]
+    assert last.measures | last.train == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+
+class Prepares(Trainer):
+    """Scales the inputs of every batch, in training and evaluation."""
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        return {**inputs, "pixel_values": 2 * inputs["pixel_values"]}
+
+
+def test_batches_are_prepared_as_the_trainer_does(tmp_path):
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", max_steps=1, save_strategy="no")
+    trainer = Prepares(vit(), arguments, train_dataset=digits())
+    callback = nc.CollapseTrainerCallback(trainer)
+    callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+    rows = [{"pixel_values": 2 * row["pixel_values"], "labels": int(row["label"])} for row in digits()]
+    expected = nc.measure(vit(), DataLoader(rows, batch_size=96), "classifier", progress=False)
+    assert callback.records[0].measures["nc1"] == pytest.approx(expected["nc1"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (None, "got a NoneType: give it first"),
+        (Trainer, "got the class Trainer: give it first"),
+        (vit(), "got a ViTForImageClassification: give it first"),
+        ("runs/mine", "got a str: give it first"),
+    ],
+)
+def test_what_is_no_trainer_is_named(given, message):
+    with pytest.raises(nc.InputError, match=f"^expected the trainer, a transformers.Trainer that was made, {message}"):
+        nc.CollapseTrainerCallback(given)
+
+
+@pytest.mark.parametrize("name", ["dataset", "test_dataset"])
+def test_what_is_no_data_set_is_named(tmp_path, name):
+    trainer = Trainer(vit(), TrainingArguments(str(tmp_path), use_cpu=True, report_to="none"))
+    for given, message in [
+        (DataLoader(digits(4)), "got a DataLoader: give its data set, as in loader.dataset"),
+        (DatasetDict(train=digits(4), test=digits(4)), "got a DatasetDict of train, test: give one of them"),
+        (Dataset, "got the class Dataset: give one with __getitem__"),
+        (vit(), "got a ViTForImageClassification: give one"),
+        ("mnist", "got a str: give one"),
+        (3, "got a int: give one"),
+        (iter([1]), "got a list_iterator: give one"),
+    ]:
+        with pytest.raises(nc.InputError, match=f"^expected {name} as one data set of samples, {message}"):
+            nc.CollapseTrainerCallback(trainer, **{name: given})

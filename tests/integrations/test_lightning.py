@@ -63,7 +63,7 @@ def loader(**options) -> DataLoader:
 
 def fitted(callbacks, data=None, module=None, test=None, ckpt_path=None, **options):
     torch.manual_seed(3)
-    module = module or Plain()
+    module = Plain() if module is None else module
     trainer = lightning.Trainer(
         **({"max_epochs": 2, "logger": False, "enable_checkpointing": False} | options),
         accelerator="cpu",
@@ -72,7 +72,7 @@ def fitted(callbacks, data=None, module=None, test=None, ckpt_path=None, **optio
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(module, data or loader(), test, ckpt_path=ckpt_path)
+    trainer.fit(module, loader() if data is None else data, test, ckpt_path=ckpt_path)
     return trainer, module
 
 
@@ -273,8 +273,8 @@ def test_two_processes_measure_each_sample_once_and_one_writes(tmp_path):
 
 def environment():
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-    root = str(Path(__file__).parents[2])
-    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": root, "CUDA_VISIBLE_DEVICES": ""}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
 def test_the_package_of_the_other_name_is_served_too():
@@ -304,3 +304,174 @@ assert [record.epoch for record in callback.records] == [0, 1]
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def cast(dtype, count: int = 30) -> DataLoader:
+    inputs, labels = samples(count).tensors
+    return DataLoader(TensorDataset(inputs.to(dtype), labels), batch_size=8)
+
+
+def assert_by_hand(record, module, data, **options):
+    """The record is what `measure` says of the module."""
+    expected = nc.measure(module, data, "head", progress=False, **options)
+    del expected["num_samples"]
+    assert record.measures | record.train == pytest.approx(expected, rel=1e-5, abs=1e-9)
+
+
+PRECISIONS = {
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "64-true": torch.float64,
+    "32-true": torch.float32,
+    "bf16-mixed": torch.float32,
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("given", [True, False])
+def test_a_module_is_measured_in_its_own_precision(precision, given):
+    dtype = PRECISIONS[precision]
+    data = (loader(), DataLoader(samples(9), batch_size=4)) if given else (None, None)
+    callback = nc.CollapseCallback(*data, classifier="head", layers=["model.0"])
+    _, module = fitted([callback], test=DataLoader(samples(9), batch_size=4), precision=precision, max_epochs=1)
+    assert module.head.weight.dtype == dtype
+    last = callback.records[-1]
+    assert_by_hand(last, module, cast(dtype))
+    assert last.test["loss"] == pytest.approx(nc.measure(module, cast(dtype, 9), "head", progress=False)["loss"], 1e-5)
+    assert "forward" not in vars(module)
+
+
+class Says(Plain):
+    """`forward` says in which surroundings it ran."""
+
+    def forward(self, inputs):
+        if not self.training:
+            self.said = (torch.ones(1).dtype, torch.is_autocast_enabled("cpu"))
+        return super().forward(inputs)
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "64-true", "bf16-mixed"])
+def test_forward_runs_with_the_default_type_of_the_precision_and_without_autocast(precision):
+    callback = nc.CollapseCallback(classifier="head")
+    _, module = fitted([callback], module=Says(), precision=precision, max_epochs=1)
+    assert module.said == (PRECISIONS[precision], False)
+    assert torch.get_default_dtype() == torch.float32
+
+
+class Hooks(Plain):
+    """Batches are of a kind of its own until they are transferred, and are augmented and scaled afterwards."""
+
+    def __init__(self):
+        super().__init__()
+        self.augment = nn.Dropout(0.5)
+        self.seen = []
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        return {"kept": batch}
+
+    def transfer_batch_to_device(self, batch, device, dataloader_idx):
+        assert isinstance(batch, dict)
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        inputs, labels = batch["kept"]
+        self.seen.append((self.trainer.training, self.trainer.validating, self.training))
+        if self.trainer.training:
+            inputs = inputs + 100
+        return 3 * self.augment(inputs), labels
+
+
+def tripled() -> DataLoader:
+    inputs, labels = samples().tensors
+    return DataLoader(TensorDataset(3 * inputs, labels), batch_size=8)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_batches_go_through_the_hooks_of_the_module_as_in_validation(given):
+    callback = nc.CollapseCallback(loader() if given else None, classifier="head")
+    trainer, module = fitted([callback], module=Hooks(), max_epochs=1, num_sanity_val_steps=0)
+    assert_by_hand(callback.records[-1], module, tripled())
+    assert module.seen == [(False, True, False)] * 4 + [(True, False, True)] * 4 + [(False, True, False)] * 4
+    assert not trainer.validating
+
+
+def test_the_hooks_of_a_data_module_count_too():
+    class Data(lightning.LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+        def on_after_batch_transfer(self, batch, dataloader_idx):
+            return 3 * batch[0], batch[1]
+
+    callback = nc.CollapseCallback(classifier="head")
+    _, module = fitted([callback], Data(), max_epochs=1)
+    assert_by_hand(callback.records[-1], module, tripled())
+
+
+class Endless(Stream):
+    def __iter__(self):
+        while True:
+            yield from samples()
+
+
+def test_data_sets_that_can_only_be_iterated_will_do():
+    for stream in (DataLoader(Stream(), batch_size=8), Stream()):
+        callback = nc.CollapseCallback(stream, stream, classifier="head")
+        _, module = fitted([callback], max_epochs=1)
+        assert_by_hand(callback.records[-1], module, loader())
+        assert callback.records[-1].test == pytest.approx(callback.records[-1].train, rel=1e-5)
+
+
+def test_the_trainers_own_data_may_be_a_stream():
+    callback = nc.CollapseCallback(classifier="head")
+    streams = [DataLoader(Stream(), batch_size=8), DataLoader(Stream(), batch_size=5)]
+    _, module = fitted([callback], streams[0], test=streams[1], max_epochs=1)
+    assert_by_hand(callback.records[-1], module, loader())
+    assert callback.records[-1].test == pytest.approx(callback.records[-1].train, rel=1e-5)
+
+
+def test_of_a_stream_as_much_is_measured_as_the_trainer_takes():
+    seen = []
+    callback = nc.CollapseCallback(classifier="head", on_record=lambda _, capture: seen.append(capture))
+    streams = [DataLoader(Endless(), batch_size=8), DataLoader(Endless(), batch_size=5)]
+    fitted([callback], streams[0], test=streams[1], max_epochs=1, limit_train_batches=3, limit_val_batches=2)
+    assert [capture.moments.num_samples for capture in seen] == [24, 24]
+
+
+def test_any_iterable_that_begins_anew_will_do_but_no_generator():
+    class Own:
+        def __iter__(self):
+            return iter(loader(shuffle=False))
+
+    callback = nc.CollapseCallback(classifier="head")
+    _, module = fitted([callback], Own(), max_epochs=1)
+    assert_by_hand(callback.records[-1], module, loader())
+    with pytest.raises(nc.InputError, match=r"the trainer's data as a loader that can be run .* got a generator"):
+        fitted([nc.CollapseCallback(classifier="head")], (batch for batch in loader()))
+
+
+def test_a_compiled_module_is_measured():
+    class Bare(Plain):
+        def training_step(self, batch, index):
+            return F.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    module, callback = Bare(), nc.CollapseCallback(classifier="head")
+    fitted([callback], module=torch.compile(module, backend="eager"), max_epochs=1)
+    assert_by_hand(callback.records[-1], module, loader())
+
+
+def test_the_layer_itself_names_the_classifier(tmp_path):
+    module = Plain()
+    callback = nc.CollapseCallback(classifier=module.head, out=tmp_path / "run")
+    fitted([callback], module=module, max_epochs=1)
+    assert read_run(tmp_path / "run").config["layer"] == "head"
+    assert_by_hand(callback.records[-1], module, loader())
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5, "epoch", True, None])
+def test_every_is_checked_at_once(every):
+    with pytest.raises(nc.InputError, match="every"):
+        nc.CollapseCallback(every=every)

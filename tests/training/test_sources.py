@@ -302,11 +302,63 @@ def test_an_image_folder_comes_back_as_it_was(tmp_path):
     assert same(source, [np.stack([train[i] for i in (3, 2, 1, 0)]), [0, 0, 1, 1], test[None], [1]])
 
 
-@pytest.mark.parametrize("name", ["test", "val", "validation"])
-def test_names_of_the_folder_held_out(tmp_path, name):
-    for split in ("train", name):
-        write_picture(tmp_path / split / "a" / "0.png", some(4, 4))
-    assert len(read(f"imagefolder:{tmp_path}").test.labels) == 1
+@pytest.mark.parametrize("train", ["train", "Train", "training"])
+@pytest.mark.parametrize("name", ["test", "val", "valid", "validation", "testing", "eval", "dev", "Valid", "TEST"])
+def test_names_of_the_folder_held_out(tmp_path, train, name):
+    expected = write_picture(tmp_path / name / "a" / "0.png", some(4, 4))
+    write_picture(tmp_path / train / "a" / "0.png", some(4, 4))
+    source = read(f"imagefolder:{tmp_path}")
+    assert np.array_equal(source.test.images[:, 0].numpy(), expected[None])
+    assert source.class_names == ("a",)
+
+
+def test_of_several_folders_held_out_the_test_set_is_taken(tmp_path):
+    for count, split in enumerate(("train", "test", "val", "valid"), start=1):
+        for index in range(count):
+            write_picture(tmp_path / split / "a" / f"{index}.png", some(4, 4))
+    assert len(read(f"imagefolder:{tmp_path}").test.labels) == 2
+    for index in range(2):
+        (tmp_path / "test" / "a" / f"{index}.png").rename(tmp_path / "test" / f"{index}.png")  # without labels
+    (tmp_path / "test" / "a").rmdir()
+    assert len(read(f"imagefolder:{tmp_path}").test.labels) == 3
+
+
+def test_classes_may_be_called_like_parts_of_a_data_set(tmp_path):
+    for name in ("valid", "invalid", "test"):
+        write_picture(tmp_path / name / "0.png", some(4, 4))
+    source = read(f"imagefolder:{tmp_path}")
+    assert (source.class_names, source.train.labels.tolist()) == (("invalid", "test", "valid"), [0, 1, 2])
+    write_picture(tmp_path / "train" / "0.png", some(4, 4))
+    fails(f"imagefolder:{tmp_path}", "expected a folder of images for each class, got no images")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("train", "bus"):
+        write_picture(tmp_path / name / "0.png", some(4, 4))
+    assert read(f"imagefolder:{tmp_path}").class_names == ("bus", "train")
+
+
+def test_what_systems_leave_behind_is_no_image(tmp_path):
+    for place in ("train", "valid"):
+        write_picture(tmp_path / place / "a" / "0.JPEG", some(8, 8, 3))
+        (tmp_path / place / "a" / "Thumbs.db").write_text("")
+        (tmp_path / place / "a" / "desktop.ini").write_text("")
+        (tmp_path / place / "__MACOSX").mkdir()
+    source = read(f"imagefolder:{tmp_path}")
+    assert (source.class_names, len(source.train.labels), len(source.test.labels)) == (("a",), 1, 1)
+
+
+def test_classes_without_images_are_named(tmp_path):
+    for place in ("train", "valid"):
+        write_picture(tmp_path / place / "a" / "0.png", some(4, 4))
+    for name in ("b", "c"):
+        (tmp_path / "train" / name).mkdir()
+    (tmp_path / "train" / "c" / ".hidden").write_text("")
+    fails(f"imagefolder:{tmp_path}", r"train: expected images of all 3 classes, got none of b, c: fill the folders")
+    for name in ("b", "c"):
+        write_picture(tmp_path / "train" / name / "0.png", some(4, 4))
+    (tmp_path / "valid" / "b").mkdir()
+    assert read(f"imagefolder:{tmp_path}").test.labels.tolist() == [0]
 
 
 def test_a_folder_of_classes_is_the_training_set(tmp_path):
@@ -364,7 +416,7 @@ def test_foreign_and_damaged_files_are_named(tmp_path):
     fails(f"imagefolder:{tmp_path}", r"notes.txt: expected images \(.png, .jpg")
     notes.unlink()
     (tmp_path / "a" / "inner").mkdir()
-    fails(f"imagefolder:{tmp_path}", "inner: expected images")
+    fails(f"imagefolder:{tmp_path}", r"inner: expected images in a class's folder, got a folder: move its images up")
     (tmp_path / "a" / "inner").rmdir()
     whole = (tmp_path / "a" / "0.png").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"no image", whole[:60] + bytes(200) + whole[260:]):
@@ -376,7 +428,7 @@ def test_image_folders_without_images(tmp_path):
     fails(f"imagefolder:{tmp_path}", "expected a folder of images for each class, got no images")
     write_picture(tmp_path / "a" / "0.png", some(4, 4))
     (tmp_path / "b").mkdir()
-    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b")
+    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b: fill the folders, or take them away")
     write_picture(tmp_path / "test" / "a" / "0.png", some(4, 4))
     fails(f"imagefolder:{tmp_path}", "holds test/ and no train/")
 

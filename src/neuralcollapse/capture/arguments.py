@@ -21,12 +21,6 @@ def check_model(model: Any) -> nn.Module:
     Raises:
         InputError: anything else than a module whose layers can be hooked.
     """
-    if isinstance(model, type):
-        raise InputError(
-            f"expected a model, got the class {model.__name__}: make one first, as in {model.__name__}(...)"
-        )
-    if isinstance(model, Mapping):
-        raise InputError("expected a model, got a state dict: make the network and load it by load_state_dict")
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction) or type(model).__name__ in (
         "ExportedProgram",
         "AOTICompiledModel",
@@ -36,30 +30,42 @@ def check_model(model: Any) -> nn.Module:
             "made from"
         )
     if not isinstance(model, nn.Module):
-        if _is_loader(model):
-            raise InputError(f"expected a model first, got a {type(model).__name__}: the loader comes second")
-        raise InputError(f"expected a model (torch.nn.Module), got {_kind(model)}: give the network itself")
+        got, hint = f"a {type(model).__name__}", "give the network itself"
+        if isinstance(model, type):
+            got, hint = f"the class {model.__name__}", f"make one first, as in {model.__name__}(...)"
+        elif isinstance(model, Mapping):
+            got = "a state dict" if any(isinstance(value, Tensor) for value in model.values()) else got
+            hint = "load it into a network with load_state_dict and give that"
+        elif isinstance(model, str):
+            got, hint = f"the text {model!r}", "make the network and load its weights into it"
+        raise InputError(f"expected the network as a torch.nn.Module, got {got}: {hint}")
     inner = getattr(model, "_orig_mod", model)
     return inner if isinstance(inner, nn.Module) else model
 
 
-def check_loader(loader: Any) -> Iterable[Any]:
+def check_loader(loader: Any, name: str = "loader") -> Iterable[Any]:
     """The loader.
 
     Raises:
         InputError: what gives no batches.
     """
+    expected = f"expected {name} as a loader that gives batches (inputs, labels)"
+    if isinstance(loader, type):
+        raise InputError(f"{expected}, got the class {loader.__name__}: make one first, as in {loader.__name__}(...)")
     if isinstance(loader, nn.Module):
-        raise InputError(f"expected a loader of batches, got a {type(loader).__name__}: the model comes first")
-    if isinstance(loader, Dataset):
-        raise InputError("expected a loader of batches, got a Dataset: wrap it in torch.utils.data.DataLoader")
-    bare = isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, Tensor) for part in loader)
-    if bare or isinstance(loader, Tensor | np.ndarray | Mapping | str | bytes):
-        what = "one batch" if bare or isinstance(loader, Mapping) else _kind(loader)
-        raise InputError(f"expected a loader of batches (inputs, labels), got {what}: give a list, [(inputs, labels)]")
-    if not isinstance(loader, Iterable) and not hasattr(loader, "__getitem__"):
+        raise InputError(f"{expected}, got the network {type(loader).__name__}: are the arguments in order?")
+    if isinstance(loader, Dataset) or hasattr(loader, "column_names"):
         raise InputError(
-            f"expected a loader of batches (inputs, labels), got {_kind(loader)}: give a torch.utils.data.DataLoader"
+            f"{expected}, got the data set {type(loader).__name__}: wrap it in torch.utils.data.DataLoader"
+        )
+    can_iterate = hasattr(loader, "__iter__") or (hasattr(loader, "__getitem__") and hasattr(loader, "__len__"))
+    if isinstance(loader, str | bytes | Mapping | Tensor | np.ndarray) or not can_iterate:
+        got = repr(loader) if isinstance(loader, str | bytes | bool | int | float | None) else type(loader).__name__
+        raise InputError(f"{expected}, got {got}: give a torch.utils.data.DataLoader of the data set")
+    if isinstance(loader, Sequence) and len(loader) and isinstance(loader[0], Tensor | np.ndarray):
+        raise InputError(
+            f"{expected}, got a {type(loader).__name__} of arrays: give "
+            "DataLoader(TensorDataset(inputs, labels), batch_size=256)"
         )
     return loader
 
@@ -110,15 +116,3 @@ def find_classifier(
         )
     others = [Head(name, model.get_submodule(name)) for name in head_names(model, outputs)]
     return head, [other for other in others if other.module is not module]
-
-
-def _is_loader(value: Any) -> bool:
-    return isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping | Tensor | np.ndarray)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, str):
-        return f"the text {value!r}"
-    if isinstance(value, Sequence) and not value:
-        return f"an empty {type(value).__name__}"
-    return "None" if value is None else f"a {type(value).__name__}"

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse._options import check_loader, check_names, check_values, options_of
+from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.integrations.order import Order, find_checkpoints, known_as, training_order
 from neuralcollapse.integrations.weights import fit_weights, read_weights
 from neuralcollapse.recorder import Recorder
@@ -30,7 +32,6 @@ _OPTIONS = (  # what records depend on
     "min_count",
     "next_token",
     "pairwise",
-    "min_count",
     "nc4",
     "head_decay",
 )
@@ -98,6 +99,11 @@ def measure_checkpoints(
         InputError: no checkpoints, one that cannot be read or does not fit the model (those before it are kept in
             `out`), `out` is in use or was measured otherwise; as `neuralcollapse.measure`.
     """
+    check_model(model)
+    check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
+    given = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
+    check_values({**given, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
+    loader = check_loader(loader)
     files = find_checkpoints(checkpoints)
     model = getattr(model, "_orig_mod", model)
     recorder = Recorder(

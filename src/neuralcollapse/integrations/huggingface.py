@@ -8,14 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, listed
+from neuralcollapse._options import check_names, check_restarts, check_values, options_of
 from neuralcollapse.heads import find_head
 from neuralcollapse.integrations.pages import write_page
-from neuralcollapse.integrations.processes import in_order, same_buffers
+from neuralcollapse.integrations.processes import Prepared, in_order, same_buffers
 from neuralcollapse.recorder import Recorder
 from neuralcollapse.records import Record
 
@@ -29,15 +32,17 @@ class CollapseTrainerCallback(TrainerCallback):
         trainer.train()
 
     Every integration of the trainer (`report_to`) gets every measurement, as "collapse/nc1" and so on. Training itself
-    goes as it would without. Training that goes on from a checkpoint goes on in its run folder.
+    goes as it would without. Training that goes on from a checkpoint goes on in its run folder. What is measured are
+    the weights in their own precision: mixed precision (`bf16`, `fp16`) does not reach the measuring.
 
     Args:
         trainer: the trainer that the callback is added to.
         out: the run folder, with report.html written anew after every measurement; without it there is none.
         classifier: dotted name of the last layer; when not given, the layer that makes a language model's logits, or
             the last linear layer with as many outputs as there are labels.
-        dataset: the un-augmented training set; when not given, the trainer's own. Give one if a transform augments
-            that: the paper measures images as they are.
+        dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
+            at most as many samples as the training takes. Give one if a transform augments that: the paper measures
+            images as they are.
         test_dataset: adds loss and accuracy on the test set; when not given, the trainer's eval_dataset, if it is one
             data set. False for none.
         every: when to measure: "epoch", "save" (with each checkpoint), or a number of steps. The last step is measured
@@ -50,8 +55,8 @@ class CollapseTrainerCallback(TrainerCallback):
         records: of all measurements, in order.
 
     Raises:
-        InputError: `every` is something else. As training begins: `out` is in use, no such layer, data that cannot be
-            split over processes, or weights that are. Later: training that diverged.
+        InputError: an option that does not exist, or a value of the wrong kind. As training begins: `out` is in use,
+            no such layer, data that cannot be split over processes, or weights that are. Later: training that diverged.
     """
 
     def __init__(
@@ -66,12 +71,21 @@ class CollapseTrainerCallback(TrainerCallback):
         force: bool = False,
         **options: Any,
     ) -> None:
+        self.every = every if every in ("epoch", "save") else check_count(every, "every ('epoch', 'save' or steps)", 1)
+        known = options_of(CollapseTrainerCallback, Recorder, without=("loader", "test_loader"))
+        check_names(options, known, "CollapseTrainerCallback", ("resume", "sharded", "unit", "writes"))
+        check_values({"out": out, "classifier": classifier, "force": force, **options})
+        if not isinstance(trainer, Trainer):
+            got = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
+            raise InputError(f"expected the trainer, a transformers.Trainer that was made, got {got}: give it first")
+        for name, given in (("dataset", dataset), ("test_dataset", None if test_dataset is False else test_dataset)):
+            if given is not None:
+                _check_dataset(given, name)
         self.trainer = trainer
         self.out = out
         self.classifier = classifier
         self.dataset = dataset
         self.test_dataset = test_dataset
-        self.every = every if every in ("epoch", "save") else check_count(every, "every ('epoch', 'save' or steps)", 1)
         self.force = force
         self.options = options
         self.recorder: Recorder | None = None
@@ -130,15 +144,15 @@ class CollapseTrainerCallback(TrainerCallback):
         model: Any = trainer.model
         if trainer.is_fsdp_enabled or _is_zero3(trainer):
             raise InputError("expected each process to hold all weights, got FSDP or ZeRO-3: train with DDP or ZeRO-2")
-        dataset = trainer.train_dataset if self.dataset is None else self.dataset
+        dataset: Any = trainer.train_dataset if self.dataset is None else self.dataset
         if dataset is None:
             raise InputError("expected a data set to measure on, got none: give dataset=, or the trainer train_dataset")
         test = trainer.eval_dataset if self.test_dataset is None else self.test_dataset
         given = {"ignore_index": -100, "progress": False, "class_names": _class_names(model, dataset), **self.options}
         return Recorder(
-            self._loader(dataset),
+            self._loader(dataset, self._steps(args) if self.dataset is None else None),
             None if test is None or test is False or isinstance(test, dict) else self._loader(test),
-            self.classifier or find_head(model),
+            find_head(model) if self.classifier is None else self.classifier,
             out=self.out,
             force=force,
             resume=resume,
@@ -149,16 +163,38 @@ class CollapseTrainerCallback(TrainerCallback):
             **given,
         )
 
-    def _loader(self, dataset: Any) -> DataLoader[Any]:
-        """The data as the trainer would hand them to the model, the share of this process."""
-        args = self.trainer.args
-        if isinstance(dataset, IterableDataset) and args.world_size > 1:
+    def _loader(self, dataset: Any, most: int | None = None) -> Prepared:
+        """The data as the trainer would hand them to the model, the share of this process; `most` batches of a stream.
+
+        Where mixed precision trains weights that are in half precision themselves, autocast would have converted the
+        inputs: here they are converted to the type of the weights.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        stream = isinstance(dataset, IterableDataset)
+        check_restarts(dataset, "the training data")
+        if stream and args.world_size > 1:
             raise InputError(
                 f"expected a data set with a length to measure in {args.world_size} processes, got the iterable "
                 f"{type(dataset).__name__}: give dataset= (and test_dataset=)"
             )
-        prepared = self.trainer.get_test_dataloader(dataset)  # that of evaluation would be kept for later evaluations
-        return in_order(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
+        prepared = trainer.get_test_dataloader(dataset)  # that of evaluation would be kept for later evaluations
+        loader = in_order(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
+        weights: Any = trainer.model
+        kinds = {value.dtype for value in weights.parameters() if value.is_floating_point()}
+        half = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else None
+
+        def prepare(batch: Any) -> Any:
+            batch = trainer._prepare_inputs(batch)
+            if half is None:
+                return batch
+            return {name: value.to(half) if _is_real(value) else value for name, value in batch.items()}
+
+        return Prepared(loader, prepare, most if stream else None)
+
+    def _steps(self, args: TrainingArguments) -> int | None:
+        """Batches of evaluation that hold as many samples as all steps of the training."""
+        samples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+        return math.ceil(samples / args.eval_batch_size) if args.max_steps > 0 else None
 
     def _measure(self, state: TrainerState, control: TrainerControl) -> None:
         count, recorder = math.ceil(self._count(state) - 1e-6), self.recorder
@@ -173,6 +209,23 @@ class CollapseTrainerCallback(TrainerCallback):
         control.should_log = wanted  # logging takes the wish for the trainer's own numbers back
         if recorder.folder is not None:
             write_page(recorder.folder)
+
+
+def _check_dataset(data: Any, name: str) -> None:
+    expected = f"expected {name} as one data set of samples"
+    if isinstance(data, DataLoader):
+        raise InputError(f"{expected}, got a DataLoader: give its data set, as in loader.dataset")
+    if isinstance(data, dict):
+        raise InputError(f"{expected}, got a {type(data).__name__} of {listed(list(data))}: give one of them")
+    by_number = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes)
+    if isinstance(data, type | nn.Module) or not (by_number or isinstance(data, IterableDataset)):
+        got = f"the class {data.__name__}" if isinstance(data, type) else f"a {type(data).__name__}"
+        raise InputError(f"{expected}, got {got}: give one with __getitem__ and __len__, as for the trainer")
+    check_restarts(data, name)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 @contextmanager

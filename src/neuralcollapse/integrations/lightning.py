@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, IterableDataset
 
 from neuralcollapse._errors import InputError
+from neuralcollapse._options import check_loader, check_names, check_values, options_of
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.integrations.pages import write_page
-from neuralcollapse.integrations.processes import in_order, same_buffers
+from neuralcollapse.integrations.processes import Prepared, in_order, same_buffers
 from neuralcollapse.recorder import HeadDecay, Recorder
 from neuralcollapse.records import Record
 from neuralcollapse.training.callbacks import MeasuringCallback, numbers
@@ -34,15 +40,19 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         trainer = lightning.Trainer(..., callbacks=[callback])
 
     The module's `forward` gets a batch's inputs: the first of (inputs, labels), or what a dict holds beside its
-    labels, by keyword. Every logger of the trainer gets every measurement, as "collapse/nc1" and so on. Training
-    itself goes as it would without. A fit that goes on from a checkpoint (`ckpt_path`) goes on in its run folder.
+    labels, by keyword. A batch goes through the precision plugin and the module's (or data module's) transfer hooks
+    first, as in validation; a module of another precision (`bf16-true`, `64-true`) is measured in that precision, one
+    under mixed precision in that of its weights. Every logger of the trainer gets every measurement, as "collapse/nc1"
+    and so on. Training itself goes as it would without. A fit that goes on from a checkpoint (`ckpt_path`) goes on in
+    its run folder.
 
     Args:
-        loader: the un-augmented training set; when not given, the trainer's own training data in order. Give one if
-            those are augmented: the paper measures images as they are.
+        loader: the un-augmented training set; when not given, the trainer's own training data in order, of a data set
+            that can only be iterated as many batches as the trainer takes. Give one if those are augmented: the paper
+            measures images as they are.
         test_loader: adds loss and accuracy on the test set; when not given, the validation data, if the trainer has
             one loader of them. False for none.
-        classifier: dotted name of the last layer within the LightningModule.
+        classifier: dotted name of the last layer within the LightningModule, or the layer itself.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
         layers: dotted names of inner layers to measure too.
         head_decay: as for `neuralcollapse.Recorder`.
@@ -59,15 +69,16 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         records: of all measurements, in order.
 
     Raises:
-        InputError: as training begins: `out` is in use, data that cannot be split, no layer of that name, a `forward`
-            that takes other things. Later: training that diverged.
+        InputError: an option that does not exist, or a value of the wrong kind. As training begins: `out` is in use,
+            data that cannot be split or can be iterated only once, no layer of that name, a `forward` that takes other
+            things. Later: training that diverged.
     """
 
     def __init__(
         self,
         loader: Iterable[Any] | None = None,
         test_loader: Iterable[Any] | Literal[False] | None = None,
-        classifier: str = "fc",
+        classifier: str | nn.Module = "fc",
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,
@@ -80,9 +91,15 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         on_record: Callable[[Record, Capture], None] | None = None,
         **options: Any,
     ) -> None:
+        known = options_of(CollapseCallback, Recorder)
+        check_names(options, known, "CollapseCallback", ("resume", "unit", "writes"))
+        given: dict[str, Any] = {"layers": layers, "head_decay": head_decay, "out": out, "force": force, "loss": loss}
+        given |= {"classifier": classifier, "sharded": sharded, "progress": progress, "on_record": on_record}
+        check_values(given | options)
+        self.wants_test = test_loader is not False
         super().__init__(
-            loader or (),
-            test_loader or None,
+            () if loader is None else check_loader(loader),
+            check_loader(test_loader, "test_loader") if self.wants_test and test_loader is not None else None,
             classifier,
             every,
             layers,
@@ -93,7 +110,6 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
             on_record=on_record,
         )
         self.given = loader
-        self.wants_test = test_loader is not False
         self.out = None if out is None else Path(out)
         self.force = force
         self.options = options
@@ -114,10 +130,10 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         strategy = type(trainer.strategy).__name__
         if strategy.startswith(_SPLIT):
             raise InputError(f"expected each process to hold all weights, got {strategy}: train with strategy='ddp'")
-        loader, test_loader = self._loaders(trainer)
+        train, test = self._loaders(trainer)
         recorder = Recorder(
-            loader,
-            test_loader,
+            _prepared(train, trainer, module),
+            None if test is None else _prepared(test, trainer, module),
             self.classifier,
             out=None if getattr(trainer, "fast_dev_run", False) else self.out,
             force=self.force,
@@ -141,21 +157,22 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         place = (trainer.global_rank, trainer.world_size)
         asis = self.sharded or trainer.world_size == 1
         if self.given is None:
-            train: Any = in_order(trainer.train_dataloader, *place)
+            train = _own(trainer.train_dataloader, trainer, trainer.num_training_batches)
         else:
-            train = self.given if asis else in_order(self.given, *place)
+            train = self.loader if asis else in_order(self.given, *place)
         if self.test_loader is not None:
             return train, self.test_loader if asis else in_order(self.test_loader, *place)
         found: Any = trainer.val_dataloaders if self.wants_test else None
         if isinstance(found, Sequence) and len(found) == 1:
             found = found[0]
-        return train, in_order(found, *place) if hasattr(found, "dataset") else None
+        batches = next(iter(trainer.num_val_batches), math.inf)
+        return train, _own(found, trainer, batches) if hasattr(found, "dataset") else None
 
     def _measure(self, module: lightning.LightningModule, epoch: int) -> Record:
         trainer, recorder = module.trainer, self.recorder
         assert recorder is not None
         try:
-            with same_buffers(module, trainer.world_size):
+            with same_buffers(module, trainer.world_size), _validating(trainer, module):
                 record = recorder.measure(module, epoch, learning_rate=self._rate)
         except (TypeError, NotImplementedError) as error:
             raise InputError(
@@ -172,6 +189,62 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
 
     def _log(self, module: lightning.LightningModule, record: Record, **options: Any) -> None:
         super()._log(module, record, logger=False, **options)  # for other callbacks; the loggers have it
+
+
+def _own(loader: Any, trainer: lightning.Trainer, batches: float) -> Iterable[Any]:
+    """The trainer's own data, in order; of a stream, which may have no end, as many batches as the trainer takes."""
+    several = isinstance(loader, Sequence | Mapping)  # Lightning's way to say: a batch of each
+    if several or not isinstance(loader, DataLoader):
+        if several or trainer.world_size > 1:
+            return in_order(loader)  # which says what was expected
+        stream = check_loader(loader, "the trainer's data")
+    else:
+        check_loader(loader, "the trainer's data")
+        stream = in_order(loader, trainer.global_rank, trainer.world_size)
+        if not isinstance(loader.dataset, IterableDataset):
+            return stream
+    return stream if math.isinf(batches) else Prepared(stream, lambda batch: batch, int(batches))
+
+
+def _prepared(loader: Iterable[Any], trainer: lightning.Trainer, module: Any) -> Prepared:
+    """The batches of a loader as Lightning hands them to a step: converted, moved, and through the user's hooks."""
+
+    @torch.no_grad()
+    def prepare(batch: Any) -> Any:
+        batch = trainer.precision_plugin.convert_input(batch)
+        batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
+        return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+
+    return Prepared(loader, prepare)
+
+
+@contextmanager
+def _validating(trainer: lightning.Trainer, module: Any) -> Iterator[None]:
+    """Inside, hooks that augment in training see validation, and `forward` has the precision plugin's context.
+
+    That of mixed precision but for its autocast: what is measured are the weights, and those are in full precision.
+    """
+    stage, modes = trainer.state.stage, [(part, part.training) for part in module.modules()]
+    compiled, own = getattr(module, "_compiler_ctx", None), module.__dict__.get("forward")
+    forward = compiled["original_forward"] if compiled else module.forward  # a compiled one may skip hooks
+
+    @functools.wraps(forward)
+    def in_precision(*args: Any, **kwargs: Any) -> Any:
+        with trainer.precision_plugin.forward_context(), torch.autocast(module.device.type, enabled=False):
+            return forward(*args, **kwargs)
+
+    trainer.validating = True
+    module.eval()
+    module.forward = in_precision
+    try:
+        yield
+    finally:
+        trainer.state.stage = stage
+        for part, training in modes:
+            part.training = training
+        del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _settings(trainer: lightning.Trainer, module: lightning.LightningModule) -> dict[str, Any]:

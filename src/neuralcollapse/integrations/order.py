@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.integrations.weights import check_kind
@@ -82,9 +82,14 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> list[Pat
     Raises:
         InputError: nothing there, or a file of another kind.
     """
-    given = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else list(checkpoints)
+    given: Any = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
     found: list[Path] = []
-    for each in given:
+    for each in given if isinstance(given, Iterable) else [given]:
+        if not isinstance(each, str | os.PathLike):
+            raise InputError(
+                f"expected checkpoints as a pattern, a path or a list of them, got {type(given).__name__} "
+                f"({type(each).__name__}): give one, as in 'checkpoints/*.safetensors'"
+            )
         pattern = os.path.expanduser(os.fspath(each))
         matches = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern, recursive=True))
         if not matches:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
@@ -57,6 +58,30 @@ def in_order(loader: Any, rank: int = 0, world: int = 1, *, batch_size: int | No
     elif options["batch_size"] is None:
         options["batch_size"] = _BATCH
     return DataLoader(data, sampler=order, **options)
+
+
+class Prepared:
+    """The batches of a loader as training would hand them to the model.
+
+    Args:
+        loader: gives the batches.
+        prepare: makes of each what the model gets.
+        most: batches; all of them when not given.
+    """
+
+    def __init__(self, loader: Iterable[Any], prepare: Callable[[Any], Any], most: int | None = None) -> None:
+        self.loader = loader
+        self.prepare = prepare
+        self.most = most
+        self.dataset = getattr(loader, "dataset", loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self.prepare, islice(self.loader, self.most))
+
+    def __len__(self) -> int:
+        """The number of batches, where the loader knows it."""
+        count = len(self.loader)  # type: ignore[arg-type]
+        return count if self.most is None else min(count, self.most)
 
 
 @contextmanager

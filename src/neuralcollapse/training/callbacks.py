@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse._checks import check_count
@@ -44,7 +44,7 @@ class MeasuringCallback(lightning.Callback):
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
-        classifier: str = "fc",
+        classifier: str | nn.Module = "fc",
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,

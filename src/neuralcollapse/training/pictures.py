@@ -17,40 +17,73 @@ from neuralcollapse.training.splits import Source, Split, entries, first_line, n
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
 
+_TRAIN = ("train", "training")
+_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev")  # the first with classes
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")  # which Windows and macOS leave in folders
+
+
 def image_folder(folder: Path, size: int | None) -> Source:
-    """FOLDER/train/CLASS/* and FOLDER/test (or val, validation); without train, FOLDER/CLASS/* and no test set."""
-    there = [name for name in entries(folder) if (folder / name).is_dir()]
-    held_out = next((name for name in ("test", "val", "validation") if name in there), None)
-    if "train" not in there:
-        if held_out is not None:
+    """FOLDER/train/CLASS/* and FOLDER/test (or val, valid, ...); without train, FOLDER/CLASS/* and no test set.
+
+    Upper and lower case are one in the names of the splits.
+
+    Raises:
+        InputError: a class without images, files that are no images, or a test set without a training set.
+    """
+    there = _folders(folder)
+    splits = {name.lower(): name for name in reversed(there)}
+    train = next((splits[name] for name in _TRAIN if name in splits), None)
+    sets = [splits[name] for name in _HELD_OUT if name in splits]
+    held_out = next((name for name in sets if _folders(folder / name)), sets[0] if sets else None)
+    if train is None or not (_folders(folder / train) or held_out):  # a class may have that name
+        if held_out and _folders(folder / held_out):
             raise InputError(f"{folder} holds {held_out}/ and no train/: name the training images' folder train")
-        return Source(*_class_folders(folder, there, size))
-    names = [name for name in entries(folder / "train") if (folder / "train" / name).is_dir()]
-    source = Source(*_class_folders(folder / "train", names, size))
+        return Source(_class_folders(folder, there, size), no_samples(), tuple(there))
+    names = _folders(folder / train)
+    images = _class_folders(folder / train, names, size)
     if held_out is None:
-        return source
-    tested = [name for name in entries(folder / held_out) if (folder / held_out / name).is_dir()]
+        return Source(images, no_samples(), tuple(names))
+    tested = _folders(folder / held_out)
     if foreign := [name for name in tested if name not in names]:
-        raise InputError(f"{folder / held_out}: expected classes that train/ has, got {listed(foreign)} besides")
-    return Source(source.train, _class_folders(folder / held_out, names, size)[0], source.class_names)
+        raise InputError(f"{folder / held_out}: expected classes that {train}/ has, got {listed(foreign)} besides")
+    return Source(images, _class_folders(folder / held_out, names, size, all_of_them=False), tuple(names))
 
 
-def _class_folders(folder: Path, names: Sequence[str], size: int | None) -> tuple[Split, Split, tuple[str, ...]]:
-    """FOLDER/CLASS/* as a split, no second split, and the names."""
-    files, labels = [], []
+def _folders(folder: Path) -> list[str]:
+    return [name for name in entries(folder) if (folder / name).is_dir() and name.lower() not in _OF_SYSTEMS]
+
+
+def _class_folders(folder: Path, names: Sequence[str], size: int | None, *, all_of_them: bool = True) -> Split:
+    """FOLDER/CLASS/* as a split; of a test set, some classes may have no images."""
+    files, labels, empty = [], [], []
     for label, name in enumerate(names):
-        if not (folder / name).is_dir():
-            continue
-        for file in entries(folder / name):
-            path = folder / name / file
-            if path.suffix.lower() not in SUFFIXES or not path.is_file():
-                raise InputError(f"{path}: expected images ({', '.join(SUFFIXES)}) in a class's folder: take it away")
-            files.append(path)
-            labels.append(label)
+        found = _images(folder / name) if (folder / name).is_dir() else []
+        files += found
+        labels += [label] * len(found)
+        if not found:
+            empty.append(name)
     if not files:
         raise InputError(f"{folder}: expected a folder of images for each class, got no images")
-    images = stacked(((str(file), file) for file in files), len(files), size)
-    return Split(images, torch.tensor(labels)), no_samples(), tuple(names)
+    if empty and all_of_them:
+        raise InputError(
+            f"{folder}: expected images of all {len(names)} classes, got none of {listed(empty)}: fill the folders, or "
+            "take them away"
+        )
+    return Split(stacked(((str(file), file) for file in files), len(files), size), torch.tensor(labels))
+
+
+def _images(folder: Path) -> list[Path]:
+    """The images in a class's folder."""
+    files = [folder / name for name in entries(folder) if name.lower() not in _OF_SYSTEMS]
+    for path in files:
+        if path.is_dir():
+            raise InputError(
+                f"{path}: expected images in a class's folder, got a folder: move its images up, or call the parts of "
+                "the data set train/ and test/"
+            )
+        if path.suffix.lower() not in SUFFIXES or not path.is_file():
+            raise InputError(f"{path}: expected images ({', '.join(SUFFIXES)}) in a class's folder: take it away")
+    return files
 
 
 def stacked(pictures: Iterable[tuple[str, Path | IO[bytes]]], count: int, size: int | None) -> Tensor:
