@@ -159,7 +159,8 @@ def test_axes_that_cannot_be_told_apart_are_asked_for():
 
 
 def test_a_linear_layer_over_positions_is_asked_for():
-    model = Chain(10, nn.Flatten(2), Permute(0, 2, 1), nn.Linear(3, 10), nn.LayerNorm(10), Permute(0, 2, 1), nn.Linear(36, 36), channels=1)  # fmt: skip
+    tokens = (nn.Flatten(2), Permute(0, 2, 1), nn.Linear(3, 10), nn.LayerNorm(10))
+    model = Chain(10, *tokens, Permute(0, 2, 1), nn.Linear(36, 36), channels=1)
     with pytest.raises(nc.InputError, match="cannot tell which axis"):
         nc.measure(model, [images()], layers=["layers.5"])
 
