@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 import neuralcollapse as nc
-from neuralcollapse.collapse import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
+from neuralcollapse.collapse import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, nc1
 
 K, D, N = 4, 6, 40
 
@@ -387,3 +387,72 @@ def test_a_metric_reset_in_inference_mode_can_be_updated_outside():
         metric.update(torch.randn(4, 3), torch.arange(4) % 2)
     metric.update(torch.randn(4, 3), torch.arange(4) % 2)
     assert metric.metric_state["moments"][:2].tolist() == [4, 4]
+
+
+def normalised(dtype):
+    """Features from a LayerNorm with more classes than dimensions, and their NC1 in float64 without the row mean."""
+    torch.manual_seed(0)
+    labels = torch.arange(40).repeat(30)
+    features = torch.randn(40, 20)[labels] + 0.03 * torch.randn(1200, 20)
+    truth = nn.functional.layer_norm(features.double(), (20,))
+    right = nc1(nc.ClassMoments.from_batch(truth - truth.mean(1, keepdim=True), labels, 40))
+    return nn.functional.layer_norm(features, (20,)).to(dtype), labels, right
+
+
+@pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_a_metric_remembers_the_type_of_its_features_however_it_is_filled_and_kept(dtype):
+    features, labels, right = normalised(dtype)
+
+    def metric(*batches, forward=False):
+        made = nc.NeuralCollapse(40, 20)
+        for batch in batches:
+            (made if forward else made.update)(features[batch], labels[batch])
+        return made
+
+    halves = torch.randperm(1200).split(600)
+    whole = metric(slice(None))
+    merged = metric(halves[0])
+    merged.merge_state(metric(halves[1]))
+    by_state = metric(halves[0])
+    by_state.merge_state(metric(halves[1]).metric_state)
+    loaded = nc.NeuralCollapse(40, 20)
+    loaded.load_state_dict(whole.state_dict())
+    kept = [metric(*halves), metric(*halves, forward=True), merged, by_state, loaded, pickle.loads(pickle.dumps(whole))]
+    for made in [whole, *kept]:
+        assert float(made.compute()["nc1"]) == pytest.approx(right, rel=0.01)
+    whole.reset()
+    assert not whole.moments.any()
+
+
+@pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")
+def test_states_and_pickles_of_version_0_1_0_are_read(tmp_path):
+    features, labels, right = normalised(torch.float32)
+    metric = nc.NeuralCollapse(40, 20)
+    metric.update(features, labels)
+    old = metric.moments[:-1].clone()
+    loaded = nc.NeuralCollapse(40, 20)
+    loaded.load_state_dict(metric.state_dict() | {"moments": old})
+    unpickled = nc.NeuralCollapse(40, 20)
+    unpickled.moments = old.clone()
+    unpickled._update_count = 1
+    merged = nc.NeuralCollapse(40, 20)
+    merged.merge_state({"moments": old})
+    for made in (loaded, unpickled, merged):
+        assert float(made.compute()["nc1"]) == pytest.approx(right, rel=0.01)
+        made.update(features, labels)
+        assert nc.ClassMoments(made.moments, 40, 20).num_samples == 2400
+    for wrong in (old[:-1], torch.cat([metric.moments, old[:1]]), metric.moments.float()):
+        with pytest.raises(nc.InputError, match="load it into the same metric"):
+            nc.NeuralCollapse(40, 20).load_state_dict(metric.state_dict() | {"moments": wrong})
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int8])
+@pytest.mark.parametrize("classes", [None, [0, 156]])
+def test_an_ignored_label_does_not_wrap_in_small_integers(dtype, classes):
+    features, ignored = torch.randn(6, 4), -100
+    labels = torch.tensor([0, 100, 0, 100, 0, 100] if dtype == torch.int8 else [0, 156, 0, 156, 0, 156])
+    metric = nc.NeuralCollapse(157, 4, ignore_index=ignored, classes=classes)
+    metric.update(features, labels.to(dtype))
+    counts = metric.moments[: 2 if classes else 157]
+    assert int(counts.sum()) == (3 if classes and dtype == torch.int8 else 6)

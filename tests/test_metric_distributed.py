@@ -1,5 +1,6 @@
 """Real processes over gloo: a split over processes measures what one process would have measured."""
 
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -9,6 +10,8 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import neuralcollapse as nc
+from neuralcollapse import _sharded
+from neuralcollapse.collapse import nc1
 
 K, D, N = 4, 6, 60
 
@@ -76,3 +79,45 @@ def test_every_process_computes_the_value_of_all_samples_and_goes_on_with_its_ow
     counts = [int(share(rank, labels).sum()) for rank in range(world_size)]
     assert [result["count"] for result in results] == counts
     assert sum(counts) == N
+
+
+def normalised():
+    """Features from a LayerNorm with more classes than dimensions, and NC1 in float64 without their row mean."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40).repeat(30)
+    features = torch.randn(40, 20, generator=generator)[labels] + 0.03 * torch.randn(1200, 20, generator=generator)
+    truth = nn.functional.layer_norm(features.double(), (20,))
+    return nn.functional.layer_norm(features, (20,)), labels, truth - truth.mean(1, keepdim=True)
+
+
+def work_in_two_types(rank, world_size, folder):
+    """One process gives float32, the other what was bfloat16: both must leave out what bfloat16 rounds."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)
+    try:
+        features, labels, _ = normalised()
+        mine = slice(rank, None, world_size)
+        given = features[mine].bfloat16().float() if rank else features[mine]
+        metric = nc.NeuralCollapse(40, 20)
+        metric.update(given, labels[mine])
+        moments = nc.ClassMoments.from_batch(given, labels[mine], 40)
+        joined = _sharded.merged(moments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = float(metric.compute()["nc1"]), nc.measures(joined)["nc1"], joined.rounding, moments.rounding
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_type_of_one_process_is_known_to_all(tmp_path):
+    mp.spawn(work_in_two_types, args=(2, str(tmp_path)), nprocs=2)
+    _, labels, truth = normalised()
+    right = nc1(nc.ClassMoments.from_batch(truth, labels, 40))
+    fine, coarse = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
+    for rank, own in enumerate((fine, coarse)):
+        by_metric, by_moments, rounding, before = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert (rounding, before) == (coarse, own)
+        assert by_metric == pytest.approx(right, rel=0.01)
+        assert by_moments == pytest.approx(right, rel=0.01)

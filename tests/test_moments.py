@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from neuralcollapse import moments as moments_module
 from neuralcollapse._errors import InputError
 from neuralcollapse.collapse import nc1
-from neuralcollapse.moments import ClassMoments, packed_size
+from neuralcollapse.moments import ClassMoments, kept_rows, packed_size
 from tests import oracles
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -487,3 +487,14 @@ def test_a_block_that_float32_cannot_hold_is_added_in_float64_beside_others(monk
     exact = of_batch(features.double(), labels, 4)
     assert_near(got.scatter, exact.scatter, 1e-13)
     assert_near(got.spreads, exact.spreads, 1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+def test_an_ignored_label_does_not_wrap_in_small_integers(dtype):
+    """-100 is 156 in a byte: samples of class 156 are no ignored ones."""
+    labels = torch.tensor([0, 156, 2, 156])
+    features = torch.randn(4, 3)
+    moments = ClassMoments.from_batch(features, labels.to(dtype), 157, ignore_index=-100)
+    assert moments.num_samples == 4
+    assert kept_rows(features, labels.to(dtype), -100).all()
+    assert kept_rows(features, labels.to(dtype), 156).tolist() == [True, False, True, False]

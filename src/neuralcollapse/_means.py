@@ -27,11 +27,11 @@ _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}
 _SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 _TINY = 1e-300
 _PRODUCTS = 8  # spacings of their type, that the sums of products of the scatter may be off along a direction
-# Of eps^2 E h_j^2: a variance along a direction that is rounding, and one that is when the next is so many times larger.
+# Of eps^2 E h_j^2: a variance along a direction that is rounding, and one that is if the next is so many times larger.
 _ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
-# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much more,
-# a direction counts as rounding if its class means are no further apart than its own scatter explains, and so much
-# nearer than along any direction that is kept.
+# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much
+# more, a direction counts as rounding if its class means are no further apart than its own scatter explains, and so
+# much nearer than along any direction that is kept.
 _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 
 
@@ -146,12 +146,16 @@ class Means:
 
     @cached_property
     def _noise(self) -> Noise:
-        """What the rounding of the features may leave in each class mean: all of it where the class has no spread."""
+        """What the rounding of the features may leave in each class mean.
+
+        The most that it moves a sample, eps/2, over the samples; and the most on average, eps^2/12, where it moves all
+        samples alike, so that the class has no spread.
+        """
         moments, size = self.moments, self._sizes[0]
         counts = moments.counts[self.seen].double()
-        spreads = moments.spreads[self.seen] / counts
-        most = moments.rounding**2 / 12  # an even error of up to half a spacing
-        return Noise(torch.maximum(most / counts, most - spreads / size.sum().clamp(min=_TINY)), size)
+        spreads = moments.spreads[self.seen] / counts / size.sum().clamp(min=_TINY)
+        square = moments.rounding**2
+        return Noise(torch.maximum(square / (4 * counts), square / 12 - spreads), size)
 
     @property
     def _type(self) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 
@@ -68,9 +69,9 @@ class _Setting:
         return "none" if follows else found
 
 
-_get = getattr(torch._C, "_get_fp32_precision_getter", None)
-_set = getattr(torch._C, "_set_fp32_precision_setter", None)
-_NEW = _get is not None and _set is not None
+_get: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
+_set: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
+_NEW = _get is not None and _set is not None  # from PyTorch 2.9 on
 _cuda = _Setting("cuda")
 _other = _Setting("mkldnn") if _NEW else _cuda  # the old setting is one for all
 

@@ -148,13 +148,14 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     if count <= dim + 1:
         product = unit_size(left.rows) @ unit_size(other.rows).T
         norm = torch.linalg.vector_norm(product)
-        _check_product(left, right, float(norm))
+        _check_product(left, right, float(norm), (_LOST * torch.finfo(norm.dtype).eps) ** 2)
         etf = (torch.eye(count, dtype=product.dtype, device=product.device) - 1 / count) / math.sqrt(count - 1)
         return float(torch.linalg.vector_norm(product / norm - etf))
     # More classes than d+1: A is never near E (its rank is too low), so this expansion does not cancel,
     # and |A|_F^2 = <left'left, right'right> needs no K x K matrix.
     norm = math.sqrt(float((left.gram * other.gram).sum()))
-    _check_product(left, right, norm and norm / left.largest / other.largest)
+    lost = _LOST * torch.finfo(torch.float64).eps  # of the square, which is itself a sum that cancels
+    _check_product(left, right, norm and norm / left.largest / other.largest, lost)
     trace, sums = 0.0, [0.0 * left.gram[0], 0.0 * left.gram[0]]
     for part in left.parts():
         first = left.block(part)
@@ -165,15 +166,18 @@ def distance_to_etf(left: Rows, right: Rows | None) -> float:
     return math.sqrt(2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm))
 
 
-def _check_product(left: Rows, right: Rows | None, norm: float) -> None:
-    """Raise unless left right', whose size is `norm` times the largest entries of both, is more than rounding."""
+def _check_product(left: Rows, right: Rows | None, norm: float, lost: float) -> None:
+    """Raise unless left right', whose size is `norm` times the largest entries of both, is more than rounding.
+
+    `lost` is the share of |left|^2 |right|^2 that the product loses in float64.
+    """
     if norm == 0:
         raise Undefined("the vectors are all zero")
     if right is None:
         return
     columns = torch.stack([(left.block(part) / left.largest).square().sum(0) for part in left.parts()]).sum(0)
     sizes = torch.stack([(right.block(part) / right.largest).square().sum(0) for part in right.parts()]).sum(0)
-    least = (_LOST * torch.finfo(columns.dtype).eps) ** 2 * float(columns.sum() * sizes.sum())
+    least = lost * float(columns.sum() * sizes.sum())
     if right.noise is not None:
         least += float(right.noise.shares.sum() * (columns @ right.noise.sizes)) / right.largest**2
     if norm * norm <= least:

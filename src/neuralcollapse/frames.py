@@ -130,7 +130,8 @@ def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
     Orthogonal Procrustes: with T (K, K-1) an orthonormal basis of the vectors that sum to zero and
     T'V = A S B' (thin SVD), the minimiser is E = sqrt(K/(K-1)) T A B' and s = <V, E>/K. Unlike a
-    polar factor of V itself this stays a simplex ETF when V is rank deficient.
+    polar factor of V itself this stays a simplex ETF when V is rank deficient: then several are as near (along
+    directions that V lacks, or that are only its rounding, any turn will do), and one of them is returned.
 
     Args:
         vectors: (K, d) floating-point, d >= K-1, one row for each class.
