@@ -89,7 +89,7 @@ PAD, END, WORDS = 1, 2, 60
 def images(size: int = SIZE, batch: int = 20) -> list[tuple[Tensor, Tensor]]:
     """A smooth pattern for each class, and noise; fewer of the large ones."""
     made = torch.Generator().manual_seed(1)
-    samples = SAMPLES if size <= SIZE else 3 * CLASSES
+    samples, batch = (SAMPLES, batch) if size <= SIZE else (3 * CLASSES, CLASSES)
     labels = torch.arange(samples) % CLASSES
     patterns = torch.randn(CLASSES, 3, 4, 4, generator=made)
     patterns = nn.functional.interpolate(patterns, size=(size, size), mode="bilinear")
