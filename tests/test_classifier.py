@@ -10,8 +10,8 @@ from neuralcollapse.classifier import head_names
 
 F64 = torch.float64
 SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included
-KINDS = [{}, {"rotation": "fast"}, {"learn_scale": True}]
-KIND_NAMES = ["plain", "rotated", "learnt_scale"]
+KINDS = [{}, {"rotation": "none"}, {"rotation": "fast"}, {"learn_scale": True}]
+KIND_NAMES = ["blocks", "plain", "rotated", "learnt_scale"]
 
 
 def layer_of(num_classes, dim, **options):
@@ -35,7 +35,7 @@ def assert_simplex_etf(rows, atol=1e-12):
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"scale": 2.5}, {"scale": 0.1, "learn_scale": True}])
 def test_the_logits_are_those_of_the_canonical_frame(num_classes, dim, options):
-    layer = layer_of(num_classes, dim, **options)
+    layer = layer_of(num_classes, dim, rotation="none", **options)
     frame = nc.simplex_etf(num_classes, dim, dtype=F64) * options.get("scale", 1)
     features = torch.randn(7, dim, dtype=F64)
     torch.testing.assert_close(layer(features), F.linear(features, frame, layer.bias), rtol=1e-12, atol=1e-12)
@@ -259,7 +259,7 @@ def test_exported_with_a_free_batch_size_it_gives_the_same_logits(options, dim):
         ((5, 5), {"scale": -1.0}, "positive and finite"),
         ((5, 5), {"scale": math.nan}, "positive and finite, got nan"),
         ((5, 5), {"scale": math.inf}, "positive and finite"),
-        ((5, 5), {"rotation": "haar"}, "'none' or 'fast' or 'nearest', got 'haar'"),
+        ((5, 5), {"rotation": "haar"}, "'blocks' or 'none' or 'fast' or 'nearest', got 'haar'"),
     ],
 )
 def test_layers_that_cannot_be_are_refused(arguments, options, message):
@@ -373,15 +373,14 @@ def test_a_dense_weight_that_is_only_entrywise_near_is_refused():
         layer.load_state_dict({"weight": torch.eye(300)})
 
 
-def test_fix_classifier_spreads_each_class_over_all_features_unless_told_not_to():
-    def model() -> torch.nn.Module:
-        holder = torch.nn.Module()
-        holder.fc = torch.nn.Linear(64, 4)
-        return holder
+def test_fix_classifier_gives_each_class_features_of_its_own_unless_told_otherwise():
+    def fixed(**options) -> nn.Module:
+        return nc.fix_classifier(nn.Linear(64, 4), **options)
 
-    assert bool((nc.fix_classifier(model()).fc.weight != 0).any(0).all())
-    plain = nc.fix_classifier(model(), rotation="none").fc.weight
-    assert torch.allclose(plain, nc.simplex_etf(4, 64), atol=1e-6)
+    blocks = nc.simplex_etf(4, 4).repeat_interleave(16, 1) / 4
+    torch.testing.assert_close(fixed().weight, blocks)
+    torch.testing.assert_close(fixed(rotation="none").weight, nc.simplex_etf(4, 64))
+    assert bool((fixed(rotation="fast").weight != 0).any(0).all())
 
 
 def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
@@ -433,7 +432,7 @@ def test_the_frame_is_the_best_known_for_so_many_classes_and_says_its_name(dim, 
     assert f"frame='{frame}'" in repr(layer)
     assert layer.weight.shape == old.weight.shape
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
-    assert (layer.rotation is not None) == (frame != "softmax_code")
+    assert layer.rotation_name == {"simplex": "blocks", "orthoplex": "fast", "softmax_code": "none"}[frame]
     assert "fc" in head_names(network)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from neuralcollapse.fixed import FixedClassifier
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}  # type -> axis of channels
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _HEAD = re.compile(r"^(heads?|classif|logits|score|aux)|(heads?|classifier)\d*$", re.IGNORECASE)
+_LAST = re.compile(r"^(fc|out|output|output_layer|last_linear)$", re.IGNORECASE)
 _AUXILIARY = re.compile(r"^aux|_aux$|^aux_|_aux_", re.IGNORECASE)
 _PASSED = (nn.Dropout, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
 
@@ -30,7 +31,8 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     Raises:
         InputError: the module has no such weight, or one that is made by a first batch that has not come.
     """
-    weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
+    with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
+        weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
     if weight is not None and is_lazy(weight):
         raise InputError(
             f"expected a classifier with a weight, got a {type(module).__name__} that makes it with the first batch: "
@@ -45,6 +47,23 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
         )
     weight = weight.T if _is_transposed(module) else weight
     return weight.detach(), None if bias is None else bias.detach()
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
+    modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
+    model.eval()
+    for module, _, compiled in modes:
+        if compiled is not None:
+            module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, training, compiled in modes:
+            module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled
 
 
 def head_axis(module: nn.Module) -> int:
@@ -106,8 +125,9 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     """Dotted paths of all the model's heads: those that it declares, and others of K outputs that are called heads.
 
     A model declares its heads by `get_classifier` (timm), `get_output_embeddings` (language models of transformers) or
-    `classifier_name` (networks of this package). Of a model that does not, the last layer of K outputs is one. Others
-    of K outputs count when their path says so: head, head_dist, aux_head, classifier, AuxLogits and the like.
+    `classifier_name` (networks of this package). Of a model that does not, the last layer of K outputs is one, or the
+    last of those that are called heads (head, classifier, fc, ...) where there are any. Others of K outputs count when
+    their path says so: head_dist, aux_head, distillation_classifier, AuxLogits and the like.
 
     Args:
         model: any module.
@@ -118,30 +138,65 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
         At least one path, in order of registration; "" stands for the model itself.
 
     Raises:
-        InputError: no layer may be a head, or none has K outputs.
+        InputError: no layer may be a head, none has K outputs, or without K several that are called heads have
+            different numbers of outputs.
     """
     everything = head_names(model)
-    if not everything:
-        raise InputError(
-            f"expected a model with a linear last layer, got a {type(model).__name__} without any nn.Linear (or 1x1 "
-            "convolution): end it with one"
-        )
     declared = _declared(model, num_classes)
     said = _said_classes(model) if num_classes is None and not declared else num_classes
-    names = everything if said is None else head_names(model, said)
+    if not everything or (said == 0 and not declared):
+        raise InputError(
+            f"expected a network with a last nn.Linear{'' if not said else f' of {said} outputs (the classes)'}, got "
+            f"{'one' if everything else 'one without any nn.Linear or 1x1 convolution'} ({type(model).__name__})"
+            f"{' built with num_classes=0' if said == 0 else ''}: end it with one"
+        )
     if not declared:
+        names = everything if said is None else head_names(model, said)
         if not names:
-            last = everything[-1]
+            outputs = head_outputs(_submodule(model, everything[-1]))
             raise InputError(
-                f"expected a last nn.Linear of {said} outputs (the classes), got "
-                f"{head_outputs(_submodule(model, last))} outputs at {last!r}: have the network take its number of "
-                "classes from num_classes, or name the last layer with classifier="
+                f"expected a last nn.Linear of {said} outputs (the classes), got {outputs} outputs at "
+                f"{everything[-1]!r}: "
+                + (
+                    "for two classes use two outputs with cross_entropy"
+                    if (said, outputs) == (2, 1)
+                    else "have the network take its number of classes from num_classes, or name its head"
+                )
             )
-        declared = names[-1:]
+        likely = [name for name in names if any(_HEAD.search(x) or _LAST.search(x) for x in name.split("."))]
+        _check_alike(model, likely)
+        declared = (likely or names)[-1:]
     outputs = head_outputs(_submodule(model, declared[-1]))
     called = [name for name in head_names(model, outputs) if any(_HEAD.search(part) for part in name.split("."))]
+    called = [name for name in called if not _goes_on(model, name, everything)]
     order = {path: index for index, (path, _) in enumerate(_candidates(model))}
     return sorted({*declared, *called}, key=order.__getitem__)
+
+
+def _goes_on(model: nn.Module, name: str, everything: list[str]) -> bool:
+    """Whether a layer lies in an nn.Sequential with another candidate after it, whose input it makes."""
+    words = name.split(".")
+    for depth in range(len(words)):
+        place = "".join(f"{word}." for word in words[:depth])
+        if isinstance(_submodule(model, place.rstrip(".")), nn.Sequential):
+            inside = [other for other in everything if other.startswith(place)]
+            if inside and not f"{inside[-1]}.".startswith(f"{place}{words[depth]}."):
+                return True
+    return False
+
+
+def _check_alike(model: nn.Module, likely: list[str]) -> None:
+    """Raise where layers that are called heads, in different parts of the model, have different numbers of outputs."""
+    parts: dict[str, str] = {}
+    for name in likely:
+        if not _is_auxiliary(name):
+            words = name.split(".")
+            first = next(index for index, word in enumerate(words) if _HEAD.search(word) or _LAST.search(word))
+            parts[".".join(words[: first + 1])] = name  # the last of a part, such as the end of an nn.Sequential
+    outputs = {name: head_outputs(_submodule(model, name)) for name in parts.values()}
+    if len(set(outputs.values())) > 1:
+        shown = listed([f"{name} ({count} outputs)" for name, count in outputs.items()])
+        raise InputError(f"{type(model).__name__} has several heads: {shown}: name one of them")
 
 
 def find_head(model: nn.Module, num_classes: int | None = None) -> str:
@@ -164,7 +219,11 @@ def find_head(model: nn.Module, num_classes: int | None = None) -> str:
 def main_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     """`find_heads` without auxiliary heads, unless there are no others."""
     heads = find_heads(model, num_classes)
-    return [name for name in heads if not any(_AUXILIARY.search(part) for part in name.split("."))] or heads
+    return [name for name in heads if not _is_auxiliary(name)] or heads
+
+
+def _is_auxiliary(name: str) -> bool:
+    return any(_AUXILIARY.search(part) for part in name.split("."))
 
 
 def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
@@ -287,7 +346,7 @@ def _said_classes(model: nn.Module) -> int | None:
     model = _unwrapped(model)
     for holder, name in ((getattr(model, "config", None), "num_labels"), (model, "num_classes")):
         value = getattr(holder, name, None)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0 and head_names(model, value):
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
             return value
     return None
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import neuralcollapse as nc
-from neuralcollapse.integrations.huggingface import find_classifier
+from neuralcollapse.heads import find_head
 from neuralcollapse.records import RunFolder
 from neuralcollapse.runs import read_run
 
@@ -227,7 +227,7 @@ def test_mixed_precision_does_not_reach_the_measuring(tmp_path):
 def test_a_language_model_is_measured_by_its_next_tokens(tmp_path):
     torch.manual_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=12, n_positions=8, n_embd=16, n_layer=1, n_head=2))
-    assert find_classifier(model) == "lm_head"
+    assert find_head(model) == "lm_head"
     tokens = torch.randint(0, 12, (20, 8)).tolist()
     data = Dataset.from_dict({"input_ids": tokens, "labels": tokens})
     options = {"next_token": True, "ignore_index": -100, "nc4": False, "pairwise": 20}
@@ -242,10 +242,12 @@ def test_a_language_model_is_measured_by_its_next_tokens(tmp_path):
 def test_a_model_without_such_a_layer_is_told_to_name_one():
     model = torch.nn.Sequential(torch.nn.Linear(3, 4))
     model.config = ViTConfig(num_labels=7)
-    with pytest.raises(nc.InputError, match=r"linear layer of Sequential with 7 outputs, got 0: name the last layer"):
-        find_classifier(model)
+    with pytest.raises(
+        nc.InputError, match=r"last nn.Linear of 7 outputs .the classes., got 4 outputs at .0.: .*name its head"
+    ):
+        find_head(model)
     model.append(nc.ETFClassifier(8, 7))
-    assert find_classifier(model) == "1"
+    assert find_head(model) == "1"
 
 
 @pytest.mark.parametrize("every", ["steps", 0, 1.5, True, None])

@@ -38,12 +38,15 @@ def test_the_fixed_classifier_saves_exactly_the_weight(name):
     assert learned - trainable(classifier="etf", learn_scale=True) == 10 * 32 - 1
 
 
-def test_the_fixed_classifier_reads_every_feature():
-    """The plain frame would read the first K only."""
-    weight = nc.build_network("mlp", 5, 16, "etf").fc.weight
-    assert bool((weight.abs().sum(0) > 0).all())
-    gram = weight @ weight.T
-    torch.testing.assert_close(gram, torch.eye(5) * 1.25 - 0.25)
+@pytest.mark.parametrize("rotation", [None, "blocks", "none", "fast"])
+def test_the_fixed_classifier_has_the_frame_asked_for_and_blocks_by_default(rotation):
+    options = {} if rotation is None else {"rotation": rotation}
+    layer = nc.build_network("mlp", 5, 16, "etf", **options).fc
+    assert layer.rotation_name == (rotation or "blocks")
+    assert torch.equal(layer.weight, nc.ETFClassifier(16, 5, rotation=rotation or "blocks").weight)
+    torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(5) * 1.25 - 0.25)
+    used = {"none": 5, "fast": 16}.get(rotation, 15)
+    assert int((layer.weight.abs().sum(0) > 0).sum()) == used
 
 
 @pytest.mark.parametrize(
@@ -55,6 +58,8 @@ def test_the_fixed_classifier_reads_every_feature():
         (("mlp", 10, 8, "etf"), {}, "d >= K-1 = 9.*d=8"),
         (("resnet18_width", 10, 8, "etf"), {"width": 4}, "d >= K-1 = 9.*d=8"),
         (("mlp", 10), {"learn_scale": True}, "learn_scale is for classifier='etf'"),
+        (("mlp", 10), {"rotation": "fast"}, "rotation is for classifier='etf', got 'fast'"),
+        (("mlp", 10, 16, "etf"), {"rotation": "haar"}, "rotation 'blocks', 'none', 'fast', got 'haar'"),
         (("mlp", 10), {"stem": "small"}, "no stem for 'mlp', got 'small': only the ResNets"),
         (("timm:resnet18", 10), {"stem": "small"}, "no stem for 'timm:resnet18'"),
         (("mlp", 10), {"widht": 3}, "no option 'widht' .did you mean 'width'.*in_features, width, depth"),

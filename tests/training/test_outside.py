@@ -130,7 +130,7 @@ def test_an_output_without_logits_is_refused(output):
     ("network", "message"),
     [
         (Small(5), "4 outputs .the classes., got 2 outputs at 'aux': have the network take"),
-        (nn.Sequential(nn.Conv2d(1, 4, 1), nn.Flatten()), "4 outputs .*got one without any nn.Linear"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten()), "4 outputs .*got one without any nn.Linear"),
     ],
 )
 def test_a_network_without_such_a_layer_is_refused(network, message, monkeypatch):

@@ -301,7 +301,7 @@ class Forward:
                 return h[rows, last], z[rows, last]
             for mask in means:
                 mean = average(z, mask)
-                if Relation.of(self.head.name, mean, returned).kind in ("same", "softmax"):
+                if Relation.of(self.head.name, mean, returned).keeps_loss:
                     return average(h, mask), mean
         if self.head.is_convolution:
             if returned is not None and self._relation is None:
@@ -330,7 +330,7 @@ class Forward:
             self._relation = Relation.of(self.head.name, own[picked], returned[picked], self._beside(seen, own[picked]))
         if self._relation.kind == "other":
             self._least_squares.add(features, returned)
-        return own if self._relation.kind == "softmax" else returned
+        return own if self._relation.keeps_loss else returned
 
     def _beside(self, seen: Pass, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
         """Name -> some outputs of the other heads, and whether they see the same features."""
@@ -353,7 +353,8 @@ class Forward:
                 layer = seen.layers[name]
                 while not isinstance(layer, Tensor):
                     layer = next(iter(layer.values() if isinstance(layer, Mapping) else layer))
-                return layer.shape[0] == count
+                if set(layer.shape[:2]) == {count - 1, count}:
+                    return layer.shape[0] == count
         raise InputError(
             f"cannot tell which axis of layer {name!r} holds the samples, as both have {count}: say so, as in "
             f"layers={{{name!r}: 'NTC'}} or 'TNC' (N samples, C channels)"
@@ -365,5 +366,5 @@ def _returns(head: HeadCall, returned: Any, shape: tuple[int, ...]) -> bool:
     if head.outputs.dim() != 2 and head.outputs.shape[:-1] != shape:
         return False
     rows = head.outputs.flatten(0, -2)
-    logits = logits_of(returned, shape, rows.shape[1], rows)
+    logits = logits_of(returned, shape, rows.shape[1])
     return logits is not None and logits.shape == rows.shape and bool(torch.equal(logits, rows.to(logits)))

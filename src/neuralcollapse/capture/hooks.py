@@ -7,8 +7,7 @@ few rows of them are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.batches import call
 from neuralcollapse.capture.layers import first_tensor
-from neuralcollapse.heads import head_axis
+from neuralcollapse.heads import eval_mode, head_axis
 
 ROWS = 8  # of a head's inputs and outputs, spread over a batch, that tell how its outputs come about
 
@@ -110,7 +109,7 @@ def run(
             layer.register_forward_hook(lambda _, __, out, name=name: seen.layers.__setitem__(name, _copied(out)))
         )
     try:
-        with _eval_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             seen.returned = call(model, inputs)
     finally:
         for hook in hooks:
@@ -132,20 +131,3 @@ def _copied(output: Any) -> Any:
     if isinstance(output, Sequence) and not isinstance(output, str):
         return [_copied(value) for value in output]
     return output
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
-    modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
-    model.eval()
-    for module, _, compiled in modes:
-        if compiled is not None:
-            module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, training, compiled in modes:
-            module.training = training
-            if compiled is not None:
-                module._compiled_call_impl = compiled

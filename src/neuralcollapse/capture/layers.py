@@ -136,9 +136,11 @@ class InnerLayer:
         if len(large) == 1 and large[0] in (1, values.dim() - 1):
             return large[0] != 1
         for modules in (self.module.modules(), self.model.modules()):
-            last = _told(modules, values.shape)
-            if last is not None:
+            last = _told(_channels(modules, values.dim()), values.shape)
+            if last is not None and last == _told(_normalised(self.model, values.dim()), values.shape, last):
                 return last
+            if last is not None:  # a linear layer over positions, as in MLP-Mixer
+                break
         if values.dim() == 4 and len(set(values.shape[1:])) == 2:  # maps are mostly square
             if values.shape[2] == values.shape[3]:
                 return False
@@ -200,15 +202,21 @@ def first_tensor(output: Any, name: str) -> Tensor:
     return output.detach()
 
 
-def _told(modules: Iterable[nn.Module], shape: Sequence[int]) -> bool | None:
-    """Whether channels are last, as some modules tell; None where they do not."""
-    found = list(_channels(modules, len(shape)))
+def _told(channels: Iterable[tuple[int, bool]], shape: Sequence[int], otherwise: bool | None = None) -> bool | None:
+    """Whether channels are last, as (channels, whether last) of some layers tell; `otherwise` where they do not."""
+    found = list(channels)
     first = [last for size, last in found if size == shape[1]]
     final = [last for size, last in found if size == shape[-1]]
     if first and final:
         kinds = set(first + final)
-        return kinds.pop() if len(kinds) == 1 else None
-    return bool(final) if first or final else None
+        return kinds.pop() if len(kinds) == 1 else otherwise
+    return bool(final) if first or final else otherwise
+
+
+def _normalised(model: nn.Module, dims: int) -> Iterator[tuple[int, bool]]:
+    """`_channels` of the layers that normalise: their sizes are of channels, while a linear layer may mix positions."""
+    modules = [module for module in model.modules() if "Norm" in type(module).__name__]
+    return _channels(modules, dims)
 
 
 def _channels(modules: Iterable[nn.Module], dims: int) -> Iterator[tuple[int, bool]]:

@@ -16,14 +16,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.heads import head_axis, head_tensors
+from neuralcollapse.heads import eval_mode, head_axis, head_tensors
 
 _CLASSES = 256  # that are compared
 _SLACK = 8.0  # times the type's rounding of the sum of |w_j h_j|, which bounds that of any order of summation
@@ -125,6 +124,7 @@ class HeadMap:
         plain = Form()
         if distance(plain, inputs, outputs, weight, bias) <= 1:
             return plain
+        inputs, outputs = self._with_more(inputs, outputs)
         kinds = [Form(unit_features, unit_rows) for unit_features, unit_rows in product((False, True), repeat=2)]
         for kind in (*kinds, Form(shifted=True)):
             form = scaled(kind, inputs, outputs, weight, bias)
@@ -136,24 +136,33 @@ class HeadMap:
         raise InputError(self._refusal(inputs, outputs, weight, bias))
 
     @torch.no_grad()
+    def _outputs(self, vectors: Tensor) -> Tensor:
+        """(n, K) what the head gives for (n, d) inputs."""
+        tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
+        with eval_mode(self.head):
+            return self.head(vectors.reshape(*vectors.shape, *tail)).reshape(len(vectors), -1)
+
+    def _with_more(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """The rows and more of other lengths and directions: a single sample tells unit features from no scale."""
+        more = torch.cat([2 * inputs, inputs.roll(1, 1), inputs.flip(1) / 2])
+        try:
+            return torch.cat([inputs, more]), torch.cat([outputs, self._outputs(more)])
+        except Exception:  # a layer of another's may raise anything on inputs that it was not made for
+            return inputs, outputs
+
     def _probed(self, inputs: Tensor) -> Form | None:
         """The matrix and the shift that the layer has if it is linear; None where it takes no unit vectors."""
         dim = inputs.shape[1]
-        tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
-
-        def outputs(vectors: Tensor) -> Tensor:
-            given: Any = self.head(vectors.reshape(*vectors.shape, *tail))
-            return given.reshape(len(vectors), -1).to(torch.promote_types(given.dtype, torch.float32))
-
+        wide = torch.promote_types(inputs.dtype, torch.float32)
         try:
             columns = []
             for start in range(0, dim, _PROBES):
                 count = min(_PROBES, dim - start)
                 vectors = torch.zeros(count, dim, dtype=inputs.dtype, device=inputs.device)
                 vectors[torch.arange(count), start + torch.arange(count)] = 1
-                columns.append((outputs(vectors) - outputs(-vectors)) / 2)
-            shift = outputs(torch.zeros_like(inputs[:1]))[0]
-        except Exception:  # a layer of another's may raise anything on inputs that it was not made for
+                columns.append((self._outputs(vectors).to(wide) - self._outputs(-vectors).to(wide)) / 2)
+            shift = self._outputs(torch.zeros_like(inputs[:1]))[0].to(wide)
+        except Exception:
             return None
         matrix = torch.cat(columns).T
         if not bool(torch.isfinite(matrix).all() and torch.isfinite(shift).all()):
@@ -200,7 +209,10 @@ def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Te
         if abs(scale - 1) < 4 * rounding(inputs, outputs, weight):
             scale = 1.0
         c = shift if shift is not None else (exact - scale * products).mean(0)
-        c = c - c.mean() if form.shifted and shift is None else c
+        if form.shifted and shift is None:  # known but for a number: that of minus squared distances, or centred
+            squares = -scale / 2 * weight.double().square().sum(1)
+            near = float((c - c.mean() - squares + squares.mean()).abs().max()) <= 1e-4 * float(squares.abs().max())
+            c = squares if near else c - c.mean()
         found = replace(form, scale=scale, shift=None if c is own else c.to(weight.dtype))
         if distance(found, inputs, outputs, weight, bias) <= 1:
             return found

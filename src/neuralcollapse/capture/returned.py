@@ -77,7 +77,8 @@ class Relation:
 
     Attributes:
         name: of the head.
-        kind: "same"; "softmax" of the outputs, or its logarithm or another shift of each row; "scaled", s z + c; "heads", a weighted sum of other
+        kind: "same"; "shifted", the outputs plus a number for each sample, as their logarithmic softmax; "softmax" of
+            the outputs; "scaled", s z + c; "heads", a weighted sum of other
             heads' outputs; "shared", one of heads that see the same features; "increasing", a function of each output;
             "pooled", a mean over positions after a ReLU; "linear", a linear map of the features; or "other".
         scale: of "scaled", s.
@@ -112,7 +113,9 @@ class Relation:
         near = _SLACK * rounding(outputs, returned)
         if _close(z, r, near):
             return cls(name)
-        if _close(_row_centred(z), _row_centred(r), near) or _close(torch.softmax(z, 1), r, near):
+        if _close(_row_centred(z), _row_centred(r), near):
+            return cls(name, "shifted")
+        if _close(torch.softmax(z, 1), r, near):
             return cls(name, "softmax")
         rows = {other: values.double() for other, (values, _) in others.items()}
         for other, values in rows.items():
@@ -139,6 +142,11 @@ class Relation:
         return cls(name, "pooled") if _close(outputs.double().relu().mean(1), returned.double(), near) else None
 
     @property
+    def keeps_loss(self) -> bool:
+        """Whether the cross-entropy of the head's outputs is that of what the model returns."""
+        return self.kind in ("same", "shifted", "softmax")
+
+    @property
     def is_head(self) -> bool:
         """Whether the returned logits are those of what is measured: a linear map of the features."""
         return self.kind in ("same", "scaled", "shared", "linear") or (self.kind == "other" and not self.others)
@@ -151,8 +159,7 @@ class Relation:
             shift = 0 if self.shift is None else self.shift.double()
             near = _SLACK * rounding(outputs, returned) * max(1.0, abs(self.scale))
             return _close(self.scale * outputs.double() + shift, returned.double(), near)
-        # Confident logits may be the same as their logarithmic softmax.
-        return Relation.of(self.name, outputs, returned).kind in (self.kind, "same", "softmax")
+        return Relation.of(self.name, outputs, returned).kind in (self.kind, "same")  # as may happen by chance
 
     def words(self) -> str | None:
         """What the user should know of it; None where there is nothing."""
@@ -180,6 +187,8 @@ class Relation:
                 f"the model returns another linear map of the input of {head} than its outputs (an adapter beside "
                 "it?): measured with the matrix that made them, found by least squares"
             )
+        if self.kind == "softmax":
+            return f"the model returns the softmax of the outputs of {head}: the loss is the one of these probabilities"
         if self.kind in ("increasing", "pooled"):
             how = "a mean over positions of the outputs" if self.kind == "pooled" else "a function of the outputs"
             after = " after a ReLU" if self.kind == "pooled" else ""
@@ -250,7 +259,7 @@ def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, near: float) ->
     largest = (columns.abs() @ shares.abs()).max()
     if float((columns @ shares - returned.flatten()).abs().max()) > 4 * near * float(largest):
         return {}
-    return {name: float(share) for name, share in zip(heads, shares, strict=True) if share != 0}
+    return {name: share for name, share in sorted(zip(heads, shares.tolist(), strict=True)) if share != 0}
 
 
 def _scale_and_shift(z: Tensor, r: Tensor) -> tuple[float, Tensor]:

@@ -57,6 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--stem", choices=("imagenet", "small"), help="first layers of a ResNet, as in 'train' (imagenet)")
     add("--head", choices=("learned", "etf"), help="the classifier that was trained: learned (default), or a fixed ETF")
     add("--learn-scale", action="store_true", default=None, help="with --head etf: the length of its rows was learned")
+    add("--rotation", choices=("blocks", "none", "fast"), help="with --head etf: its frame (blocks; before 0.2: fast)")
     add("--network-options", metavar="JSON", help="more options of the network, as in '{\"width\": 64}'")
     add("--image-size", type=int, metavar="N", help="resize images to N x N pixels")
     add("--channels", type=int, metavar="C", help="3 repeats grey images to three channels")
@@ -79,6 +80,7 @@ OPTIONS = (
     "stem",
     "head",
     "learn_scale",
+    "rotation",
     "network_options",
     "image_size",
     "channels",
@@ -173,6 +175,7 @@ def _config(options: argparse.Namespace) -> TrainConfig:
         "stem": options.stem,
         "classifier": options.head,
         "learn_scale": options.learn_scale,
+        "rotation": options.rotation,
         "layers": tuple(name for text in options.layers or () for name in text.split(",") if name),
     }
     return TrainConfig(
@@ -285,6 +288,7 @@ def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> 
         **{name: getattr(config, name) for name in kept},
         "stem": options.stem,
         "learn_scale": options.learn_scale,
+        **({"rotation": config.rotation} if config.classifier == "etf" else {}),
         "num_classes": data.num_classes,
         "normalize": options.normalize or "data",
     }

@@ -8,13 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError, listed
-from neuralcollapse.classifier import head_names
+from neuralcollapse._errors import InputError
+from neuralcollapse.heads import find_head
 from neuralcollapse.integrations.pages import write_page
 from neuralcollapse.integrations.processes import in_order, same_buffers
 from neuralcollapse.recorder import Recorder
@@ -139,7 +138,7 @@ class CollapseTrainerCallback(TrainerCallback):
         return Recorder(
             self._loader(dataset),
             None if test is None or test is False or isinstance(test, dict) else self._loader(test),
-            self.classifier or find_classifier(model),
+            self.classifier or find_head(model),
             out=self.out,
             force=force,
             resume=resume,
@@ -174,27 +173,6 @@ class CollapseTrainerCallback(TrainerCallback):
         control.should_log = wanted  # logging takes the wish for the trainer's own numbers back
         if recorder.folder is not None:
             write_page(recorder.folder)
-
-
-def find_classifier(model: nn.Module) -> str:
-    """The dotted name of the layer that makes the logits.
-
-    Raises:
-        InputError: no linear layer has as many outputs as the model has labels.
-    """
-    names = head_names(model)
-    output: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = output()
-    labels = getattr(getattr(model, "config", None), "num_labels", None)
-    layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
-    found = [name for name, layer in layers.items() if layer is head]
-    found = found or [name for name, layer in layers.items() if layer.out_features == labels]
-    if not found:
-        raise InputError(
-            f"expected a linear layer of {type(model).__name__} with {labels} outputs, got "
-            f"{listed(names[-8:]) or 'none'}: name the last layer with classifier="
-        )
-    return found[-1]
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.fixed import FixedClassifier
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
 """What files of weights are called; all but the first are torch's."""
@@ -129,7 +130,8 @@ def fit_weights(
         InputError: weights that are missing, have other shapes or are no floating-point numbers; several prefixes that
             all would do, such as those of a model and of its moving average.
     """
-    own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
+    state = model.state_dict()
+    own = {name: value for name, value in state.items() if isinstance(value, Tensor) and not _is_note(name)}
     if not own:
         raise InputError(f"expected a model with weights, got a {type(model).__name__} without any")
     nearest: tuple[_Match, dict[str, Tensor]] | None = None
@@ -153,9 +155,25 @@ def fit_weights(
             NeuralCollapseWarning,
             stacklevel=2,
         )
+    for path, layer in model.named_modules():
+        if isinstance(layer, FixedClassifier):
+            layer.check_frame(_held(path, chosen.keys, weights), f"{path} in {source}")
     with torch.no_grad():
         for name, key in chosen.keys.items():
             named[name].copy_(weights[key])
+
+
+def _is_note(name: str) -> bool:
+    """Whether an entry is a layer's note on itself (the name of a fixed frame), no weight."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def _held(path: str, keys: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All that a file holds of the layer at a path, what the model does not have included, by the names in it."""
+    start = f"{path}." if path else ""
+    inside = {name.removeprefix(start): key for name, key in keys.items() if name.startswith(start)}
+    places = {key.removesuffix(name) for name, key in inside.items() if key.endswith(name)}
+    return {key.removeprefix(at): value for key, value in weights.items() for at in places if key.startswith(at)}
 
 
 def _as_transformers_saves(model: nn.Module, own: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,7 +268,11 @@ def _match(
     ]
     misfits = [name for name, key in keys.items() if not _fits(own[name], weights[key])]
     used = set(keys.values())
-    unused = [shown for shown, key in plain_keys.items() if shown.startswith(prefix) and key not in used]
+    unused = [
+        shown
+        for shown, key in plain_keys.items()
+        if shown.startswith(prefix) and key not in used and not _is_note(shown)
+    ]
     return _Match(prefix, keys, missing, misfits, unused)
 
 

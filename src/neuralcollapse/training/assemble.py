@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, listed
+from neuralcollapse.heads import main_heads
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import Data
 from neuralcollapse.training.networks import build_network, classifier_name
@@ -33,6 +34,7 @@ def network_for(config: TrainConfig, data: Data) -> nn.Module:
         config.classifier,
         config.stem,
         learn_scale=config.learn_scale,
+        rotation=config.rotation,
         **(options | config.network_options),
     )
     _check_takes(network, config, data)
@@ -61,9 +63,11 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     network.train()
     if found != (2, data.num_classes):
         raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
-    if len(seen) != 1 or not torch.equal(seen[0], logits):
+    if len(seen) != 1 or not torch.equal(seen[0].flatten(1), logits):  # a 1x1 convolution gives (2, K, 1, 1)
         shown = name.removeprefix("network.")
+        heads = [head.removeprefix("network.") for head in main_heads(network, data.num_classes)]
+        why = f"it has {len(heads)} heads, {listed(heads)}" if len(heads) > 1 else "define it after all other layers"
         raise InputError(
-            f"expected the last nn.Linear of {config.network}, {shown!r}, to make its logits, got "
-            "other logits: define the classifier after all other layers, and return what it gives"
+            f"expected the last nn.Linear of {config.network}, {shown!r}, to make its logits, got other logits: {why}, "
+            "and return what it gives"
         )

@@ -38,6 +38,8 @@ class TrainConfig:
         network_options: more options of the network, by name.
         classifier: "learned", or "etf": fixed to a simplex ETF, without weights (needs feature_dim >= classes - 1).
         learn_scale: learn the length of the fixed classifier's rows (with "etf").
+        rotation: how the frame lies among the features (with "etf"): "blocks" (each class on features of its own, for
+            features >= 0), "none" (the paper's: each class on one feature) or "fast" (all classes on all features).
         loss: "cross_entropy", "label_smoothing[:A]", "focal[:GAMMA]" or "mse".
         optimizer: "sgd", "adam", "adamw" or "lbfgs" (strong Wolfe). The decay is coupled (part of the gradient), but
             for adamw.
@@ -96,6 +98,7 @@ class TrainConfig:
     network_options: dict[str, Any] = field(default_factory=dict)
     classifier: Literal["learned", "etf"] = "learned"
     learn_scale: bool = False
+    rotation: Literal["blocks", "none", "fast"] = "blocks"
     loss: str = "cross_entropy"
     optimizer: Literal["sgd", "adam", "adamw", "lbfgs"] = "sgd"
     epochs: int = 200
@@ -163,6 +166,8 @@ class TrainConfig:
             raise InputError("schedule=multistep needs milestones, such as --milestones 80,120")
         if self.learn_scale and self.classifier != "etf":
             raise InputError("learn_scale is for classifier=etf: a learned classifier has its own lengths")
+        if self.rotation != "blocks" and self.classifier != "etf":
+            raise InputError(f"rotation={self.rotation} is for classifier=etf: a learned classifier has no frame")
         if self.certify_head and self.weight_decay == 0:
             raise InputError("certify_head needs weight_decay above 0: without decay no minimum exists")
         if self.certify_head and self.decay_on == "classifier" and self.feature_decay == 0:
@@ -195,6 +200,9 @@ class TrainConfig:
             return True
         return epoch in self.measure_at if self.measure_at else epoch % self.measure_every == 0
 
+
+ROTATIONS = ("blocks", "none", "fast")
+"""Of the fixed classifier."""
 
 _COUNTS = (
     "samples_per_class",
@@ -246,6 +254,12 @@ def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     if new.epochs != old.epochs and new.schedule == "cosine":
         raise InputError("epochs cannot change under schedule=cosine, which ends with the last epoch: train anew")
     return new
+
+
+def completed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run folder, with what version 0.1.0 left unsaid: its fixed classifiers had the fast rotation."""
+    unsaid = {"rotation": "fast"} if values.get("classifier") == "etf" else {}
+    return unsaid | dict(values)
 
 
 @cache

@@ -11,6 +11,7 @@ from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, nearest
 from neuralcollapse.classifier import fix_classifier
 from neuralcollapse.fixed import FixedClassifier
+from neuralcollapse.training.config import ROTATIONS
 from neuralcollapse.training.outside import outside_network
 from neuralcollapse.training.resnet import ResNet
 
@@ -61,6 +62,7 @@ def build_network(
     stem: str = "imagenet",
     *,
     learn_scale: bool = False,
+    rotation: str = "blocks",
     **options: Any,
 ) -> nn.Module:
     """A network by name, with its classifier at `.fc` (see also `classifier_name`).
@@ -72,11 +74,12 @@ def build_network(
         num_classes: K >= 2.
         feature_dim: d of the features that `.fc` sees; the network's own when not given. The MLP's last layer has d
             units, a ResNet's last block d channels; a network from elsewhere gets a linear map to d.
-        classifier: "learned" (nn.Linear) or "etf": `ETFClassifier` with rotation="fast", d >= K-1, with a bias where
-            the learned one has it. The rotation matters: the plain frame hangs each class on one feature, which a ReLU
-            may silence.
+        classifier: "learned" (nn.Linear) or "etf": an `ETFClassifier`, d >= K-1, with a bias where the learned one has
+            it.
         stem: of a ResNet: "imagenet" (7x7 convolution with stride 2, max-pool) or "small" (3x3, for small images).
         learn_scale: learn the length of the fixed classifier's rows.
+        rotation: of the fixed classifier: "blocks", "none" or "fast", as for `ETFClassifier`. A network from elsewhere
+            that brings a fixed classifier keeps its own.
         options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
             the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
             from elsewhere what it takes.
@@ -90,6 +93,10 @@ def build_network(
         raise InputError(f"expected classifier 'learned' or 'etf', got {classifier!r}")
     if learn_scale and classifier != "etf":
         raise InputError("learn_scale is for classifier='etf': a learned classifier has its own lengths")
+    if rotation not in ROTATIONS:
+        raise InputError(f"expected rotation {', '.join(map(repr, ROTATIONS))}, got {rotation!r}")
+    if rotation != "blocks" and classifier != "etf":
+        raise InputError(f"rotation is for classifier='etf', got {rotation!r}: a learned classifier has no frame")
     if stem != "imagenet" and (name == "mlp" or ":" in name):
         raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
     options = {key: value for key, value in options.items() if value is not None}
@@ -105,8 +112,13 @@ def build_network(
                 f"learn_scale={learn_scale}: use classifier='etf', learn_scale={learned}, or have it end in an "
                 "nn.Linear"
             )
+        if rotation not in ("blocks", network.fc.rotation_name):
+            raise InputError(
+                f"{name} brings its own {type(network.fc).__name__} with rotation={network.fc.rotation_name!r}, got "
+                f"rotation={rotation!r}: leave it out"
+            )
     elif classifier == "etf":
-        network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale)
+        network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale, rotation=rotation)
     return network
 
 

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ from torch import Tensor, nn
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed, nearest
 from neuralcollapse.fixed import FixedClassifier
+from neuralcollapse.heads import head_axis, head_tensors, main_heads
 
 
 class Outside(nn.Module):
     """A network whose classifier, wherever it is, is read and replaced as `.fc`, and whose output is the logits.
 
-    The classifier is the last `nn.Linear` or layer with fixed rows with K outputs, in the order of `named_modules`. It
-    stays where it is: the state dict has each weight once.
+    The classifier is the head that `find_heads` finds, the last one where the network has several. It stays where it
+    is: the state dict has each weight once.
 
     Args:
         network: takes images alone; returns logits (N, K), an object with `.logits`, a mapping with "logits", or a
@@ -42,7 +44,7 @@ class Outside(nn.Module):
     def __init__(self, network: nn.Module, num_classes: int) -> None:
         super().__init__()
         self.network = network
-        self.classifier_name = _find_classifier(self, num_classes)
+        self.classifier_name = f"network.{main_heads(network, num_classes)[-1]}".rstrip(".")
 
     @property
     def fc(self) -> nn.Module:
@@ -65,14 +67,16 @@ class Outside(nn.Module):
 
     def project(self, feature_dim: int) -> None:
         """Give the classifier features of dimension d: it becomes a `Head`, whose `fc` is the new classifier."""
-        old: Any = self.fc
+        old = self.fc
+        weight, bias = head_tensors(old)
+        num_classes, own_dim = weight.shape
         if isinstance(old, FixedClassifier):
             raise InputError(
-                f"expected feature_dim {old.in_features}, that of the network's own {type(old).__name__}, got "
-                f"{feature_dim}: leave it out"
+                f"expected feature_dim {own_dim}, that of the network's own {type(old).__name__}, got {feature_dim}: "
+                "leave it out"
             )
-        head = Head(old.in_features, feature_dim, old.out_features, bias=old.bias is not None)
-        self.fc = head.to(device=old.weight.device, dtype=old.weight.dtype)
+        head = Head(own_dim, feature_dim, num_classes, bias is not None, spatial=-1 - head_axis(old))
+        self.fc = head.to(device=weight.device, dtype=weight.dtype)
         self.classifier_name += ".fc"
 
     def forward(self, images: Tensor) -> Tensor:
@@ -95,13 +99,24 @@ class Outside(nn.Module):
 class Head(nn.Module):
     """A linear map without bias from the network's features to d dimensions, and a classifier `fc` of those.
 
-    Shapes: (..., in_features) -> (..., num_classes).
+    Args:
+        in_features: of the network.
+        feature_dim: d.
+        num_classes: K.
+        bias: of the classifier.
+        spatial: dimensions of the maps where the network's own classifier is a 1x1 convolution, else 0.
+
+    Shapes: (..., in_features) -> (..., num_classes), with spatial=2 (N, in_features, H, W) -> (N, num_classes, H, W).
     """
 
-    def __init__(self, in_features: int, feature_dim: int, num_classes: int, bias: bool = True) -> None:
+    def __init__(
+        self, in_features: int, feature_dim: int, num_classes: int, bias: bool = True, *, spatial: int = 0
+    ) -> None:
         super().__init__()
-        self.project = nn.Linear(in_features, feature_dim, bias=False)
-        self.fc: nn.Module = nn.Linear(feature_dim, num_classes, bias=bias)
+        convolution: Any = (None, nn.Conv1d, nn.Conv2d, nn.Conv3d)[spatial]
+        layer = nn.Linear if convolution is None else partial(convolution, kernel_size=1)
+        self.project: nn.Module = layer(in_features, feature_dim, bias=False)
+        self.fc: nn.Module = layer(feature_dim, num_classes, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """The logits."""
@@ -134,26 +149,9 @@ def outside_network(name: str, num_classes: int, feature_dim: int | None, option
             f"expected {name} to return a torch.nn.Module, got {type(network).__name__}: return the network"
         )
     outside = Outside(network, num_classes)
-    if feature_dim is not None and check_count(feature_dim, "feature_dim", 1) != outside.fc.in_features:
+    if feature_dim is not None and check_count(feature_dim, "feature_dim", 1) != head_tensors(outside.fc)[0].shape[1]:
         outside.project(feature_dim)
     return outside
-
-
-def _find_classifier(model: nn.Module, num_classes: int) -> str:
-    linear = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Linear | FixedClassifier)]
-    if not linear:
-        raise InputError(
-            f"expected a network with a last nn.Linear of {num_classes} outputs (the classes), got one without any "
-            "nn.Linear: end it with one"
-        )
-    fitting = [path for path, layer in linear if layer.out_features == num_classes]
-    if not fitting:
-        path, layer = linear[-1]
-        raise InputError(
-            f"expected a last nn.Linear of {num_classes} outputs (the classes), got {layer.out_features} outputs at "
-            f"{path.removeprefix('network.')!r}: have the network take its number of classes from num_classes"
-        )
-    return fitting[-1]
 
 
 def _torchvision(model: str, num_classes: int, options: dict[str, Any]) -> nn.Module:

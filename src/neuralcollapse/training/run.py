@@ -24,7 +24,7 @@ from neuralcollapse.recorder import geometry_of, head_record, machine
 from neuralcollapse.records import Record, RunFolder, write_atomically
 from neuralcollapse.training.assemble import network_for
 from neuralcollapse.training.callbacks import MeasuringCallback
-from neuralcollapse.training.config import TrainConfig, check_names, resumed
+from neuralcollapse.training.config import TrainConfig, check_names, completed, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.objective import loss_function
@@ -261,7 +261,7 @@ def read_config(run: RunFolder) -> TrainConfig:
         raise InputError(f"{run.path / 'config.yaml'}: expected a mapping of options")
     check_names(values, str(run.path / "config.yaml"))
     try:
-        return TrainConfig(**values)
+        return TrainConfig(**completed(values))
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
 
