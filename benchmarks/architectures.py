@@ -225,7 +225,8 @@ def judge(case: Case) -> Row:
     try:
         named = {"layers": [case.layer]} if case.layer else {}
         verdicts = [verdict_of(case, answers, layer, attempt(case, fresh(), classifier=case.head, **named))]
-        if inspect.signature(nc.measure).parameters["classifier"].default is None and not case.layer:
+        finds = inspect.signature(nc.measure).parameters["classifier"].default is None
+        if finds and case.searched and not case.layer:
             found = verdict_of(case, answers, layer, attempt(case, fresh()))
             verdicts.append((found[0], f"found: {found[1]}"))
     except Exception as error:

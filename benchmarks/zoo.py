@@ -57,6 +57,7 @@ class Case:
         prepare: give the head random rows and the norms the statistics of the data. Without it each pass has a model of
             its own, as one pass may bring up to date what the next one reads.
         may_refuse: words are as good as numbers.
+        searched: measure without a name too, where this version finds the head.
         layer: an inner layer to measure too, with `layer_rows` from its raw output and the batch to (n, C).
     """
 
@@ -71,6 +72,7 @@ class Case:
     layer_rows: Callable[[Any, Any], Tensor] | None = None
     prepare: bool = True
     may_refuse: bool = False
+    searched: bool = True
 
     @property
     def must_agree(self) -> bool:
