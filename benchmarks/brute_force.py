@@ -41,11 +41,13 @@ def with_head(features: Array, labels: NDArray[Any], weight: Array, bias: Array 
     deviations = means - center
     rows = weight[np.unique(labels)]
     shift = np.zeros(len(rows)) if bias is None else bias[np.unique(labels)]
+    middle = rows @ center + shift
     return {
         "nc2": to_etf(rows @ rows.T),
         "nc3": to_etf(rows @ deviations.T),
         "nc3_distance": float(np.linalg.norm(rows / np.linalg.norm(rows) - deviations / np.linalg.norm(deviations))),
-        "nc_bias": float(np.linalg.norm(rows @ center + shift)),
+        "nc_bias": float(np.linalg.norm(middle)),
+        "nc_bias_centered": float(np.linalg.norm(middle - middle.mean())),
         "equinorm_weights": spread(rows),
     }
 

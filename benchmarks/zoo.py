@@ -57,6 +57,7 @@ class Case:
         prepare: give the head random rows and the norms the statistics of the data. Without it each pass has a model of
             its own, as one pass may bring up to date what the next one reads.
         may_refuse: words are as good as numbers.
+        searched: measure without a name too, where this version finds the head.
         layer: an inner layer to measure too, with `layer_rows` from its raw output and the batch to (n, C).
     """
 
@@ -71,6 +72,7 @@ class Case:
     layer_rows: Callable[[Any, Any], Tensor] | None = None
     prepare: bool = True
     may_refuse: bool = False
+    searched: bool = True
 
     @property
     def must_agree(self) -> bool:
@@ -89,7 +91,7 @@ PAD, END, WORDS = 1, 2, 60
 def images(size: int = SIZE, batch: int = 20) -> list[tuple[Tensor, Tensor]]:
     """A smooth pattern for each class, and noise; fewer of the large ones."""
     made = torch.Generator().manual_seed(1)
-    samples = SAMPLES if size <= SIZE else 3 * CLASSES
+    samples, batch = (SAMPLES, batch) if size <= SIZE else (3 * CLASSES, CLASSES)
     labels = torch.arange(samples) % CLASSES
     patterns = torch.randn(CLASSES, 3, 4, 4, generator=made)
     patterns = nn.functional.interpolate(patterns, size=(size, size), mode="bilinear")

@@ -178,7 +178,11 @@ def head_cases() -> Iterator[Case]:
     yield case("functional", Functional, [])
     yield case("another task's head beside", TwoHeads, plain("fc"))
     yield case(
-        "another task's head named", functools.partial(TwoHeads, choose=lambda out: out[1]), plain("other"), "other"
+        "another task's head named",
+        functools.partial(TwoHeads, choose=lambda out: out[1]),
+        plain("other"),
+        "other",
+        searched=False,
     )
     yield case("returns (features, logits)", lambda: Net(after=lambda logits, features: (features, logits),
                choose=lambda out: out[1]), plain("fc"))  # fmt: skip

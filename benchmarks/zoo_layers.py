@@ -147,6 +147,6 @@ def layer_cases() -> Iterator[Case]:
     yield case("timm swin attention (windows, T, C)", swin, "head.fc", "layers.0.blocks.0.attn",
                lambda raw, batch: raw.reshape(len(batch[1]), -1, raw.shape[-1]).mean(1), may_refuse=True)  # fmt: skip
     yield case("(N, H, W, C) with H = W = C", Cube, "fc", "norm", channels_last)
-    yield case("(N, C, H, W) with H = W = C", Cube, "fc", "conv", channels_first)
+    yield case("(N, C, H, W) with H = W = C", Cube, "fc", "conv", channels_first, may_refuse=True)
     yield case("transformers ViT layer (N, T, C)", transformers_model("ViTForImageClassification"), "classifier",
                "vit.layers.0", tokens, pictures)  # fmt: skip
