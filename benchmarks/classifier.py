@@ -21,6 +21,7 @@ def classifier(quick: bool) -> Table:
             Row("`nn.Linear`", _step(nn.Linear(size, size), batch)),
             Row("`ETFClassifier`", _step(nc.ETFClassifier(size, size), batch), "at most 0.1"),
             Row("the same, learnt scale", _step(nc.ETFClassifier(size, size, learn_scale=True), batch)),
+            Row("the same, d=4K, in blocks", _step(nc.ETFClassifier(4 * size, size), batch)),
             Row("the same, fast rotation", _step(nc.ETFClassifier(size, size, rotation="fast"), batch)),
         ],
         rounds=2 if quick else 41,
@@ -28,9 +29,8 @@ def classifier(quick: bool) -> Table:
 
 
 def _step(layer: nn.Module, batch: int) -> Callable[[], None]:
-    size = layer.in_features
-    features = torch.randn(batch, size, requires_grad=True)
-    gradient = torch.randn(batch, size)
+    features = torch.randn(batch, layer.in_features, requires_grad=True)
+    gradient = torch.randn(batch, layer.out_features)
 
     def run() -> None:
         features.grad = None

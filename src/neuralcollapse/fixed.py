@@ -170,7 +170,9 @@ class FixedClassifier(nn.Module):
                 )
             return
         if found != own:
-            raise InputError(f"{place} has the frame {found}, and this layer {own}: build it as it was when saved")
+            turned = [name for name in self.rotations if own.replace(repr(self._rotation_kept()), repr(name)) == found]
+            how = f"with rotation={turned[0]!r}" if turned else "as it was when saved"
+            raise InputError(f"{place} has the frame {found}, and this layer {own}: build it {how}")
 
     def _unnamed(self, held: Mapping[str, Any]) -> str:
         """The frame of a state dict of version 0.1.0: a rotation left entries of its own, K and d chose the frame."""

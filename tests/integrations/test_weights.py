@@ -315,6 +315,28 @@ def test_a_fixed_classifier_is_loaded_as_it_was_saved():
     assert "fc.scale" in refused(Net(classes=7).state_dict(), model)
 
 
+FRAMES = ("blocks", "none", "fast")
+
+
+@pytest.mark.parametrize("named", [True, False])
+@pytest.mark.parametrize("prefix", ["", "module.", "state_dict.model._orig_mod."])
+@pytest.mark.parametrize("saved", FRAMES)
+@pytest.mark.parametrize("own", FRAMES)
+def test_a_fixed_classifier_of_another_frame_is_refused(own, saved, prefix, named):
+    """Also where the entries have the same names and shapes, and in a file of version 0.1.0, which named no frame."""
+    model, other = (nc.fix_classifier(Net(classes=3), rotation=rotation) for rotation in (own, saved))
+    weights = {name: value for name, value in prefixed(other, prefix).items() if named or "_extra" not in name}
+    if saved == "blocks" and not named:
+        pytest.skip("version 0.1.0 had no blocks")
+    if own == saved:
+        assert same(fitted(weights, model), other)
+        return
+    message = refused(weights, model)
+    if saved == "fast" or own != "fast":  # else the rotation's signs are missing before that
+        assert "fc in the file" in message
+        assert f"and this layer simplex, rotation='{own}'" in message
+
+
 def test_a_model_without_weights_is_refused():
     with pytest.raises(nc.InputError, match="a ReLU without any"):
         fit_weights(nn.ReLU(), {"x": torch.ones(1)})

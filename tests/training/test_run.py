@@ -12,11 +12,11 @@ import neuralcollapse as nc
 from neuralcollapse.records import RunFolder
 from neuralcollapse.report.figures import all_figures
 from neuralcollapse.report.single import write_page
-from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.config import TrainConfig, completed
 from neuralcollapse.training.data import load_data
 from neuralcollapse.training.networks import build_network
 from neuralcollapse.training.pixels import Pixels
-from neuralcollapse.training.run import read_config, remeasure, train
+from neuralcollapse.training.run import read_config, remeasure, resume, train
 from tests.conftest import SHORT
 
 BARE = replace(SHORT, loggers=())
@@ -304,6 +304,30 @@ class HeadFirst(nn.Module):
 def head_first(num_classes):
     return HeadFirst(num_classes)
 
+class OutputFirst(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.made = nn.Linear(num_classes, num_classes)
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.ReLU())
+
+    def forward(self, images):
+        return self.made(self.body(images))
+
+def output_first(num_classes):
+    return OutputFirst(num_classes)
+
+class TwoHeads(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = nn.Linear(64, num_classes)
+        self.head_dist = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return (self.head(images.flatten(1)) + self.head_dist(images.flatten(1))) / 2
+
+def two_heads(num_classes):
+    return TwoHeads(num_classes)
+
 def tied(num_classes):
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
     network.again = network[1]
@@ -392,11 +416,21 @@ def test_a_config_file_may_lack_what_has_a_default(tmp_path):
 OWN = {"width": None, "depth": None, "feature_dim": None}  # options of the MLP, which other networks do not take
 
 
-def test_a_classifier_that_is_not_called_last_is_refused(mine, tmp_path):
+def test_a_head_that_is_not_defined_last_is_found_by_its_name(mine, tmp_path):
+    run = train(replace(BARE, **OWN, network=f"{mine}:head_first", epochs=1), tmp_path / "run", progress=False)
+    assert remeasure(run, progress=False)[1]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
+
+
+def test_a_layer_that_does_not_make_the_logits_is_refused(mine, tmp_path):
     refused(
-        replace(BARE, **OWN, network=f"{mine}:head_first"),
+        replace(BARE, **OWN, network=f"{mine}:output_first"),
         tmp_path / "run",
-        "last nn.Linear .*'body.1', to make its logits",
+        "last nn.Linear .*'body.1', to make its logits, got other logits: define it after",
+    )
+    refused(
+        replace(BARE, **OWN, network=f"{mine}:two_heads"),
+        tmp_path / "run",
+        "got other logits: it has 2 heads, head, head_dist",
     )
 
 
@@ -411,3 +445,37 @@ def test_an_error_of_the_users_network_stays_what_it_is_and_leaves_nothing(name,
     with pytest.raises(error):
         train(config, tmp_path / "run", progress=False)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
+    """Its config.yaml has no rotation and its files name no frame: it is measured and goes on as what it was."""
+    quick = {"width": 12, "depth": 2, "feature_dim": 24, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
+    config = TrainConfig(classifier="etf", rotation="fast", epochs=2, **quick)
+    whole = train(replace(config, epochs=3), tmp_path / "whole", progress=False)
+    run = train(config, tmp_path / "old", progress=False)
+    values = yaml.safe_load(run.read_text("config.yaml"))
+    assert values.pop("rotation") == "fast"
+    run.write_text("config.yaml", yaml.safe_dump(values))
+    for _, file in run.checkpoints():
+        save_file({name: value for name, value in load_file(file).items() if "_extra_state" not in name}, file)
+    state = torch.load(run.state, weights_only=True)
+    state["network"] = {name: value for name, value in state["network"].items() if "_extra_state" not in name}
+    state["origin"] = state["origin"].replace('"rotation": "fast", ', "")
+    torch.save(state, run.state)
+
+    assert read_config(run).rotation == "fast"
+    again = remeasure(run, progress=False)
+    assert again[2]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    resumed = resume(run.path, {"epochs": 3}, progress=False)
+    assert [record.measures for record in resumed.records()] == [record.measures for record in whole.records()]
+    values["rotation"] = "blocks"
+    run.write_text("config.yaml", yaml.safe_dump(values))
+    with pytest.raises(nc.InputError, match="rotation='fast', K=10, d=24, and this layer simplex, rotation='blocks'"):
+        remeasure(run, progress=False)
+
+
+def test_only_what_the_first_version_left_unsaid_is_completed():
+    assert completed({"classifier": "etf"}) == {"classifier": "etf", "rotation": "fast"}
+    assert completed({"classifier": "etf", "rotation": "none"})["rotation"] == "none"
+    assert completed({"classifier": "learned"}) == {"classifier": "learned"}
+    assert completed({}) == {}

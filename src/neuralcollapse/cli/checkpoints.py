@@ -57,7 +57,7 @@ def add(parser: argparse.ArgumentParser) -> None:
     add("--stem", choices=("imagenet", "small"), help="first layers of a ResNet, as in 'train' (imagenet)")
     add("--head", choices=("learned", "etf"), help="the classifier that was trained: learned (default), or a fixed ETF")
     add("--learn-scale", action="store_true", default=None, help="with --head etf: the length of its rows was learned")
-    add("--rotation", choices=("blocks", "none", "fast"), help="with --head etf: its frame (blocks; before 0.2: fast)")
+    add("--rotation", choices=("blocks", "none", "fast"), help="with --head etf: its frame (blocks; fast in 0.1.0)")
     add("--network-options", metavar="JSON", help="more options of the network, as in '{\"width\": 64}'")
     add("--image-size", type=int, metavar="N", help="resize images to N x N pixels")
     add("--channels", type=int, metavar="C", help="3 repeats grey images to three channels")

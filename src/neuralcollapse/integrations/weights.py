@@ -127,8 +127,8 @@ def fit_weights(
         prefix: the prefix itself, where several would do.
 
     Raises:
-        InputError: weights that are missing, have other shapes or are no floating-point numbers; several prefixes that
-            all would do, such as those of a model and of its moving average.
+        InputError: weights that are missing, have other shapes or are no floating-point numbers; a fixed classifier of
+            another frame; several prefixes that all would do, such as those of a model and of its moving average.
     """
     state = model.state_dict()
     own = {name: value for name, value in state.items() if isinstance(value, Tensor) and not _is_note(name)}
@@ -149,15 +149,15 @@ def fit_weights(
             f"{source} holds the model's weights {len(found)} times, under the prefixes {names}: choose one with prefix"
         )
     chosen = found[0]
+    for path, layer in model.named_modules():
+        if isinstance(layer, FixedClassifier):
+            layer.check_frame(_held(path, chosen.keys, weights), f"{path} in {source}")
     if chosen.unused:
         warnings.warn(
             f"the checkpoint has weights that the model does not have, left out: {listed(chosen.unused, _FEW)}",
             NeuralCollapseWarning,
             stacklevel=2,
         )
-    for path, layer in model.named_modules():
-        if isinstance(layer, FixedClassifier):
-            layer.check_frame(_held(path, chosen.keys, weights), f"{path} in {source}")
     with torch.no_grad():
         for name, key in chosen.keys.items():
             named[name].copy_(weights[key])
