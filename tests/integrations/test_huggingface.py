@@ -331,7 +331,7 @@ def test_data_sets_that_can_only_be_iterated_will_do(tmp_path):
     expected = by_hand(trainer.model, digits(40))
     assert last.measures | last.train == pytest.approx(expected, rel=1e-3, abs=1e-6)
     assert last.test == pytest.approx(last.train, rel=1e-5)
-    given = {"dataset": Stream(), "test_dataset": digits(40).to_iterable_dataset(), "every": 1}
+    given = {"dataset": Stream(), "test_dataset": digits(40).to_iterable_dataset(), "every": 1, "config": None}
     trainer = trained(tmp_path, [watched(tmp_path / "given", **given)], max_steps=1)
     last = RunFolder.open(tmp_path / "given").records()[-1]
     assert last.train["loss"] == pytest.approx(by_hand(trainer.model, digits(40))["loss"], rel=1e-4)

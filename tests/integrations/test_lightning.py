@@ -465,7 +465,7 @@ def test_a_compiled_module_is_measured():
 
 def test_the_layer_itself_names_the_classifier(tmp_path):
     module = Plain()
-    callback = nc.CollapseCallback(classifier=module.head, out=tmp_path / "run")
+    callback = nc.CollapseCallback(classifier=module.head, out=tmp_path / "run", config=None)
     fitted([callback], module=module, max_epochs=1)
     assert read_run(tmp_path / "run").config["layer"] == "head"
     assert_by_hand(callback.records[-1], module, loader())

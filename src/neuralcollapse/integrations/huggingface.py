@@ -159,7 +159,7 @@ class CollapseTrainerCallback(TrainerCallback):
             unit="epoch" if self.every == "epoch" else "step",
             writes=trainer.is_world_process_zero(),
             sharded=args.world_size > 1,
-            config={**_settings(args, dataset), **given.pop("config", {})},
+            config={**_settings(args, dataset), **(given.pop("config", None) or {})},
             **given,
         )
 

@@ -141,7 +141,7 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
             head_decay=self.head_decay,
             writes=trainer.is_global_zero,
             on_record=self.on_record,
-            config={**_settings(trainer, module), **self.options.get("config", {})},
+            config={**_settings(trainer, module), **(self.options.get("config") or {})},
             layers=self.layers,
             loss=self.loss,
             sharded=trainer.world_size > 1,
