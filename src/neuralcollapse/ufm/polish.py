@@ -1,0 +1,95 @@
+"""Newton's method on the gradient: from a point near a critical point, of any index, to that point's last digits.
+
+Rotations of the features leave the objective as it is, so the Hessian is singular along them; the step is taken in
+the directions that it sees, and its length tells how far the critical point is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import minres
+from torch import Tensor
+
+from neuralcollapse.ufm.hessian import Hessian
+from neuralcollapse.ufm.model import Point
+from neuralcollapse.ufm.units import Units
+
+SOLVED = 1e-9  # a canonical gradient below this times mu (1 + |point|) is as good as zero
+NEAR = 1e-2  # a critical point this far off, relative to 1 + |point|, is no longer the point's own
+_ENDED = 1e-3  # a canonical gradient below this times mu (1 + |point|) ends a descent near a critical point
+_FLAT = 1e-6  # eigenvalues below this times mu are not stepped along
+_DENSE_UP_TO = 800  # variables up to which the step comes from the spectrum
+_STEPS = 40
+
+
+@dataclass(frozen=True)
+class Polished:
+    """A canonical point, its gradient's length, and the length of the Newton step that remains (its error)."""
+
+    point: Point
+    gradient_norm: float
+    error: float
+
+
+def polish(units: Units, point: Point, steps: int = _STEPS) -> Polished:
+    """The critical point near a point of a canonical model, or the point itself where Newton's method finds none near.
+
+    Args:
+        units: whose `small` model the point belongs to.
+        point: one with a small gradient.
+        steps: Newton steps at most.
+    """
+    small = units.small
+    vector = start = point.vector()
+    reach = NEAR * (1 + float(start.norm()))
+    gradient = small.value_and_gradient(vector)[1]
+    size = float(gradient.norm())
+    goal = 1e-3 * SOLVED * units.mu
+    step, error = newton_step(units, vector, gradient)
+    for _ in range(steps):
+        if size <= goal:
+            break
+        for _ in range(6):
+            trial = vector - step
+            gradient = small.value_and_gradient(trial)[1]
+            trial_size = float(gradient.norm())
+            if trial_size < 0.9 * size:
+                break
+            step = step / 2
+        else:
+            break
+        if float((trial - start).norm()) > reach:
+            break
+        vector, size = trial, trial_size
+        step, error = newton_step(units, vector, gradient)
+    return Polished(small.point(vector), size, error)
+
+
+def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
+    """(the Newton step (n,), a bound of how far the critical point is, to first order)."""
+    hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
+    if hessian.size > _DENSE_UP_TO:
+        found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
+        step = torch.as_tensor(np.asarray(found)).to(gradient)
+        rest = float((gradient - hessian @ step).norm())
+        return step, float(step.norm()) + rest / floor
+    values, vectors = torch.linalg.eigh(hessian.dense())
+    seen = values.abs() > max(floor, 1e-15 * float(values.abs().max()))
+    parts = vectors.mT @ gradient
+    step = vectors @ torch.where(seen, parts / torch.where(seen, values, 1.0), 0.0)
+    return step, float(step.norm()) + float(parts[~seen].norm()) / floor
+
+
+def finish(units: Units, point: Point) -> Point:
+    """The end of a descent, polished where its gradient is small and the polished point lies beside it, no higher."""
+    model = units.model
+    slope, size = units.gradient_norm(model.gradient(point)), 1 + units.norm(point)
+    if slope > _ENDED * units.mu * size or slope <= SOLVED * units.mu:
+        return point
+    better = units.leave(polish(units, units.enter(point)).point)
+    before, after = float(model.value(point)), float(model.value(better))
+    smaller = units.gradient_norm(model.gradient(better)) < slope
+    return better if smaller and after <= before * (1 + 1e-9) else point
