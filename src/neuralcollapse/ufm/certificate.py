@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.ufm.duality import lower_bound, spectral_norm, top_pair
+from neuralcollapse.ufm.duality import decay_cost, lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import NEAR, Polished, polish
@@ -129,9 +129,7 @@ def _closed(model: Model, objective: float, bound: float) -> bool:
     """Whether a gap is zero for all that matters: relative to what the decay costs."""
     if not math.isfinite(bound):
         return False
-    targets = model.targets  # -l*(0) is the least value of the loss
-    least = float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights)
-    return objective - bound <= GLOBAL_GAP * max(0.0, objective - least) + _ROUNDING * abs(objective)
+    return objective - bound <= GLOBAL_GAP * decay_cost(model, objective) + _ROUNDING * abs(objective)
 
 
 def _way_down(

@@ -57,7 +57,8 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         own = model.columns.labels.unsqueeze(0)
         slopes.scatter_(-2, own, 0.0)
         slopes.scatter_(-2, own, -slopes.sum(-2, keepdim=True))
-    elif bias is not None and model.bias_decay == 0:  # any slopes will do here: take those with G 1 = 0
+    one_hot = isinstance(model.loss, CrossEntropy) and not model.loss.smoothing
+    if bias is not None and model.bias_decay == 0 and not one_hot:  # slopes nearby will do, too: those with G 1 = 0
         slopes = slopes - (slopes @ weights).unsqueeze(-1) / weights.sum()
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
@@ -80,6 +81,12 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         options={"xatol": 1e-4 * largest, "maxiter": 20},
     )
     return Bound(max(end, -float(found.fun)), bias)
+
+
+def decay_cost(model: Model, objective: float) -> float:
+    """An objective less the least value of the convex loss alone (0; for smoothed targets their entropy), -l*(0)."""
+    targets = model.targets
+    return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
 
 
 def _weighted_norm(model: Model, slopes: Tensor) -> float:

@@ -13,6 +13,7 @@ import torch
 from scipy.sparse.linalg import minres
 from torch import Tensor
 
+from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Point
 from neuralcollapse.ufm.units import Units
@@ -23,6 +24,7 @@ _ENDED = 1e-3  # a canonical gradient below this times mu (1 + |point|) ends a d
 _FLAT = 1e-6  # eigenvalues below this times mu are not stepped along
 _DENSE_UP_TO = 800  # variables up to which the step comes from the spectrum
 _STEPS = 40
+_DESCENT = 150  # Newton steps of a descent
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,41 @@ def finish(units: Units, point: Point) -> Point:
     before, after = float(model.value(point)), float(model.value(better))
     smaller = units.gradient_norm(model.gradient(better)) < slope
     return better if smaller and after <= before * (1 + 1e-9) else point
+
+
+def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
+    """Minimise over canonical vectors, down to a gradient of `tolerance`: L-BFGS, then Newton's method.
+
+    Newton's steps are taken along the eigenvectors of the Hessian over the sizes of its eigenvalues, so that saddles
+    repel; where the matrix is too large for that, they come from conjugate gradients, between more of L-BFGS.
+    """
+    small = units.small
+    objective = small.value_and_gradient
+    if small.size > _DENSE_UP_TO:
+        vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
+
+        def product(at: Tensor, direction: Tensor) -> Tensor:
+            return small.hessian_product(small.point(at), small.point(direction)).vector()
+
+        return newton(objective, product, vector, tolerance=1e-3 * tolerance)
+    vector = lbfgs(objective, vector[None], tolerance=1e3 * tolerance, iterations=200, memory=20).points[0]
+    value, gradient = objective(vector)
+    for _ in range(_DESCENT):
+        size = float(gradient.norm())
+        if size <= 1e-3 * tolerance:
+            break
+        values, vectors = torch.linalg.eigh(Hessian(small, small.point(vector)).dense())
+        step = vectors @ ((vectors.mT @ gradient) / values.abs().clamp(min=1e-3 * units.mu))
+        slope = float(gradient @ step)
+        for _ in range(25):
+            trial_value, trial_gradient = objective(vector - step)
+            falls = float(trial_value) <= float(value) - 1e-4 * slope
+            # in the last digits the value cannot tell steps apart any more, but the gradient can
+            level = float(trial_value) <= float(value) * (1 + 1e-13) and float(trial_gradient.norm()) < 0.5 * size
+            if falls or level:
+                break
+            step, slope = step / 2, slope / 2
+        else:
+            break
+        vector, value, gradient = vector - step, trial_value, trial_gradient
+    return vector
