@@ -146,7 +146,7 @@ def _descended(units: Units) -> Point:
     work = units.small
     best, gap, least = work.zero_point(), math.inf, math.inf
     for attempt in range(_ATTEMPTS):  # the first from a simplex; others only if that ends at a saddle
-        tolerance, vector = 1e-6 * units.mu, _start(work, attempt)
+        tolerance, vector = 1e-8 * units.mu, _start(work, attempt)
         for _ in range(4):
             vector = descend(units, vector, tolerance)
             point = work.point(vector)
@@ -195,6 +195,7 @@ def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
 def _factors(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
     """The balanced factors W G = logits of least decay, W'W lW = G G' lH, in d dimensions; a collapsed point."""
     left, size, right = torch.linalg.svd(logits)
+    size = torch.where(size > 1e-13 * size[0], size, 0.0)  # the root of rounding is not rounding
     rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
     _require_dim(model, rank)
     keep = min(model.feature_dim, model.num_classes)
