@@ -36,17 +36,18 @@ class Polished:
     error: float
 
 
-def polish(units: Units, point: Point, steps: int = _STEPS) -> Polished:
+def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS) -> Polished:
     """The critical point near a point of a canonical model, or the point itself where Newton's method finds none near.
 
     Args:
         units: whose `small` model the point belongs to.
         point: one with a small gradient.
+        reach: how far to go, relative to 1 + |point|.
         steps: Newton steps at most.
     """
     small = units.small
     vector = start = point.vector()
-    reach = NEAR * (1 + float(start.norm()))
+    furthest = reach * (1 + float(start.norm()))
     gradient = small.value_and_gradient(vector)[1]
     size = float(gradient.norm())
     goal = 1e-3 * SOLVED * units.mu
@@ -63,7 +64,7 @@ def polish(units: Units, point: Point, steps: int = _STEPS) -> Polished:
             step = step / 2
         else:
             break
-        if float((trial - start).norm()) > reach:
+        if float((trial - start).norm()) > furthest:
             break
         vector, size = trial, trial_size
         step, error = newton_step(units, vector, gradient)
