@@ -24,7 +24,7 @@ from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs, newton
-from neuralcollapse.ufm.families import alike, invariants, padded, pattern, search, tied
+from neuralcollapse.ufm.families import Known, invariants, padded, pattern, search, tied
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import polish
@@ -34,7 +34,6 @@ Partition = tuple[tuple[int, ...], ...]
 
 CRITICAL = 1e-8  # a canonical gradient below this times mu is that of an entry
 _SEARCHED_UP_TO = 6  # classes up to which every rank is searched unasked
-_STARTS = 60  # random points for each rank
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
 _LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
@@ -107,7 +106,7 @@ def atlas(
     partitions: Sequence[Partition] | None = None,
     *,
     ranks: Sequence[int] | None = None,
-    starts: int = _STARTS,
+    starts: int | None = None,
 ) -> list[Entry]:
     """Critical points of a model, highest first: those of partitions, and those of low rank that a search finds.
 
@@ -120,8 +119,8 @@ def atlas(
             partitions of the classes sorted by size, largest first.
         ranks: the ranks to search for points that no partition gives. When not given: 1 to K-2 for K <= 6; none
             beyond, or where partitions are given.
-        starts: random points of a rank's search; each is taken to a minimum and, by Newton's method on the gradient,
-            to a critical point of any index. Points that rotations of the features or swaps of classes with equal
+        starts: random points of a rank's search, each taken to a critical point of any index by Newton's method on
+            the gradient; when not given, as many again as had brought the last new point, 200 to 1,600. Points that rotations of the features or swaps of classes with equal
             counts make equal count once.
 
     Points of partitions of unequal classes are polished from the tied minimum to the nearest critical point; those
@@ -139,7 +138,8 @@ def atlas(
             f"expected ranks of at most {min(model.num_classes - 1, model.feature_dim)}, the least of K-1 and d, "
             f"got {max(ranks)}"
         )
-    check_count(starts, "starts", 1)
+    if starts is not None:
+        check_count(starts, "starts", 1)
     if partitions is None:
         partitions = _all_partitions(model)
     # Critical points depend on lW lH alone, up to units: find them where W and H weigh the same.
@@ -166,13 +166,13 @@ def atlas(
             NeuralCollapseWarning,
             stacklevel=2,
         )
-    marks = [invariants(small, units.enter(entry.point)) for entry in entries]
+    marks = Known()
+    for entry in entries:
+        marks.add(invariants(small, units.enter(entry.point)))
     for rank in ranks:
         for reduced in search(units, rank, starts):
             point = padded(small, reduced)
-            mark = invariants(small, point)
-            if not any(alike(mark, other) for other in marks):
-                marks.append(mark)
+            if marks.add(invariants(small, point)):
                 entries.append(_entry(units, point, tied(point), "low rank", pattern(point)))
     return sorted(entries, key=lambda entry: -entry.objective)
 
@@ -196,7 +196,7 @@ def coverage(model: Model) -> str:
         )
     numbers = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     return (
-        f"Searched: {groups}, and {numbers} from {_STARTS} random points each. "
+        f"Searched: {groups}, and {numbers} from some hundred random points each. "
         "No proof says that these are all critical points."
     )
 
