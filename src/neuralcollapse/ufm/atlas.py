@@ -195,8 +195,9 @@ def coverage(model: Model) -> str:
             f"with more classes (atlas(ranks=...) looks for them)."
         )
     numbers = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    numbers = "ranks 1 and 2" if list(ranks) == [1, 2] else numbers
     return (
-        f"Searched: {groups}, and {numbers} from some hundred random points each. "
+        f"Searched: {groups}, and {numbers} from hundreds of random points each. "
         "No proof says that these are all critical points."
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.ufm.descent import lbfgs
+from neuralcollapse.ufm.hessian import dense_hessian
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import polish
 from neuralcollapse.ufm.units import Units
@@ -107,7 +108,6 @@ def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
     steps succeed.
     """
     identity = torch.eye(small.size, dtype=torch.float64, device=small.device)
-    directions = small.point(identity)
     goal = _REACHED * small.mu
     x, gradient = vectors.clone(), small.value_and_gradient(vectors)[1]
     size = gradient.norm(dim=-1)
@@ -120,8 +120,7 @@ def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
         x, gradient, size, damping = x[going], gradient[going], size[going], damping[going]
         if not len(x):
             break
-        matrix = small.hessian_product(small.point(x[:, None]), directions).vector()
-        matrix = (matrix + matrix.mT) / 2
+        matrix = dense_hessian(small, small.point(x))
         normal = matrix @ matrix + damping[:, None, None] * identity
         step = torch.linalg.solve(normal, (matrix @ gradient[:, :, None]))[:, :, 0]
         trial = x - step
