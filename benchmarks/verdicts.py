@@ -1,9 +1,10 @@
 """Count the verdicts of `certify` on random models, kind of point by kind of point, and those that are false.
 
-    python benchmarks/verdicts.py                     # 1,000 models, some ten minutes; writes results/verdicts.md
-    python benchmarks/verdicts.py --models 30 --seed 1  # prints, writes nothing
+    python benchmarks/verdicts.py --models 30 --seed 1              # prints, writes nothing
+    python benchmarks/verdicts.py --out benchmarks/verdicts.json    # 1,000 models, some ten minutes of one processor
 
-Ends with 1 when a verdict was false. Models: K from 2 to 10, d from K-1 up (some fewer), decays of weights and features
+What --out names is written every 20 models, and a run that was stopped goes on from there; with all models done it
+prints the table. Ends with 1 when a verdict was false. Models: K from 2 to 10, d from K-1 up (some fewer), decays of weights and features
 from 1e-8 to 1e2, each for itself, bias with no decay, with one of 1e-8 to 1e2, or none, equal and unequal counts,
 cross-entropy, label smoothing and MSE.
 
@@ -16,6 +17,7 @@ point in other units.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import warnings
@@ -24,7 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import neuralcollapse as nc
-from neuralcollapse.ufm import Point
+from neuralcollapse.ufm import Point, closed_form
 from neuralcollapse.ufm import UnconstrainedFeatureModel as Model
 from neuralcollapse.ufm.atlas import Partition
 from neuralcollapse.ufm.certificate import GLOBAL_GAP
@@ -95,9 +97,10 @@ def in_units(point: Point, twin: tuple[Model, float, float, int]) -> Point:
     return Point(point.W * weight, (point.H * feature).repeat_interleave(samples, dim=-1), point.b)
 
 
-def judge(model: Model, rng: random.Random, count: Count) -> None:
+def judge(model: Model, rng: random.Random, count: Count, starts: int = 2) -> None:
     """Every kind of point of one model."""
-    minimum, best = model.global_minimum(), model.global_minimizer()
+    best = model.global_minimizer()
+    minimum = model.objective(best) if closed_form(model) is None else model.global_minimum()
     units, twin = Units(model), other_units(model, rng)
     told = f"K={model.num_classes} d={model.feature_dim} n={model.counts} decays {model.weight_decay!r} "
     told += f"{model.feature_decay!r} {model.bias_decay!r} bias {model.bias} {model.loss.name}"
@@ -134,7 +137,7 @@ def judge(model: Model, rng: random.Random, count: Count) -> None:
         add("minimiser scaled", best * factor, saddle=False)
     for scale in (1e-2, 1.0, 10.0):
         add("random point", noise(scale), saddle=False)
-    ends = model.many_starts(2, seed=rng.randrange(10**6), iterations=1500)
+    ends = model.many_starts(starts, seed=rng.randrange(10**6), iterations=400)
     for vector in ends.vectors:
         point = model.point(vector)
         near = model.objective(point) - minimum <= 1e-6 * decay_cost(model, minimum)
@@ -165,20 +168,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="write the table here, too")
+    parser.add_argument("--out", type=Path, help="where the counts are kept, as JSON")
     options = parser.parse_args(arguments)
-    count, rng = Count(), random.Random(options.seed)
-    for number in range(options.models):
+    count, done = Count(), 0
+    if options.out and options.out.exists():
+        kept = json.loads(options.out.read_text(encoding="utf-8"))
+        if kept["seed"] != options.seed:
+            parser.error(f"{options.out} is of seed {kept['seed']}: choose another file")
+        done, count = kept["models"], Count({k: Counter(v) for k, v in kept["verdicts"].items()}, kept["false"])
+    for number in range(done, options.models):
+        rng = random.Random(f"{options.seed}-{number}")
         judge(random_model(rng), rng, count)
-        if sys.stderr.isatty():
-            print(f"\r{number + 1} models, {len(count.false)} false", end="", file=sys.stderr, flush=True)
-    print(count.table())
+        if options.out and (number % 20 == 19 or number == options.models - 1):
+            kept = {"seed": options.seed, "models": number + 1, "verdicts": count.verdicts, "false": count.false}
+            options.out.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    print(f"{options.models:,} models, seed {options.seed}\n\n{count.table()}")
     for kind, reason in count.false[:20]:
         print(f"false at {kind}: {reason}")
-    if options.out:
-        command = f"python benchmarks/verdicts.py --models {options.models} --seed {options.seed}"
-        text = f"# Verdicts on {options.models:,} random models\n\nMade by `{command}`.\n\n{count.table()}\n"
-        options.out.write_text(text, encoding="utf-8")
     return int(bool(count.false))
 
 

@@ -33,7 +33,10 @@ from neuralcollapse.ufm.units import Units
 Partition = tuple[tuple[int, ...], ...]
 
 CRITICAL = 1e-8  # a canonical gradient below this times mu is that of an entry
+_ROUNDING = 1e-15  # of a canonical gradient, whose parts are of the size of 1 at a saddle
 _SEARCHED_UP_TO = 6  # classes up to which every rank is searched unasked
+_THOROUGH_UP_TO = 5  # classes up to which that search goes on while it finds points
+_STARTS = 300  # random points of a rank beyond
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
 _LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
@@ -120,7 +123,8 @@ def atlas(
         ranks: the ranks to search for points that no partition gives. When not given: 1 to K-2 for K <= 6; none
             beyond, or where partitions are given.
         starts: random points of a rank's search, each taken to a critical point of any index by Newton's method on
-            the gradient; when not given, as many again as had brought the last new point, 200 to 1,600. Points that rotations of the features or swaps of classes with equal
+            the gradient; when not given, as many again as had brought the last new point, 200 to 1,600, for K <= 5,
+            and 300 beyond. Points that rotations of the features or swaps of classes with equal
             counts make equal count once.
 
     Points of partitions of unequal classes are polished from the tied minimum to the nearest critical point; those
@@ -140,6 +144,8 @@ def atlas(
         )
     if starts is not None:
         check_count(starts, "starts", 1)
+    elif model.num_classes > _THOROUGH_UP_TO:
+        starts = _STARTS
     if partitions is None:
         partitions = _all_partitions(model)
     # Critical points depend on lW lH alone, up to units: find them where W and H weigh the same.
@@ -196,8 +202,10 @@ def coverage(model: Model) -> str:
         )
     numbers = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     numbers = "ranks 1 and 2" if list(ranks) == [1, 2] else numbers
+    if model.num_classes > _THOROUGH_UP_TO:
+        return f"Searched: {groups}, and {numbers} from {_STARTS} random points each: a part of the critical points."
     return (
-        f"Searched: {groups}, and {numbers} from hundreds of random points each. "
+        f"Searched: {groups}, and {numbers} from random points, as long as they brought new ones. "
         "No proof says that these are all critical points."
     )
 
@@ -233,13 +241,13 @@ def _critical_point(units: Units, partition: Partition) -> Point | None:
         return tie(small.hessian_product(small.point(tie(at)), small.point(tie(direction))).vector())
 
     start = tie(small.random_point(seed=1, scale=0.5).vector())
-    vector = lbfgs(objective, start[None], tolerance=1e-7 * units.mu, iterations=4000, memory=20).points[0]
+    vector = lbfgs(objective, start[None], tolerance=1e-7 * units.mu, iterations=1500, memory=20).points[0]
     vector = tie(newton(objective, product, vector, tolerance=1e-4 * CRITICAL * units.mu))
     point = small.point(vector)
     if float(small.value_and_gradient(vector)[1].norm()) <= 1e-2 * CRITICAL * units.mu:
         return point
     near = polish(units, point, reach=math.inf)
-    return near.point if near.gradient_norm <= CRITICAL * units.mu else None
+    return near.point if near.gradient_norm <= CRITICAL * units.mu + _ROUNDING else None
 
 
 def _tying(small: Model, partition: Partition) -> Callable[[Tensor], Tensor]:

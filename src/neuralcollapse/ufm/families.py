@@ -26,7 +26,7 @@ _LEAST, _MOST, _ROUND = 200, 1600, 200  # starts of a search
 _LOWERED = 16  # of so many starts one is taken to a minimum first
 _ROUNDS = 120  # damped Newton steps at most
 _REACHED = 1e-7  # gradient, relative to mu, at which a search ends and polishing begins
-_TOGETHER = 2**18  # numbers of the Hessians that are made together: more would not stay in the cache
+_TOGETHER = 2**20  # numbers of the Hessians that are made together: more would not stay in the cache
 
 
 def reduced(small: Model, dim: int) -> Model:
