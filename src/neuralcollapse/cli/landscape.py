@@ -16,8 +16,8 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "landscape",
         help="solve, certify and draw an unconstrained feature model",
-        description="Solve an unconstrained feature model exactly, list its critical points, certify where random "
-        "starts end, and draw it all on a page.",
+        description="Solve an unconstrained feature model exactly, list critical points (by partitions of the classes "
+        "and, up to 6 classes, by a search of every rank), certify where random starts end, and draw it on a page.",
         epilog="examples:\n  neuralcollapse landscape\n"
         "  neuralcollapse landscape --samples 30,10,5,2 --dim 5 --bias-decay 0.01\n"
         "  neuralcollapse landscape --classes 10 --dim 12 --loss mse --no-bias --starts 1000\n",
@@ -96,6 +96,7 @@ def run(options: argparse.Namespace) -> int:
             {
                 "minimum": found.minimum,
                 "atlas": [entry.record() for entry in found.atlas],
+                "coverage": found.coverage,
                 "ends": [
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
                     for (value, verdict), gaps in sorted(ends.items())
@@ -108,10 +109,13 @@ def run(options: argparse.Namespace) -> int:
     if found.minimum is not None:
         print(f"\nglobal minimum  {found.minimum:.10f}")
     if found.atlas:
-        print(f"\n  {'groups':<22} {'objective':>12} {'index':>6} {'rank':>5} {'least eigenvalue':>17}  verdict")
+        wide = max(22, *(len(entry.name) for entry in found.atlas))
+        head = f"{'objective':>12} {'index':>6} {'rank':>5} {'least eigenvalue':>17}"
+        print(f"\n  {'groups or shape':<{wide}} {head}  verdict")
         for entry in found.atlas:
             facts = f"{entry.objective:>12.8f} {entry.index:>6} {entry.rank:>5} {entry.least_eigenvalue:>17.3g}"
-            print(f"  {entry.name:<22} {facts}  {entry.certificate.verdict}")
+            print(f"  {entry.name:<{wide}} {facts}  {entry.certificate.verdict}")
+        print(f"\n  {found.coverage}")
     print(f"\n  {'end of starts':>13} {'starts':>7} {'largest certified gap':>22}  verdict")
     for (value, verdict), gaps in sorted(ends.items()):
         print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")

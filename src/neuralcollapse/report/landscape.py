@@ -22,6 +22,7 @@ _COLOR = {
     "undecided": "#8b5cf6",
     "not_critical": "#94a3b8",
 }
+_SYMBOL = {"partition": "circle", "low rank": "diamond-open"}
 _FLOOR = 1e-16  # gaps below this are drawn here on log axes
 
 
@@ -52,14 +53,16 @@ def summary(found: Survey) -> str:
     if not found.atlas:
         return f"{ends}{gap}."
     saddles = sum(entry.certificate.verdict == "strict_saddle" for entry in found.atlas)
-    return f"{ends}{gap}. Of {len(found.atlas)} critical points in the atlas, {saddles} are strict saddles."
+    low = sum(entry.family == "low rank" for entry in found.atlas)
+    by = f" ({len(found.atlas) - low} by partitions, {low} of low rank)" if low else ""
+    return f"{ends}{gap}. Of {len(found.atlas)} critical points in the atlas{by}, {saddles} are strict saddles."
 
 
 def landscape_figures(found: Survey) -> list[Figure]:
     """The figures of a survey, those that apply."""
     figures = []
     if found.atlas:
-        figures.append(energy_figure(found.atlas))
+        figures.append(energy_figure(found.atlas, found.coverage))
     figures.append(gap_figure(found))
     if found.spectra:
         figures.append(spectrum_figure(found))
@@ -70,24 +73,26 @@ def landscape_figures(found: Survey) -> list[Figure]:
     return figures
 
 
-def energy_figure(entries: list[Entry]) -> Figure:
-    """Objective against index, a dot for each critical point."""
+def energy_figure(entries: list[Entry], coverage: str = "") -> Figure:
+    """Objective against index, a mark for each critical point: circles by partitions, diamonds of low rank."""
     data = []
     for verdict, color in _COLOR.items():
-        group = [entry for entry in entries if entry.certificate.verdict == verdict]
-        if group:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": verdict.replace("_", " "),
-                    "x": [entry.index for entry in group],
-                    "y": plain_numbers([entry.objective for entry in group], 9),
-                    "text": [entry.name for entry in group],
-                    "marker": {"color": color, "size": 9},
-                    "hovertemplate": "groups %{text}<br>index %{x}, objective %{y:.6f}<extra></extra>",
-                }
-            )
+        for family, symbol in _SYMBOL.items():
+            group = [entry for entry in entries if (entry.certificate.verdict, entry.family) == (verdict, family)]
+            if group:
+                word = verdict.replace("_", " ")
+                data.append(
+                    {
+                        "type": "scatter",
+                        "mode": "markers",
+                        "name": word if family == "partition" else f"{word}, low rank",
+                        "x": [entry.index for entry in group],
+                        "y": plain_numbers([entry.objective for entry in group], 9),
+                        "text": [_label(entry) for entry in group],
+                        "marker": {"color": color, "size": 9, "symbol": symbol},
+                        "hovertemplate": "%{text}<br>index %{x}, objective %{y:.6f}<extra></extra>",
+                    }
+                )
     layout = {
         "height": 360,
         "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
@@ -99,8 +104,12 @@ def energy_figure(entries: list[Entry]) -> Figure:
         f"{len(entries)} critical points: the lowest at {low.objective:.6g} with index {low.index}, "
         f"the highest at {high.objective:.6g} with index {high.index}."
     )
-    caption = "Every critical point of the atlas. Higher ones have more ways down; only the lowest has none."
-    return Figure("energy", "Energy against index", caption, alt, data, layout)
+    caption = "The critical points of the atlas; only the global minimum has no way down. " + coverage
+    return Figure("energy", "Energy against index", caption.strip(), alt, data, layout)
+
+
+def _label(entry: Entry) -> str:
+    return entry.name if entry.family == "low rank" else f"groups {entry.name}"
 
 
 def gap_figure(found: Survey) -> Figure:
@@ -247,9 +256,9 @@ def _tables(found: Survey) -> list[Table]:
             )
             for entry in found.atlas
         ]
-        header = ("groups", "objective", "verdict", "index", "rank", "least eigenvalue", "NC2", "gap")
-        note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
-        tables.append(Table("Atlas", rows, header, note))
+        header = ("groups or shape", "objective", "verdict", "index", "rank", "least eigenvalue", "NC2", "gap")
+        note = "NC1 is 0 at every critical point, saddles included: it certifies nothing. " + found.coverage
+        tables.append(Table("Atlas", rows, header, note.strip()))
     ends = Counter(
         (f"{float(value):.8f}", verdict)
         for value, verdict in zip(found.starts.objectives, found.starts.verdicts, strict=True)

@@ -34,7 +34,7 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure | None:
                 "name": html.escape(title(survey)),
                 "x": [entry["index"] for entry in survey["atlas"]],
                 "y": plain_numbers([entry["objective"] / lowest for entry in survey["atlas"]], 9),
-                "text": [f"groups {entry['name']}, {entry['verdict'].replace('_', ' ')}" for entry in survey["atlas"]],
+                "text": [f"{_label(entry)}, {entry['verdict'].replace('_', ' ')}" for entry in survey["atlas"]],
                 "marker": {"color": color, "size": 8},
                 "hovertemplate": "%{text}<br>index %{x}, %{y:.4f} times the minimum<extra></extra>",
             }
@@ -46,11 +46,15 @@ def energy_figure(surveys: Sequence[Survey]) -> Figure | None:
         "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
         "yaxis": {"title": {"text": "objective / minimum"}},
     }
-    caption = "Every critical point of the atlases. Only those at the minimum, 1, have no way down (index 0)."
+    caption = "The critical points of the atlases. Only those at the minimum, 1, have no way down (index 0)."
     said = "; ".join(
         f"{html.unescape(trace['name'])}: {len(trace['x'])} points, index up to {max(trace['x'])}" for trace in data
     )
     return Figure("energy", "Energy against index", caption, f"Critical points. {said}.", data, layout)
+
+
+def _label(entry: Mapping[str, Any]) -> str:
+    return str(entry["name"]) if entry.get("family") == "low rank" else f"groups {entry['name']}"
 
 
 def gap_figure(surveys: Sequence[Survey]) -> Figure | None:
@@ -131,7 +135,7 @@ def survey_tables(surveys: Sequence[Survey]) -> list[Table]:
         for survey in surveys
         for entry in survey["atlas"]
     ]
-    columns = ("model", "groups", "objective", "verdict", "index", "least eigenvalue", "NC2")
+    columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
     note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
     return [
         Table("The models", rows, header, sortable=True),

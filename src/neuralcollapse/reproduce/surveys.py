@@ -28,6 +28,7 @@ def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None)
     return {
         "minimum": found.minimum,
         "atlas": [entry.record() for entry in found.atlas],
+        "coverage": found.coverage,
         "starts": {
             "objectives": found.starts.objectives.tolist(),
             "gaps": found.starts.gaps.tolist(),

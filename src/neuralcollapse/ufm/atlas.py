@@ -1,12 +1,17 @@
-"""The atlas: critical points of a model, one for each partition of its classes.
+"""The atlas: critical points of a model, by partitions of its classes and by ranks.
 
-Tie W and H within the groups of a partition and minimise over the tied points: when the classes of a group have as
-many samples, the result is a critical point of the whole model (symmetric criticality). All classes apart is the
-global minimiser, all together the origin.
+Partitions: tie W and H within the groups of a partition and minimise over the tied points: when the classes of a group
+have as many samples, the result is a critical point of the whole model (symmetric criticality). All classes apart is
+the global minimiser, all together the origin.
+
+Low rank: each critical point of the model with d' < K-1 dimensions is one with d, too (`families.py`). Those are found
+by a search from random points. What is known to be complete: nothing. For K <= 5 a longer search found no further
+value in the models that were tried; for more classes the list is what was met.
 """
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,15 +20,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs, newton
+from neuralcollapse.ufm.families import Known, invariants, padded, pattern, search, tied
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.polish import polish
+from neuralcollapse.ufm.units import Units
 
 Partition = tuple[tuple[int, ...], ...]
 
-CRITICAL = 1e-10  # the gradient norm to which points are polished
+CRITICAL = 1e-8  # a canonical gradient below this times mu is that of an entry
+_ROUNDING = 1e-15  # of a canonical gradient, whose parts are of the size of 1 at a saddle
+_SEARCHED_UP_TO = 6  # classes up to which every rank is searched unasked
+_THOROUGH_UP_TO = 5  # classes up to which that search goes on while it finds points
+_STARTS = 300  # random points of a rank beyond
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
 _LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
@@ -33,7 +46,7 @@ class Entry:
     """A critical point.
 
     Attributes:
-        partition: the groups of classes that it was tied by.
+        partition: the groups of classes that it was tied by; of low rank, those whose rows coincide.
         point: the critical point.
         objective: f there.
         certificate: its verdict, gap and way down.
@@ -42,6 +55,8 @@ class Entry:
         rank: of W.
         measures: its collapse measures.
         labelled: whether it matters which classes are in a group (unequal counts).
+        family: "partition", or "low rank" for one that the search of a rank found.
+        pattern: the cosines between the classifier rows in words, for low rank.
     """
 
     partition: Partition
@@ -53,10 +68,17 @@ class Entry:
     rank: int
     measures: dict[str, float]
     labelled: bool
+    family: str = "partition"
+    pattern: str = ""
 
     @property
     def name(self) -> str:
-        """The groups as text: their sizes, "3+1", or, where classes differ, the classes, "0,1,2 | 3"."""
+        """The groups as text: their sizes, "3+1", or, where classes differ, the classes, "0,1,2 | 3".
+
+        Of low rank, the rank and the angles: "rank 2: cosines -1, 0".
+        """
+        if self.family == "low rank":
+            return f"rank {self.rank}: {self.pattern}"
         if self.labelled:
             return " | ".join(",".join(map(str, group)) for group in sorted(map(sorted, self.partition)))
         return "+".join(map(str, self.sizes))
@@ -71,6 +93,7 @@ class Entry:
         return {
             "groups": [list(group) for group in self.partition],
             "name": self.name,
+            "family": self.family,
             "objective": self.objective,
             "verdict": self.certificate.verdict,
             "index": self.index,
@@ -81,82 +104,133 @@ class Entry:
         }
 
 
-def atlas(model: Model, partitions: Sequence[Partition] | None = None) -> list[Entry]:
-    """The critical points of a model, highest first.
+def atlas(
+    model: Model,
+    partitions: Sequence[Partition] | None = None,
+    *,
+    ranks: Sequence[int] | None = None,
+    starts: int | None = None,
+) -> list[Entry]:
+    """Critical points of a model, highest first: those of partitions, and those of low rank that a search finds.
+
+    Nothing here is known to be complete: `coverage` says what is searched by default.
 
     Args:
-        model: with d >= K-1.
+        model: with d >= K-1 for its global minimiser to be among them.
         partitions: the partitions to use. When not given: one for each integer partition of K when the classes
             have equal counts; when they do not, every labelled partition for K <= 6, and beyond that the integer
             partitions of the classes sorted by size, largest first.
+        ranks: the ranks to search for points that no partition gives. When not given: 1 to K-2 for K <= 6; none
+            beyond, or where partitions are given.
+        starts: random points of a rank's search, each taken to a critical point of any index by Newton's method on
+            the gradient; when not given, as many again as had brought the last new point, 200 to 1,600, for K <= 5,
+            and 300 beyond. Points that rotations of the features or swaps of classes with equal
+            counts make equal count once.
 
-    Points with the same logits count once. Points of unequal classes are polished from the tied minimum to the
-    nearest critical point; those that reach none are left out.
+    Points of partitions of unequal classes are polished from the tied minimum to the nearest critical point; those
+    that reach none are left out.
 
     Raises:
-        InputError: K > 20 and no partitions given, or groups that are no partition of the classes.
+        InputError: K > 20 and no partitions given, groups that are no partition of the classes, or a rank that is not
+            between 1 and K-1.
     """
+    if ranks is None:
+        ranks = _default_ranks(model) if partitions is None else ()
+    ranks = [check_count(rank, "a rank", 1) for rank in ranks]
+    if any(rank > min(model.num_classes - 1, model.feature_dim) for rank in ranks):
+        raise InputError(
+            f"expected ranks of at most {min(model.num_classes - 1, model.feature_dim)}, the least of K-1 and d, "
+            f"got {max(ranks)}"
+        )
+    if starts is not None:
+        check_count(starts, "starts", 1)
+    elif model.num_classes > _THOROUGH_UP_TO:
+        starts = _STARTS
     if partitions is None:
         partitions = _all_partitions(model)
-    # Critical points depend on lW lH alone, up to the balance of W and H: find them where both decays are mu.
-    even = Model(
-        model.num_classes,
-        model.feature_dim,
-        model.counts,
-        model.mu,
-        model.mu,
-        model.bias_decay,
-        model.bias,
-        model.loss,
-        device=model.device,
-    ).collapsed()
+    # Critical points depend on lW lH alone, up to units: find them where W and H weigh the same.
+    units = Units(model)
+    small = units.small
     entries: list[Entry] = []
     known: list[Tensor] = []
     missed: list[str] = []
     for partition in partitions:
         _check_partition(partition, model.num_classes)
-        vector = _critical_point(even, partition)
-        if vector is None:
+        point = _critical_point(units, partition)
+        if point is None:
             missed.append(str(partition))
             continue
-        point = even.point(vector)
-        logits = even.logits(point)
+        logits = small.logits(point)
         if any(torch.allclose(logits, other, atol=1e-6) for other in known):
             continue
         known.append(logits)
-        entries.append(_entry(model, even, point, partition))
+        entries.append(_entry(units, point, partition))
     if missed and model.balanced:
         warnings.warn(
-            f"no critical point polished to a gradient of {_critical(even):.0e} for the partitions {listed(missed)}",
+            f"no critical point polished to a gradient of {CRITICAL * units.mu:.0e} for the partitions "
+            f"{listed(missed)}",
             NeuralCollapseWarning,
             stacklevel=2,
         )
+    marks = Known()
+    for entry in entries:
+        marks.add(invariants(small, units.enter(entry.point)))
+    for rank in ranks:
+        for reduced in search(units, rank, starts):
+            point = padded(small, reduced)
+            if marks.add(invariants(small, point)):
+                entries.append(_entry(units, point, tied(point), "low rank", pattern(point)))
     return sorted(entries, key=lambda entry: -entry.objective)
 
 
-def _entry(model: Model, even: Model, point: Point, partition: Partition) -> Entry:
-    ratio = (model.feature_decay / model.weight_decay) ** 0.25
-    full = model.expand(Point(ratio * point.W, point.H / ratio, point.b))
+def _default_ranks(model: Model) -> Sequence[int]:
+    K = model.num_classes
+    return range(1, min(K - 2, model.feature_dim) + 1) if K <= _SEARCHED_UP_TO else ()
+
+
+def coverage(model: Model) -> str:
+    """What `atlas(model)` searches and what it leaves out, in a sentence or two."""
+    ranks = _default_ranks(model)
+    labelled = not model.balanced and model.num_classes <= _LABELLED_UP_TO
+    groups = "every partition of the classes" if labelled else "one partition of the classes for each list of sizes"
+    if model.num_classes == 2:
+        return f"Searched: {groups}."
+    if not ranks:
+        return (
+            f"Searched: {groups}. Not searched: points of low rank that no partition gives, of which there are more "
+            f"with more classes (atlas(ranks=...) looks for them)."
+        )
+    numbers = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
+    numbers = "ranks 1 and 2" if list(ranks) == [1, 2] else numbers
+    if model.num_classes > _THOROUGH_UP_TO:
+        return f"Searched: {groups}, and {numbers} from {_STARTS} random points each: a part of the critical points."
+    return (
+        f"Searched: {groups}, and {numbers} from random points, as long as they brought new ones. "
+        "No proof says that these are all critical points."
+    )
+
+
+def _entry(units: Units, point: Point, partition: Partition, family: str = "partition", words: str = "") -> Entry:
+    model, small = units.model, units.small
+    full = units.leave(point)
     return Entry(
         partition,
         full,
-        float(even.value(point)),
+        float(small.value(point)),
         certify(model, full),
-        Hessian(even, point).negative(1e-6 * even.mu),  # inertia does not depend on the balance
+        Hessian(small, point).negative(1e-6 * units.mu),  # inertia does not depend on the units
         Hessian(model, full).least(),
         int((torch.linalg.svdvals(point.W) > 1e-5).sum()),
         model.measures(full),
         not model.balanced,
+        family,
+        words,
     )
 
 
-def _critical(even: Model) -> float:
-    """The gradient norm to polish to: `CRITICAL`, or less where the decays are tiny."""
-    return min(CRITICAL, max(1e-6 * even.mu, 1e-15))
-
-
-def _critical_point(small: Model, partition: Partition) -> Tensor | None:
-    """The tied minimum of a collapsed model, polished; None when no critical point is near."""
+def _critical_point(units: Units, partition: Partition) -> Point | None:
+    """The tied minimum of a canonical model, polished; None when no critical point is near."""
+    small = units.small
     tie = _tying(small, partition)
 
     def objective(vectors: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,11 +241,13 @@ def _critical_point(small: Model, partition: Partition) -> Tensor | None:
         return tie(small.hessian_product(small.point(tie(at)), small.point(tie(direction))).vector())
 
     start = tie(small.random_point(seed=1, scale=0.5).vector())
-    vector = lbfgs(objective, start[None], tolerance=1e-7 * small.mu, iterations=4000, memory=20).points[0]
-    vector = tie(newton(objective, product, vector, tolerance=0.01 * _critical(small)))
-    if float(small.value_and_gradient(vector)[1].norm()) > _critical(small):
-        vector = _polish(small, vector)
-    return vector if float(small.value_and_gradient(vector)[1].norm()) <= _critical(small) else None
+    vector = lbfgs(objective, start[None], tolerance=1e-7 * units.mu, iterations=1500, memory=20).points[0]
+    vector = tie(newton(objective, product, vector, tolerance=1e-4 * CRITICAL * units.mu))
+    point = small.point(vector)
+    if float(small.value_and_gradient(vector)[1].norm()) <= 1e-2 * CRITICAL * units.mu:
+        return point
+    near = polish(units, point, reach=math.inf)
+    return near.point if near.gradient_norm <= CRITICAL * units.mu + _ROUNDING else None
 
 
 def _tying(small: Model, partition: Partition) -> Callable[[Tensor], Tensor]:
@@ -192,27 +268,6 @@ def _tying(small: Model, partition: Partition) -> Callable[[Tensor], Tensor]:
         return Point(rows @ point.W, point.H @ columns, bias).vector()
 
     return tie
-
-
-def _polish(small: Model, vector: Tensor) -> Tensor:
-    """Newton's method on the gradient, for critical points of any index: dense, with a pseudo-inverse."""
-    size = float(small.value_and_gradient(vector)[1].norm())
-    for _ in range(60):
-        gradient = small.value_and_gradient(vector)[1]
-        matrix = Hessian(small, small.point(vector)).dense()
-        step = torch.linalg.pinv(matrix, rtol=1e-9, hermitian=True) @ gradient
-        for _ in range(12):
-            trial = vector - step
-            trial_size = float(small.value_and_gradient(trial)[1].norm())
-            if trial_size < size:
-                break
-            step = step / 2
-        else:
-            return vector
-        vector, size = trial, trial_size
-        if size <= 0.01 * _critical(small):
-            break
-    return vector
 
 
 def _all_partitions(model: Model) -> list[Partition]:

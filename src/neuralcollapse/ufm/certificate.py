@@ -6,6 +6,11 @@ grad g and a unit vector a with W a = 0 and H'a = 0,
     D = ( (lH/lW)^(1/4) u a',  -(lW/lH)^(1/4) a v',  0 ),     f''[D, D] = -2 (s - mu) < 0.
 
 Source: Zhu et al. 2021, theorem 3.2; the gap for points that are not critical is weak duality (`duality.py`).
+
+No point is exactly critical, and near a minimum a small gradient lifts |grad g|_2 above mu by as much as the distance
+from it. So a point whose gradient is small is taken to the critical point beside it first (`polish.py`), and that one is
+a saddle only if its curvature exceeds what the error left over explains. All tolerances are taken in canonical units
+(`units.py`): models that are the same get the same verdicts.
 """
 
 from __future__ import annotations
@@ -17,15 +22,17 @@ import torch
 from torch import Tensor
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.ufm.duality import lower_bound, spectral_norm, top_pair
+from neuralcollapse.ufm.duality import decay_cost, lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.polish import NEAR, Polished, polish
+from neuralcollapse.ufm.units import Units
 
-GLOBAL_GAP = 1e-7  # a certified gap below this, relative to f, makes a global minimum
-_ROUNDING = 1e-13  # what rounding leaves of a gap that is zero
-CRITICAL = 1e-6  # a gradient below this times mu (1 + |point|) makes a critical point
+GLOBAL_GAP = 1e-7  # a certified gap below this, relative to what the decay costs, makes a global minimum
+CRITICAL = 1e-6  # a canonical gradient below this times mu (1 + |point|) makes a critical point
+_ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the objective
 _CONTRADICTION = 1e-9  # a lower bound this far above an objective, relatively, cannot be one
-_ABOVE = 1e-6  # a spectral ratio above 1 + this makes a way down
+_CURVED = 1e-6  # curvature above this times mu makes a way down
 
 
 @dataclass(frozen=True)
@@ -57,9 +64,22 @@ class Certificate:
     direction: Point | None = None
     least_eigenvalue: float | None = None
 
+    def __repr__(self) -> str:
+        way = "" if self.curvature is None else f", curvature {self.curvature:.3g} along its way down"
+        return (
+            f"Certificate({self.verdict}: {self.reason})\n"
+            f"  objective {self.objective:.10g}, at most {self.gap:.1e} above the minimum ({self.lower_bound:.10g} or more)\n"
+            f"  gradient {self.gradient_norm:.1e}, |grad g|_2 / mu {self.spectral_ratio:.8g}{way}"
+        )
+
 
 def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Certificate:
     """Certify a point.
+
+    `global_minimum`: the certified gap is at most 1e-7 of what the decay costs, the objective less the least value
+    that the loss alone can take (0, or the entropy of smoothed targets), so that it means the same for an objective
+    of 1e-8 and of 1. `not_critical`: the gradient is not small. `strict_saddle`: there is a critical point within
+    rounding or a small Newton step, and it has a way down. `undecided`: none of these can be shown.
 
     Args:
         model: the model.
@@ -80,32 +100,64 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     if math.isnan(known_bound):
         raise InputError("expected known_bound to be a number, got nan")
     slopes = model.loss.gradient(logits, model.targets).mul_(model.columns.weights)
-    gradient_norm = model.gradient_at(point, slopes).norm()
+    gradient = model.gradient_at(point, slopes)
     slopes = model.scaled(slopes)
     ratio = spectral_norm(slopes) / model.mu
     bound = max(known_bound, lower_bound(model, point, products).value)
-    gap = objective - bound
-    if gap < -_CONTRADICTION * max(1.0, abs(objective)):
+    if known_bound > objective + _CONTRADICTION * abs(objective) + 1e-13:
         raise InputError(
-            f"expected a known_bound of at most the objective {objective:.12g}, got {bound:.12g}: of another model?"
+            f"expected a known_bound of at most the objective {objective:.12g}, got {known_bound:.12g}: of another model?"
         )
-    facts = (objective, bound, gap, gradient_norm, ratio)
+    units = Units(model)
+    norm, slope = units.norm(point), units.gradient_norm(gradient)
+    rounding = 4e-16 * (1 + norm) * float(slopes.norm()) * units.mu / model.mu
+    critical = slope <= CRITICAL * min(1.0, units.mu) * (1 + norm) + rounding
+    near = None
+    if critical and not _closed(model, objective, bound):
+        near = polish(units, units.enter(point))
+        bound = max(bound, lower_bound(units.small, near.point).value)
+    facts = (objective, bound, objective - bound, gradient.norm(), ratio)
 
-    if gap <= GLOBAL_GAP * abs(objective) + _ROUNDING:
-        return Certificate("global_minimum", f"the certified gap is {max(gap, 0.0):.1e}", *facts)
-    if gradient_norm > CRITICAL * model.mu * (1 + point.norm()) + 1e-15:
-        return Certificate("not_critical", f"the gradient's length is {gradient_norm:.1e}: descend further", *facts)
-    if ratio > 1 + _ABOVE:
-        free = free_direction(point)
-        if free is not None:
-            direction, curvature, least = escape(model, slopes, free)
-            reason = f"|grad g|_2 is {ratio:.4g} mu, and W and H leave a direction free: f falls along it"
-            return Certificate("strict_saddle", reason, *facts, curvature, direction, least)
-    value, direction = Hessian(model, point).least_direction()
-    if value < -1e-8:
-        reason = f"the Hessian has the eigenvalue {value:.3g}"
-        return Certificate("strict_saddle", reason, *facts, value, direction, value)
-    return Certificate("undecided", _why_undecided(model, gap), *facts)
+    if _closed(model, objective, bound):
+        return Certificate("global_minimum", f"the certified gap is {max(objective - bound, 0.0):.1e}", *facts)
+    if near is None:
+        return Certificate("not_critical", f"the gradient's length is {facts[3]:.1e}: descend further", *facts)
+    return _way_down(model, units, near, facts) or Certificate("undecided", _why_undecided(model, facts[2]), *facts)
+
+
+def _closed(model: Model, objective: float, bound: float) -> bool:
+    """Whether a gap is zero for all that matters: relative to what the decay costs."""
+    if not math.isfinite(bound):
+        return False
+    return objective - bound <= GLOBAL_GAP * decay_cost(model, objective) + _ROUNDING * abs(objective)
+
+
+def _way_down(
+    model: Model, units: Units, near: Polished, facts: tuple[float, float, float, float, float]
+) -> Certificate | None:
+    """The certificate of a strict saddle, where curvature is negative beyond what the point's error explains."""
+    size = 1 + near.point.norm()
+    if near.error > NEAR * size:
+        return None
+    # |grad g|_2 and the eigenvalues of the Hessian move by at most about |point| times the error
+    margin = _CURVED * units.mu + size * near.error
+    small = units.small
+    ratio = spectral_norm(small.scaled(small.slopes(near.point)))
+    full = units.leave(near.point)
+    if ratio - units.mu > margin and (free := free_direction(near.point)) is not None:
+        direction, curvature, least = escape(model, model.scaled(model.slopes(full)), free)
+        reason = f"|grad g|_2 is {ratio / units.mu:.4g} mu, and W and H leave a direction free: f falls along it"
+        return Certificate("strict_saddle", reason, *facts, curvature, direction, least)
+    value, along = Hessian(small, near.point).least_direction()
+    direction = units.leave(along)
+    if not model.loss.convex and not model.is_collapsed:  # the features of a class may move apart, too
+        least, way = Hessian(model, full).least_direction()
+        if (apart := least / units.norm(way) ** 2) < value:
+            value, direction = apart, way * (1 / units.norm(way))
+    if value >= -margin:
+        return None
+    least = value / direction.norm() ** 2
+    return Certificate("strict_saddle", f"the Hessian has the eigenvalue {least:.3g}", *facts, value, direction, least)
 
 
 def _why_undecided(model: Model, gap: float) -> str:
@@ -124,7 +176,7 @@ def free_direction(point: Point) -> Tensor | None:
     stacked = point.W.mT @ point.W + point.H @ point.H.mT
     values, vectors = torch.linalg.eigh(stacked)
     size = float(values[-1])
-    if float(values[0]) > 1e-10 * size and size > 0:
+    if float(values[0]) > max(1e-10 * size, 1e-20):  # lengths below 1e-10 are rounding, at the origin too
         return None
     return vectors[:, 0]
 

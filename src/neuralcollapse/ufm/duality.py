@@ -57,6 +57,9 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         own = model.columns.labels.unsqueeze(0)
         slopes.scatter_(-2, own, 0.0)
         slopes.scatter_(-2, own, -slopes.sum(-2, keepdim=True))
+    one_hot = isinstance(model.loss, CrossEntropy) and not model.loss.smoothing
+    if bias is not None and model.bias_decay == 0 and not one_hot:  # slopes nearby will do, too: those with G 1 = 0
+        slopes = slopes - (slopes @ weights).unsqueeze(-1) / weights.sum()
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
     linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
@@ -80,6 +83,12 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
     return Bound(max(end, -float(found.fun)), bias)
 
 
+def decay_cost(model: Model, objective: float) -> float:
+    """An objective less the least value of the convex loss alone (0; for smoothed targets their entropy), -l*(0)."""
+    targets = model.targets
+    return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
+
+
 def _weighted_norm(model: Model, slopes: Tensor) -> float:
     """|G|_2 of slopes not yet weighted; where all columns weigh the same, without another matrix."""
     weights, roots = model.columns.weights, model.columns.roots
@@ -91,36 +100,36 @@ def _weighted_norm(model: Model, slopes: Tensor) -> float:
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
     """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking.
 
-    With many samples a class the first steps are taken on a share of them.
+    Its gradient is brought to rounding relative to the slopes, however small these are: the bound asks for that. With many samples a class the first steps are taken on a share of them.
     """
     targets, weights = model.targets, model.columns.weights
-    stride = min(model.counts) // _FEW if model.balanced else 0
+    stride = logits.shape[-1] // model.num_classes // _FEW if model.balanced else 0
     if stride > 1:
         part = slice(None, None, stride)
         share = weights[part] / weights[part].sum()
         start = _newton_bias(model, logits[:, part].contiguous(), targets[:, part], share, start, tolerance=1e-3)
-    return _newton_bias(model, logits, targets, weights, start, tolerance=1e-15)
+    return _newton_bias(model, logits, targets, weights, start, tolerance=1e-16)
 
 
 def _newton_bias(
     model: Model, logits: Tensor, targets: Tensor, weights: Tensor, start: Tensor, tolerance: float
 ) -> Tensor:
-    shares, decay = targets @ weights, model.bias_decay
+    decay = model.bias_decay
 
     def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        value, gradient, hessian = model.loss.bias_derivatives(logits, bias, shares, weights)
+        value, gradient, hessian = model.loss.bias_derivatives(logits, bias, targets, weights)
         hessian.diagonal().add_(decay)
         return value + decay / 2 * float(bias.square().sum()), gradient + decay * bias, hessian
 
     bias = start
     value, gradient, hessian = derivatives(bias)
     for _ in range(200):
-        size = float(gradient.norm())
-        if size <= tolerance:
+        size, bent = float(gradient.norm()), float(hessian.diagonal().max())  # for cross-entropy the slopes' size
+        if size <= tolerance * bent:
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
         longest = float(step.abs().max())
-        if size <= 1e-9 and longest <= 1e-6:  # the error of a Newton step is its square: below rounding
+        if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # the error of a Newton step is its square: below rounding
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)

@@ -42,6 +42,6 @@ class UnconstrainedFeatureModel(Model):
         """The smallest value of the objective."""
         return global_minimum(self)
 
-    def atlas(self, partitions: Sequence[Partition] | None = None) -> list[Entry]:
-        """Critical points, one for each partition of the classes: see `atlas.atlas`."""
-        return atlas(self, partitions)
+    def atlas(self, partitions: Sequence[Partition] | None = None, **options: Any) -> list[Entry]:
+        """Critical points, by partitions of the classes and by ranks: see `atlas.atlas`."""
+        return atlas(self, partitions, **options)

@@ -64,6 +64,8 @@ class Hessian:
         """
         if self.size > 3 * _DENSE_UP_TO:
             raise InputError(f"the Hessian has {self.size} variables, too many for a dense matrix: use operator()")
+        if self.model.is_collapsed:
+            return dense_hessian(self.model, self.at)
         directions = self.model.point(torch.eye(self.size, dtype=torch.float64, device=self.model.device))
         matrix = self.model.hessian_product(self.at, directions).vector()
         return (matrix + matrix.mT) / 2
@@ -168,3 +170,34 @@ class Hessian:
         found, along = eigsh(self.operator(), k=1, which="SA", v0=start)
         vector = torch.as_tensor(along[:, 0].copy(), dtype=torch.float64, device=self.model.device)
         return float(found[0]), self.model.point(vector)
+
+
+def dense_hessian(model: Model, point: Point) -> Tensor:
+    """(..., n, n) the whole matrix, block by block, for a model with one column a class; over any leading dimensions.
+
+    With C_k the curvature of class k's loss, z_k = W h_k / r_k + b, and S the weighted slopes, the blocks are
+    sum_k C_k (h_k h_k') / r_k^2, W' C_k W / r_k^2 for each k, C_k W h_k / r_k^2 + S_k / r_k between them, and so on.
+    """
+    K, d = model.num_classes, model.feature_dim
+    W, roots, logits = point.W, model.columns.roots, model.logits(point)
+    batch = logits.shape[:-2]
+    one = torch.eye(K, dtype=torch.float64, device=model.device)
+    basis = one.reshape(K, *(1 for _ in batch), K, 1)
+    bent = model.loss.curvature(logits, model.targets, basis).expand(K, *batch, K, K) * model.columns.weights
+    slopes = model.loss.gradient(logits, model.targets) * model.columns.weights / roots
+    G, axes = point.H / roots, torch.eye(d, dtype=torch.float64, device=model.device)
+    along = torch.einsum("j...ik,...jb->...ikb", bent, W)  # C_k W
+    WW = torch.einsum("j...ik,...ak,...bk->...iajb", bent, G, G).reshape(*batch, K * d, K * d)
+    WH = torch.einsum("...ikb,...ak->...iabk", along / roots[:, None], G)
+    WH = (WH + torch.einsum("...ik,ab->...iabk", slopes, axes)).reshape(*batch, K * d, d * K)
+    HH = torch.einsum("...ikb,...ia,kl->...akbl", along / roots[:, None].square(), W, one).reshape(*batch, d * K, d * K)
+    rows = [torch.cat([WW, WH], -1), torch.cat([WH.mT, HH], -1)]
+    decays = [torch.full((K * d,), model.weight_decay, dtype=torch.float64), torch.full((d * K,), model.feature_decay, dtype=torch.float64)]
+    if point.b is not None:
+        Wb = torch.einsum("j...ik,...ak->...iaj", bent, G).reshape(*batch, K * d, K)
+        Hb = (torch.einsum("j...ik,...ia->...akj", bent, W) / roots[:, None]).reshape(*batch, d * K, K)
+        bb = bent.sum(-1).movedim(0, -1)
+        rows = [torch.cat([rows[0], Wb], -1), torch.cat([rows[1], Hb], -1), torch.cat([Wb.mT, Hb.mT, bb], -1)]
+        decays.append(torch.full((K,), model.bias_decay, dtype=torch.float64))
+    matrix = torch.cat(rows, -2)
+    return (matrix + matrix.mT) / 2 + torch.diag(torch.cat(decays).to(model.device))

@@ -36,11 +36,11 @@ class Loss(Protocol):
         """(..., K, M) the Hessian of each column's loss times a direction."""
 
     def bias_derivatives(
-        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+        self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
         """For logits + bias: the weighted sum over columns, up to a constant, its gradient (K,) and Hessian (K, K).
 
-        `shares` (K,) is the weighted sum of the target columns. Only where convex.
+        Only where convex.
         """
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
@@ -72,41 +72,66 @@ class CrossEntropy:
         return (1 - self.smoothing) * _one_hot(labels, num_classes) + self.smoothing / num_classes
 
     def value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Log sum exp z - <y, z>."""
-        return logits.logsumexp(-2) - (logits * targets).sum(-2)
+        """Log sum exp z - <y, z>; one-hot, as log(1 + sum of the others): right to rounding where it is 1e-8, too."""
+        own = (logits * targets).sum(-2, keepdim=True)
+        if self.smoothing:
+            return logits.logsumexp(-2) - own.squeeze(-2)
+        apart = logits - own
+        highest = apart.amax(-2, keepdim=True)
+        others = ((apart - highest).exp() * (1 - targets)).sum(-2, keepdim=True)
+        return (highest + torch.log1p(others + torch.expm1(-highest))).squeeze(-2)
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """softmax(z) - y; columns sum to zero."""
-        return logits.softmax(-2).sub_(targets)
+        """softmax(z) - y; columns sum to zero. One-hot, the own entry is the sum of the others, which loses no digits."""
+        slopes = logits.softmax(-2)
+        if self.smoothing:
+            return slopes.sub_(targets)
+        slopes = slopes * (1 - targets)
+        return slopes - targets * slopes.sum(-2, keepdim=True)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(diag(p) - p p') d."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
     def bias_derivatives(
-        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+        self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """Log sum exp less <shares, b>, P w - shares, and diag(P w) - P diag(w) P', from one exponential."""
+        """Log sum exp less <Y w, b>, (P - Y) w, and diag(P w) - P diag(w) P', from one exponential."""
         scaled = logits + bias.unsqueeze(-1)
         highest = scaled.amax(-2, keepdim=True)
         sums = scaled.sub_(highest).exp_().sum(-2, keepdim=True)
+        shares = targets @ weights
         value = (sums.log() + highest).squeeze(-2) @ weights - shares @ bias
         roots = weights.sqrt()
         scaled.mul_(roots / sums)
         mean = scaled @ roots
-        return float(value), mean - shares, torch.diag(mean) - scaled @ scaled.mT
+        hessian = torch.diag(mean) - scaled @ scaled.mT
+        if self.smoothing:
+            return float(value), mean - shares, hessian
+        others = scaled.mul_(1 - targets)  # as in `gradient`: no digit of a small slope is lost
+        return float(value), others @ roots - targets @ (others.sum(-2) * roots), hessian
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of y + v."""
         return torch.special.entr((targets + slopes).clamp(min=0)).sum(-2)
 
     def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """Sums of entropies; d/dt entropy(y + t v) = -<v, log(y + t v)> as v sums to zero."""
+        """Sums of entropies; d/dt entropy(y + t v) = -<v, log(y + t v)> as v sums to zero.
+
+        One-hot, the own entry is 1 + t v, whose logarithm keeps the digits of v.
+        """
+        own = (slopes * targets).sum(-2) if not self.smoothing else weights.new_zeros(())
+        rest = slopes * (1 - targets) if not self.smoothing else slopes
 
         def at(scale: float) -> tuple[float, float]:
-            logs = torch.add(targets, slopes, alpha=scale).clamp_(min=1e-300).log_().mul_(weights).flatten()
-            slope = -float(torch.dot(slopes.flatten(), logs))
-            return scale * slope - float(torch.dot(targets.flatten(), logs)), slope
+            base = targets if self.smoothing else torch.zeros((), dtype=slopes.dtype, device=slopes.device)
+            logs = torch.add(base, rest, alpha=scale).clamp_(min=1e-300).log_().mul_(weights).flatten()
+            slope = -float(torch.dot(rest.flatten(), logs))
+            if self.smoothing:
+                return scale * slope - float(torch.dot(targets.flatten(), logs)), slope
+            near = torch.log1p((scale * own).clamp(min=-1 + 1e-16)) * weights
+            slope -= float(torch.dot(own, near))
+            return scale * slope - float(near.sum()), slope
 
         return at
 
@@ -170,7 +195,7 @@ class Focal:
         return probabilities, away, slope, bend
 
     def bias_derivatives(
-        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+        self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
         """None, as for `dual`."""
         raise InputError(_NO_DUAL)
@@ -211,11 +236,11 @@ class SquaredError:
         return direction.expand(torch.broadcast_shapes(direction.shape, logits.shape))
 
     def bias_derivatives(
-        self, logits: Tensor, bias: Tensor, shares: Tensor, weights: Tensor
+        self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """|b|^2/2 + <Z w - shares, b>, its gradient, and the identity, times the sum of the weights."""
+        """|b|^2/2 + <(Z - Y) w, b>, its gradient, and the identity, times the sum of the weights."""
         total = weights.sum()
-        slope = logits @ weights - shares
+        slope = (logits - targets) @ weights
         value = float(total * bias.square().sum() / 2 + slope @ bias)
         return value, total * bias + slope, total * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
 

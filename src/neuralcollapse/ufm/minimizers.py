@@ -14,13 +14,16 @@ from torch import Tensor
 from neuralcollapse._checks import check_count, check_real
 from neuralcollapse._errors import InputError
 from neuralcollapse.frames import simplex_etf
-from neuralcollapse.ufm.descent import lbfgs, newton
-from neuralcollapse.ufm.duality import best_bias, lower_bound, spectral_norm
+from neuralcollapse.ufm.duality import best_bias, decay_cost, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.polish import descend
+from neuralcollapse.ufm.units import Units
 
 _ATTEMPTS = 5  # starts of the solver
-_GAP = 1e-9  # the duality gap at which the solver stops, relative to the minimum (with a floor for rounding)
+_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
+_ENOUGH = 1e-7  # the one that it must reach
+_ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
 
 
 @dataclass(frozen=True)
@@ -65,11 +68,11 @@ def collapses_to_zero(model: Model) -> bool:
         if form is None:
             raise InputError("the threshold of the focal loss is known for balanced classes only")
         return form.margin == 0
-    small = model.collapsed()
+    small = Units(model).small
     point = small.zero_point()
     if point.b is not None:
         point.b = best_bias(small, small.logits(point), point.b)
-    return spectral_norm(small.slopes(point) / small.columns.roots) <= model.mu
+    return spectral_norm(small.scaled(small.slopes(point))) <= small.mu
 
 
 def global_minimizer(model: Model) -> Point:
@@ -111,45 +114,56 @@ def global_minimum(model: Model) -> float:
 def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
     """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
 
-    The minimum depends on lW lH alone, so both decays are set to mu, where the problem is best conditioned;
-    with as many dimensions as classes its landscape is benign and L-BFGS finds the minimum, Newton its last digits.
+    Solved in canonical units, where the problem is best conditioned; with as many dimensions as classes its landscape
+    is benign, and descent finds the minimum: L-BFGS comes near, Newton's method takes the rest, at tiny decays nearly
+    all of it.
     """
     K = model.num_classes
-    work = Model(
-        K, K, model.counts, model.mu, model.mu, model.bias_decay, model.bias, model.loss, device=model.device
-    ).collapsed()
+    wide = Model(
+        K,
+        K,
+        model.counts,
+        model.weight_decay,
+        model.feature_decay,
+        model.bias_decay,
+        model.bias,
+        model.loss,
+        device=model.device,
+    )
+    units = Units(wide.collapsed())
+    work = units.small
     if collapses_to_zero(work):
-        zero = work.zero_point()
-        bias = None if zero.b is None else best_bias(work, work.logits(zero), zero.b)
-        return zero.W @ zero.H, bias
-    objective = work.value_and_gradient
+        best = work.zero_point()
+        if best.b is not None:
+            best.b = best_bias(work, work.logits(best), best.b)
+    else:
+        best = _descended(units)
+    own = units.leave(best)
+    return own.W @ own.H, own.b
 
-    def product(at: Tensor, direction: Tensor) -> Tensor:
-        return work.hessian_product(work.point(at), work.point(direction)).vector()
 
-    best, gap, least = work.zero_point().vector(), math.inf, math.inf
+def _descended(units: Units) -> Point:
+    work = units.small
+    best, gap, least = work.zero_point(), math.inf, math.inf
     for attempt in range(_ATTEMPTS):  # the first from a simplex; others only if that ends at a saddle
-        tolerance, vector = 1e-6 * work.mu, _start(work, attempt)
-        for _ in range(6):
-            vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
-            vector = newton(objective, product, vector, tolerance=1e-3 * tolerance)
+        tolerance, vector = 1e-8 * units.mu, _start(work, attempt)
+        for _ in range(4):
+            vector = descend(units, vector, tolerance)
             point = work.point(vector)
             value = float(work.value(point))
             now = value - lower_bound(work, point).value
             if now < gap:
-                best, gap, least = vector, now, value
-            if gap <= _GAP * least + 1e-15 or now > 1e-2 * value:
+                best, gap, least = point, now, value
+            cost = decay_cost(work, least)
+            if gap <= _GAP * cost or now > 1e-2 * value:
                 break
             tolerance *= 1e-2
-        if gap <= 1e-7 * least + 1e-13:
-            break
-    if gap > 1e-7 * least + 1e-13:
-        raise InputError(
-            f"the convex solver stopped at a certified gap of {gap:.1e} above {least - gap:.6g}: "
-            "raise weight_decay * feature_decay, which is too small for it"
-        )
-    point = work.point(best)
-    return point.W @ point.H, point.b
+        if gap <= _ENOUGH * cost + _ROUNDING * least:
+            return best
+    raise InputError(
+        f"the convex solver stopped at a certified gap of {gap:.1e} above {least - gap:.6g}: "
+        "raise weight_decay * feature_decay, which is too small for it"
+    )
 
 
 def _start(work: Model, attempt: int) -> Tensor:
@@ -181,6 +195,7 @@ def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
 def _factors(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
     """The balanced factors W G = logits of least decay, W'W lW = G G' lH, in d dimensions; a collapsed point."""
     left, size, right = torch.linalg.svd(logits)
+    size = torch.where(size > 1e-13 * size[0], size, 0.0)  # the root of rounding is not rounding
     rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
     _require_dim(model, rank)
     keep = min(model.feature_dim, model.num_classes)

@@ -18,6 +18,8 @@ from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.polish import SOLVED, finish
+from neuralcollapse.ufm.units import Units
 
 METHODS = ("lbfgs", "newton", "gd", "sgd", "adam")
 _BATCH_VALUES = 2**22  # numbers of all the starts that descend together
@@ -59,6 +61,11 @@ class Solution:
     iterations: int
     message: str
 
+    def __repr__(self) -> str:
+        facts = repr(self.certificate).splitlines()
+        verdict = facts[0].removeprefix("Certificate(").removesuffix(")")
+        return f"Solution({self.message})\n  {verdict}\n{facts[1]}"
+
 
 def minimize(
     model: Model,
@@ -66,7 +73,7 @@ def minimize(
     method: str = "lbfgs",
     *,
     iterations: int | None = None,
-    tolerance: float = 1e-9,
+    tolerance: float | None = None,
     learning_rate: float | None = None,
     batch_size: int = 32,
     seed: int = 0,
@@ -74,13 +81,17 @@ def minimize(
 ) -> Solution:
     """Descend from a point; from a strict saddle, go on along its way down.
 
+    lbfgs and newton run in canonical units (`units.py`), so that they take the same path in all models that are the
+    same. An end with a small gradient is polished by Newton's method before it is judged.
+
     Args:
         model: the model.
         start: where to begin.
         method: "lbfgs", "newton" (trust region with Hessian products), "gd" (momentum 0.9), "sgd" (the
             same over batches of samples), or "adam".
         iterations: at most so many; 5,000, or 300 for newton, when not given.
-        tolerance: the gradient norm to stop at.
+        tolerance: the gradient norm to stop at. When not given, one that scales with the model: 1e-9 of
+            mu sqrt(N) (1 + |point|), in canonical units.
         learning_rate: of gd, sgd and adam; 1, 0.2 and 0.02 when not given. Those of sgd and adam fall to 0 by a cosine.
         batch_size: samples of a step of sgd.
         seed: of sgd's batches.
@@ -91,7 +102,8 @@ def minimize(
     """
     model.check_point(start)
     start = model.point(start.vector().detach())
-    check_real(tolerance, "tolerance")
+    if tolerance is not None:
+        check_real(tolerance, "tolerance")
     check_count(batch_size, "batch_size", 1)
     check_count(escapes, "escapes", 0)
     check_method(method)
@@ -99,18 +111,23 @@ def minimize(
     if learning_rate is not None:
         check_real(learning_rate, "learning_rate")
     record = _Recorder(model, limit)
+    units = Units(model)
     point, left = start, 0
     record(point.vector())
     while True:
-        end = _descend(model, point, method, limit, tolerance, learning_rate, batch_size, seed, record)
-        record(end, last=True)
-        point = model.point(end)
+        end = _descend(units, point, method, limit, tolerance, learning_rate, batch_size, seed, record)
+        point = finish(units, model.point(end))
+        record(point.vector(), last=True)
         certificate = certify(model, point, known_bound=record.bound)
         if certificate.verdict != "strict_saddle" or left == escapes:
             break
         left += 1
         point = leave(model, point, certificate)
-    converged = certificate.gradient_norm <= tolerance
+    if tolerance is None:
+        reached = units.gradient_norm(model.gradient(point)) / (units.mu * (1 + units.norm(point)))
+        converged = reached <= 10 * SOLVED  # ten times: the point's norm may have shrunk since the method stopped
+    else:
+        converged = certificate.gradient_norm <= tolerance
     gap = f"certified gap {certificate.gap:.1e}" if math.isfinite(certificate.gap) else "no certified gap"
     how = "converged" if converged else f"stopped at a gradient of {certificate.gradient_norm:.1e}"
     over = f" by way of {left} saddle{'s' if left > 1 else ''}" if left else ""
@@ -140,27 +157,33 @@ def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
 
 
 def _descend(
-    model: Model,
+    units: Units,
     start: Point,
     method: str,
     limit: int,
-    tolerance: float,
+    tolerance: float | None,
     learning_rate: float | None,
     batch_size: int,
     seed: int,
     record: _Recorder,
 ) -> Tensor:
-    if method == "lbfgs":
-        return lbfgs(
-            model.value_and_gradient,
-            start.vector()[None],
-            tolerance=tolerance,
-            iterations=limit,
-            watch=lambda points: record(points[0]),
-        ).points[0]
+    model = units.model
+    if method not in ("lbfgs", "newton"):
+        return _first_order(units, start, method, limit, tolerance, learning_rate, batch_size, seed, record)
+    scales, objective = units.scales(), units.objective
+    goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())  # |g| <= |scales g| / min(scales)
     if method == "newton":
-        return _newton(model, start, limit, tolerance, record)
-    return _first_order(model, start, method, limit, tolerance, learning_rate, batch_size, seed, record)
+        return scales * _newton(model, start.vector() / scales, scales, limit, goal, record)
+    return (
+        scales
+        * lbfgs(
+            objective,
+            (start.vector() / scales)[None],
+            tolerance=goal,
+            iterations=limit,
+            watch=lambda points: record(scales * points[0]),
+        ).points[0]
+    )
 
 
 class _Recorder:
@@ -176,8 +199,10 @@ class _Recorder:
     def __call__(self, vector: Tensor, last: bool = False) -> None:
         self.iteration += not last
         iteration = self.iteration
-        if not (last or iteration in self.due) or (self.steps and self.steps[-1].iteration == iteration):
+        if not (last or iteration in self.due):
             return
+        if last and self.steps and self.steps[-1].iteration == iteration:
+            self.steps.pop()  # the end is recorded as it was polished
         point = self.model.point(vector)
         objective = float(self.model.value(point))
         self.bound = max(self.bound, lower_bound(self.model, point).value)
@@ -193,44 +218,45 @@ class _Recorder:
         )
 
 
-def _newton(model: Model, start: Point, limit: int, tolerance: float, record: _Recorder) -> Tensor:
-    """Scipy's trust-region method with Hessian products by conjugate gradients."""
+def _newton(model: Model, start: Tensor, scales: Tensor, limit: int, goal: float, record: _Recorder) -> Tensor:
+    """Scipy's trust-region method with Hessian products by conjugate gradients, on canonical vectors."""
 
     def tensor(x: np.ndarray) -> Tensor:
-        return torch.as_tensor(x, dtype=torch.float64, device=model.device)
+        return torch.as_tensor(x, dtype=torch.float64, device=model.device) * scales
 
     def value(x: np.ndarray) -> tuple[float, np.ndarray]:
         f, g = model.value_and_gradient(tensor(x))
-        return float(f), g.cpu().numpy()
+        return float(f), (scales * g).cpu().numpy()
 
     def product(x: np.ndarray, direction: np.ndarray) -> np.ndarray:
         at, along = model.point(tensor(x)), model.point(tensor(direction))
-        return model.hessian_product(at, along).vector().cpu().numpy()
+        return (scales * model.hessian_product(at, along).vector()).cpu().numpy()
 
     result = scipy_minimize(
         value,
-        start.vector().cpu().numpy(),
+        start.cpu().numpy(),
         jac=True,
         hessp=product,
         method="trust-ncg",
         callback=lambda x: record(tensor(x)),
-        options={"gtol": tolerance, "maxiter": limit},
+        options={"gtol": goal, "maxiter": limit},
     )
-    return tensor(result.x)
+    return torch.as_tensor(result.x, dtype=torch.float64, device=model.device)
 
 
 def _first_order(
-    model: Model,
+    units: Units,
     start: Point,
     method: str,
     limit: int,
-    tolerance: float,
+    tolerance: float | None,
     learning_rate: float | None,
     batch_size: int,
     seed: int,
     record: _Recorder,
 ) -> Tensor:
     """torch.optim on one vector, with the gradient of the model or of a batch of its samples."""
+    model = units.model
     x = start.vector().clone()
     x.grad = torch.zeros_like(x)
     if method == "adam":
@@ -242,7 +268,7 @@ def _first_order(
     for iteration in range(1, limit + 1):
         part = model if batches is None else next(batches)
         x.grad.copy_(part.value_and_gradient(x)[1])
-        if batches is None and float(x.grad.norm()) <= tolerance:
+        if batches is None and _small(units, x.grad, tolerance):
             break
         optimizer.step()
         if schedule is not None:
@@ -251,6 +277,12 @@ def _first_order(
             raise InputError(f"{method} diverged at iteration {iteration}: lower learning_rate")
         record(x)
     return x
+
+
+def _small(units: Units, gradient: Tensor, tolerance: float | None) -> bool:
+    if tolerance is not None:
+        return float(gradient.norm()) <= tolerance
+    return float((units.scales() * gradient).norm()) <= SOLVED * units.mu
 
 
 def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
@@ -283,25 +315,33 @@ def many_starts(
     *,
     seed: int = 0,
     scale: float = 1.0,
-    tolerance: float = 1e-9,
+    tolerance: float | None = None,
     iterations: int = 5000,
 ) -> Starts:
-    """L-BFGS from `count` random starts at once, each end certified.
+    """L-BFGS from `count` random starts at once, each end polished and certified.
 
     All starts descend together as one batch (in parts when large), so a start costs a fraction of a run of its own.
     """
     check_count(count, "count", 1)
     check_real(scale, "scale")
-    check_real(tolerance, "tolerance")
+    if tolerance is not None:
+        check_real(tolerance, "tolerance")
+    units = Units(model)
+    scales, objective = units.scales(), units.objective
+    goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
     generator = torch.Generator().manual_seed(seed)
     vectors = scale * torch.randn(count, model.size, generator=generator, dtype=torch.float64).to(model.device)
     ends, most = [], 0
     for part in vectors.split(max(1, _BATCH_VALUES // model.size)):
-        ended = lbfgs(model.value_and_gradient, part, tolerance=tolerance, iterations=iterations)
-        ends.append(ended.points)
+        ended = lbfgs(objective, part / scales, tolerance=goal, iterations=iterations)
+        ends.append(ended.points * scales)
         most = max(most, ended.iterations)
     found = torch.cat(ends)
-    certificates = [certify(model, model.point(vector)) for vector in found]
+    certificates = []
+    for i, vector in enumerate(found):
+        point = finish(units, model.point(vector))
+        found[i] = point.vector()
+        certificates.append(certify(model, point))
     return Starts(
         torch.tensor([certificate.objective for certificate in certificates], dtype=torch.float64),
         torch.tensor([certificate.gap for certificate in certificates], dtype=torch.float64),

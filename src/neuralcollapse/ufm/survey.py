@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.ufm.atlas import Entry, atlas
+from neuralcollapse.ufm.atlas import Entry, atlas, coverage
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
@@ -42,6 +42,7 @@ class Survey:
         model: the model.
         minimum: the exact global minimum, None where none is known (d < K-1, focal with unequal counts).
         atlas: critical points.
+        coverage: what was searched for them and what was not, in words.
         starts: the ends of the random starts.
         trajectories: some of the starts, step by step.
         spectra: name of a point -> eigenvalues of the collapsed model's Hessian there, ascending.
@@ -52,6 +53,7 @@ class Survey:
     model: Model
     minimum: float | None
     atlas: list[Entry]
+    coverage: str
     starts: Starts
     trajectories: list[Solution]
     spectra: dict[str, Tensor]
@@ -95,7 +97,7 @@ def survey(
     begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
     trajectories = [minimize(model, point, method, seed=seed) for point in begin]
 
-    saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle"]
+    saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle" and entry.family == "partition"]
     chosen = {_name(entry): entry.point for entry in (saddles[:1] + saddles[-1:])}
     if lowest is not None:
         chosen["global minimum"] = lowest
@@ -112,7 +114,7 @@ def survey(
     if not model.balanced and model.loss.convex:
         tell("the phase diagram of minority collapse")
         phase = minority_phase(model)
-    return Survey(model, minimum, entries, ends, trajectories, spectra, way, phase)
+    return Survey(model, minimum, entries, coverage(model) if entries else "", ends, trajectories, spectra, way, phase)
 
 
 def way_out(model: Model, saddle: Entry) -> list[Point]:

@@ -1,0 +1,218 @@
+"""Critical points of low rank: those of the model with fewer dimensions, its minima and its saddles.
+
+W and H of a critical point with d' dimensions, padded by zeros, are a critical point with d. So each rank r from 1 to
+K-2 has a landscape of its own, and it is not benign: it is searched by descent and by Newton's method on the gradient,
+for any index, from many random points. A search, not a proof: what it does not meet, it does not list.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.ufm.descent import lbfgs
+from neuralcollapse.ufm.hessian import dense_hessian
+from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.polish import polish
+from neuralcollapse.ufm.units import Units
+
+ALIKE = 1e-5  # points whose invariants are nearer than this are one
+_SCALES = (0.1, 0.3, 0.7, 1.5, 3.0, 5.0)  # of random points, in canonical units, in turn
+_LEAST, _MOST, _ROUND = 200, 1600, 200  # starts of a search
+_LOWERED = 16  # of so many starts one is taken to a minimum first
+_ROUNDS = 120  # damped Newton steps at most
+_REACHED = 1e-7  # gradient, relative to mu, at which a search ends and polishing begins
+_TOGETHER = 2**20  # numbers of the Hessians that are made together: more would not stay in the cache
+
+
+def reduced(small: Model, dim: int) -> Model:
+    """The same canonical model with another feature dimension."""
+    model = copy.copy(small)
+    model.feature_dim = dim
+    return model
+
+
+def search(units: Units, rank: int, starts: int | None = None, seed: int = 0) -> list[Point]:
+    """Different critical points of at most `rank` dimensions, canonical, highest first.
+
+    Args:
+        units: of the model.
+        rank: d', the dimensions that the points may use.
+        starts: random points, taken to critical points by Newton's method; some of them after a descent. When not
+            given, as many again as had brought the last new point, between 200 and 1,600.
+        seed: of the random points.
+
+    Half of the starts have a symmetry, which Newton's steps keep: a saddle that few points lead to is often one of
+    few with its symmetry.
+    """
+    lower = copy.copy(units)
+    lower.small = small = reduced(units.small, rank)
+    generator = torch.Generator().manual_seed(seed + 1000 * rank)
+    found: list[Point] = []
+    known = Known()
+    tried = last = 0
+    least, most = (_LEAST, _MOST) if starts is None else (starts, starts)
+    while tried < min(most, max(least, 2 * last)):
+        count = min(_ROUND, most - tried)
+        tried += count
+        for end in _ends(small, count, generator):
+            near = polish(lower, small.point(end))
+            if near.gradient_norm <= _REACHED * units.mu and known.add(invariants(small, near.point)):
+                found.append(near.point)
+                last = tried
+    return sorted(found, key=lambda point: -float(small.value(point)))
+
+
+def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
+    """The different ends (B, n) of so many random points."""
+    begin = torch.randn(count, small.size, generator=generator, dtype=torch.float64).to(small.device)
+    begin = begin * torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None].to(begin)
+    begin[::2] = torch.stack([_symmetric(small, vector, generator) for vector in begin[::2]])
+    few = begin[1::_LOWERED]
+    if len(few):
+        begin = torch.cat([begin, lbfgs(small.value_and_gradient, few, tolerance=1e-4 * small.mu, iterations=300).points])
+    part = max(1, _TOGETHER // small.size**2)
+    ends = torch.cat([newton_on_gradient(small, rows) for rows in begin.split(part)])
+    return ends[different(invariants(small, small.point(ends)))]
+
+
+def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tensor:
+    """The part of a point that swapping some pairs of classes of equal counts, with some axes turned round, keeps."""
+    point = small.point(vector)
+    order = torch.arange(small.num_classes)
+    for block in equal_counts(small.counts):
+        mixed = [block[i] for i in torch.randperm(len(block), generator=generator)]
+        for i in range(int(torch.randint(len(block) // 2 + 1, (1,), generator=generator))):
+            order[mixed[2 * i]], order[mixed[2 * i + 1]] = mixed[2 * i + 1], mixed[2 * i]
+    signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator) - 1).to(vector)
+    order = order.to(small.device)
+    bias = None if point.b is None else (point.b + point.b[order]) / 2
+    return Point((point.W + point.W[order] * signs) / 2, (point.H + signs[:, None] * point.H[:, order]) / 2, bias).vector()
+
+
+def padded(small: Model, point: Point) -> Point:
+    """A point of fewer dimensions in all those of a model."""
+    extra = small.feature_dim - point.W.shape[-1]
+    W = torch.nn.functional.pad(point.W, (0, extra))
+    return Point(W, torch.nn.functional.pad(point.H, (0, 0, 0, extra)), point.b)
+
+
+def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
+    """The rows of (B, n) that reach a critical point, of any index, by damped Newton steps on the gradient.
+
+    Each row's step s solves (A A + t I) s = A g, A the Hessian: Levenberg and Marquardt's method for g = 0; t falls as
+    steps succeed.
+    """
+    identity = torch.eye(small.size, dtype=torch.float64, device=small.device)
+    goal = _REACHED * small.mu
+    x, gradient = vectors.clone(), small.value_and_gradient(vectors)[1]
+    size = gradient.norm(dim=-1)
+    damping = size.square().clamp(max=1.0)
+    done: list[Tensor] = []
+    for _ in range(_ROUNDS):
+        ended = size <= goal
+        done.append(x[ended])
+        going = ~ended & (damping < 1e6)
+        x, gradient, size, damping = x[going], gradient[going], size[going], damping[going]
+        if not len(x):
+            break
+        matrix = dense_hessian(small, small.point(x))
+        normal = matrix @ matrix + damping[:, None, None] * identity
+        step = torch.linalg.solve(normal, (matrix @ gradient[:, :, None]))[:, :, 0]
+        trial = x - step
+        trial_gradient = small.value_and_gradient(trial)[1]
+        trial_size = trial_gradient.norm(dim=-1)
+        better = trial_size < size
+        x = torch.where(better[:, None], trial, x)
+        gradient = torch.where(better[:, None], trial_gradient, gradient)
+        falls = trial_size < 0.5 * size
+        size = torch.where(better, trial_size, size)
+        damping = torch.where(better, damping * torch.where(falls, 0.1, 0.5), damping * 8)
+        damping = torch.maximum(damping, 1e-3 * goal * goal + 1e-20 * size)
+    return torch.cat(done)
+
+
+def invariants(small: Model, point: Point) -> Tensor:
+    """(..., m) numbers that rotations of the features and swaps of classes with equal counts leave alone, f the first.
+
+    They are those of the logits W G (K, K): singular values, and, for each pair of counts, the sorted entries; the
+    diagonal apart. For the squared error, whose critical points come in families that rotate the classes, the singular
+    values alone.
+    """
+    product = point.W @ point.H
+    parts = [small.value(point).unsqueeze(-1), torch.linalg.svdvals(product)]
+    if small.loss.name != "mse":
+        blocks = equal_counts(small.counts)
+        for rows in blocks:
+            parts.append(product[..., rows, rows].sort().values)
+            parts += [product[..., rows, :][..., columns].flatten(-2).sort().values for columns in blocks]
+    return torch.cat(parts, dim=-1)
+
+
+class Known:
+    """The invariants of the critical points met so far."""
+
+    def __init__(self) -> None:
+        self.marks: Tensor | None = None
+
+    def add(self, mark: Tensor) -> bool:
+        """Whether a point with these invariants is new; it is known from now on."""
+        if self.marks is None:
+            self.marks = mark[None]
+            return True
+        if bool(((self.marks - mark).abs() <= ALIKE * (1 + mark.abs())).all(-1).any()):
+            return False
+        self.marks = torch.cat([self.marks, mark[None]])
+        return True
+
+
+def different(marks: Tensor) -> list[int]:
+    """The rows of (B, m) invariants that are the first of their kind."""
+    known = Known()
+    return [i for i, mark in enumerate(marks) if known.add(mark)]
+
+
+def equal_counts(counts: Sequence[int]) -> list[list[int]]:
+    """The classes of each count."""
+    return [[k for k, count in enumerate(counts) if count == value] for value in sorted(set(counts))]
+
+
+def pattern(point: Point) -> str:
+    """How a point's classifier rows lie, in words: "line at -1, 0 (2), 1", or "cosines -1, 0, 1 class at 0"."""
+    lengths = point.W.norm(dim=1)
+    there = lengths > 1e-4 * lengths.max().clamp(min=1e-300)
+    zero = int((~there).sum())
+    if not bool(there.any()):
+        return "zero"
+    axes = torch.linalg.svd(point.W, full_matrices=False)
+    if int((axes.S > 1e-5 * axes.S[0]).sum()) == 1:
+        places = point.W @ axes.Vh[0]
+        places = places / places[places.abs().argmax()]  # the farthest class at 1
+        counts = Counter(round(float(place), 2) + 0.0 for place in places)
+        return "line at " + ", ".join(f"{x:.2g}" + (f" ({n})" if n > 1 else "") for x, n in sorted(counts.items()))
+    rows = point.W[there] / lengths[there, None]
+    first, second = torch.triu_indices(len(rows), len(rows), 1)
+    cosines = sorted({round(float(c), 2) + 0.0 for c in (rows @ rows.mT)[first, second]})
+    shown = [f"{c:.2g}" for c in cosines]
+    if len(shown) > 5:
+        shown = [*shown[:2], "...", *shown[-2:]]
+    text = f"cosine{'s' if len(cosines) > 1 else ''} {', '.join(shown)}"
+    return text + (f", {zero} class{'es' if zero > 1 else ''} at 0" if zero else "")
+
+
+def tied(point: Point) -> tuple[tuple[int, ...], ...]:
+    """The groups of classes whose classifier rows coincide."""
+    rows, size = point.W, float(point.W.abs().max()) + 1e-300
+    groups: list[list[int]] = []
+    for k in range(len(rows)):
+        for group in groups:
+            if float((rows[k] - rows[group[0]]).abs().max()) <= 1e-5 * size:
+                group.append(k)
+                break
+        else:
+            groups.append([k])
+    return tuple(tuple(group) for group in groups)

@@ -1,0 +1,136 @@
+"""Newton's method on the gradient: from a point near a critical point, of any index, to that point's last digits.
+
+Rotations of the features leave the objective as it is, so the Hessian is singular along them; the step is taken in
+the directions that it sees, and its length tells how far the critical point is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import minres
+from torch import Tensor
+
+from neuralcollapse.ufm.descent import lbfgs, newton
+from neuralcollapse.ufm.hessian import Hessian
+from neuralcollapse.ufm.model import Point
+from neuralcollapse.ufm.units import Units
+
+SOLVED = 1e-9  # a canonical gradient below this times mu (1 + |point|) is as good as zero
+NEAR = 1e-2  # a critical point this far off, relative to 1 + |point|, is no longer the point's own
+_ENDED = 1e-3  # a canonical gradient below this times mu (1 + |point|) ends a descent near a critical point
+_FLAT = 1e-6  # eigenvalues below this times mu are not stepped along
+_DENSE_UP_TO = 800  # variables up to which the step comes from the spectrum
+_STEPS = 40
+_DESCENT = 150  # Newton steps of a descent
+
+
+@dataclass(frozen=True)
+class Polished:
+    """A canonical point, its gradient's length, and the length of the Newton step that remains (its error)."""
+
+    point: Point
+    gradient_norm: float
+    error: float
+
+
+def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS) -> Polished:
+    """The critical point near a point of a canonical model, or the point itself where Newton's method finds none near.
+
+    Args:
+        units: whose `small` model the point belongs to.
+        point: one with a small gradient.
+        reach: how far to go, relative to 1 + |point|.
+        steps: Newton steps at most.
+    """
+    small = units.small
+    vector = start = point.vector()
+    furthest = reach * (1 + float(start.norm()))
+    gradient = small.value_and_gradient(vector)[1]
+    size = float(gradient.norm())
+    goal = 1e-3 * SOLVED * units.mu
+    step, error = newton_step(units, vector, gradient)
+    for _ in range(steps):
+        if size <= goal:
+            break
+        for _ in range(6):
+            trial = vector - step
+            gradient = small.value_and_gradient(trial)[1]
+            trial_size = float(gradient.norm())
+            if trial_size < 0.9 * size:
+                break
+            step = step / 2
+        else:
+            break
+        if float((trial - start).norm()) > furthest:
+            break
+        vector, size = trial, trial_size
+        step, error = newton_step(units, vector, gradient)
+    return Polished(small.point(vector), size, error)
+
+
+def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
+    """(the Newton step (n,), a bound of how far the critical point is, to first order)."""
+    hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
+    if hessian.size > _DENSE_UP_TO:
+        found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
+        step = torch.as_tensor(np.asarray(found)).to(gradient)
+        rest = float((gradient - hessian @ step).norm())
+        return step, float(step.norm()) + rest / floor
+    values, vectors = torch.linalg.eigh(hessian.dense())
+    seen = values.abs() > max(floor, 1e-15 * float(values.abs().max()))
+    parts = vectors.mT @ gradient
+    step = vectors @ torch.where(seen, parts / torch.where(seen, values, 1.0), 0.0)
+    return step, float(step.norm()) + float(parts[~seen].norm()) / floor
+
+
+def finish(units: Units, point: Point) -> Point:
+    """The end of a descent, polished where its gradient is small and the polished point lies beside it, no higher."""
+    model = units.model
+    slope, size = units.gradient_norm(model.gradient(point)), 1 + units.norm(point)
+    if slope > _ENDED * units.mu * size or slope <= SOLVED * units.mu:
+        return point
+    better = units.leave(polish(units, units.enter(point)).point)
+    before, after = float(model.value(point)), float(model.value(better))
+    smaller = units.gradient_norm(model.gradient(better)) < slope
+    return better if smaller and after <= before * (1 + 1e-9) else point
+
+
+def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
+    """Minimise over canonical vectors, down to a gradient of `tolerance`: L-BFGS, then Newton's method.
+
+    Newton's steps are taken along the eigenvectors of the Hessian over the sizes of its eigenvalues, so that saddles
+    repel; where the matrix is too large for that, they come from conjugate gradients, between more of L-BFGS.
+    """
+    small = units.small
+    objective = small.value_and_gradient
+    if small.size > _DENSE_UP_TO:
+        vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
+
+        def product(at: Tensor, direction: Tensor) -> Tensor:
+            return small.hessian_product(small.point(at), small.point(direction)).vector()
+
+        return newton(objective, product, vector, tolerance=1e-3 * tolerance)
+    vector = lbfgs(objective, vector[None], tolerance=1e3 * tolerance, iterations=200, memory=20).points[0]
+    value, gradient = objective(vector)
+    for _ in range(_DESCENT):
+        size = float(gradient.norm())
+        if size <= 1e-3 * tolerance:
+            break
+        values, vectors = torch.linalg.eigh(Hessian(small, small.point(vector)).dense())
+        step = vectors @ ((vectors.mT @ gradient) / values.abs().clamp(min=max(_FLAT * units.mu, 1e-14 * float(values.abs().max()))))
+        slope = float(gradient @ step)
+        for _ in range(25):
+            trial_value, trial_gradient = objective(vector - step)
+            falls = float(trial_value) <= float(value) - 1e-4 * slope
+            # in the last digits the value cannot tell steps apart any more, but the gradient can
+            level = float(trial_value) <= float(value) * (1 + 1e-13) and float(trial_gradient.norm()) < 0.5 * size
+            if falls or level:
+                break
+            step, slope = step / 2, slope / 2
+        else:
+            break
+        vector, value, gradient = vector - step, trial_value, trial_gradient
+    return vector
