@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import plain
 from neuralcollapse.capture import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.fixed import FixedClassifier
@@ -151,6 +152,7 @@ class Recorder:
         if self.out is not None and (self.out / "records.jsonl").is_file():
             folder = RunFolder.open(self.out)
             if self.writes:
+                folder.lock()
                 folder.sweep()
                 folder.make_folders()
                 folder.rewind(epoch)
@@ -179,9 +181,10 @@ class Recorder:
     def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
-        config = finite(self.describe(model))
-        folder.write_text("config.yaml", json.dumps(config, indent=2, default=str) + "\n")  # JSON is YAML
-        folder.write_text("environment.json", json.dumps(self._environment(model, capture), indent=2) + "\n")
+        config = finite(plain(self.describe(model)))
+        folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
+        environment = plain(self._environment(model, capture))
+        folder.write_text("environment.json", json.dumps(environment, indent=2) + "\n")
         return folder
 
     def _environment(self, model: nn.Module, capture: Capture) -> dict[str, object]:
@@ -297,6 +300,7 @@ def machine() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
