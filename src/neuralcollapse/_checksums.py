@@ -1,8 +1,7 @@
 """Checksums within files: what a flipped bit has changed is named, and never used (no torch).
 
-Each is the SHA-256 of its file with zeros in the place of the checksum. A file whose checksum itself was
-hit does not pass for one of an earlier version, which had none: a second mark stands beside it, or an earlier version
-would have nothing in its place.
+Each is the SHA-256 of its file with zeros in the place of the checksum. A file whose checksum was itself
+hit does not pass for one of an earlier version, which had none: what stands around it says that it was there.
 """
 
 from __future__ import annotations
@@ -12,13 +11,15 @@ import json
 from pathlib import Path
 
 _BLANK = b"0" * 64
-_MARKS = {"neuralcollapse": "1", "sha256": _BLANK.decode()}
+_KEY, _KIND = "neuralcollapse", "sha256 "
 _HEADER_BYTES = 10**8  # of a safetensors file, as that library has it
 _END, _END_BYTES = b"PK\x05\x06", 22  # the last record of a zip, before its comment
 _COMMENT = b"neuralcollapse sha256 "
 _CHUNK = 2**24
 
-METADATA = dict(_MARKS)
+_SIGNS = (f'"{_KEY}":"'.encode(), f'"{_KIND}'.encode())  # in the header; one flipped bit leaves one of the two
+
+METADATA = {_KEY: _KIND + _BLANK.decode()}  # one entry: of several the order is not always the same
 """What to save a safetensors file with before `stamped_safetensors`."""
 
 
@@ -47,12 +48,12 @@ def check_safetensors(path: Path) -> None:
             marks = None
         if not isinstance(marks, dict):
             raise ValueError("it is damaged, or no safetensors file: its header is no JSON")
-        if not set(marks) & set(_MARKS):
+        said = str(marks.get(_KEY, "")).removeprefix(_KIND).encode()
+        if not any(mark in header for mark in _SIGNS):
             return
-        said = str(marks.get("sha256", "")).encode()
-        found = hashlib.sha256(length.to_bytes(8, "little"))
-        if len(said) != len(_BLANK) or header.count(said) != 1 or set(marks) != set(_MARKS):
+        if len(marks) != 1 or len(said) != len(_BLANK) or header.count(said) != 1:
             raise ValueError(_damaged("its checksum is damaged"))
+        found = hashlib.sha256(length.to_bytes(8, "little"))
         found.update(header.replace(said, _BLANK, 1))
         while part := file.read(_CHUNK):
             found.update(part)

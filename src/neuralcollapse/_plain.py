@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def read_text(path: Path, most: int = _JSON_BYTES) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            content = file.read(min(os.fstat(file.fileno()).st_size, most) + 1)  # room is made for as many as are asked
         if len(content) > most:
             raise InputError(f"cannot read {path}: expected at most {most:,} bytes, got more")
         return content.decode("utf-8-sig")

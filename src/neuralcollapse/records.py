@@ -23,6 +23,7 @@ import os
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -248,6 +249,12 @@ class RunFolder:
         records = self._parse()
         if not records:
             raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
+        for before, after in pairwise(records):
+            if after.epoch < before.epoch:
+                raise InputError(
+                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines in "
+                    "order, or train again"
+                )
         return records
 
     def _parse(self) -> list[Record]:
@@ -260,13 +267,10 @@ class RunFolder:
             try:
                 if len(line) > _LINE:
                     raise ValueError(f"it has more than {_LINE:,} characters")
-                record = Record.from_json(line)
-                if records and record.epoch < records[-1].epoch:
-                    raise ValueError(f"its epoch {record.epoch} comes after {records[-1].epoch}")
+                records.append(Record.from_json(line))
             except ValueError as error:
                 why = " ".join(str(error).split())[:160]
                 raise InputError(f"{file} line {at} is not a record ({why}): restore it or train again") from None
-            records.append(record)
         return records
 
     def write_geometry(self, geometry: Geometry) -> None:
