@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import sys
 import warnings
 from collections import Counter
 from dataclasses import dataclass, field

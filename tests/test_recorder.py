@@ -87,7 +87,7 @@ def test_names_that_are_not_one_for_each_class_are_left_out(loader, tmp_path):
 
 def test_a_used_folder_is_refused_before_anything_is_measured(loader, tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
-    with pytest.raises(nc.InputError, match=r"not empty.*force=True"):
+    with pytest.raises(nc.InputError, match=r"not empty and holds no run .*: choose another \(--out, out=\)$"):
         nc.Recorder(loader, out=tmp_path)
     with pytest.raises(nc.InputError, match="holds no run"):
         nc.Recorder(loader, out=tmp_path, force=True)

@@ -23,6 +23,7 @@ from torch.utils.data import Subset
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError
 from neuralcollapse._options import check_loader, check_names, check_values, options_of
+from neuralcollapse._plain import plain
 from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.classifier import find_module
@@ -187,6 +188,7 @@ class Recorder:
         if self.out is not None and (self.out / "records.jsonl").is_file():
             folder = RunFolder.open(self.out)
             if self.writes:
+                folder.lock()
                 folder.sweep()
                 folder.make_folders()
                 folder.rewind(epoch)
@@ -216,9 +218,10 @@ class Recorder:
     def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
-        config = finite(self.describe(model))
-        folder.write_text("config.yaml", json.dumps(config, indent=2, default=str) + "\n")  # JSON is YAML
-        folder.write_text("environment.json", json.dumps(self._environment(model, capture), indent=2) + "\n")
+        config = finite(plain(self.describe(model)))
+        folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
+        environment = plain(self._environment(model, capture))
+        folder.write_text("environment.json", json.dumps(environment, indent=2) + "\n")
         return folder
 
     def _environment(self, model: nn.Module, capture: Capture) -> dict[str, object]:
@@ -334,6 +337,7 @@ def machine() -> dict[str, object]:
     return {
         "python": platform.python_version(),
         **{name: version(name) for name in packages},
+        "torch": str(torch.__version__),
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -9,148 +9,109 @@
     state.pt            where the run stands, to go on from (`neuralcollapse train --resume`)
     logs/               what other loggers wrote
     report.html         the page
+    .lock               while a process writes here (`_locks`)
 
-Every file is written beside its place and moved there, so that a reader never meets half of one.
+Every file is written beside its place and moved there, so that a reader never meets half of one. What is read is data:
+bounded in size, checked, and never run.
 """
 
 from __future__ import annotations
 
 import io
-import json
 import math
 import os
-import shutil
 import tempfile
 import zipfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from neuralcollapse import _locks, _owned
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import finite, read_text
+from neuralcollapse._record import MEASURES, Geometry, Record, read_geometry
 
-_OWN_FILES = ("config.yaml", "environment.json", "records.jsonl", "checkpoints.json", "report.html", "state.pt")
-_OWN_LOGS = ("csv", "tensorboard", "wandb", "mlflow.db")
-_OWN_FOLDERS = {"geometry": "*.npz", "checkpoints": "*.safetensors"}
+__all__ = ["MEASURES", "Geometry", "Record", "RunFolder", "finite", "write_atomically"]
 
-
-@dataclass(frozen=True)
-class Record:
-    """One measured epoch.
-
-    Attributes:
-        epoch: epochs trained so far; 0 is the network as initialised. Of a run whose config says so, steps or
-            checkpoints (`unit`).
-        seconds: since the run began.
-        learning_rate: of the epoch that ended.
-        train: loss and accuracy in eval mode on the training set.
-        test: loss and accuracy on the test set.
-        measures: the keys of `neuralcollapse.measures` and nc4, on the training set.
-        head: where asked for, the last layer's objective, exact minimum, their ratio and lower bound
-            (`neuralcollapse.ufm.certify_head`).
-        layers: where asked for, the feature measures of inner layers, by name.
-        source: "eval": of a pass over the un-augmented training set in eval mode; "online": of the training steps of
-            the epoch, while the weights moved.
-    """
-
-    epoch: int
-    seconds: float
-    learning_rate: float
-    train: dict[str, float]
-    test: dict[str, float] = field(default_factory=dict)
-    measures: dict[str, float] = field(default_factory=dict)
-    head: dict[str, float] = field(default_factory=dict)
-    layers: dict[str, dict[str, float]] = field(default_factory=dict)
-    source: str = "eval"
-
-    def flat(self) -> dict[str, float]:
-        """Every number by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ..."""
-        groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": self.head}
-        return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
-
-    def to_json(self) -> str:
-        """One line of JSON; NaN as null."""
-        return json.dumps(finite(asdict(self)))
-
-    @classmethod
-    def from_json(cls, line: str) -> Record:
-        """The inverse of `to_json`."""
-        values = json.loads(line)
-        for name in ("seconds", "learning_rate"):
-            values[name] = math.nan if values[name] is None else values[name]
-        for group in ("train", "test", "measures", "head"):
-            values[group] = _numbers(values.get(group, {}))
-        values["layers"] = {name: _numbers(part) for name, part in values.get("layers", {}).items()}
-        return cls(**values)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Class means (K, d) and their mean over samples (d,), and the classifier (K, d), (K,), at one epoch."""
-
-    epoch: int
-    means: np.ndarray
-    global_mean: np.ndarray
-    weight: np.ndarray
-    bias: np.ndarray
-
-    @property
-    def centred(self) -> np.ndarray:
-        """(K, d) class means about the mean of the samples."""
-        return self.means - self.global_mean
+_RECORDS_BYTES = 2**28
+_LINE = 2**22  # characters
 
 
 class RunFolder:
-    """A run on disk."""
+    """A run on disk.
+
+    A writer holds the folder's lock: from `create`, or `lock`, until `unlock`, or the end of this object.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._hold: _locks.Hold | None = None
 
     @classmethod
-    def create(cls, path: str | Path, *, force: bool = False) -> RunFolder:
-        """Make the folder; one with anything in it is refused, or with `force` cleared of an earlier run's files.
+    def create(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
+        """Make the folder and lock it; one with anything in it is refused, or with `force` cleared of an earlier run.
+
+        The earlier run is set aside, and goes when the first record of the new one is there; `discard` brings it back.
+
+        Args:
+            path: the folder.
+            force: overwrite an earlier run, if it is one of this library, with nothing of others in it.
+            given: files and folders that are still needed and must not be overwritten.
 
         Raises:
-            InputError: the folder is in use or cannot be written.
+            InputError: the folder is in use or cannot be written, or holds what others made.
         """
-        run = cls.check_free(path, force=force)
+        given = list(given)
+        run = cls.check_free(path, force=force, given=given)
         try:
             run.path.mkdir(parents=True, exist_ok=True)
-            run._clear()
-            run.make_folders()
-            write_atomically(run.path / "records.jsonl", b"")
+            run.lock()
+            try:
+                cls.check_free(path, force=force, given=given)  # again: another may have been here before the lock
+                run._set_aside()
+                run.make_folders()
+                write_atomically(run.path / "records.jsonl", b"")
+            except BaseException:
+                run.unlock()
+                raise
         except OSError as error:
             raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
         return run
 
     @classmethod
-    def check_free(cls, path: str | Path, *, force: bool = False) -> RunFolder:
+    def check_free(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
         """Raise where `create` would refuse the folder; nothing is written.
 
         Raises:
-            InputError: the folder is in use or cannot be read.
+            InputError: the folder is in use, cannot be read, or holds what others made.
         """
         run = cls(path)
         try:
-            used = run.path.exists() and any(run.path.iterdir())
-            if used and not force:
-                raise InputError(
-                    f"the run folder {run.path} is not empty: choose another (--out, out=), or overwrite it (--force, "
-                    "force=True)"
-                )
-            if used and not run._looks_like_one():
-                raise InputError(
-                    f"{run.path} is not empty and holds no run that could be overwritten: choose another (--out, out=)"
-                )
+            if not os.path.lexists(run.path) or not _owned.used(run.path):
+                return run
+            _locks.check_unlocked(run.path)
+            reason = _owned.in_the_way(run.path, given)
         except OSError as error:
             raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
+        if reason is not None:
+            also = "" if reason.startswith("is not empty") else "is not empty and "
+            raise InputError(f"the run folder {run.path} {also}{reason}: choose another (--out, out=)")
+        if not force:
+            raise InputError(f"the run folder {run.path} is not empty: {run.way_out(given)}")
         return run
+
+    def way_out(self, given: Iterable[str | Path] = ()) -> str:
+        """What to do about a folder in use, for a message: to overwrite it only where nothing would be lost by that."""
+        other = "choose another (--out, out=)"
+        if _owned.in_the_way(self.path, given) is not None:
+            return other
+        return f"{other}, or overwrite the run in it (--force, force=True)"
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """An existing run.
+        """An existing run, to read.
 
         Raises:
             InputError: the folder does not exist or holds no run.
@@ -162,43 +123,85 @@ class RunFolder:
             raise InputError(f"{run.path} holds no records.jsonl: expected a folder that 'neuralcollapse train' wrote")
         return run
 
+    def lock(self) -> None:
+        """Keep other writers out.
+
+        Raises:
+            InputError: one is there already, or the folder cannot be written.
+        """
+        if self._hold is None:
+            try:
+                self._hold = _locks.hold(self.path)
+            except OSError as error:
+                raise InputError(f"cannot write the run folder {self.path}: {error.strerror or error}") from None
+
+    def unlock(self) -> None:
+        """Let other writers in."""
+        if self._hold is not None:
+            self._hold.release()
+            self._hold = None
+
     def make_folders(self) -> None:
         """Make the folders inside."""
-        for name in _OWN_FOLDERS:
+        for name in _owned.NUMBERED:
             (self.path / name).mkdir(exist_ok=True)
 
-    def _clear(self) -> None:
-        for name in _OWN_FILES:
-            (self.path / name).unlink(missing_ok=True)
-        for folder, pattern in _OWN_FOLDERS.items():
-            for file in (self.path / folder).glob(pattern):
-                file.unlink()
-        for name in _OWN_LOGS:
-            shutil.rmtree(self.logs / name, ignore_errors=True)
-            if (self.logs / name).is_file():
-                (self.logs / name).unlink()
-        self.sweep()
+    def _own(self) -> list[Path]:
+        return _owned.contents(self.path, training=_owned.is_training(self.path)).own
 
-    def _looks_like_one(self) -> bool:
-        """Whether there are records here, or nothing but what a run that was killed early leaves."""
-        own = {*_OWN_FILES, *_OWN_FOLDERS, "logs"}
-        names = {path.name for path in self.path.iterdir() if not path.name.endswith(".tmp")}
-        return "records.jsonl" in names or names <= own
+    @property
+    def _earlier(self) -> Path:
+        return self.path / _owned.EARLIER
+
+    @property
+    def replaces_earlier(self) -> bool:
+        """Whether an earlier run is set aside, for as long as this one has no record."""
+        return self._earlier.is_dir()
+
+    def _set_aside(self) -> None:
+        """Move an earlier run's files out of the way; of two, the one with records."""
+        if self._earlier.is_dir() and not (self._earlier / "records.jsonl").is_file():
+            self._bring_back()  # killed while they moved: the records go last
+        records = self.path / "records.jsonl"
+        if not records.is_file() or records.stat().st_size == 0:
+            return self._clear()
+        self._forget_earlier()
+        self._clear(scraps=True)
+        self._earlier.mkdir()
+        for name in (*_owned.NUMBERED, _owned.LOGS, *_owned.FILES):
+            if (self.path / name).exists():
+                (self.path / name).rename(self._earlier / name)
+
+    def _bring_back(self) -> None:
+        if self._earlier.is_dir():
+            for path in list(self._earlier.iterdir()):
+                place = self.path / path.name
+                if place.is_dir() and not any(place.iterdir()):
+                    place.rmdir()
+                if not place.exists():
+                    path.rename(place)
+            self._forget_earlier()
+
+    def _forget_earlier(self) -> None:
+        if self._earlier.is_dir():
+            _owned.remove(path for path in self._own() if path.is_relative_to(self._earlier))
+
+    def _clear(self, *, scraps: bool = False) -> None:
+        own = (path for path in self._own() if not path.is_relative_to(self._earlier))
+        _owned.remove(path for path in own if not scraps or path.name.endswith(".tmp"))
 
     def sweep(self) -> None:
         """Remove the temporary files that a killed process left."""
-        for folder in (self.path, *(self.path / name for name in _OWN_FOLDERS)):
-            for file in folder.glob(".*.tmp"):
-                file.unlink()
+        self._clear(scraps=True)
 
     def rewind(self, epoch: float) -> None:
         """Forget what came after an epoch: a resumed run makes it again (-1: forget everything that was measured)."""
         kept = [record for record in self._parse() if record.epoch <= epoch]
         text = "".join(record.to_json() + "\n" for record in kept)
         write_atomically(self.path / "records.jsonl", text.encode())
-        for folder, pattern in _OWN_FOLDERS.items():
-            for file in (self.path / folder).glob(f"epoch-{pattern}"):
-                if _epoch(file) > epoch:
+        for folder in _owned.NUMBERED:
+            for file in self._numbered(folder):
+                if _owned.epoch_of(file) > epoch:
                     file.unlink()
 
     @property
@@ -212,44 +215,62 @@ class RunFolder:
         return self.path / "logs"
 
     def discard(self) -> None:
-        """Remove the run's files, and the folders that are empty then: a failed run leaves nothing half-written."""
+        """Remove the run's files, and the folders that are empty then, and bring an earlier run back, if one was here.
+
+        A failed run leaves nothing half-written.
+        """
         self._clear()
-        for folder in (*(self.path / name for name in _OWN_FOLDERS), self.logs, self.path):
-            if folder.is_dir() and not any(folder.iterdir()):
-                folder.rmdir()
+        self._bring_back()
+        if not (self.path / "records.jsonl").exists():
+            (self.path / _locks.NAME).unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+        self.unlock()
 
     def append(self, record: Record) -> None:
         """Add a record."""
         file = self.path / "records.jsonl"
         write_atomically(file, file.read_bytes() + record.to_json().encode() + b"\n")
+        self._forget_earlier()
 
     def put(self, record: Record) -> None:
         """Add a record in its place by epoch; one of the same epoch gives way to it."""
         others = [other for other in self._parse() if other.epoch != record.epoch]
         text = "".join(each.to_json() + "\n" for each in sorted([*others, record], key=lambda each: each.epoch))
         write_atomically(self.path / "records.jsonl", text.encode())
+        self._forget_earlier()
 
     def records(self) -> list[Record]:
         """All records, in order.
 
         Raises:
-            InputError: there are none, or a line is not a record.
+            InputError: there are none, a line is not a record, or they are out of order.
         """
         records = self._parse()
         if not records:
             raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
+        for before, after in pairwise(records):
+            if after.epoch < before.epoch:
+                raise InputError(
+                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines in "
+                    "order, or train again"
+                )
         return records
 
     def _parse(self) -> list[Record]:
-        lines = self.read_text("records.jsonl").splitlines()
-        records = []
-        for number, line in enumerate(lines, start=1):
+        file = self.path / "records.jsonl"
+        lines = read_text(file, _RECORDS_BYTES).split("\n")
+        records: list[Record] = []
+        for at, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
             try:
+                if len(line) > _LINE:
+                    raise ValueError(f"it has more than {_LINE:,} characters")
                 records.append(Record.from_json(line))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(
-                    f"{self.path / 'records.jsonl'} line {number} is not a record ({error}): restore it or train again"
-                ) from None
+            except ValueError as error:
+                why = " ".join(str(error).split())[:160]
+                raise InputError(f"{file} line {at} is not a record ({why}): restore it or train again") from None
         return records
 
     def write_geometry(self, geometry: Geometry) -> None:
@@ -263,26 +284,32 @@ class RunFolder:
         """The kept geometries, in order of epochs.
 
         Raises:
-            InputError: a file is damaged.
+            InputError: a file is damaged, or they are not all of one shape.
         """
-        for file in self._geometry_files():
+        shape = None
+        for file in self._numbered("geometry"):
             try:
-                with np.load(file, allow_pickle=False) as loaded:
-                    arrays = {name: loaded[name] for name in loaded.files}
-                yield Geometry(_epoch(file), **arrays)
-            except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
-                raise InputError(f"{file} is damaged ({error}): delete it to go on without that epoch") from None
+                found = read_geometry(file)
+                shape = shape or found.means.shape
+                if found.means.shape != shape:
+                    raise ValueError(f"its class means are {found.means.shape}, those before it {shape}")
+            except (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
+                why = " ".join(str(error).split())[:160] or type(error).__name__
+                raise InputError(f"{file} is damaged ({why}): delete it to go on without that epoch") from None
+            yield found
 
     def thin_geometries(self, most: int) -> None:
         """Keep at most so many geometries: the first, the last, and between them more where the epochs are few."""
-        files = self._geometry_files()
+        files = self._numbered("geometry")
         while len(files) > max(most, 2):
-            place = [math.sqrt(_epoch(file)) for file in files]
+            place = [math.sqrt(_owned.epoch_of(file)) for file in files]
             spare = min(range(1, len(files) - 1), key=lambda i: place[i + 1] - place[i - 1])
             files.pop(spare).unlink()
 
-    def _geometry_files(self) -> list[Path]:
-        return sorted((self.path / "geometry").glob("epoch-[0-9]*.npz"), key=_epoch)
+    def _numbered(self, folder: str) -> list[Path]:
+        """The files of epochs in a folder, in order; copies under other names are none."""
+        found = (self.path / folder).glob(f"epoch-*{_owned.NUMBERED[folder]}")
+        return sorted((file for file in found if _owned.is_epoch_file(file)), key=_owned.epoch_of)
 
     def checkpoint(self, epoch: int) -> Path:
         """The place of an epoch's weights."""
@@ -290,8 +317,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(epoch, file) of the kept weights, in order."""
-        files = sorted((self.path / "checkpoints").glob("epoch-[0-9]*.safetensors"), key=_epoch)
-        return [(_epoch(file), file) for file in files]
+        return [(_owned.epoch_of(file), file) for file in self._numbered("checkpoints")]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the folder."""
@@ -303,11 +329,7 @@ class RunFolder:
         Raises:
             InputError: it is not there.
         """
-        try:
-            return (self.path / name).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise InputError(f"cannot read {self.path / name}: {reason}") from None
+        return read_text(self.path / name)
 
 
 def write_atomically(path: Path, content: bytes) -> Path:
@@ -326,45 +348,7 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
-def _epoch(file: Path) -> int:
-    return int(file.stem.removeprefix("epoch-"))
-
-
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _numbers(values: dict[str, float | None]) -> dict[str, float]:
-    return {name: math.nan if x is None else float(x) for name, x in values.items()}
-
-
-def finite(value: Any) -> Any:
-    """The value with None for floats that are not finite, which JSON has no words for."""
-    if isinstance(value, dict):
-        return {name: finite(item) for name, item in value.items()}
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-MEASURES: dict[str, tuple[str, str]] = {
-    "nc1": ("NC1", "tr(S_W S_B^+)/K: spread within classes against spread between them"),
-    "nc1_quotient": ("NC1, quotient", "tr S_W / tr S_B"),
-    "nc1_cdnv": ("NC1, CDNV", "variance over squared distance, mean over pairs of classes"),
-    "nc2": ("NC2", "distance of the classifier's rows from a simplex ETF"),
-    "nc2_means": ("NC2, means", "distance of the class means from a simplex ETF"),
-    "nc3": ("NC3", "distance of W M from a simplex ETF: classifier against class means"),
-    "nc3_distance": ("NC3, distance", "|W/|W| - M/|M||: classifier against class means"),
-    "nc4": ("NC4", "share of samples not predicted as the class of the nearest mean"),
-    "nc_bias": ("NC bias", "|b + W mu_G|: free to stay large when the bias has no decay"),
-    "nc_bias_centered": ("NC bias, centred", "the same less what shifts all logits alike"),
-    "equinorm_means": ("equinorm, means", "spread of the lengths of the class means"),
-    "equinorm_weights": ("equinorm, rows", "spread of the lengths of the classifier's rows"),
-    "equiangularity_means": ("equiangularity, means", "spread of the cosines between class means"),
-    "equiangularity_weights": ("equiangularity, rows", "spread of the cosines between the classifier's rows"),
-    "max_equiangularity_means": ("maximal angles, means", "mean |cos + 1/(K-1)| between class means"),
-    "max_equiangularity_weights": ("maximal angles, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
-}
-"""Label and meaning of each measure, in the order of tables. All but nc_bias go to 0 under collapse."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import read_mapping
 from neuralcollapse.records import MEASURES, Geometry, Record, RunFolder
 
 _SPLITS = ("train", "test")
@@ -55,7 +55,7 @@ class Run:
     def class_names(self) -> list[str]:
         """Names of the classes; their numbers where they have none."""
         count = len(self.geometries[-1].means) if self.geometries else 0
-        names = [str(name) for name in self.environment.get("class_names") or ()]
+        names = [str(name) for name in _list(self.environment.get("class_names"))]
         return names if len(names) == count or not count else list(map(str, range(count)))
 
 
@@ -116,7 +116,7 @@ def after(record: Record, unit: str) -> str:
 
 def by_layer(run: Run, record: Record, key: str) -> dict[str, float]:
     """A measure from layer to layer, in the order of the run's configuration, the classifier's features last."""
-    wanted = [name for name in run.config.get("layers") or () if name in record.layers]
+    wanted = [name for name in _list(run.config.get("layers")) if name in record.layers]
     found = {name: record.layers[name].get(key, math.nan) for name in wanted or record.layers}
     return {**found, "features": value(record, key)}
 
@@ -172,14 +172,11 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
         InputError: no run there, no records, damaged files.
     """
     folder = RunFolder.open(path)
-    return Run(
-        name or _name(folder.path),
-        _mapping(folder, "config.yaml"),
-        _mapping(folder, "environment.json"),
-        folder.records(),
-        list(folder.geometries()),
-        labels or {},
-    )
+    config = read_mapping(folder.path / "config.yaml")
+    environment = read_mapping(folder.path / "environment.json")
+    records, geometries = folder.records(), list(folder.geometries())
+    _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
+    return Run(name or _name(folder.path), config, environment, records, geometries, labels or {})
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -209,17 +206,27 @@ def _name(path: Path) -> str:
     return path.resolve().name
 
 
-def _mapping(run: RunFolder, name: str) -> dict[str, Any]:
-    import yaml
+def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
+    """Raise where what this library wrote of the data is no longer of its kind.
 
-    text = run.read_text(name)
-    try:
-        values = json.loads(text)
-    except ValueError:
-        try:
-            values = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{run.path / name} is damaged: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{run.path / name} is damaged: expected a mapping")
-    return values
+    Raises:
+        InputError: naming the entry.
+    """
+    counts = environment.get("class_counts")
+    if counts is not None:
+        if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+            raise InputError(f"{source} is damaged: expected class_counts as a list of numbers, got {counts!r:.60}")
+        if classes not in (None, len(counts)):
+            raise InputError(f"{source} is damaged: it counts {len(counts)} classes, and the geometry has {classes}")
+    names = environment.get("class_names")
+    if names is not None and not isinstance(names, list):
+        raise InputError(f"{source} is damaged: expected class_names as a list, got {names!r:.60}")
+    for name in ("num_classes", "feature_dim", "train_samples", "test_samples", "parameters"):
+        value = environment.get(name)
+        if value is not None and (type(value) is not int or value < 0):
+            raise InputError(f"{source} is damaged: expected {name} as a whole number, got {value!r:.60}")
+
+
+def _list(value: object) -> list[Any]:
+    """The value, if it is a list: what users keep in a configuration may be anything."""
+    return value if isinstance(value, list) else []

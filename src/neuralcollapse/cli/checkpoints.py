@@ -111,15 +111,18 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.assemble import network_for
         from neuralcollapse.training.data import Batches
+        from neuralcollapse.training.run import named_paths
     except ImportError as error:
         raise needs_train(error) from None
-    find_checkpoints(options.checkpoints)  # before the data are read
+    files = find_checkpoints(options.checkpoints)  # before the data are read
     config = _config(options)
+    out = Path(options.out or f"runs/{file_name(options.data)}-{file_name(options.model)}-checkpoints")
+    if options.force:
+        RunFolder.check_free(out, force=True, given=[*files, *named_paths(config)])
     device = _device(options.device)
     data = _data(config, options)
     model, classifier = _inside(network_for(config, data), options.classifier)
     _normalised(model, options.normalize or "data", data, device)
-    out = Path(options.out or f"runs/{file_name(options.data)}-{file_name(options.model)}-checkpoints")
     paths: dict[int, str] = {}
 
     def show(checkpoint: Checkpoint) -> None:
@@ -137,6 +140,7 @@ def run(options: argparse.Namespace) -> int:
         test_loader=Batches(data.test, options.batch_size or _BATCH, device=device) if len(data.test.labels) else None,
         out=out,
         force=bool(options.force),
+        given=named_paths(config),
         prefix=options.prefix,
         config=_described(config, options, data),
         class_names=data.class_names,
@@ -302,7 +306,7 @@ def _unit(out: Path) -> str:
 
 def _line(checkpoint: Checkpoint) -> str:
     record = checkpoint.record
-    numbers = [f"accuracy {record.train['accuracy']:.4f}"]
+    numbers = [f"accuracy {record.train.get('accuracy', math.nan):.4f}"]
     for name in ("nc1", "nc2", "nc3"):
         numbers.append(f"{name.upper()} {record.measures.get(name, math.nan):<8.3g}")
     before = "" if checkpoint.fresh else " (measured before)"

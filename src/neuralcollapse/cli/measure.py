@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,9 @@ from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.records import RunFolder
 
+_ARRAYS = ("features", "labels", "weight", "bias")
+_INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
+_INFLATED = 200
 _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
 
 
@@ -49,6 +52,11 @@ def add(commands: Any) -> None:
         "--feature-decay", type=float, metavar="L", help="of the features (from the balance of W and H)"
     )
     parser.add_argument("--bias-decay", type=float, metavar="L", help="of the bias (the weight decay)")
+    parser.add_argument(
+        "--trust-code",
+        action="store_true",
+        help="of a run folder: import the code that its configuration names, as in network: my_module:function",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     checkpoints.add(parser)
     parser.set_defaults(run=run)
@@ -78,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         for_files += [*(getattr(options, name) for name in _DECAYS)]
         if options.no_pairwise or any(value is not None for value in for_files):
             raise InputError(
-                "only --certify-head and --json are for runs, the other options are for files: leave them out"
+                "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
             )
         try:
             from neuralcollapse.training.run import remeasure
@@ -94,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
                 f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
                 "records; weights kept elsewhere are measured by --model, --checkpoints and --data"
             )
-        results = remeasure(folder, certify_head=options.certify_head)
+        results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
         if options.json:
             print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
             return 0
@@ -108,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
 
     _check_decays(options)
-    arrays = read_features(options.path)
+    arrays, unused = read_features(options.path)
     from neuralcollapse.capture.features import measure_features
 
     values = measure_features(
@@ -130,7 +138,6 @@ def run(options: argparse.Namespace) -> int:
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (all but NC bias go to 0 under collapse)\n")
     print_table(values)
     print_head(values)
-    unused = sorted(set(arrays) - {"features", "labels", "weight", "bias"})
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
     if "nc2" not in values:
@@ -159,8 +166,10 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
     return certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay).record()
 
 
-def read_features(path: Path) -> dict[str, Any]:
-    """The arrays of a .npz or .safetensors file, as tensors; nothing in it is ever unpickled.
+def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
+
+    Nothing in it is ever unpickled.
 
     Raises:
         InputError: no such file, another kind of file, pickled data, or features or labels missing.
@@ -172,20 +181,24 @@ def read_features(path: Path) -> dict[str, Any]:
         raise InputError(
             f"expected a .npz or .safetensors file, got {path.name} (pickled files are never loaded): {how}"
         )
+    names: Sequence[str]
     try:
         if path.suffix == ".npz":
-            import numpy as np
+            from neuralcollapse._arrays import read_arrays
 
             if not zipfile.is_zipfile(path):
                 raise InputError(
                     f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
                 )
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
+            arrays, others = read_arrays(path, _ARRAYS, most=most)
         else:
-            from safetensors.torch import load_file
+            from safetensors import safe_open
 
-            arrays = load_file(path)
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                arrays = {name: file.get_tensor(name) for name in _ARRAYS if name in names}
+            others = sorted(set(names) - set(arrays))
     except InputError:
         raise
     except ValueError as error:
@@ -196,6 +209,6 @@ def read_features(path: Path) -> dict[str, Any]:
         raise InputError(f"cannot read {path} as {path.suffix}: {error}; {how}") from None
     missing = [name for name in ("features", "labels") if name not in arrays]
     if missing:
-        found = ", ".join(sorted(arrays)) or "none"
+        found = ", ".join(sorted([*arrays, *others])) or "none"
         raise InputError(f"{path} has no array {' or '.join(map(repr, missing))} (it has: {found}): {how}")
-    return dict(arrays)
+    return dict(arrays), others

@@ -17,7 +17,7 @@ def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
     for number, (name, values) in enumerate(layers.items()):
         if number == 0:
             print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
-        print(f"  {name:<27} {values['nc1']:>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
+        print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
 
 
 def print_head(values: Mapping[str, Any]) -> None:

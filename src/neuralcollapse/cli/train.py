@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table, spelled
+from neuralcollapse.records import RunFolder
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, types
 
 
@@ -21,7 +23,7 @@ def run(arguments: list[str]) -> int:
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.callbacks import is_primary
         from neuralcollapse.training.resume import Stopped
-        from neuralcollapse.training.run import resume, train
+        from neuralcollapse.training.run import needs_trust, read_config, resume, train
     except ImportError as error:
         raise needs_train(error) from None
     parser = jsonargparse.ArgumentParser(
@@ -30,13 +32,19 @@ def run(arguments: list[str]) -> int:
         epilog="examples: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf; "
         "neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam; "
         "neuralcollapse train --resume runs/etf",
-        usage="neuralcollapse train [--config FILE] [--out RUN] [--force] [--json] [--resume RUN] [--OPTION VALUE ...]",
+        usage="neuralcollapse train [--config FILE] [--out RUN] [--force] [--json] [--resume RUN] [--trust_code] "
+        "[--OPTION VALUE ...]",
         exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
     parser.add_argument("--out", type=str | None, help="the run folder (runs/DATA-NETWORK-CLASSIFIER)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
     parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was stopped")
+    parser.add_argument(
+        "--trust_code",
+        action="store_true",
+        help="import the code that the configuration in a run folder names, as in network: my_module:function",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_class_arguments(TrainConfig)
     arguments = [_listed(spelled(argument, "-", "_")) for argument in _joined(arguments)]
@@ -46,23 +54,30 @@ def run(arguments: list[str]) -> int:
         if parsed.out or parsed.force:
             raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
         out = Path(parsed.resume)
+        files: list[Path] = []
         given = parser.parse_args(arguments, defaults=False)
         changes = {name: given[name] for name in types() if name in given}
     else:
         config = TrainConfig(**options)
+        files = [Path(str(file)) for file in parsed.config or ()]
+        if not parsed.trust_code and not any(argument.startswith("--network=") for argument in arguments):
+            _check_trusted(needs_trust(config), files)
         out = Path(parsed.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-{config.classifier}")
 
     try:
-        folder = resume(out, changes) if parsed.resume else train(config, out, force=parsed.force)
+        if parsed.resume:
+            folder = resume(out, changes, trust_code=parsed.trust_code)
+        else:
+            # a run's own configuration may be given for the run that takes its place, which writes it anew
+            needed = [file for file in files if file.resolve() != (out / "config.yaml").resolve()]
+            folder = train(config, out, force=parsed.force, given=needed)
     except Stopped as stopped:
         if is_primary():
-            print(
-                f"neuralcollapse: {stopped}; to go on: neuralcollapse train --resume {out}",
-                file=sys.stderr,
-            )
+            trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""
+            print(f"neuralcollapse: {stopped}; to go on: neuralcollapse train --resume {out}{trust}", file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        if not (out / "config.yaml").is_file():
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args or not (out / "config.yaml").is_file():
             raise
         print(f"neuralcollapse: interrupted; to go on: neuralcollapse train --resume {out}", file=sys.stderr)
         return 130
@@ -93,6 +108,19 @@ def run(arguments: list[str]) -> int:
     else:
         print("next  open the page; or compare with another classifier, loss or optimiser: neuralcollapse train --help")
     return 0
+
+
+def _check_trusted(code: str | None, files: Sequence[Path]) -> None:
+    """Raise where a configuration that asks for code is that of a run folder.
+
+    Raises:
+        InputError: it is.
+    """
+    for file in files:
+        if code is not None and any((file.parent / name).exists() for name in ("records.jsonl", "environment.json")):
+            raise InputError(
+                f"{file} asks to {code}, and a run folder is data: if you trust it, allow that with --trust-code"
+            )
 
 
 def file_name(text: str) -> str:

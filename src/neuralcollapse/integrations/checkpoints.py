@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse._options import check_loader, check_names, check_values, options_of
+from neuralcollapse._plain import parse_json, plain, read_text
 from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.integrations.order import Order, find_checkpoints, known_as, training_order
 from neuralcollapse.integrations.weights import fit_weights, read_weights
@@ -35,7 +36,6 @@ _OPTIONS = (  # what records depend on
     "nc4",
     "head_decay",
 )
-_ANOTHER = "choose another folder (--out, out=), or overwrite it (--force, force=True)"
 
 
 class Checkpoint(NamedTuple):
@@ -68,6 +68,7 @@ def measure_checkpoints(
     config: Mapping[str, Any] | None = None,
     class_names: Sequence[str] = (),
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    given: Iterable[str | Path] = (),
     **options: Any,
 ) -> list[Record]:
     """Measure checkpoints in the order of training: one record for each, in a run folder if asked for.
@@ -83,12 +84,14 @@ def measure_checkpoints(
         classifier: dotted name of the last layer.
         test_loader: adds loss and accuracy on the test set to the records.
         out: the run folder, new or one of an earlier call with the same model, data and options.
-        force: begin anew in `out`.
+        force: begin anew in `out`, if there is nothing in it that others made or that is still needed.
         prefix: what stands before the model's names in the files, where several would do.
         progress: show a progress bar for each checkpoint (on a terminal only).
         config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
         class_names: of the K classes.
         on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
+        given: files and folders beside the checkpoints that are still needed, such as the data's: an `out` that holds
+            one of them is not overwritten.
         options: of `neuralcollapse.Recorder` (layers, ignore_index, pairwise, head_decay, device, ...).
 
     Returns:
@@ -97,11 +100,11 @@ def measure_checkpoints(
 
     Raises:
         InputError: no checkpoints, one that cannot be read or does not fit the model (those before it are kept in
-            `out`), `out` is in use or was measured otherwise; as `neuralcollapse.measure`.
+            `out`), `out` is in use, written by another process, or was measured otherwise; as `neuralcollapse.measure`.
     """
     check_model(model)
     check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
-    given = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
+    given: dict[str, Any] = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
     check_values({**given, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)
     files = find_checkpoints(checkpoints)
@@ -122,7 +125,18 @@ def measure_checkpoints(
         **options,
     )
     recorder.describe(model)  # an early error where there is no such classifier
-    run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out))
+    with _locked(out, recorder):
+        run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out), [*given, *files])
+        return _measured(run, model, files, prefix, on_checkpoint)
+
+
+def _measured(
+    run: _Run,
+    model: nn.Module,
+    files: Sequence[Path],
+    prefix: str | None,
+    on_checkpoint: Callable[[Checkpoint], None] | None,
+) -> list[Record]:
     order = run.take_in(files)
     if order.counted and len(order.checkpoints) > 1:
         names = listed([path.name for _, path in order.checkpoints], 3)
@@ -130,7 +144,7 @@ def measure_checkpoints(
             f"the names of the checkpoints do not say when they were made ({names}): counted from 1 to "
             f"{len(order.checkpoints)} in this order",
             NeuralCollapseWarning,
-            stacklevel=2,
+            stacklevel=3,
         )
     with _weights_restored(model):
         for number, path in order.checkpoints:
@@ -159,27 +173,33 @@ class _Run:
 
     recorder: Recorder
     done: dict[str, _Done]
+    given: Sequence[str | Path] = ()
 
     @classmethod
-    def opened(cls, recorder: Recorder, model: nn.Module, out: Path) -> _Run:
+    def opened(cls, recorder: Recorder, model: nn.Module, out: Path, given: Sequence[str | Path]) -> _Run:
         """The run in a folder, with what an earlier call measured there."""
         recorder.out = out
         described = None if recorder.force else _read_json(out / "config.yaml")
         if not isinstance(described, dict) or "checkpoints" not in described:
-            RunFolder.check_free(out, force=recorder.force)
-            return cls(recorder, {})
-        wanted = json.loads(json.dumps(finite(recorder.describe(model)), default=str))
+            RunFolder.check_free(out, force=recorder.force, given=given)
+            return cls(recorder, {}, given)
+        wanted = finite(plain(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:
-                raise InputError(f"{out} was measured with {key}={described.get(key)!r}, got {value!r}: {_ANOTHER}")
+                raise InputError(
+                    f"{out} was measured with {key}={described.get(key)!r:.80}, got {value!r:.80}: "
+                    + RunFolder(out).way_out(given)
+                )
         done = {}
         if (out / _LEDGER).is_file():
             try:
-                for name, (size, mtime_ns, record) in json.loads((out / _LEDGER).read_text()).items():
+                for name, (size, mtime_ns, record) in parse_json(read_text(out / _LEDGER)).items():
+                    if type(size) is not int or type(mtime_ns) is not int:
+                        raise ValueError("expected the size and the time of each file")
                     done[name] = _Done(size, mtime_ns, Record.from_json(json.dumps(record)))
-            except (ValueError, TypeError, KeyError, AttributeError):
+            except (ValueError, TypeError, AttributeError):
                 raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure anew in another folder") from None
-        return cls(recorder, done)
+        return cls(recorder, done, given)
 
     @property
     def records(self) -> list[Record]:
@@ -199,7 +219,7 @@ class _Run:
         if gone and order.counted and (len(gone) == len(self.done) or not training_order(files).counted):
             raise InputError(
                 f"{self.recorder.out} holds {gone[0]} and others, and the names of those given do not say how they go "
-                f"together: {_ANOTHER}"
+                f"together: {RunFolder(self._place).way_out(self.given)}"
             )
         self.recorder.unit = order.unit
         if self.recorder.out is not None and not self.recorder.force and (self._place / "records.jsonl").is_file():
@@ -236,8 +256,6 @@ class _Run:
         stamp = _stamp(path)  # before it is read: what changes meanwhile is measured again
         try:
             fit_weights(model, read_weights(path), path, prefix=prefix)
-            if self.recorder.force and self.recorder.folder is None and self.recorder.out is not None:
-                (self._place / _LEDGER).unlink(missing_ok=True)
             try:
                 record = self.recorder.measure(model, number)
             except InputError as error:
@@ -286,9 +304,25 @@ def _geometry(folder: RunFolder, number: int) -> Path:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return parse_json(read_text(path))
+    except ValueError:
         return None
+
+
+@contextmanager
+def _locked(out: str | Path | None, recorder: Recorder) -> Iterator[None]:
+    """Keep other writers out of a folder that is there; a new one is locked when it is made."""
+    folder = RunFolder(out) if out is not None and RunFolder(out).path.is_dir() else None
+    if folder is not None and not os.path.lexists(folder.path / "records.jsonl"):
+        folder = None  # nothing of ours to join
+    if folder is not None:
+        folder.lock()
+    try:
+        yield
+    finally:
+        for held in (folder, recorder.folder):
+            if held is not None:
+                held.unlock()
 
 
 @contextmanager

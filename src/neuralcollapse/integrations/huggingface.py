@@ -133,6 +133,13 @@ class CollapseTrainerCallback(TrainerCallback):
         if self.every == "epoch" or control.should_training_stop:
             self._measure(state, control)
 
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let others write in the run folder."""
+        if self.recorder is not None and self.recorder.folder is not None:
+            self.recorder.folder.unlock()
+
     def _count(self, state: TrainerState) -> float:
         return (state.epoch or 0.0) if self.every == "epoch" else state.global_step
 

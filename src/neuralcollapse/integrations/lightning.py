@@ -126,6 +126,12 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         self.records = self.recorder.records
         super().on_train_start(trainer, pl_module)
 
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure the end, when training stopped between two measurements, and let others write in the run folder."""
+        super().on_train_end(trainer, pl_module)
+        if self.recorder is not None and self.recorder.folder is not None:
+            self.recorder.folder.unlock()
+
     def _recorder(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Recorder:
         strategy = type(trainer.strategy).__name__
         if strategy.startswith(_SPLIT):

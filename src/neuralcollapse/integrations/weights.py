@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse._checksums import check_safetensors
 from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.fixed import FixedClassifier
 
@@ -74,6 +75,7 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
     from safetensors.torch import load_file
 
     try:
+        check_safetensors(path)
         return load_file(path)
     except Exception as error:  # safetensors raises kinds of its own
         raise InputError(f"cannot read {path} ({_line(error)}): copy it again, or {_HOW}") from None

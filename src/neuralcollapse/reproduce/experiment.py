@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse._errors import InputError, nearest
+from neuralcollapse._plain import parse_yaml
 from neuralcollapse.training.config import TrainConfig, check_names
 
 SCALES = ("smoke", "laptop", "paper")
@@ -124,14 +125,12 @@ def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = N
 
 def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
     """An experiment from its YAML text (see `find_experiment`)."""
-    import yaml
-
     if scale not in SCALES:
         raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{nearest(scale, SCALES)}")
     try:
-        whole = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{name} is not YAML: {' '.join(str(error).split())}") from None
+        whole = parse_yaml(text)
+    except ValueError as error:
+        raise InputError(f"{name} is not YAML: {error}") from None
     whole = _mapping(whole, name, _TOP)
     scales = _mapping(whole.get("scales"), f"{name}: scales", SCALES)
     if scale not in scales:

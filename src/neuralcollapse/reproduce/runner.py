@@ -11,22 +11,27 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from neuralcollapse._errors import InputError
+from neuralcollapse._errors import InputError, listed
+from neuralcollapse._locks import InUse, hold
+from neuralcollapse._owned import used
+from neuralcollapse._plain import number, parse_json, parse_yaml, read_text
 from neuralcollapse.records import RunFolder, write_atomically
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
-from neuralcollapse.runs import read_run
-from neuralcollapse.training.config import CHANGEABLE, TrainConfig
+from neuralcollapse.runs import Run, read_run
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names
 
 FILE, COSTS = "experiment.yaml", "costs.json"
+_POLL = 1.0  # seconds between looks at the runs of others
 
 Tell = Callable[[str], None]
 
@@ -57,7 +62,7 @@ class ExperimentFolder:
                 raise InputError(
                     f"{out} holds the experiment {there['name']} at the scale {there['scale']}: choose another --out"
                 )
-        elif out.exists() and any(out.iterdir()):
+        elif out.exists() and used(out):
             raise InputError(f"{out} is not empty and holds no experiment: choose another --out")
         folder = cls(out, experiment)
         folder._check_runs()
@@ -90,26 +95,74 @@ class ExperimentFolder:
     def run(self, *, progress: bool = True, tell: Tell = lambda text: None) -> None:
         """Run what is missing; what is there is not run again.
 
+        Where other processes run the same experiment in the same folder, each takes runs that the others have not, and
+        stays until all are whole: what one of them leaves undone, another takes up.
+
         Raises:
             InputError: as `training.run.train`, or a run there with another configuration.
             Stopped: a signal came; to be called again.
         """
-        waiting = self.missing()
-        count, began = len(self.experiment.runs), time.monotonic()
-        for number, run in enumerate(waiting):
-            place = count - len(waiting) + number + 1
-            left = ""
-            if number:
-                seconds = (time.monotonic() - began) / number * (len(waiting) - number)
-                left = f", about {_duration(seconds)} left"
-            tell(f"run {place} of {count}: {run.name}{left}")
-            if isinstance(run.config, SurveyConfig):
-                found = surveys.facts(run.config)
-                surveys.write(self.path / run.name, run.config, found)
+        done, began = 0, time.monotonic()
+        waiting, told = self.missing(), False
+        while waiting:
+            elsewhere: list[Planned] = []
+            for at, run in enumerate(waiting):
+                left = ""
+                if done:
+                    seconds = (time.monotonic() - began) / done * (len(waiting) - at)
+                    left = f", about {_duration(seconds)} left"
+                try:
+                    done += self._take(run, progress, tell, left)
+                except InUse:
+                    elsewhere.append(run)
+            if len(elsewhere) == len(waiting):
+                if not told:
+                    names = listed([run.name for run in elsewhere], 3)
+                    tell(f"waiting for {names}, which another process runs")
+                told = True
+                time.sleep(_POLL)
+            waiting = [run for run in self.missing() if run in elsewhere]
+        told = False
+        while self.experiment.costs and not self._costs_whole():
+            try:
+                held = hold(self.path)
+            except InUse:
+                if not told:
+                    tell("waiting for what a training step costs, which another process measures")
+                told = True
+                time.sleep(_POLL)
+                continue
+            try:
+                self._measure_costs(tell)
+            finally:
+                held.release()
+
+    def _take(self, planned: Planned, progress: bool, tell: Tell, left: str) -> bool:
+        """Run one, unless it is whole by now.
+
+        Raises:
+            InUse: another process has it.
+        """
+        place = self.path / planned.name
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            held = hold(place)
+        except OSError as error:
+            raise InputError(f"cannot write {place}: {error.strerror or error}") from None
+        try:
+            if self._whole(planned):
+                return False
+            number = self.experiment.runs.index(planned) + 1
+            tell(f"run {number} of {len(self.experiment.runs)}: {planned.name}{left}")
+            if isinstance(planned.config, SurveyConfig):
+                surveys.write(place, planned.config, surveys.facts(planned.config))
             else:
-                self._train(run, run.config, progress)
-        if self.experiment.costs and not self._costs_whole():
-            self._measure_costs(tell)
+                self._train(planned, planned.config, progress)
+            return True
+        finally:
+            held.release()
+            with suppress(OSError):
+                place.rmdir()  # where nothing came of it
 
     def results(self) -> Results:
         """What is there so far.
@@ -127,6 +180,8 @@ class ExperimentFolder:
         runs = [
             read_run(self.path / run.name, run.name, run.labels) for run in self.experiment.runs if self._whole(run)
         ]
+        for found_run in runs:
+            _check_config(found_run, self.path / found_run.name / "config.yaml")
         return Results(runs=runs, costs=self._costs())
 
     def _train(self, run: Planned, config: TrainConfig, progress: bool) -> None:
@@ -134,7 +189,8 @@ class ExperimentFolder:
 
         place = self.path / run.name
         if _begun(place):
-            resume(place, progress=progress)
+            # its configuration is that of the experiment, which `create` made sure of
+            resume(place, progress=progress, trust_code=True)
         else:
             train(config, place, force=True, progress=progress)
 
@@ -178,10 +234,12 @@ class ExperimentFolder:
         if not file.is_file():
             return []
         try:
-            found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
-            if not all({"name", "labels", *COST_NAMES} <= set(cost) for cost in found):
-                raise ValueError
-        except (ValueError, TypeError):
+            found: list[dict[str, Any]] = parse_json(read_text(file))
+            for cost in found:
+                if not isinstance(cost["name"], str) or not isinstance(cost["labels"], dict):
+                    raise ValueError("expected a name and labels")
+                cost |= {name: None if cost[name] is None else number(cost[name]) for name in COST_NAMES}
+        except (ValueError, TypeError, KeyError):
             raise InputError(f"{file} is damaged: remove it to measure the costs anew") from None
         return found
 
@@ -189,6 +247,7 @@ class ExperimentFolder:
         return [cost["name"] for cost in self._costs()] == [plan.name for plan in self.experiment.costs]
 
     def _measure_costs(self, tell: Tell) -> None:
+
         from neuralcollapse.training.cost import step_costs
 
         tell("what a training step costs: memory and time")
@@ -201,15 +260,30 @@ class ExperimentFolder:
 def _read(path: Path) -> dict[str, Any]:
     file = path / FILE
     try:
-        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+        there = parse_yaml(read_text(file))
         if not isinstance(there, dict) or set(there) != {"name", "scale", "changes", "text"}:
             raise ValueError("expected name, scale, changes, text")
-        if not isinstance(there["text"], str) or not isinstance(there["changes"], dict):
-            raise ValueError("expected text and changes")
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        if not all(isinstance(there[name], str) for name in ("name", "scale", "text")):
+            raise ValueError("expected name, scale and text as text")
+        if not isinstance(there["changes"], dict):
+            raise ValueError("expected changes by name")
+    except ValueError as error:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"{file} is no experiment ({first}): expected a folder that 'reproduce' wrote") from None
     return there
+
+
+def _check_config(run: Run, source: Path) -> None:
+    """Raise unless the configuration is one of a training: checks and figures draw on what it says.
+
+    Raises:
+        InputError: it is not.
+    """
+    check_names(run.config, str(source))
+    try:
+        TrainConfig(**run.config)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{source}: {error}") from None
 
 
 def _begun(place: Path) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import parse_json, parse_yaml, read_text
 from neuralcollapse.records import finite, write_atomically
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.ufm.model import Model
@@ -57,13 +58,13 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
     if not (folder / FACTS).is_file():  # written last
         return None
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-        found = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        config = parse_yaml(read_text(folder / CONFIG))
+        found = parse_json(read_text(folder / FACTS))
         if not {"minimum", "atlas", "starts", "trajectories"} <= set(found) or "verdicts" not in found["starts"]:
             raise ValueError("parts are missing")
         for start in ("objectives", "gaps"):
             found["starts"][start] = [math.nan if x is None else x for x in found["starts"][start]]
         return SurveyConfig(**config), found
-    except (OSError, ValueError, TypeError, KeyError, yaml.YAMLError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"the survey in {folder} is damaged ({first}): remove the folder to make it anew") from None

@@ -154,6 +154,34 @@ def outside_network(name: str, num_classes: int, feature_dim: int | None, option
     return outside
 
 
+def code_named(name: str, options: Mapping[str, Any]) -> str | None:
+    """What building a network would import or load beyond the installed libraries' own models, in words; or None.
+
+    torchvision, timm and transformers are asked for models that they know by name, whose options are numbers and short
+    words: those are data. Options that name files, or are mappings of settings, may lead to code or pickles.
+    """
+    library, colon, model = name.partition(":")
+    if not colon:
+        return None
+    if library not in _LIBRARIES:
+        return f"import {library} and call {model}"
+    for option, value in options.items():
+        words = value if isinstance(value, list | tuple) else [value]
+        if option in _NAMES_ONLY and isinstance(value, Mapping):
+            words = list(value.values())
+        if option in _LOADING or not all(
+            word is None or isinstance(word, int | float) or (isinstance(word, str) and _WORD.fullmatch(word))
+            for word in words
+        ):
+            return f"give {library} the option {option}={value!r:.60}"
+    return None
+
+
+_LOADING = ("checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "cache_dir", "model_args", "backbone_kwargs")
+_NAMES_ONLY = ("id2label", "label2id")
+_WORD = re.compile(r"[\w .,+-]*")
+
+
 def _torchvision(model: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     models = _library("torchvision").models
     _check_known("torchvision", model, models.list_models())
@@ -178,6 +206,7 @@ def _transformers(model: str, num_classes: int, options: dict[str, Any]) -> nn.M
             f"{listed(kinds, most=len(kinds))}"
         )
     config.num_labels = num_classes
+    _check_no_code(config, model)
     with _explained(f"transformers:{model}"):
         network = library.AutoModelForImageClassification.from_config(config)
     return network.to(torch.get_default_dtype())  # the hub's configurations may ask for half precision
@@ -200,6 +229,18 @@ def _config(library: Any, model: str, options: dict[str, Any]) -> Any:
             f"transformers:{model} has no option {unknown[0]!r}{near}; it takes those of its configuration"
         )
     return config
+
+
+def _check_no_code(config: Any, model: str) -> None:
+    """Raise where a configuration names kernels of the hub, which are code, or files to load."""
+    for name, value in vars(config).items():
+        kernel = name.endswith("implementation_internal") and "/" in str(value)
+        loads = name in _LOADING and isinstance(value, Mapping) and any(key in _LOADING for key in value)
+        if kernel or loads:
+            shown = name.removeprefix("_").removesuffix("_internal")
+            raise InputError(f"transformers:{model} asks for {shown}={value!r:.60}: code from the hub is never run")
+        if hasattr(value, "to_dict") and value is not config:
+            _check_no_code(value, model)
 
 
 def _saved_config(library: Any, model: str, options: dict[str, Any]) -> tuple[Any, list[str]]:

@@ -7,6 +7,7 @@ import json
 import signal
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +19,9 @@ from typing import Any
 import lightning
 import torch
 
+from neuralcollapse._checksums import check_zip, stamped_zip
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import parse_json
 from neuralcollapse.records import RunFolder, write_atomically
 from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig
@@ -68,8 +71,12 @@ class State:
         Raises:
             InputError: naming the first that differs.
         """
-        made, said = json.loads(self.origin), json.loads(_origin(config))
-        for name, value in made.items():
+        try:
+            made, said = parse_json(self.origin), json.loads(_origin(config))
+            items = made.items()
+        except (ValueError, AttributeError):
+            raise InputError("the state does not say what made it: delete it to train the run from its start") from None
+        for name, value in items:
             if said.get(name) != value:
                 raise InputError(
                     f"the state is of another run: made with {name}={value!r}, and config.yaml says "
@@ -80,29 +87,47 @@ class State:
         """Write it, whole or not at all."""
         buffer = io.BytesIO()
         torch.save({item.name: getattr(self, item.name) for item in fields(self)}, buffer)
-        write_atomically(path, buffer.getvalue())
+        write_atomically(path, stamped_zip(buffer.getvalue()))
 
     @classmethod
     def read(cls, path: Path) -> State:
         """Read it; nothing but tensors, numbers and plain containers is ever unpickled.
 
         Raises:
-            InputError: the file is cut off, holds other objects, or is no state of a run.
+            InputError: the file is cut off, was changed since it was written, holds other objects, or is no state of a
+                run.
         """
         try:
-            values = torch.load(path, map_location="cpu", weights_only=True)
+            content = path.read_bytes()
+            check_zip(content)
+            _check_stored(content)
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise InputError(_no_state(path, getattr(error, "strerror", None) or str(error))) from None
+        try:
+            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         except Exception as error:  # torch and pickle raise kinds of their own
             pickled = "weights_only" in str(error) or "Weights only" in str(error)
             why = "it holds pickled objects, which are never loaded" if pickled else "it is cut off or another file"
             raise InputError(_no_state(path, why)) from None
         names = [item.name for item in fields(cls)]
-        if not isinstance(values, dict) or sorted(values) != sorted(names):
+        if not isinstance(values, dict) or sorted(map(str, values)) != sorted(names):
             raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
         for name in names:
             value, kind = values[name], {"epoch": int, "step": int, "total_steps": int, "origin": str}.get(name, dict)
             if not isinstance(value, kind) or (isinstance(value, int) and value < 0):
                 raise InputError(_no_state(path, f"expected {name} of type {kind.__name__}, got {value!r:.40}"))
         return cls(**values)
+
+
+def _check_stored(content: bytes) -> None:
+    """Raise where a zip declares what it cannot hold; torch keeps all as it is, so that nothing grows when it is read.
+
+    Raises:
+        ValueError, zipfile.BadZipFile: it is no such zip.
+    """
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        if sum(info.file_size for info in archive.infolist()) > len(content):
+            raise ValueError("it declares more than it holds")
 
 
 def _no_state(path: Path, why: str) -> str:

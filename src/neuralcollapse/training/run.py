@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,28 +17,39 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import nn
 
+from neuralcollapse._checksums import METADATA, check_safetensors, stamped_safetensors
 from neuralcollapse._errors import InputError
+from neuralcollapse._plain import plain, read_mapping
 from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.classifier import find_module
 from neuralcollapse.recorder import geometry_of, head_record, machine
 from neuralcollapse.records import Record, RunFolder, write_atomically
 from neuralcollapse.training.assemble import network_for
-from neuralcollapse.training.callbacks import MeasuringCallback
+from neuralcollapse.training.callbacks import MeasuringCallback, is_primary
 from neuralcollapse.training.config import TrainConfig, check_names, completed, resumed
 from neuralcollapse.training.data import Batches, Data, load_data
 from neuralcollapse.training.module import Classification
 from neuralcollapse.training.objective import loss_function
 from neuralcollapse.training.online import OnlineCollapse
+from neuralcollapse.training.outside import code_named
 from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import KeepState, Pace, State, Stopped, StopSignal, take_up
 from neuralcollapse.training.trainer import make_logger, make_trainer, quiet
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
 _INSIDE = "network."  # where the network is in the module
+_WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar100", "hf", "transformers")
 _GEOMETRIES = 40  # class means are kept at about this many epochs
 
 
-def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress: bool = True) -> RunFolder:
+def train(
+    config: TrainConfig,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: bool = True,
+    given: Iterable[str | Path] = (),
+) -> RunFolder:
     """Train a network as described, measuring collapse, and leave a run folder.
 
     SIGTERM and a first SIGINT end the training after the step at hand; `resume` goes on from there.
@@ -46,24 +57,33 @@ def train(config: TrainConfig, out: str | Path, *, force: bool = False, progress
     Args:
         config: the run.
         out: the run folder; must be new or empty.
-        force: overwrite an earlier run in `out`.
+        force: overwrite an earlier run in `out`, if there is nothing in it that others made. It goes when the new run
+            has its first record.
         progress: show how far it is.
+        given: files that are still needed, such as that of the configuration: a folder that holds one is not
+            overwritten. So are the data and a network's files that `config` names.
 
     Raises:
         InputError: an unknown data set or network, files that are not as they should be, d < K-1 for an ETF classifier,
             a folder in use, training that diverged (a run folder with no state to resume from is removed).
         Stopped: a signal came; the state is in the folder.
     """
+    needed = [*given, *named_paths(config)]
 
-    def folder(data: Data, network: nn.Module) -> None:
-        run = RunFolder.create(out, force=force)
-        run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
-        run.write_text("environment.json", json.dumps(environment(data, network), indent=2) + "\n")
+    def folder(data: Data, network: nn.Module) -> RunFolder:
+        run = RunFolder.create(out, force=force, given=needed)
+        run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        run.write_text("environment.json", json.dumps(plain(environment(data, network)), indent=2) + "\n")
+        return run
 
+    if is_primary():
+        RunFolder.check_free(out, force=force, given=needed)
     return _train(config, Path(out), folder, None, progress, fresh=True)
 
 
-def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True) -> RunFolder:
+def resume(
+    path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True, trust_code: bool = False
+) -> RunFolder:
     """Go on with a run that was stopped or killed; its end is bit for bit that of a run never stopped.
 
     From the state that the run kept, or from the start where there is none yet. A run that is whole stays as it is,
@@ -73,14 +93,26 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
         path: the run folder.
         changes: new values of options that may change (`neuralcollapse.training.config.CHANGEABLE`).
         progress: show how far it is.
+        trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
 
     Raises:
-        InputError: no run there, a damaged state, a change of what made the weights, fewer epochs than were trained.
+        InputError: no run there or one that another process writes, a damaged state, code named without `trust_code`,
+            a change of what made the weights, fewer epochs than were trained.
         Stopped: a signal came again.
     """
     run = RunFolder.open(path)
+    if is_primary():
+        run.lock()
+    try:
+        return _resume(run, changes or {}, progress, trust_code)
+    finally:
+        run.unlock()
+
+
+def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_code: bool) -> RunFolder:
     old = read_config(run)
-    config = resumed(old, changes or {})
+    _check_trusted(old, run, trust_code)
+    config = resumed(old, changes)
     state = State.read(run.state) if run.state.is_file() else None
     if state is not None:
         state.check_origin(old)
@@ -93,12 +125,13 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
                 f"checkpoints it has with 'neuralcollapse measure {run.path}'"
             )
 
-    def folder(data: Data, network: nn.Module) -> None:
+    def folder(data: Data, network: nn.Module) -> RunFolder:
         run.sweep()
         run.make_folders()
         run.rewind(-1 if state is None else state.epoch)
         if config != old:
-            run.write_text("config.yaml", yaml.safe_dump(asdict(config), sort_keys=False))
+            run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+        return run
 
     return _train(config, run.path, folder, state, progress, fresh=False)
 
@@ -106,7 +139,7 @@ def resume(path: str | Path, changes: Mapping[str, Any] | None = None, *, progre
 def _train(
     config: TrainConfig,
     path: Path,
-    folder: Callable[[Data, nn.Module], None],
+    folder: Callable[[Data, nn.Module], RunFolder],
     state: State | None,
     progress: bool,
     *,
@@ -166,11 +199,10 @@ def _train(
     if state is not None:
         take_up(state, trainer, module, batches, callbacks)
     trainer.callbacks += [*callbacks, bar]  # type: ignore[attr-defined]
-    made = False
+    made: RunFolder | None = None  # before that the folder may be another's
     try:
         if primary:
-            folder(data, network)
-            made = True  # before that the folder may be another's
+            made = folder(data, network)
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
@@ -179,17 +211,22 @@ def _train(
     except Exception as error:
         kept = run.state.is_file()
         if fresh and made and not kept:
-            run.discard()
+            made.discard()
         if not isinstance(error, OSError) or not _is_of_writing(error, path):
             raise
         hint = f"; then go on with 'neuralcollapse train --resume {path}'" if kept or not fresh else ""
         raise InputError(
             f"cannot write the run folder {path}: {error.strerror or error}: free some space or mend the folder{hint}"
         ) from None
-    except SystemExit:  # Lightning turns an interrupt into an exit of its own
+    except (KeyboardInterrupt, SystemExit):  # Lightning turns an interrupt into an exit of its own
+        if fresh and made and made.replaces_earlier:  # before the first record: the earlier run comes back
+            made.discard()
+            raise KeyboardInterrupt("the earlier run is as it was") from None
         raise KeyboardInterrupt from None
     finally:
         bar.close()
+        if fresh and made:
+            made.unlock()
     return run
 
 
@@ -211,16 +248,26 @@ class _Checkpoints(lightning.Callback):
         if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
             state = pl_module.network.state_dict()
             own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            write_atomically(self.run.checkpoint(epoch), save(own))
+            write_atomically(self.run.checkpoint(epoch), stamped_safetensors(save(own, METADATA)))
 
 
-def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = True) -> dict[int, dict[str, Any]]:
+def remeasure(
+    run: RunFolder, *, certify_head: bool = False, progress: bool = True, trust_code: bool = False
+) -> dict[int, dict[str, Any]]:
     """Measure the kept checkpoints of a run anew on its training set: epoch -> measures, with "head" if certified.
 
+    Args:
+        run: the folder.
+        certify_head: compare the last layer with its exact optimum.
+        progress: show how far it is.
+        trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
+
     Raises:
-        InputError: no checkpoints, a config that does not fit, weights of another network.
+        InputError: no checkpoints, a config that does not fit, code named without `trust_code`, weights of another
+            network, or weights that were changed since they were written.
     """
     config = read_config(run)
+    _check_trusted(config, run, trust_code)
     data = load_data(config)
     network = network_for(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -229,6 +276,7 @@ def remeasure(run: RunFolder, *, certify_head: bool = False, progress: bool = Tr
     results = {}
     for epoch, file in run.checkpoints():
         try:
+            check_safetensors(file)
             network.load_state_dict(load_file(file))
         except Exception as error:  # safetensors and torch raise kinds of their own
             first = str(error).splitlines()[0]
@@ -252,18 +300,39 @@ def read_config(run: RunFolder) -> TrainConfig:
     Raises:
         InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
     """
-    text = run.read_text("config.yaml")
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{run.path / 'config.yaml'} is not YAML: {str(error).splitlines()[0]}") from None
-    if not isinstance(values, dict):
-        raise InputError(f"{run.path / 'config.yaml'}: expected a mapping of options")
+    values = read_mapping(run.path / "config.yaml")
     check_names(values, str(run.path / "config.yaml"))
     try:
         return TrainConfig(**completed(values))
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+
+
+def needs_trust(config: TrainConfig) -> str | None:
+    """What training or measuring by a configuration would import or load beyond the installed libraries; or None."""
+    code = code_named(config.network, config.network_options)
+    hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
+    if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
+        return f"load the data set {config.data}, which may come with a script"
+    return code
+
+
+def _check_trusted(config: TrainConfig, run: RunFolder, trust_code: bool) -> None:
+    code = needs_trust(config)
+    if code is not None and not trust_code:
+        raise InputError(
+            f"{run.path / 'config.yaml'} asks to {code}, and a run folder is data: if you trust it, allow that with "
+            "--trust-code (trust_code=True)"
+        )
+
+
+def named_paths(config: TrainConfig) -> list[Path]:
+    """The files and folders that a configuration names."""
+    found = [config.data] if config.data.startswith((".", "/", "~")) else []
+    for name in (config.data, config.network):
+        kind, colon, place = name.partition(":")
+        found += [place] if colon and kind in _WITH_PATHS else []
+    return [path for path in (Path(place).expanduser() for place in found) if path.parts and path.exists()]
 
 
 def environment(data: Data, network: nn.Module) -> dict[str, object]:

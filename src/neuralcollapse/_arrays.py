@@ -1,0 +1,108 @@
+"""Arrays of a .npz file, read within what it declares: the names that are needed, and never a pickle (no torch)."""
+
+from __future__ import annotations
+
+import math
+import struct
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_DIRECTORY_BYTES = 2**20  # of a zip's list of members, which Python reads whole
+
+
+def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays of these names that the file has, and the names of its others, which are not read.
+
+    Args:
+        path: the file.
+        names: of the arrays.
+        most: bytes that the arrays together may have once inflated.
+
+    Raises:
+        ValueError: it is damaged or no .npz file, or declares more than `most`, or a size that its header denies.
+        OSError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError: likewise.
+    """
+    _check_directory(path)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+        if len(members) != len(archive.infolist()):
+            raise ValueError("two arrays have one name")
+        wanted = {name: members[name] for name in names if name in members}
+        total = sum(info.file_size for info in wanted.values())
+        if total > most:
+            raise ValueError(f"its arrays would have {total:,} bytes, expected at most {most:,}")
+        arrays = {name: _read(archive, info) for name, info in wanted.items()}
+    return arrays, sorted(set(members) - set(wanted))
+
+
+def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> None:
+    """Raise unless arrays are of floats and their shapes go together: `dims` has a letter for each axis.
+
+    Raises:
+        ValueError: one is missing, of another type, or of another shape.
+    """
+    sizes: dict[str, int] = {}
+    for name, letters in dims.items():
+        if name not in arrays:
+            raise ValueError(f"it has no array {name}")
+        value = arrays[name]
+        if value.dtype.kind != "f":
+            raise ValueError(f"expected {name} as floats, got {value.dtype}")
+        expected = tuple(sizes.get(letter, -1) for letter in letters)
+        fits = value.ndim == len(letters) and all(
+            want in (-1, got) and got > 0 for want, got in zip(expected, value.shape, strict=True)
+        )
+        if not fits:
+            shape = ", ".join(a if size == -1 else str(size) for a, size in zip(letters, expected, strict=True))
+            raise ValueError(f"expected {name} of shape ({shape}), got {value.shape}")
+        sizes |= dict(zip(letters, value.shape, strict=True))
+
+
+def _check_directory(path: Path) -> None:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - 65_557))  # the longest comment, and the record before it
+        tail = file.read()
+    at = tail.rfind(b"PK\x05\x06")
+    if at < 0 or len(tail) < at + 22:
+        raise ValueError("it is no .npz file, or cut off")
+    (length,) = struct.unpack_from("<I", tail, at + 12)
+    if length > _DIRECTORY_BYTES:
+        raise ValueError("it lists more members than arrays could be")
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    """An array whose header agrees with the declared size."""
+    if info.flag_bits & 1:
+        raise ValueError("it is encrypted")
+    with archive.open(info) as member:
+        version = np.lib.format.read_magic(member)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(member)
+        else:
+            raise ValueError(f"its arrays are of version {version}")
+        if dtype.hasobject:
+            raise ValueError("it holds pickled objects, which are never loaded")
+        size = math.prod(shape) * dtype.itemsize
+        if any(length < 0 for length in shape) or size != info.file_size - member.tell():
+            raise ValueError("an array's shape is not that of its data")
+        data = _exactly(member, size)
+        if member.read(1):
+            raise ValueError("an array goes on after its end")
+    return np.frombuffer(data, dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _exactly(member: Any, size: int) -> bytearray:
+    data = bytearray()
+    while len(data) < size:
+        part = member.read(min(size - len(data), 2**24))
+        if not part:
+            raise ValueError("an array is cut off")
+        data += part
+    return data
