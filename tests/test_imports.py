@@ -15,6 +15,8 @@ ROWS = {
     "_errors": (),
     "_checks": (),
     "frames": (),
+    "_precision": (),
+    "_rounding": (),
     "moments": (),
     "_sharded": (),
     "subset": (),
