@@ -197,6 +197,8 @@ def test_what_a_model_says_of_itself_comes_first():
     assert find_head(told) == "body"
     told.config.num_labels = 3
     assert find_head(told) == "other"
+    renewed = said(model_of(a=LINEAR(3, 8), heads=model_of(head=LINEAR(8, 5))), num_classes=1000)
+    assert find_head(renewed) == "heads.head"  # a new head, and the old number of classes
     trained_whole = model_of(original_module=LINEAR(8, 5), modules_to_save=nn.ModuleDict({"default": LINEAR(8, 5)}))
     trained_whole.active_adapters = ["default"]
     assert find_heads(model_of(classifier=trained_whole)) == ["classifier.modules_to_save.default"]

@@ -217,3 +217,14 @@ def test_a_saved_layer_holds_no_batch():
     again = pickle.loads(pickle.dumps(own))
     assert again._kept is None
     assert own._kept is not None
+
+
+def test_on_maps_it_follows_as_on_rows():
+    torch.manual_seed(0)
+    rows, maps = (nc.ETFClassifier(6, 3, rotation="nearest", axis=axis) for axis in (-1, -3))
+    features, labels = torch.randn(8, 6, 2, 2), torch.arange(32).reshape(8, 2, 2) % 3
+    for layer, seen in ((rows, features.movedim(1, -1)), (maps, features)):
+        layer(seen)
+        layer.follow(labels)
+    torch.testing.assert_close(maps.weight, rows.weight)
+    assert not torch.allclose(maps.weight, nc.simplex_etf(3, 6), atol=1e-2)

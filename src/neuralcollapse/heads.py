@@ -152,8 +152,10 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
         )
     if not declared:
         names = everything if said is None else head_names(model, said)
+        outputs = head_outputs(_submodule(model, everything[-1]))
+        if not names and num_classes is None and outputs != 1:  # a new head may make what the model says out of date
+            names = [name for name in everything if _is_called_head(name)]
         if not names:
-            outputs = head_outputs(_submodule(model, everything[-1]))
             raise InputError(
                 f"expected a last nn.Linear of {said} outputs (the classes), got {outputs} outputs at "
                 f"{everything[-1]!r}: "
@@ -163,7 +165,7 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
                     else "have the network take its number of classes from num_classes, or name its head"
                 )
             )
-        likely = [name for name in names if any(_HEAD.search(x) or _LAST.search(x) for x in name.split("."))]
+        likely = [name for name in names if _is_called_head(name)]
         _check_alike(model, likely)
         declared = (likely or names)[-1:]
     outputs = head_outputs(_submodule(model, declared[-1]))
@@ -220,6 +222,10 @@ def main_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     """`find_heads` without auxiliary heads, unless there are no others."""
     heads = find_heads(model, num_classes)
     return [name for name in heads if not _is_auxiliary(name)] or heads
+
+
+def _is_called_head(name: str) -> bool:
+    return any(_HEAD.search(part) or _LAST.search(part) for part in name.split("."))
 
 
 def _is_auxiliary(name: str) -> bool:
