@@ -249,3 +249,30 @@ def test_the_test_set_is_measured_on_the_classes_that_are_frequent_in_training()
     record = nc.Recorder(train, test, "0", min_count=3).measure(model, 0)
     inputs, labels = test[0][0][:2], test[0][1][:2]  # classes 0 and 1
     assert record.test["accuracy"] == float((model(inputs).argmax(1) == labels).float().mean())
+
+
+def test_the_head_is_found_or_given_as_the_layer_itself(loader, tmp_path):
+    model = network()
+    expected = nc.Recorder(loader, progress=False).measure(model, 0).measures
+    for number, classifier in enumerate((None, model.fc)):
+        recorder = nc.Recorder(loader, classifier=classifier, out=tmp_path / str(number), progress=False)
+        assert recorder.measure(model, 0).measures == pytest.approx(expected, rel=1e-6)
+        assert read_run(tmp_path / str(number)).config["layer"] == "fc"
+
+
+def test_a_compiled_network_is_measured_by_the_names_of_its_own(loader, tmp_path):
+    model = network()
+    recorder = nc.Recorder(loader, out=tmp_path / "run", progress=False)
+    recorder.measure(torch.compile(model, backend="eager"), 0)
+    assert read_run(tmp_path / "run").config["network"] == "Sequential"
+
+
+@pytest.mark.parametrize(
+    ("epoch", "got"),
+    [(1.5, "1.5"), (-1, "-1"), ("last", "'last'"), (True, "True"), (None, "None")],
+)
+def test_an_epoch_is_a_count(loader, epoch, got):
+    with pytest.raises(nc.InputError, match=f"expected epoch to be an integer of at least 0, got {got}"):
+        nc.Recorder(loader).measure(network(), epoch)
+    with pytest.raises(nc.InputError, match=r"expected learning_rate as a number, got \[0.1\]"):
+        nc.Recorder(loader).measure(network(), 0, learning_rate=[0.1])

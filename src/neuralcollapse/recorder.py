@@ -24,9 +24,8 @@ from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError
 from neuralcollapse._options import check_loader, check_names, check_values, options_of
 from neuralcollapse._plain import plain
-from neuralcollapse.capture.arguments import check_model
+from neuralcollapse.capture.arguments import check_model, find_classifier
 from neuralcollapse.capture.collect import Capture, collect
-from neuralcollapse.classifier import find_module
 from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.records import Geometry, Record, RunFolder, finite
 from neuralcollapse.ufm.head import certify_head_moments
@@ -50,7 +49,7 @@ class Recorder:
         loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
             measurement; an `IterableDataset` will do, in a DataLoader or as it is, but not a generator.
         test_loader: adds the loss and accuracy on the test set to the records.
-        classifier: the dotted name of the last layer, or the layer itself.
+        classifier: the dotted name of the last layer, the layer itself, or None to have it found.
         out: the run folder, made at the first measurement; without it the records are kept in memory alone.
         force: overwrite an earlier run in `out`.
         resume: continue the run in `out`, if there is one; the method `resume` drops what came after an epoch.
@@ -79,7 +78,7 @@ class Recorder:
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
-        classifier: str | nn.Module = "fc",
+        classifier: str | nn.Module | None = "fc",
         *,
         out: str | Path | None = None,
         force: bool = False,
@@ -202,15 +201,15 @@ class Recorder:
         """What config.yaml says of a run of this network.
 
         Raises:
-            InputError: no layer of the classifier's name.
+            InputError: no such head.
         """
-        layer = find_module(model, self.classifier)
-        known_as = next(path for path, module in model.named_modules() if module is layer)
+        head, _ = find_classifier(model, self.classifier, self.options.get("num_classes"))
+        frame = head.module.frame.replace("_", " ") if isinstance(head.module, FixedClassifier) else "learned"
         return {
             "data": type(_data(self.loader)).__name__,
             "network": type(model).__name__,
-            "classifier": layer.frame.replace("_", " ") if isinstance(layer, FixedClassifier) else "learned",
-            "layer": self.classifier if isinstance(self.classifier, str) else known_as,
+            "classifier": frame,
+            "layer": self.classifier if isinstance(self.classifier, str) else head.name,
             "unit": self.unit,
             **self.config,
         }

@@ -58,7 +58,7 @@ def measure_checkpoints(
     model: nn.Module,
     checkpoints: str | Path | Sequence[str | Path],
     loader: Iterable[Any],
-    classifier: str = "fc",
+    classifier: str | nn.Module | None = "fc",
     *,
     test_loader: Iterable[Any] | None = None,
     out: str | Path | None = None,
@@ -81,7 +81,7 @@ def measure_checkpoints(
         checkpoints: a glob pattern, a path, or a list of them: .safetensors or files of torch (.pt, .pth, .ckpt, .bin,
             .tar), of which nothing but tensors and plain values is ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
-        classifier: dotted name of the last layer.
+        classifier: dotted name of the last layer, the layer itself, or None to have it found.
         test_loader: adds loss and accuracy on the test set to the records.
         out: the run folder, new or one of an earlier call with the same model, data and options.
         force: begin anew in `out`, if there is nothing in it that others made or that is still needed.

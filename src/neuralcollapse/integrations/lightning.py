@@ -52,7 +52,8 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
             measures images as they are.
         test_loader: adds loss and accuracy on the test set; when not given, the validation data, if the trainer has
             one loader of them. False for none.
-        classifier: dotted name of the last layer within the LightningModule, or the layer itself.
+        classifier: dotted name of the last layer within the LightningModule, the layer itself, or None to have it
+            found.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
         layers: dotted names of inner layers to measure too.
         head_decay: as for `neuralcollapse.Recorder`.
@@ -78,7 +79,7 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         self,
         loader: Iterable[Any] | None = None,
         test_loader: Iterable[Any] | Literal[False] | None = None,
-        classifier: str | nn.Module = "fc",
+        classifier: str | nn.Module | None = "fc",
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,

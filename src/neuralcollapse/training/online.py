@@ -9,8 +9,8 @@ import torch
 
 from neuralcollapse._errors import InputError
 from neuralcollapse._sharded import merged, summed
+from neuralcollapse.capture.arguments import find_classifier
 from neuralcollapse.capture.collect import Capture
-from neuralcollapse.heads import find_module
 from neuralcollapse.metric import classifier_tensors
 from neuralcollapse.moments import ClassMoments
 from neuralcollapse.training.callbacks import MeasuringCallback, is_primary
@@ -76,7 +76,7 @@ class OnlineCollapse(MeasuringCallback):
             self._moments = ClassMoments(*state_dict["sums"])
 
     def _capture(self, module: lightning.LightningModule) -> Capture:
-        weight, bias = classifier_tensors(find_module(module, self.classifier))
+        weight, bias = classifier_tensors(find_classifier(module, self.classifier, None)[0].module)
         own = self._moments or ClassMoments.zeros(weight.shape[0], weight.shape[1], weight.device)
         moments, (correct, loss) = self._joined(own)
         return Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples)
