@@ -49,7 +49,7 @@ class Recorder:
         loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
             measurement; an `IterableDataset` will do, in a DataLoader or as it is, but not a generator.
         test_loader: adds the loss and accuracy on the test set to the records.
-        classifier: the dotted name of the last layer, the layer itself, or None to have it found.
+        classifier: the dotted name of the last layer, or the layer itself; found when not given.
         out: the run folder, made at the first measurement; without it the records are kept in memory alone.
         force: overwrite an earlier run in `out`.
         resume: continue the run in `out`, if there is one; the method `resume` drops what came after an epoch.
@@ -78,7 +78,7 @@ class Recorder:
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
-        classifier: str | nn.Module | None = "fc",
+        classifier: str | nn.Module | None = None,
         *,
         out: str | Path | None = None,
         force: bool = False,
@@ -159,7 +159,8 @@ class Recorder:
                 plain = {name: value for name, value in self.options.items() if name not in ("layers", "min_count")}
                 if capture.classes is not None:
                     plain["classes"] = capture.classes  # those of the training set
-                seen = collect(model, self.test_loader, self.classifier, nc4=False, **plain)
+                named = capture.layer if self.classifier is None else self.classifier
+                seen = collect(model, self.test_loader, named, nc4=False, **plain)
                 test = {"loss": seen.loss, "accuracy": seen.accuracy}
         record = record_of(
             capture,

@@ -58,7 +58,7 @@ def measure_checkpoints(
     model: nn.Module,
     checkpoints: str | Path | Sequence[str | Path],
     loader: Iterable[Any],
-    classifier: str | nn.Module | None = "fc",
+    classifier: str | nn.Module | None = None,
     *,
     test_loader: Iterable[Any] | None = None,
     out: str | Path | None = None,
@@ -81,7 +81,7 @@ def measure_checkpoints(
         checkpoints: a glob pattern, a path, or a list of them: .safetensors or files of torch (.pt, .pth, .ckpt, .bin,
             .tar), of which nothing but tensors and plain values is ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
-        classifier: dotted name of the last layer, the layer itself, or None to have it found.
+        classifier: dotted name of the last layer, or the layer itself; found when not given.
         test_loader: adds loss and accuracy on the test set to the records.
         out: the run folder, new or one of an earlier call with the same model, data and options.
         force: begin anew in `out`, if there is nothing in it that others made or that is still needed.
@@ -104,8 +104,8 @@ def measure_checkpoints(
     """
     check_model(model)
     check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
-    given: dict[str, Any] = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
-    check_values({**given, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
+    own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
+    check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)
     files = find_checkpoints(checkpoints)
     model = getattr(model, "_orig_mod", model)

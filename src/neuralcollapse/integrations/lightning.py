@@ -79,7 +79,7 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         self,
         loader: Iterable[Any] | None = None,
         test_loader: Iterable[Any] | Literal[False] | None = None,
-        classifier: str | nn.Module | None = "fc",
+        classifier: str | nn.Module | None = None,
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,

@@ -44,7 +44,7 @@ class MeasuringCallback(lightning.Callback):
         self,
         loader: Iterable[Any],
         test_loader: Iterable[Any] | None = None,
-        classifier: str | nn.Module | None = "fc",
+        classifier: str | nn.Module | None = None,
         every: int | Callable[[int], bool] = 1,
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,
