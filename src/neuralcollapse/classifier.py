@@ -181,14 +181,16 @@ class ETFClassifier(FixedClassifier):
     def _product(self, features: Tensor) -> Tensor:
         if self.nearest is not None:
             return F.linear(features, self.nearest.rows.to(features.dtype)) * self.scale.to(features.dtype)
-        used = features if self.in_features <= self.num_classes else features[..., : self.num_classes * self._block]
         factor = self._factor * self.scale
-        if self._block > 1:
-            blocks = used.unflatten(-1, (self.num_classes, self._block))
+        if self._block == 1:
+            used = features if self.in_features <= self.num_classes else features[..., : self.num_classes]
+        else:
+            blocks = features.unfold(-1, self._block, self._block)  # its gradient is written once, a slice's twice
             if features.dtype == torch.float16:  # a sum of many features may be beyond its range, their mean is not
                 used, factor = blocks.mean(-1), factor * self._block
             else:
                 used = blocks.sum(-1, dtype=features.dtype)  # autocast would take it to float32
+            used = used[..., : self.num_classes]
         centred = self._centred(used)
         return centred * factor.to(centred.dtype)
 

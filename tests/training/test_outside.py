@@ -441,3 +441,17 @@ def test_a_folders_own_code_is_not_run(vit_folder):
 def test_a_folders_unknown_option_is_named(vit_folder):
     with pytest.raises(nc.InputError, match=r"no option 'hiden_size' .did you mean 'hidden_size'"):
         nc.build_network(f"transformers:{vit_folder}", 3, hiden_size=8)
+
+
+@pytest.mark.parametrize("classifier", ["learned", "etf"])
+@pytest.mark.parametrize("dim", [None, 4])
+def test_a_head_that_is_a_1x1_convolution_is_projected_and_fixed_as_one(dim, classifier, monkeypatch):
+    inner = nn.Sequential(nn.Conv2d(1, 6, 3), nn.AdaptiveAvgPool2d(1), nn.Conv2d(6, 3, 1), nn.Flatten())
+    network = nc.build_network(made(inner, monkeypatch), 3, dim, classifier)
+    assert classifier_name(network) == ("network.2.fc" if dim else "network.2")
+    assert isinstance(network.fc, nn.Conv2d if classifier == "learned" else nc.ETFClassifier)
+    assert network.fc.weight.flatten(1).shape == (3, dim or 6)
+    logits = network(torch.randn(2, 1, 8, 8))
+    assert logits.shape == (2, 3)
+    logits.square().sum().backward()
+    assert bool(inner[0].weight.grad.any())
