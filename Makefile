@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 # The environment with the lowest versions that pyproject.toml allows, and the tests that run in it.
 LOWEST ?= .venv-lowest
-CORE := tests/test_capture.py tests/test_classifier.py tests/test_codes.py tests/test_collapse.py tests/test_frames.py \
+CORE := tests/capture tests/test_classifier.py tests/test_codes.py tests/test_collapse.py tests/test_frames.py \
 	tests/test_imports.py tests/test_metric.py tests/test_moments.py tests/test_options.py tests/test_recorder.py \
 	tests/test_runs.py tests/integrations tests/report tests/training/test_callbacks.py tests/training/test_run.py \
 	tests/training/test_sources.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py
