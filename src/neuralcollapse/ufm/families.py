@@ -122,7 +122,7 @@ def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
             break
         matrix = dense_hessian(small, small.point(x))
         normal = matrix @ matrix + damping[:, None, None] * identity
-        step = torch.linalg.solve(normal, (matrix @ gradient[:, :, None]))[:, :, 0]
+        step = torch.linalg.solve_ex(normal, matrix @ gradient[:, :, None])[0][:, :, 0]  # singular: NaN, so no step
         trial = x - step
         trial_gradient = small.value_and_gradient(trial)[1]
         trial_size = trial_gradient.norm(dim=-1)
