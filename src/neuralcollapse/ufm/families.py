@@ -74,7 +74,9 @@ def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
     begin[::2] = torch.stack([_symmetric(small, vector, generator) for vector in begin[::2]])
     few = begin[1::_LOWERED]
     if len(few):
-        begin = torch.cat([begin, lbfgs(small.value_and_gradient, few, tolerance=1e-4 * small.mu, iterations=300).points])
+        begin = torch.cat(
+            [begin, lbfgs(small.value_and_gradient, few, tolerance=1e-4 * small.mu, iterations=300).points]
+        )
     part = max(1, _TOGETHER // small.size**2)
     ends = torch.cat([newton_on_gradient(small, rows) for rows in begin.split(part)])
     return ends[different(invariants(small, small.point(ends)))]
@@ -91,7 +93,9 @@ def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tens
     signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator) - 1).to(vector)
     order = order.to(small.device)
     bias = None if point.b is None else (point.b + point.b[order]) / 2
-    return Point((point.W + point.W[order] * signs) / 2, (point.H + signs[:, None] * point.H[:, order]) / 2, bias).vector()
+    return Point(
+        (point.W + point.W[order] * signs) / 2, (point.H + signs[:, None] * point.H[:, order]) / 2, bias
+    ).vector()
 
 
 def padded(small: Model, point: Point) -> Point:

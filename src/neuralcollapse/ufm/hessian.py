@@ -192,7 +192,10 @@ def dense_hessian(model: Model, point: Point) -> Tensor:
     WH = (WH + torch.einsum("...ik,ab->...iabk", slopes, axes)).reshape(*batch, K * d, d * K)
     HH = torch.einsum("...ikb,...ia,kl->...akbl", along / roots[:, None].square(), W, one).reshape(*batch, d * K, d * K)
     rows = [torch.cat([WW, WH], -1), torch.cat([WH.mT, HH], -1)]
-    decays = [torch.full((K * d,), model.weight_decay, dtype=torch.float64), torch.full((d * K,), model.feature_decay, dtype=torch.float64)]
+    decays = [
+        torch.full((K * d,), model.weight_decay, dtype=torch.float64),
+        torch.full((d * K,), model.feature_decay, dtype=torch.float64),
+    ]
     if point.b is not None:
         Wb = torch.einsum("j...ik,...ak->...iaj", bent, G).reshape(*batch, K * d, K)
         Hb = (torch.einsum("j...ik,...ia->...akj", bent, W) / roots[:, None]).reshape(*batch, d * K, K)

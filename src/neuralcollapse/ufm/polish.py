@@ -120,7 +120,9 @@ def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
         if size <= 1e-3 * tolerance:
             break
         values, vectors = torch.linalg.eigh(Hessian(small, small.point(vector)).dense())
-        step = vectors @ ((vectors.mT @ gradient) / values.abs().clamp(min=max(_FLAT * units.mu, 1e-14 * float(values.abs().max()))))
+        step = vectors @ (
+            (vectors.mT @ gradient) / values.abs().clamp(min=max(_FLAT * units.mu, 1e-14 * float(values.abs().max())))
+        )
         slope = float(gradient @ step)
         for _ in range(25):
             trial_value, trial_gradient = objective(vector - step)

@@ -171,7 +171,9 @@ def _descend(
     if method not in ("lbfgs", "newton"):
         return _first_order(units, start, method, limit, tolerance, learning_rate, batch_size, seed, record)
     scales, objective = units.scales(), units.objective
-    goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())  # |g| <= |scales g| / min(scales)
+    goal = (
+        SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
+    )  # |g| <= |scales g| / min(scales)
     if method == "newton":
         return scales * _newton(model, start.vector() / scales, scales, limit, goal, record)
     return (

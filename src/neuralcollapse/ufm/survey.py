@@ -97,7 +97,9 @@ def survey(
     begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
     trajectories = [minimize(model, point, method, seed=seed) for point in begin]
 
-    saddles = [entry for entry in entries if entry.certificate.verdict == "strict_saddle" and entry.family == "partition"]
+    saddles = [
+        entry for entry in entries if entry.certificate.verdict == "strict_saddle" and entry.family == "partition"
+    ]
     chosen = {_name(entry): entry.point for entry in (saddles[:1] + saddles[-1:])}
     if lowest is not None:
         chosen["global minimum"] = lowest

@@ -51,8 +51,10 @@ class Units:
         """(n,) what each number of a canonical vector is multiplied by to give one of the model's."""
         K, d, count = self.model.num_classes, self.model.feature_dim, len(self.model.columns.labels)
         sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0])
-        return torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64).repeat_interleave(sizes).to(
-            self.model.device
+        return (
+            torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64)
+            .repeat_interleave(sizes)
+            .to(self.model.device)
         )
 
     def objective(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
