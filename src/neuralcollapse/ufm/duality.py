@@ -130,9 +130,7 @@ def _newton_bias(
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
         longest = float(step.abs().max())
-        if (
-            size <= 1e-9 * min(1.0, bent) and longest <= 1e-6
-        ):  # a step's error is its square: rounding
+        if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # a step's error is its square: rounding
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)
