@@ -4,9 +4,10 @@
     python benchmarks/verdicts.py --out benchmarks/verdicts.json    # 1,000 models, some ten minutes of one processor
 
 What --out names is written every 20 models, and a run that was stopped goes on from there; with all models done it
-prints the table. Ends with 1 when a verdict was false. Models: K from 2 to 10, d from K-1 up (some fewer), decays of weights and features
-from 1e-8 to 1e2, each for itself, bias with no decay, with one of 1e-8 to 1e2, or none, equal and unequal counts,
-cross-entropy, label smoothing and MSE.
+prints the table. Ends with 1 when a verdict was false.
+
+Models: K from 2 to 10, d from K-1 up, decays of weights and features from 1e-8 to 1e2, each for itself, bias with no
+decay, with one of 1e-8 to 1e2, or none, equal and unequal counts, cross-entropy, label smoothing and MSE.
 
 What is false: an exact minimiser that is not a global_minimum; global_minimum where the objective lies above the exact
 minimum by more than the certificate grants; strict_saddle at a point near the minimum, or at one that is not near a

@@ -21,7 +21,8 @@ def unequal():
 
 
 def test_a_survey_finds_the_minimum_the_saddles_and_a_way_out(balanced):
-    assert [entry.name for entry in balanced.atlas] == ["3", "2+1", "1+1+1"]
+    assert [entry.name for entry in balanced.atlas] == ["3", "2+1", "rank 1: line at -1, 0, 1", "1+1+1"]
+    assert "rank 1" in balanced.coverage
     assert set(balanced.starts.verdicts) == {"global_minimum"}
     assert balanced.atlas[-1].objective == pytest.approx(balanced.minimum, abs=1e-12)
     saddle, way = balanced.way
@@ -47,6 +48,18 @@ def test_the_energy_figure_holds_the_atlas(balanced):
     points = {(x, y) for trace in figure.data for x, y in zip(trace["x"], trace["y"], strict=True)}
     expected = {(entry.index, float(f"{entry.objective:.9g}")) for entry in balanced.atlas}
     assert points == expected
+
+
+def test_families_are_told_apart_in_figure_table_and_summary(balanced):
+    traces = {trace["name"]: trace for trace in landscape_figures(balanced)[0].data}
+    assert list(traces) == ["global minimum", "strict saddle", "strict saddle, low rank"]
+    assert traces["strict saddle, low rank"]["text"] == ["rank 1: line at -1, 0, 1"]
+    assert traces["strict saddle"]["text"] == ["groups 3", "groups 2+1"]
+    assert len({(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in traces.values()}) == 3
+    assert "(3 by partitions, 1 of low rank)" in summary(balanced)
+    page = landscape_page(balanced)
+    assert balanced.coverage in page
+    assert "rank 1: line at -1, 0, 1" in page
 
 
 def test_gaps_fall_below_the_tolerance_and_never_under_the_true_gap(balanced):

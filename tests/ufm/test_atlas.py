@@ -7,9 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcollapse import InputError, NeuralCollapseWarning
-from neuralcollapse.ufm import UnconstrainedFeatureModel
+from neuralcollapse.ufm import Point, UnconstrainedFeatureModel
 from neuralcollapse.ufm import atlas as atlas_module
-from neuralcollapse.ufm.atlas import integer_partitions, set_partitions
+from neuralcollapse.ufm.atlas import coverage, integer_partitions, set_partitions
+from tests.ufm.sweep import critical_values
 
 Model = UnconstrainedFeatureModel
 
@@ -17,7 +18,7 @@ Model = UnconstrainedFeatureModel
 @pytest.fixture(scope="module")
 def theorys():
     model = Model(4, 6, 3, 0.005, 0.005, bias=False)
-    return model, model.atlas()
+    return model, model.atlas(ranks=())
 
 
 def test_theorys_atlas(theorys):
@@ -56,7 +57,7 @@ def test_indices_are_those_of_the_full_matrix(theorys):
     ids=["theory", "bias", "bias_decay", "smoothing", "focal", "mse", "unequal", "unequal_bias_decay"],
 )
 def test_every_entry_is_critical_in_the_full_model_and_so_described(model):
-    entries = model.atlas()
+    entries = model.atlas(ranks=[1, 2], starts=40)
     assert entries == sorted(entries, key=lambda entry: -entry.objective)
     for entry in entries:
         assert model.gradient(entry.point).norm() <= 1e-9
@@ -111,7 +112,7 @@ def test_classes_of_a_group_share_their_row(theorys):
 @pytest.mark.parametrize("counts", [(5, 2, 1), (4, 4, 1), (5, 3, 2, 1)])
 def test_unequal_counts_give_distinct_critical_points_down_to_the_minimum(counts, bias, bias_decay):
     model = Model(len(counts), len(counts) + 1, counts, 0.01, 0.004, bias_decay, bias)
-    entries = model.atlas()
+    entries = model.atlas(ranks=[1], starts=30)
     assert len(entries) >= len(counts)
     logits = [model.logits(entry.point) for entry in entries]
     for i, entry in enumerate(entries):
@@ -135,6 +136,101 @@ def test_only_the_partitions_asked_for_are_made():
     model = Model(8, 9, 2, 0.004, 0.004)
     entries = model.atlas([(tuple(range(8)),), (tuple(range(4)), tuple(range(4, 8)))])
     assert [entry.name for entry in entries] == ["8", "4+4"]
+
+
+def values(entries):
+    return [(round(entry.objective, 6), entry.rank, entry.index) for entry in entries]
+
+
+def test_the_low_rank_points_of_the_theory_are_listed():
+    entries = Model(4, 6, 5, 0.005, 0.005).atlas()
+    assert [entry.name for entry in entries if entry.family == "partition"] == ["4", "3+1", "2+2", "2+1+1", "1+1+1+1"]
+    by_partition = [entry.objective for entry in entries if entry.family == "partition"]
+    assert by_partition == pytest.approx([1.386294, 0.906688, 0.800237, 0.491964, 0.183692], abs=1e-6)
+    assert {(0.214179, 2, 4), (0.393125, 1, 10)} <= set(values(entries))
+    square = next(entry for entry in entries if round(entry.objective, 6) == 0.214179)
+    assert (square.family, square.name) == ("low rank", "rank 2: cosines -1, 0")
+    assert square.certificate.verdict == "strict_saddle"
+    assert square.partition == ((0,), (1,), (2,), (3,))
+    assert square.record()["family"] == "low rank"
+    without_bias = Model(4, 6, 5, 0.005, 0.005, bias=False).atlas()
+    assert (0.214179, 2, 4) in values(without_bias)
+    line = Model(3, 3, 2, 0.02, 0.02, bias=False).atlas()
+    assert values(line)[2][:2] == (0.564326, 1)
+    assert line[2].name == "rank 1: line at -1, 0, 1"
+
+
+SWEPT = [
+    ((3, 4, 1, 0.02, 0.02, 0.0, False), 80),
+    ((3, 4, 1, 0.003, 0.01), 80),
+    ((3, 3, [7, 2, 1], 0.01, 0.01, 0.05), 80),
+    ((4, 5, 2, 0.005, 0.005), 100),
+    ((4, 4, 3, 0.002, 0.02, 0.01), 100),
+    ((4, 6, 1, 0.05, 0.02, 0.0, False), 100),
+]
+
+
+def missing(shape, count, seed):
+    listed = [entry.objective for entry in Model(*shape).atlas()]
+    found = critical_values(Model(*shape).collapsed(), count, seed)
+    assert len(found) > count / 3
+    return [value for value in found if min(abs(value - other) for other in listed) > 1e-7]
+
+
+@pytest.mark.parametrize(("shape", "count"), SWEPT)
+def test_a_sweep_finds_no_critical_value_that_the_atlas_lacks(shape, count):
+    assert missing(shape, count, seed=5) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape",
+    [
+        *(shape for shape, _ in SWEPT),
+        (5, 6, 2, 0.005, 0.005),
+        (5, 5, 3, 0.002, 0.001, 0.0, False),
+        (5, 7, 5, 0.02, 0.005, 0.1),
+        (4, 5, [3, 3, 3, 1], 0.01, 0.005),
+    ],
+)
+def test_a_long_sweep_finds_no_critical_value_that_the_atlas_lacks(shape):
+    assert missing(shape, 700, seed=6) == []
+
+
+def test_points_of_low_rank_are_critical_points_of_fewer_dimensions_and_count_once():
+    model = Model(4, 6, 2, 0.004, 0.02)
+    entries = model.atlas()
+    low = [entry for entry in entries if entry.family == "low rank"]
+    assert len(low) == 6
+    assert len({entry.objective for entry in entries}) == len(entries)
+    for entry in low:
+        assert model.gradient(entry.point).norm() < 1e-9
+        basis = torch.linalg.svd(entry.point.W, full_matrices=False).Vh[: entry.rank]
+        fewer = Model(4, entry.rank, 2, 0.004, 0.02)
+        inner = Point(entry.point.W @ basis.T, basis @ entry.point.H, entry.point.b)
+        assert fewer.objective(inner) == pytest.approx(entry.objective, abs=1e-12)
+        assert fewer.gradient(inner).norm() < 1e-9
+
+
+def test_ranks_and_starts_choose_the_search():
+    model = Model(7, 8, 2, 0.004, 0.004)
+    assert {entry.family for entry in model.atlas()} == {"partition"}
+    pairs = [(tuple(range(7)),)]
+    searched = model.atlas(pairs, ranks=[1], starts=40)
+    assert {entry.rank for entry in searched if entry.family == "low rank"} == {1}
+    for options in ({"ranks": [0]}, {"ranks": [7]}, {"ranks": [1.5]}, {"starts": 0}):
+        with pytest.raises(InputError):
+            model.atlas(pairs, **options)
+
+
+def test_coverage_says_what_was_searched():
+    assert "ranks 1 and 2" in coverage(Model(4, 5, 2, 0.01, 0.01))
+    assert "No proof" in coverage(Model(4, 5, 2, 0.01, 0.01))
+    assert "every partition" in coverage(Model(3, 4, [3, 2, 1], 0.01, 0.01))
+    assert "rank 1 " in coverage(Model(3, 4, 2, 0.01, 0.01))
+    assert "a part of" in coverage(Model(6, 7, 2, 0.01, 0.01))
+    assert "Not searched" in coverage(Model(10, 12, 2, 0.01, 0.01))
+    assert "rank" not in coverage(Model(2, 3, 2, 0.01, 0.01))
 
 
 @pytest.mark.parametrize(("total", "count"), [(1, 1), (2, 2), (3, 3), (4, 5), (5, 7), (6, 11), (10, 42)])
@@ -189,13 +285,13 @@ def test_points_that_several_partitions_give_count_once():
 
 @pytest.mark.parametrize("balance", [1.0, 1e6, 1e-6])
 def test_the_balance_of_the_decays_changes_no_index_rank_or_objective(balance):
-    plain = Model(4, 6, 5, 0.005, 0.005).atlas()
-    turned = Model(4, 6, 5, 0.005 * balance, 0.005 / balance).atlas()
+    plain = Model(4, 6, 5, 0.005, 0.005).atlas(ranks=[2], starts=100)
+    turned = Model(4, 6, 5, 0.005 * balance, 0.005 / balance).atlas(ranks=[2], starts=100)
     assert [(e.name, e.index, e.rank) for e in turned] == [(e.name, e.index, e.rank) for e in plain]
     assert [e.objective for e in turned] == pytest.approx([e.objective for e in plain], abs=1e-12)
 
 
 def test_a_partition_that_polishes_nowhere_is_named(monkeypatch):
-    monkeypatch.setattr(atlas_module, "_critical_point", lambda small, partition: None)
+    monkeypatch.setattr(atlas_module, "_critical_point", lambda units, partition: None)
     with pytest.warns(NeuralCollapseWarning, match="no critical point"):
-        assert Model(3, 4, 2, 0.01, 0.01).atlas() == []
+        assert Model(3, 4, 2, 0.01, 0.01).atlas(ranks=()) == []

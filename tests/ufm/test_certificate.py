@@ -73,7 +73,7 @@ def test_theorys_saddle(bias):
     ids=["theory", "unequal_decays", "very_unequal_decays", "unequal_counts", "smoothing"],
 )
 def test_at_saddles_the_curvature_and_the_least_eigenvalue_are_the_hessians(model):
-    saddles = [entry for entry in model.atlas() if entry.certificate.verdict == "strict_saddle"]
+    saddles = [entry for entry in model.atlas(ranks=()) if entry.certificate.verdict == "strict_saddle"]
     assert len(saddles) >= 2
     for entry in saddles:
         certificate = model.certify(entry.point)
@@ -86,14 +86,14 @@ def test_at_saddles_the_curvature_and_the_least_eigenvalue_are_the_hessians(mode
 
 def test_theorys_least_eigenvalue():
     model = Model(4, 6, 3, 0.005, 0.005, bias=False)
-    for entry in model.atlas()[:-1]:
+    for entry in model.atlas(ranks=())[:-1]:
         assert model.certify(entry.point).least_eigenvalue == pytest.approx(-0.1393, abs=5e-5)
         assert model.hessian(entry.point).least() == pytest.approx(-0.1393, abs=5e-5)
 
 
 def test_the_way_down_goes_down():
     model = Model(4, 6, 3, 0.005, 0.005, bias=False)
-    for entry in model.atlas()[:-1]:
+    for entry in model.atlas(ranks=())[:-1]:
         direction = entry.certificate.direction
         for step in (0.03, -0.03):
             expected = entry.certificate.curvature * step**2 / 2
@@ -103,7 +103,7 @@ def test_the_way_down_goes_down():
 
 def test_saddles_in_k_minus_1_dimensions_have_a_way_down():
     model = Model(4, 3, 3, 0.005, 0.005)
-    entries = model.atlas()
+    entries = model.atlas(ranks=())
     assert [entry.certificate.verdict for entry in entries] == 4 * ["strict_saddle"] + ["global_minimum"]
     for entry in entries[:-1]:
         quadratic = model.hessian(entry.point).quadratic(entry.certificate.direction)
@@ -162,7 +162,7 @@ def test_the_gap_is_of_first_order_and_the_distance_of_second():
 def test_the_focal_loss_never_claims_a_bound_or_a_global_minimum():
     model = Model(4, 6, 3, 0.005, 0.005, loss=Focal(2.0))
     points = [model.global_minimizer(), model.random_point(), model.zero_point()]
-    points += [entry.point for entry in model.atlas()]
+    points += [entry.point for entry in model.atlas(ranks=())]
     verdicts = set()
     for point in points:
         certificate = model.certify(point)
@@ -206,7 +206,7 @@ def test_the_origin_is_a_saddle_under_weak_decay_and_the_minimum_under_strong(bi
 def test_certificates_of_collapsed_and_full_points_agree():
     model = Model(3, 4, [4, 2, 1], 0.01, 0.004, 0.01)
     small = model.collapsed()
-    for entry in model.atlas():
+    for entry in model.atlas(ranks=()):
         full, reduced = model.certify(entry.point), certify(small, model.collapse(entry.point))
         assert full.verdict == reduced.verdict
         assert full.objective == pytest.approx(reduced.objective, abs=1e-13)

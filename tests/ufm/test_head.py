@@ -166,3 +166,25 @@ def test_zero_features_with_a_given_decay_are_a_point_like_any_other():
     features, labels, weight, bias = head(0.1)
     found = certify_head(torch.zeros_like(features), labels, weight, bias, WEIGHT_DECAY, FEATURE_DECAY)
     assert found.ratio > 1
+
+
+def test_a_head_certificate_reads_in_three_lines():
+    certificate = nc.ufm.HeadCertificate(0.25, 0.125, 2.0, 0.1, 0.15, 1e-5, 5e-4)
+    assert repr(certificate).splitlines() == [
+        "HeadCertificate(2 times the minimum)",
+        "  objective 0.25, minimum 0.125, lower bound 0.1",
+        "  decay of weights 0.0005, of features 1e-05",
+    ]
+
+
+@pytest.mark.parametrize("decay", [1e-8, 1e-5, 1.0])
+@pytest.mark.parametrize("counts", [[6, 6, 6], [9, 4, 2]], ids=["equal", "unequal"])
+def test_the_exact_minimiser_as_a_head_has_ratio_one_at_any_decay(decay, counts):
+    model = nc.ufm.UnconstrainedFeatureModel(3, 4, counts, decay, decay / 7, decay)
+    best = model.global_minimizer()
+    certificate = nc.ufm.certify_head(
+        best.H.T, model.columns.labels, best.W, best.b, decay, decay / 7, bias_decay=decay
+    )
+    assert certificate.ratio == pytest.approx(1, abs=1e-9)
+    assert certificate.gap <= 1e-7 * certificate.objective
+    assert certificate.lower_bound <= certificate.minimum * (1 + 1e-9)

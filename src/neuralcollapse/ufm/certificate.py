@@ -8,9 +8,9 @@ grad g and a unit vector a with W a = 0 and H'a = 0,
 Source: Zhu et al. 2021, theorem 3.2; the gap for points that are not critical is weak duality (`duality.py`).
 
 No point is exactly critical, and near a minimum a small gradient lifts |grad g|_2 above mu by as much as the distance
-from it. So a point whose gradient is small is taken to the critical point beside it first (`polish.py`), and that one is
-a saddle only if its curvature exceeds what the error left over explains. All tolerances are taken in canonical units
-(`units.py`): models that are the same get the same verdicts.
+from it. So a point whose gradient is small is taken to the critical point beside it first (`polish.py`), and that one
+is a saddle only if its curvature exceeds what the error left over explains. All tolerances are taken in canonical
+units (`units.py`): models that are the same get the same verdicts.
 """
 
 from __future__ import annotations
@@ -66,9 +66,10 @@ class Certificate:
 
     def __repr__(self) -> str:
         way = "" if self.curvature is None else f", curvature {self.curvature:.3g} along its way down"
+        gap = f"{max(self.gap, 0.0):.1e}"
         return (
             f"Certificate({self.verdict}: {self.reason})\n"
-            f"  objective {self.objective:.10g}, at most {self.gap:.1e} above the minimum ({self.lower_bound:.10g} or more)\n"
+            f"  objective {self.objective:.10g}, at most {gap} above the minimum ({self.lower_bound:.10g} or more)\n"
             f"  gradient {self.gradient_norm:.1e}, |grad g|_2 / mu {self.spectral_ratio:.8g}{way}"
         )
 
@@ -106,7 +107,8 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     bound = max(known_bound, lower_bound(model, point, products).value)
     if known_bound > objective + _CONTRADICTION * abs(objective) + 1e-13:
         raise InputError(
-            f"expected a known_bound of at most the objective {objective:.12g}, got {known_bound:.12g}: of another model?"
+            f"expected a known_bound of at most the objective {objective:.12g}, got {known_bound:.12g}: "
+            "of another model?"
         )
     units = Units(model)
     norm, slope = units.norm(point), units.gradient_norm(gradient)

@@ -100,7 +100,8 @@ def _weighted_norm(model: Model, slopes: Tensor) -> float:
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
     """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking.
 
-    Its gradient is brought to rounding relative to the slopes, however small these are: the bound asks for that. With many samples a class the first steps are taken on a share of them.
+    Its gradient is brought to rounding relative to the slopes, however small these are: the bound asks for that.
+    With many samples a class the first steps are taken on a share of them.
     """
     targets, weights = model.targets, model.columns.weights
     stride = logits.shape[-1] // model.num_classes // _FEW if model.balanced else 0
@@ -129,9 +130,7 @@ def _newton_bias(
             break
         step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
         longest = float(step.abs().max())
-        if (
-            size <= 1e-9 * min(1.0, bent) and longest <= 1e-6
-        ):  # the error of a Newton step is its square: below rounding
+        if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # a step's error is its square: rounding
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)

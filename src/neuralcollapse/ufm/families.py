@@ -126,7 +126,7 @@ def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
             break
         matrix = dense_hessian(small, small.point(x))
         normal = matrix @ matrix + damping[:, None, None] * identity
-        step = torch.linalg.solve(normal, (matrix @ gradient[:, :, None]))[:, :, 0]
+        step = torch.linalg.solve_ex(normal, matrix @ gradient[:, :, None])[0][:, :, 0]  # singular: NaN, so no step
         trial = x - step
         trial_gradient = small.value_and_gradient(trial)[1]
         trial_size = trial_gradient.norm(dim=-1)
@@ -192,9 +192,9 @@ def pattern(point: Point) -> str:
     zero = int((~there).sum())
     if not bool(there.any()):
         return "zero"
-    axes = torch.linalg.svd(point.W, full_matrices=False)
-    if int((1e-5 * axes.S[0] < axes.S).sum()) == 1:
-        places = point.W @ axes.Vh[0]
+    _, sizes, axes = torch.linalg.svd(point.W, full_matrices=False)
+    if int((sizes > 1e-5 * sizes[0]).sum()) == 1:
+        places = point.W @ axes[0]
         places = places / places[places.abs().argmax()]  # the farthest class at 1
         counts = Counter(round(float(place), 2) + 0.0 for place in places)
         return "line at " + ", ".join(f"{x:.2g}" + (f" ({n})" if n > 1 else "") for x, n in sorted(counts.items()))

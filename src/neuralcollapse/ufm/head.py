@@ -45,6 +45,13 @@ class HeadCertificate:
     feature_decay: float
     weight_decay: float
 
+    def __repr__(self) -> str:
+        return (
+            f"HeadCertificate({self.ratio:.6g} times the minimum)\n"
+            f"  objective {self.objective:.10g}, minimum {self.minimum:.10g}, lower bound {self.lower_bound:.10g}\n"
+            f"  decay of weights {self.weight_decay:.4g}, of features {self.feature_decay:.4g}"
+        )
+
     def record(self) -> dict[str, float]:
         """What a run's records keep of it."""
         return {name: getattr(self, name) for name in ("objective", "minimum", "ratio", "lower_bound")}

@@ -82,7 +82,7 @@ class CrossEntropy:
         return (highest + torch.log1p(others + torch.expm1(-highest))).squeeze(-2)
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """softmax(z) - y; columns sum to zero. One-hot, the own entry is the sum of the others, which loses no digits."""
+        """softmax(z) - y; columns sum to zero. One-hot, the own entry is the sum of the others: no digit is lost."""
         slopes = logits.softmax(-2)
         if self.smoothing:
             return slopes.sub_(targets)
