@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from zoo import CLASSES, Case, images, pictures, plain, sounds, texts, videos
+from zoo import CLASSES, Case, Reading, images, last_word, pictures, plain, sounds, texts, videos
 from zoo_images import timm_model, vision_model
 from zoo_texts import AUDIO, transformers_model
 
@@ -88,9 +88,9 @@ def frames(raw: Tensor, batch: Any) -> Tensor:
 def layer_cases() -> Iterator[Case]:
     def case(
         name: str, build: Callable[[], nn.Module], head: str, layer: str, rows: Callable[[Any, Any], Tensor],
-        data: Callable[[], list[Any]] = images, may_refuse: bool = False,
+        data: Callable[[], list[Any]] = images, may_refuse: bool = False, readings: list[Reading] | None = None,
     ) -> Case:  # fmt: skip
-        return Case(f"layer: {name}", build, data, head, plain(head), layer=layer, layer_rows=rows,
+        return Case(f"layer: {name}", build, data, head, readings or plain(head), layer=layer, layer_rows=rows,
                     may_refuse=may_refuse)  # fmt: skip
 
     sized = {"img_size": 64}
@@ -117,6 +117,14 @@ def layer_cases() -> Iterator[Case]:
     yield case("timm vit block (N, T, C)", timm_model("vit_tiny_patch16_224", **sized), "head", "blocks.3", tokens)
     mixer = timm_model("mixer_s32_224", **sized)
     yield case("timm mixer mlp_tokens (N, C, T)", mixer, "head", "blocks.0.mlp_tokens", channels_first, may_refuse=True)
+    resmlp = timm_model("resmlp_12_224", **sized)
+    yield case("timm resmlp linear_tokens (N, C, T)", resmlp, "head", "blocks.0.linear_tokens", channels_first,
+               may_refuse=True)  # fmt: skip
+    yield case("timm nest stage (N, C, H, W) of blocks (N, blocks, T, C)", timm_model("nest_tiny", **sized), "head",
+               "levels.0", channels_first)  # fmt: skip
+    gpt2 = transformers_model("GPT2ForSequenceClassification")
+    yield case("transformers GPT2 layer, padded", gpt2, "score", "transformer.h.0", without_padding, texts,
+               readings=last_word("score"))  # fmt: skip
     yield case("Conv1d (N, C, L)", Wave, "fc", "conv", channels_first)
     encoder = lambda: Sequence(nn.TransformerEncoderLayer(64, 4, 32), 64)  # noqa: E731
     yield case("TransformerEncoderLayer (T, N, C), T = N", encoder, "fc", "layer", sequence_first, may_refuse=True)
