@@ -252,14 +252,22 @@ def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 
 def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
-    """The head at a dotted path; where an nn.Sequential lies there, the head that it ends in.
+    """The head at a dotted path; of an nn.Sequential the head that it ends in, of peft's wrapper the copy that runs.
 
     Raises:
         InputError: no layer of that name, or one that is no linear head.
     """
     layer = found = find_module(model, name)
-    while isinstance(found, nn.Sequential):
-        inside = [part for part in found if not isinstance(part, _PASSED)]
+    while True:
+        unused = _unused(found)
+        if isinstance(found, nn.Sequential):
+            inside = [part for part in found if not isinstance(part, _PASSED)]
+        elif unused:
+            copies: Any = found
+            all_copies = (copies.original_module, *copies.modules_to_save.values())
+            inside = [part for part in all_copies if all(part is not other for other in unused)]
+        else:
+            break
         if not inside:
             break
         found = inside[-1]

@@ -135,11 +135,12 @@ class InnerLayer:
         large = [axis for axis in range(1, values.dim()) if values.shape[axis] > 1]
         if len(large) == 1 and large[0] in (1, values.dim() - 1):
             return large[0] != 1
-        for modules in (self.module.modules(), self.model.modules()):
-            last = _told(_channels(modules, values.dim()), values.shape)
-            if last is not None and last == _told(_normalised(self.model, values.dim()), values.shape, last):
+        shape, dims = values.shape, values.dim()
+        for modules in ([self.module], self.module.modules(), self.model.modules()):
+            last = _told(list(_channels(modules, dims)), shape)
+            if last is not None and not self._mixes(shape[-1 if last else 1], shape[1 if last else -1]):
                 return last
-            if last is not None:  # a linear layer over positions, as in MLP-Mixer
+            if last is not None:
                 break
         if values.dim() == 4 and len(set(values.shape[1:])) == 2:  # maps are mostly square
             if values.shape[2] == values.shape[3]:
@@ -151,6 +152,17 @@ class InnerLayer:
             f"cannot tell which axis of {tuple(values.shape)} holds the channels of layer {self.name!r}: say so, as in "
             + _NAME.format(name=self.name, example=example)
         )
+
+    def _mixes(self, channels: int, positions: int) -> bool:
+        """Whether other layers say that the axes are the other way round: a linear one may work along positions.
+
+        So it does in an MLP-Mixer. What convolutions, normalisations and embeddings give are channels for sure.
+        """
+        if next(self.module.children(), None) is None and _out_features(self.module) is None:
+            return False  # one of these itself
+        others = (module for module in self.model.modules() if _out_features(module) is None)
+        sure = {size for size, _ in _channels(others)}
+        return positions in sure and channels not in sure
 
     def _unfit(self, values: Tensor, labels: tuple[int, ...]) -> InputError:
         count = torch.Size(labels).numel()
@@ -202,37 +214,35 @@ def first_tensor(output: Any, name: str) -> Tensor:
     return output.detach()
 
 
-def _told(channels: Iterable[tuple[int, bool]], shape: Sequence[int], otherwise: bool | None = None) -> bool | None:
-    """Whether channels are last, as (channels, whether last) of some layers tell; `otherwise` where they do not."""
-    found = list(channels)
-    first = [last for size, last in found if size == shape[1]]
-    final = [last for size, last in found if size == shape[-1]]
+def _told(channels: Sequence[tuple[int, bool]], shape: Sequence[int]) -> bool | None:
+    """Whether channels are last, as (channels, whether last) of some layers tell; None where they do not."""
+    first = [last for size, last in channels if size == shape[1]]
+    final = [last for size, last in channels if size == shape[-1]]
     if first and final:
         kinds = set(first + final)
-        return kinds.pop() if len(kinds) == 1 else otherwise
-    return bool(final) if first or final else otherwise
+        return kinds.pop() if len(kinds) == 1 else None
+    return bool(final) if first or final else None
 
 
-def _normalised(model: nn.Module, dims: int) -> Iterator[tuple[int, bool]]:
-    """`_channels` of the layers that normalise: their sizes are of channels, while a linear layer may mix positions."""
-    modules = [module for module in model.modules() if "Norm" in type(module).__name__]
-    return _channels(modules, dims)
+def _out_features(module: nn.Module) -> int | None:
+    found = getattr(module, "out_features", None)
+    return found if isinstance(found, int) else None
 
 
-def _channels(modules: Iterable[nn.Module], dims: int) -> Iterator[tuple[int, bool]]:
-    """(channels, whether on the last axis) of the outputs of layers whose kind tells, among those of `dims` axes."""
+def _channels(modules: Iterable[nn.Module], dims: int | None = None) -> Iterator[tuple[int, bool]]:
+    """(channels, whether on the last axis) of the outputs of layers whose kind tells; only of those of `dims` axes."""
     for module in modules:
         kind = type(module).__name__
         if isinstance(module, nn.modules.conv._ConvNd):
-            if module.weight.dim() == dims:
+            if dims in (None, module.weight.dim()):
                 yield module.out_channels, False
         elif isinstance(module, nn.modules.batchnorm._NormBase):
-            if any(text in kind for text in (f"{dims - 2}d", "Sync", "Lazy")):
+            if dims is None or any(text in kind for text in (f"{dims - 2}d", "Sync", "Lazy")):
                 yield module.num_features, False
         elif isinstance(module, nn.GroupNorm):
             yield module.num_channels, False
-        elif isinstance(getattr(module, "out_features", None), int):
-            yield module.out_features, True  # type: ignore[misc]
+        elif (outputs := _out_features(module)) is not None:
+            yield outputs, True
         elif isinstance(getattr(module, "embedding_dim", None), int):
             yield module.embedding_dim, True  # type: ignore[misc]
         elif isinstance(module, nn.MultiheadAttention):
