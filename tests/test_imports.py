@@ -40,6 +40,7 @@ ROWS = {
     "nearest": (),
     "other_frames": (),
     "heads": (),
+    "head_search": (),
     "classifier": (),
     "metric": (),
     "capture": (
