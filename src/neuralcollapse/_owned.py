@@ -24,7 +24,7 @@ _OWN = [  # every path, from the folder, that a run may have, beside those of wa
     *map(re.escape, FILES),
     *(f"{folder}/{_EPOCH}{re.escape(suffix)}" for folder, suffix in NUMBERED.items()),
     rf"({'|'.join(NUMBERED)})/\.(epoch-)?[0-9]+[^/]*\.tmp",
-    rf"({'|'.join(NUMBERED)}/)?\.({'|'.join(map(re.escape, FILES))})\.[^/]*\.tmp",
+    rf"(({'|'.join(NUMBERED)})/)?\.({'|'.join(map(re.escape, FILES))})\.[^/]*\.tmp",
     rf"{LOGS}/csv/{_VERSION}/(metrics\.csv|hparams\.yaml)",
     rf"{LOGS}/tensorboard/{_VERSION}/(events\.out\.tfevents\.[^/]+|hparams\.yaml)",
     rf"{LOGS}/mlflow\.db(-journal|-wal|-shm)?",

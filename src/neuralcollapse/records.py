@@ -252,8 +252,8 @@ class RunFolder:
         for before, after in pairwise(records):
             if after.epoch < before.epoch:
                 raise InputError(
-                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines in "
-                    "order, or train again"
+                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines "
+                    "in order, or train again"
                 )
         return records
 
