@@ -28,7 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralcollapse import _locks, _owned
+import neuralcollapse._locks as _locks
+import neuralcollapse._owned as _owned
 from neuralcollapse._errors import InputError
 from neuralcollapse._plain import finite, read_text
 from neuralcollapse._record import MEASURES, Geometry, Record, read_geometry

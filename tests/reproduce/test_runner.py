@@ -207,7 +207,7 @@ def test_what_another_process_has_finished_is_not_run_again(folders, tmp_path, m
     assert asked == list(folder.experiment.runs)
 
 
-@pytest.mark.parametrize("value", ["text", None, [1], {"a": 1}, True, 10**40, -1])
+@pytest.mark.parametrize("value", ["text", None, [1], {"a": 1}, True, float("inf"), -1])
 def test_other_values_in_an_experiments_files_are_refused_in_one_line(folders, tmp_path, value):
     shutil.copytree(folders("feature-decay").path, tmp_path / "out")
     run = tmp_path / "out" / ExperimentFolder.open(tmp_path / "out").experiment.runs[0].name
