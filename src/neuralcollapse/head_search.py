@@ -11,7 +11,7 @@ from torch import nn
 
 from neuralcollapse._errors import InputError, listed, nearest
 from neuralcollapse.fixed import FixedClassifier
-from neuralcollapse.heads import head_axis, head_outputs, why_no_head
+from neuralcollapse.heads import head_axis, head_outputs, head_tensors, why_no_head
 
 _ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
 _HEAD = re.compile(r"^(heads?|classif|logits|score|aux)|(heads?|classifier)\d*$", re.IGNORECASE)
@@ -192,13 +192,21 @@ def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
         if not inside:
             break
         found = inside[-1]
-    if head_outputs(found) is None:
+    if head_outputs(found) is None and not _has_weight(found):
         raise InputError(
             f"expected {name if isinstance(name, str) else 'the layer'!r} to be an nn.Linear or a 1x1 convolution, got "
             f"{type(layer).__name__}{why_no_head(layer)}; the model's linear layers: "
             f"{listed(head_names(model)[-8:]) or 'none'}"
         )
     return found
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether a layer that nobody would search for, as it holds others (a dropout), is a head when it is named."""
+    try:
+        return head_tensors(module)[0].is_floating_point()
+    except InputError:
+        return False
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

@@ -27,6 +27,8 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
         weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
+        if any(_sets_more(part) for part in module.modules()):  # what is merged in eval mode is taken out again in place
+            weight, bias = (None if value is None or is_lazy(value) else value.clone() for value in (weight, bias))
     if weight is not None and is_lazy(weight):
         raise InputError(
             f"expected a classifier with a weight, got a {type(module).__name__} that makes it with the first batch: "
@@ -54,10 +56,18 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for module, training, _ in modes:
+            if _sets_more(module):
+                module.train(training)
         for module, training, compiled in modes:
             module.training = training
             if compiled is not None:
                 module._compiled_call_impl = compiled
+
+
+def _sets_more(module: nn.Module) -> bool:
+    """Whether a layer's `train` does more than to set the mode: it may merge an adapter into a weight."""
+    return type(module).train is not nn.Module.train
 
 
 def head_axis(module: nn.Module) -> int:

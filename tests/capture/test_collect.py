@@ -388,7 +388,7 @@ def test_a_classifier_called_twice_or_never_is_refused(network, loader):
             self.times, self.body, self.fc = times, network.body, network.fc
 
         def forward(self, x):
-            return sum(self.fc(self.body(x)) for _ in range(self.times))
+            return sum(self.fc(self.body(x) * (i + 1)) for i in range(self.times))
 
     with pytest.raises(nc.InputError, match=r"batch 1: .*once a batch, got 0 calls"):
         nc.measure(Calling(0), loader)

@@ -141,7 +141,9 @@ def test_a_length_that_follows_the_batch_is_asked_for():
             return self.fc(self.layer(x[:, : len(x)].transpose(0, 1)).mean(0))
 
     data = torch.randn(N, N, 6), torch.arange(N) % K
-    with pytest.raises(nc.InputError, match=r"cannot tell which axis of layer 'layer' holds the samples.*'TNC'"):
+    with pytest.raises(
+        nc.InputError, match=r"cannot tell which axis of .* holds the 24 samples in layer 'layer'.*'TNC'"
+    ):
         nc.measure(Growing(), [data], layers=["layer"])
     assert "layer" in nc.measure(Growing(), [data], layers={"layer": "TNC"})["layers"]
 

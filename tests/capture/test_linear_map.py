@@ -227,3 +227,181 @@ def test_each_checkpoint_is_measured_with_its_own_weight(tmp_path, data):
     records = nc.measure_checkpoints(net, str(tmp_path / "*.safetensors"), batches(data), progress=False)
     assert [record.measures["nc2"] for record in records] == pytest.approx(want, rel=1e-5)
     assert want[0] != pytest.approx(want[1], rel=1e-3)
+
+
+class Changed(nn.Linear):
+    """A head whose outputs are those of another weight: a share of it, at random, from some batch on."""
+
+    def __init__(self, dim, classes, share, first=1, only=None):
+        super().__init__(dim, classes)
+        self.register_buffer(
+            "extra", share * self.weight.detach().norm() * F.normalize(torch.randn(classes * dim), dim=0)
+        )
+        if only is not None:
+            mask = torch.zeros(classes, 1)
+            mask[only] = 1
+            self.extra.mul_((mask.expand(classes, dim)).flatten())
+        self.first, self.calls = first, 0
+
+    def forward(self, h):
+        if len(h) > 1:
+            self.calls += 1
+        extra = self.extra.view_as(self.weight) if self.calls >= self.first else torch.zeros_like(self.weight)
+        return F.linear(h, self.weight + extra, self.bias)
+
+
+class Bare(nn.Module):
+    def __init__(self, fc):
+        super().__init__()
+        self.fc = fc
+
+    def forward(self, x):
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("dim", [64, 1024])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("share", [0.0, 0.1])
+def test_a_tenth_of_the_weight_is_seen_in_every_type_and_rounding_in_none(dim, dtype, share):
+    torch.manual_seed(0)
+    fc = Changed(dim, 10, share).to(dtype)
+    features = F.layer_norm(torch.randn(40, dim), (dim,)).to(dtype)
+    got, words = measured(Bare(fc), [(features, torch.arange(40) % 10)])
+    assert bool(words) == bool(share)
+    weight = (fc.weight + fc.extra.view_as(fc.weight)).float().detach()
+    want = nc.measure_features(features.float(), torch.arange(40) % 10, weight, fc.bias.float().detach())
+    assert got["nc2"] == pytest.approx(want["nc2"], rel=0.02 if dtype != torch.float32 else 1e-4)
+
+
+def test_a_change_of_some_classes_among_many_is_seen():
+    torch.manual_seed(0)
+    fc = Changed(32, 700, 1.0, only=[3, 301])
+    features, labels = torch.randn(1400, 32), torch.arange(1400) % 700
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = nc.measure(Bare(fc), [(features[i : i + 100], labels[i : i + 100]) for i in range(0, 1400, 100)])
+    weight = (fc.weight + fc.extra.view_as(fc.weight)).detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        want = nc.measure_features(features, labels, weight, fc.bias.detach())
+    assert got["nc2"] == pytest.approx(want["nc2"], rel=1e-4)
+
+
+def test_a_map_that_is_another_in_a_later_batch_is_refused(data):
+    torch.manual_seed(0)
+    net = Net(Changed(D, K, 1.0, first=3))
+    with pytest.raises(nc.InputError, match="batch 3: expected the layer 'fc' to give"):
+        nc.measure(net, batches(data))
+
+
+def test_features_that_tell_nothing_at_first_do_no_harm(data):
+    torch.manual_seed(0)
+    net = Net(Adapter())
+    first = (torch.zeros(4, INPUTS), torch.arange(4))
+    net.body = nn.Sequential(nn.Linear(INPUTS, D, bias=False), nn.Tanh())
+    got, words = measured(net, [first, *batches(data)])
+    assert "adapter" in words
+    assert got["nc2"] == pytest.approx(measured(net, batches(data))[0]["nc2"], rel=1e-4)
+
+
+def test_masked_outputs_are_not_compared(data):
+    class Masked(nn.Linear):
+        def forward(self, h):
+            return super().forward(h).index_fill(1, torch.tensor([2]), -torch.inf)
+
+    torch.manual_seed(0)
+    net = Net(Masked(D, K))
+    labels = torch.where(data[1] == 2, 1, data[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        got = nc.measure(net, batches((data[0], labels)))
+        want = right(net, (data[0], labels), net.fc.weight, net.fc.bias)
+    assert got["nc2"] == pytest.approx(want["nc2"], rel=1e-5)
+
+
+class Merging(nn.Linear):
+    """As loralib: an adapter is merged into the weight in eval mode, and taken out in training mode."""
+
+    def __init__(self):
+        super().__init__(D, K)
+        self.extra = nn.Parameter(torch.randn(K, D))
+        self.merged = False
+
+    def train(self, mode=True):
+        if mode == self.merged:
+            with torch.no_grad():
+                self.weight.add_(self.extra, alpha=-1 if mode else 1)
+            self.merged = not mode
+        return super().train(mode)
+
+    def forward(self, h):
+        return super().forward(h) if self.merged else super().forward(h) + h @ self.extra.T
+
+
+def test_layers_that_change_with_the_mode_are_as_before(data):
+    torch.manual_seed(0)
+    net = Net(Merging()).train()
+    before = net.fc.weight.detach().clone()
+    assert measured(net, batches(data))[1] == ""
+    assert not net.fc.merged
+    assert torch.allclose(net.fc.weight, before, atol=1e-6)
+
+
+def test_a_spectral_norm_in_training_mode_is_not_moved_on(data):
+    torch.manual_seed(0)
+    net = Net(parametrizations.spectral_norm(nn.Linear(D, K))).train()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    nc.measure(net, batches(data))
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_dropout_of_several_samples_is_one_call_in_eval_mode(data):
+    class Several(Net):
+        def forward(self, x):
+            features = self.body(x)
+            return sum(self.fc(F.dropout(features, 0.5, self.training)) for _ in range(5)) / 5
+
+    torch.manual_seed(0)
+    net = Several(nn.Linear(D, K))
+    assert_agree(nc.measure(net, batches(data)), right(net, data, net.fc.weight, net.fc.bias))
+
+
+def test_heads_are_called_by_keyword_flatten_and_compute_in_half_precision(data):
+    class Keyword(Net):
+        def forward(self, x):
+            return self.fc(label=None, h=self.body(x))
+
+    class Head(nn.Linear):
+        def forward(self, label, h):
+            return super().forward(h)
+
+    class Half(nn.Linear):
+        def forward(self, h):
+            return F.linear(h.bfloat16(), self.weight.bfloat16(), self.bias.bfloat16()).float()
+
+    class WithDropout(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.weight = nn.Dropout(), nn.Parameter(torch.randn(K, D))
+
+        def forward(self, h):
+            return F.linear(self.dropout(h), self.weight)
+
+    torch.manual_seed(0)
+    for net in (Keyword(Head(D, K)), Net(Half(D, K)), Net(WithDropout())):
+        got, words = measured(net, batches(data), classifier="fc")
+        assert_agree({"nc2": got["nc2"]}, {"nc2": right(net, data, net.fc.weight)["nc2"]})
+        assert words == ""
+
+
+@pytest.mark.parametrize("where", ["around", "inside"])
+def test_inference_mode_does_no_harm(data, where):
+    torch.manual_seed(0)
+    net = Net(nn.Linear(D, K))
+    want = nc.measure(net, batches(data))
+    if where == "inside":
+        net.forward = torch.inference_mode()(net.forward)
+        assert nc.measure(net, batches(data)) == want
+    else:
+        with torch.inference_mode():
+            assert nc.measure(net, batches(data)) == want

@@ -225,3 +225,119 @@ def test_what_is_kept_is_a_copy(data):
     bare = Bare()
     fresh = [(x.clone(), y.clone()) for x, y in Reusing()]
     assert nc.measure(bare, Reusing()) == nc.measure(bare, fresh)
+
+
+def test_features_returned_beside_the_logits_are_not_taken_for_them(data):
+    class Both(nn.Module):
+        def __init__(self, wrap, features=D):
+            super().__init__()
+            torch.manual_seed(1)
+            self.a, self.fc, self.wrap = nn.Linear(INPUTS, features), nn.Linear(features, K), wrap
+
+        def forward(self, x):
+            features = self.a(x)
+            return self.wrap(features, self.fc(features))
+
+    plain = Both(lambda h, z: z)
+    want = nc.measure(plain, batches(data))
+    for wrap in (lambda h, z: (h, z), lambda h, z: {"feat": h, "logit": z}, lambda h, z: {"out": {"logits": z}}):
+        plain.wrap = wrap
+        assert nc.measure(plain, batches(data)) == want
+    plain.wrap = lambda h, z: (h, {"x": [2 * z]})
+    got, words = measured(plain, batches(data))
+    assert "about 2 times" in words
+    assert got["nc2"] == pytest.approx(want["nc2"], rel=1e-5)
+    square = Both(lambda h, z: (h, 2 * z), features=K)  # features that could be logits by their shape
+    got, words = measured(square, batches(data), classifier="fc")
+    assert "about 2 times" in words
+    square.wrap = lambda h, z: 2 * z
+    assert got == measured(square, batches(data), classifier="fc")[0]
+
+
+@pytest.mark.parametrize("value", [-torch.inf, -1e9, torch.finfo(torch.float32).min])
+def test_a_mask_after_the_head_is_said_and_the_models_accuracy_given(data, value):
+    torch.manual_seed(0)
+    net = Net(nn.Linear(D, K), lambda z, h: z.index_fill(1, torch.tensor([0]), value))
+    labels = torch.where(data[1] == 0, 1, data[1])
+    with torch.no_grad():
+        accuracy = float((net.eval()(data[0]).argmax(1) == labels).double().mean())
+    got, words = measured(net, batches((data[0], labels)))
+    assert "masks 1 classes" in words
+    assert got["accuracy"] == pytest.approx(accuracy)
+    net.after = lambda z, h: z
+    assert got["nc2"] == pytest.approx(measured(net, batches((data[0], labels)))[0]["nc2"], rel=1e-6)
+
+
+def test_accuracy_and_loss_are_the_models_whatever_the_other_rows_are(data):
+    def after(z, h):
+        z = z.clone()
+        z[1], z[3] = 0, z[3].flip(0)
+        return z
+
+    torch.manual_seed(0)
+    net = Net(nn.Linear(D, K), after)
+    got, _ = measured(net, [data])
+    assert_agree({name: got[name] for name in ("accuracy", "loss")}, of_model(net, data), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        lambda z: z * torch.linspace(0.5, 2, K),
+        lambda z: z * torch.linspace(0.5, 2, K) + torch.arange(K),
+        lambda z: (z / 3).log_softmax(1),
+        lambda z: (z / 3).softmax(1),
+        lambda z: (z + torch.arange(K)).log_softmax(1),
+        lambda z: -z,
+    ],
+    ids=["each its own", "each and a shift", "log_softmax of a scale", "softmax of a scale", "of a shift", "negative"],
+)
+def test_scales_and_shifts_of_every_kind_belong_to_the_head(data, after):
+    torch.manual_seed(0)
+    net = Net(nn.Linear(D, K), lambda z, h: after(z))
+    got, words = measured(net, batches(data))
+    with torch.no_grad():
+        bare = after(torch.cat([net.fc.bias[None], net.fc.bias + net.fc.weight.T]))
+        logits = after(net.eval().fc(net.body(data[0])))
+    if bool((logits.sum(1) - 1).abs().max() < 1e-4):
+        bare, logits = bare.log(), logits.log()
+    weight = (bare[1:] - bare[0]).T  # up to what all classes share, where the model takes a softmax
+    centred = bool((logits.exp().sum(1) - 1).abs().max() < 1e-4)
+    want = nc.measure_features(net.body(data[0]).detach(), data[1], weight)
+    assert words
+    assert got["loss"] == pytest.approx(float(F.cross_entropy(logits, data[1])), rel=1e-5)
+    assert got["accuracy"] == pytest.approx(float((logits.argmax(1) == data[1]).double().mean()))
+    if not centred:
+        assert got["nc2"] == pytest.approx(want["nc2"], rel=1e-4)
+        assert got["nc3"] == pytest.approx(want["nc3"], rel=1e-4)
+
+
+def test_tokens_of_an_untrained_head_are_those_of_the_rule_that_fits_all():
+    class Decoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embed, self.score = nn.Embedding(20, 6), nn.Linear(6, K, bias=False)
+            nn.init.zeros_(self.score.weight)
+
+        def forward(self, input_ids, attention_mask):
+            logits = self.score(self.embed(input_ids))
+            return logits[torch.arange(len(logits)), attention_mask.sum(1) - 1]
+
+    ids, labels = torch.randint(1, 20, (N, 8), generator=torch.Generator().manual_seed(1)), torch.arange(N) % K
+    lengths = torch.arange(N) % 5 + 3
+    mask = (torch.arange(8) < lengths[:, None]).long()
+    model = Decoder()
+    batch = {"input_ids": ids * mask, "attention_mask": mask, "labels": labels}
+    got, _ = measured(model, [batch])
+    rows = model.embed(ids[torch.arange(N), lengths - 1]).detach()
+    assert got["nc1"] == pytest.approx(nc.measure_features(rows, labels)["nc1"], rel=1e-5)
+
+
+def test_least_squares_need_features_that_determine_the_map(data):
+    torch.manual_seed(0)
+    extra = torch.randn(K, D)
+    net = Net(nn.Linear(D, K), lambda z, h: z + h @ extra.T)
+    net.body = nn.Sequential(nn.Linear(INPUTS, 4), nn.Linear(4, D))  # in a subspace
+    with pytest.raises(nc.InputError, match="% off"):
+        nc.measure(net, batches(data))

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture.hooks import Head
 from neuralcollapse.head_search import head_names, main_heads, named_head
-from neuralcollapse.heads import head_outputs
+from neuralcollapse.heads import head_outputs, head_tensors
 
 
 def check_model(model: Any) -> nn.Module:
@@ -108,7 +108,7 @@ def find_classifier(
         model.get_submodule(main_heads(model, num_classes)[0]) if classifier is None else named_head(model, classifier)
     )
     head = Head(paths[id(module)], module)
-    outputs = head_outputs(module)
+    outputs = head_outputs(module) or len(head_tensors(module)[0])
     if outputs == 1:
         raise InputError(
             f"expected a classifier with an output for each class, got one output at {head.name!r}: a binary head of a "

@@ -231,6 +231,8 @@ def _collect(
         next_token=next_token,
         chosen=classifier is not None,
     )
+    if min_count is not None and iter(loader) is loader:
+        raise InputError("expected a loader that can be run through twice with min_count, got an iterator: give a list")
     run.subset = chosen_classes(
         classes, min_count, num_classes, lambda: _label_counts(run, loader, num_classes, sharded, progress)
     )
@@ -255,7 +257,8 @@ def _collect(
     result.classes = None if run.subset is None else run.subset.classes
     result.layer = run.head.name
     if nc4:
-        again = pass_.kept if pass_.kept is not None else _second_pass(run, loader, progress)
+        kept = pass_.kept if pass_.kept is not None else _second_pass(run, loader, progress)
+        again = ((features, by_model if run.by_model else by_head) for features, by_head, by_model in kept)
         wrong, seen_again = map(float, disagreements(again, moments))
         if sharded:
             wrong, seen_again = summed(run.device, wrong, seen_again)
@@ -277,7 +280,7 @@ class _Pass:
         self.moments: ClassMoments | None = None
         self.layers: dict[str, ClassMoments] = {}
         self.correct = self.loss_sum = 0.0
-        self.kept: list[tuple[Tensor, Tensor]] | None = [] if keep else None
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if keep else None
         self._num_classes = num_classes
         self._means_dtype = means_dtype
         self._loss = loss
@@ -298,7 +301,7 @@ class _Pass:
         self.loss_sum += seen.loss(self._loss)
         if self.kept is not None:
             head = predicted if seen.own is seen.logits else seen.head_predicted()
-            self.kept.append((seen.features, _among(run.subset, head)))
+            self.kept.append((seen.features, _among(run.subset, head), _among(run.subset, predicted)))
             self._kept_bytes += seen.features.numel() * seen.features.element_size()
             self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
 
@@ -339,10 +342,10 @@ def _among(subset: ClassSubset | None, predicted: Tensor) -> Tensor:
     return predicted if subset is None else subset.relabel(predicted)
 
 
-def _second_pass(run: Forward, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def _second_pass(run: Forward, loader: Iterable[Any], progress: bool) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     for batch in _bar(loader, "measuring nc4", progress):
         seen = run(batch)
-        yield seen.features, _among(run.subset, seen.head_predicted())
+        yield seen.features, _among(run.subset, seen.head_predicted()), _among(run.subset, seen.predicted())
 
 
 def _bar(loader: Iterable[Any], text: str, progress: bool) -> Iterable[Any]:

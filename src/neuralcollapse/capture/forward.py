@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,9 +23,9 @@ from neuralcollapse.capture.batches import (
     unpack,
 )
 from neuralcollapse.capture.hooks import Head, HeadCall, Pass, run, some_rows
-from neuralcollapse.capture.layers import InnerLayer, average
+from neuralcollapse.capture.layers import InnerLayer, average, first_tensor
 from neuralcollapse.capture.linear_map import HeadMap
-from neuralcollapse.capture.returned import LeastSquares, Relation, logits_of, num_outputs
+from neuralcollapse.capture.returned import Comparison, LeastSquares, Relation, candidates, num_outputs
 from neuralcollapse.head_search import head_names
 from neuralcollapse.heads import head_tensors
 from neuralcollapse.moments import kept_rows
@@ -45,7 +45,7 @@ class Seen:
         targets: (N,) among all classes.
         layers: name -> (N, C) outputs of inner layers.
         logits: (M, K) that the model returned of all samples, those left out too.
-        own: (M, K) of the head that is measured; the same tensor where the model returns those.
+        own: (M, K) of the head that is measured; `logits` where the model returns a linear map of the features.
         kept: (N,) which of them are the samples here; None for all.
     """
 
@@ -127,10 +127,12 @@ class Forward:
         self.chosen = chosen
         self.subset: ClassSubset | None = None
         self._map = HeadMap(head.module, head.name)
-        self._relation: Relation | None = None
+        self._comparison = Comparison(head.name)
+        self._pooled: Relation | None = None
         self._least_squares = LeastSquares()
-        self._other_output: int | None = None
+        self._no_logits = ""
         self._tokens_are_labels: bool | None = None
+        self.by_model = True  # whether the returned logits are those of what is measured, for NC4
         first = next(model.parameters(), None)
         self.device = device or (torch.device("cpu") if first is None else first.device)
 
@@ -149,7 +151,7 @@ class Forward:
         while True:
             seen = self._run(inputs)
             if not self._switched(seen, tuple(labels.shape)):
-                self._check_found(seen, inputs)
+                self._check_found(seen, inputs, labels)
                 return self._samples(seen, inputs, labels)
 
     def labels(self, batch: Any) -> Tensor:
@@ -164,13 +166,13 @@ class Forward:
             InputError: the logits are no linear function of the features.
         """
         weight, bias = self._map.tensors()
-        notes = [] if self._map.form is None else [f"the layer {self.head.name!r}: {self._map.form}"]
-        notes = [note for note in notes if not self._map.is_plain]
+        notes = [] if self._map.is_plain else [f"the layer {self.head.name!r}: {self._map.form}"]
         relation = self._relation or Relation(self.head.name)
         if relation.kind == "scaled":
-            weight = relation.scale * weight
-            bias = None if bias is None else relation.scale * bias
-            bias = relation.shift if bias is None else bias if relation.shift is None else bias + relation.shift
+            scale = torch.as_tensor(relation.scale).to(weight)
+            weight = weight * (scale[:, None] if scale.dim() else scale)
+            shift = None if relation.shift is None else relation.shift.to(weight)
+            bias = shift if bias is None else bias * scale if shift is None else bias * scale + shift
         elif relation.kind == "shared":
             parts = [(share, head_tensors(self.model.get_submodule(name))) for name, share in relation.heads.items()]
             weight = sum((share * rows for share, (rows, _) in parts), torch.zeros_like(weight))
@@ -179,20 +181,19 @@ class Forward:
         elif relation.kind == "other":
             solved = self._least_squares.solve()
             if solved is not None:
-                (weight, bias), relation = solved, Relation(self.head.name, "linear")
+                (weight, bias), self.by_model = solved, True
+                relation = Relation(self.head.name, "linear")
             elif not relation.others:
                 raise InputError(
                     f"expected the model to return the outputs of {self.head.name!r}, or a linear map of its input, "
-                    f"got logits that are {100 * relation.off:.3g} % off: name the layer that makes the logits"
+                    f"got logits that are {100 * relation.off:.3g} % off: measure a model whose logits are a linear "
+                    "map of the last features"
                 )
-        if self._other_output is not None:
-            notes.append(
-                f"the layer measured as the classifier, {self.head.name!r}, gives {weight.shape[0]} outputs and the "
-                f"model {self._other_output}: name the layer that makes the model's logits"
-            )
+        if self._no_logits:
+            notes.append(self._no_logits)
         if self._tokens_are_labels:
             notes.append(
-                "the labels are the input's own tokens: for a causal language model, whose positions foretell the next "
+                "the labels are the input's own tokens: for a causal language model, whose positions predict the next "
                 "token, give next_token=True"
             )
         for note in (*notes, relation.words()):
@@ -200,9 +201,14 @@ class Forward:
                 warnings.warn(note, NeuralCollapseWarning, stacklevel=4)
         return weight, bias
 
+    @property
+    def _relation(self) -> Relation | None:
+        """How what the model returns comes from the head, as far as it has been seen."""
+        return self._pooled or self._comparison.relation
+
     def _run(self, inputs: Any) -> Pass:
         layers = {name: layer.module for name, layer in self.layers.items()}
-        return run(self.model, inputs, self.head, self.others if self._relation is None else (), layers)
+        return run(self.model, inputs, self.head, self.others if self._comparison.needs_others else (), layers)
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """With `next_token`, the label of each position moved to the one before, and none for the last."""
@@ -220,32 +226,46 @@ class Forward:
         if self.chosen or self._relation is not None:
             return False
         called = seen.heads.get(self.head.name)
+        if called is not None and _returned_at(called, seen.returned, shape) == 0:
+            return False
         for other in self.others:
             theirs = seen.heads.get(other.name)
-            if theirs is None or theirs.times != 1 or (called is not None and _returns(called, seen.returned, shape)):
+            if theirs is None or theirs.times != 1:
                 continue
-            if called is None or _returns(theirs, seen.returned, shape):
+            if called is None or _returned_at(theirs, seen.returned, shape) == 0:
                 self.others = [head for head in (self.head, *self.others) if head is not other]
                 self.head, self._map = other, HeadMap(other.module, other.name)
+                self._comparison = Comparison(other.name)
                 return True
         return False
 
-    def _check_found(self, seen: Pass, inputs: Any) -> None:
+    def _check_found(self, seen: Pass, inputs: Any, labels: Tensor) -> None:
         """Raise OtherHead where a layer with another number of outputs makes the logits, and nobody named one."""
         if self.chosen or self._relation is not None:
             return
-        caught, wanted = seen.heads.get(self.head.name), num_outputs(seen.returned)
-        if wanted is None or (caught is not None and caught.outputs.shape[-1] == wanted):
+        shape, caught = tuple(labels.shape), seen.heads.get(self.head.name)
+        most = int(labels.max()) if labels.numel() else 0
+        outputs = 0 if caught is None else caught.outputs.shape[-1]
+        if most < outputs and candidates(seen.returned, shape, outputs):
             return
-        names = [name for name in head_names(self.model, wanted) if name != self.head.name]
-        again = run(self.model, inputs, self.head, [Head(name, self.model.get_submodule(name)) for name in names])
-        called = [name for name in names if name in again.heads]
-        if called:
-            raise OtherHead(called[-1])
+        everything = head_names(self.model)
+        heads = [Head(name, self.model.get_submodule(name)) for name in everything if name != self.head.name]
+        again = run(self.model, inputs, self.head, heads)
+        for name in reversed(everything):
+            called = again.heads.get(name)
+            if called is None or called.outputs.shape[-1] <= most or name == self.head.name:
+                continue
+            if _returned_at(called, again.returned, shape) is not None:
+                raise OtherHead(name)
 
     def _samples(self, seen: Pass, inputs: Any, labels: Tensor) -> Seen:
         caught = seen.heads.get(self.head.name)
         if caught is None or caught.inputs is None or caught.times != 1:
+            if self.head.name in seen.unlike:
+                raise InputError(
+                    f"expected the layer {self.head.name!r} to give an output for each row of (N, d) features, got "
+                    f"outputs {seen.unlike[self.head.name]} of other inputs: take what it does to them out of it"
+                )
             raise InputError(
                 f"expected the model to call its classifier {self.head.name!r} once a batch, got "
                 f"{0 if caught is None else caught.times} calls: name the layer that makes the logits"
@@ -257,7 +277,9 @@ class Forward:
         if features.dim() > 2 and shape == features.shape[:-1]:  # a label for each token
             features, own, labels = features.flatten(0, -2), own.flatten(0, -2), labels.flatten()
         elif features.dim() > 2:
-            features, own = self._one_position(features, own, logits_of(seen.returned, shape, own.shape[-1]), masks)
+            features, own = self._one_position(
+                features, own, candidates(seen.returned, shape, own.shape[-1]), shape, masks
+            )
         check_features(features)
         labels = check_labels(labels, features.shape[0])
         self._map.check(caught.some_inputs, caught.some_outputs)
@@ -272,7 +294,7 @@ class Forward:
             )
             for name, layer in self.layers.items()
         }
-        own = logits if self._relation is not None and self._relation.is_head else own
+        own = logits if self.by_model else own
         targets, kept = labels, None
         if self.subset is not None:
             labels = self.subset.relabel(labels, self.ignore_index)
@@ -284,7 +306,12 @@ class Forward:
         return Seen(features, labels, targets, layers, logits, own, kept)
 
     def _one_position(
-        self, features: Tensor, outputs: Tensor, returned: Tensor | None, masks: Mapping[str, Tensor]
+        self,
+        features: Tensor,
+        outputs: Tensor,
+        returned: Sequence[Tensor],
+        shape: tuple[int, ...],
+        masks: Mapping[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         """(N, d) features and (N, K) outputs of a head that sees several positions of a sample.
 
@@ -293,22 +320,26 @@ class Forward:
         h, z = features.flatten(1, -2), outputs.flatten(1, -2)
         if h.shape[1] == 1:
             return h[:, 0], z[:, 0]
-        means = [*(mask for mask in masks.values() if mask.shape == h.shape[:2]), None]
-        if returned is not None and len(returned) == len(h) > 0:
-            same = (z.to(returned.dtype) == returned[:, None]).all(2)
-            if bool(same.any(1).all()):
-                last = same.shape[1] - 1 - same.flip(1).int().argmax(1)  # of equal positions the last
+        if len(shape) > 1:
+            raise InputError(
+                f"expected a label for each of the positions {tuple(features.shape[:-1])} that {self.head.name!r} "
+                f"sees, got labels {shape}: resize the labels to them"
+            )
+        fitting = [mask.to(h.device) for mask in masks.values() if mask.shape == h.shape[:2]]
+        for logits in returned:
+            place = _position(h, z, logits, fitting)
+            if place is not None:
                 rows = torch.arange(len(h), device=h.device)
-                return h[rows, last], z[rows, last]
-            for mask in means:
+                return h[rows, place], z[rows, place]
+            for mask in (*fitting, None):
                 mean = average(z, mask)
-                if Relation.of(self.head.name, mean, returned).keeps_loss:
+                if Relation.of(self.head.name, mean, logits).kind == "same":
                     return average(h, mask), mean
+            if self.head.is_convolution and self._pooled is None:
+                self._pooled = Relation.of_positions(self.head.name, z, logits)
         if self.head.is_convolution:
-            if returned is not None and self._relation is None:
-                self._relation = Relation.of_positions(self.head.name, z, returned)
             return average(h, None), average(z, None)
-        if returned is None or len(returned) != len(h):
+        if not returned:
             check_features(features)  # raises: neither a row nor a label for each position
         raise InputError(
             f"the layer {self.head.name!r} gives logits for each of {h.shape[1]} positions and the model returns one "
@@ -318,20 +349,31 @@ class Forward:
 
     def _logits(self, seen: Pass, features: Tensor, own: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The logits for accuracy and loss: the model's, after a look at how they come from the head's outputs."""
-        returned = logits_of(seen.returned, shape, own.shape[1], own)
-        if returned is None:
+        returned = [each.to(own.device) for each in candidates(seen.returned, shape, own.shape[1])]
+        if not returned:
             found = num_outputs(seen.returned)
-            self._other_output = found if found != own.shape[1] else None
+            what = type(seen.returned).__name__ if found is None else str(found)
+            self._no_logits = (
+                f"the layer measured as the classifier, {self.head.name!r}, gives {own.shape[1]} outputs and the model "
+                f"{what}: accuracy and loss are of that layer; name the one that makes the model's logits"
+            )
             return own
-        returned = returned.to(own.device)
-        if len(returned) == 0:
-            return returned
+        if len(own) == 0:
+            return returned[0]
         picked = some_rows(len(own), own.device)
-        if self._relation is None or not self._relation.holds(own[picked], returned[picked]):
-            self._relation = Relation.of(self.head.name, own[picked], returned[picked], self._beside(seen, own[picked]))
-        if self._relation.kind == "other":
-            self._least_squares.add(features, returned)
-        return own if self._relation.keeps_loss else returned
+        beside = self._beside(seen, own[picked])
+        logits = returned[0]
+        if len(returned) > 1:
+            ranks = [Relation.of(self.head.name, own[picked], each[picked], beside).rank for each in returned]
+            logits = returned[ranks.index(min(ranks))]
+        if self._pooled is None:
+            self._comparison.add(own[picked], logits[picked], beside)
+        relation = self._relation
+        assert relation is not None
+        self.by_model = relation.kind in ("same", "scaled", "shared")
+        if relation.kind == "other":
+            self._least_squares.add(features, logits)
+        return logits.clamp(min=torch.finfo(logits.dtype).tiny).log() if relation.after == "softmax" else logits
 
     def _beside(self, seen: Pass, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
         """Name -> some outputs of the other heads, and whether they see the same features."""
@@ -342,8 +384,8 @@ class Forward:
             if name != self.head.name and each.times == 1 and each.some_outputs.shape == rows.shape
         }
 
-    def _sequence_first(self, inputs: Any, count: int, name: str) -> bool:
-        """Whether samples lie on axis 1 of a layer's output, where its axes are as long: from one sample fewer."""
+    def _sequence_first(self, inputs: Any, count: int, name: str, output: Tensor) -> bool:
+        """Whether samples lie on axis 1 of a layer's output, where its sizes do not tell: from one sample fewer."""
         for axis in (0, 1):  # of the inputs, which may be sequences first too
             try:
                 seen = self._run(first_samples(inputs, count - 1, axis))
@@ -351,21 +393,49 @@ class Forward:
                 continue
             head = seen.heads.get(self.head.name)
             if head is not None and len(head.outputs) == count - 1:
-                layer = seen.layers[name]
-                while not isinstance(layer, Tensor):
-                    layer = next(iter(layer.values() if isinstance(layer, Mapping) else layer))
-                if set(layer.shape[:2]) == {count - 1, count}:
-                    return layer.shape[0] == count
+                fewer = tuple(first_tensor(seen.layers[name], name).shape[:2])
+                first, second = output.shape[:2]
+                if fewer in ((first - 1, second), (first, second - 1)):
+                    return fewer[0] == first
         raise InputError(
-            f"cannot tell which axis of layer {name!r} holds the samples, as both have {count}: say so, as in "
-            f"layers={{{name!r}: 'NTC'}} or 'TNC' (N samples, C channels)"
+            f"cannot tell which axis of {tuple(output.shape)} holds the {count} samples in layer {name!r}: say so, as "
+            f"in layers={{{name!r}: 'NTC'}} or 'TNC' (N samples, C channels)"
         )
 
 
-def _returns(head: HeadCall, returned: Any, shape: tuple[int, ...]) -> bool:
-    """Whether a model returned the outputs of a head as they are."""
+def _returned_at(head: HeadCall, returned: Any, shape: tuple[int, ...]) -> int | None:
+    """At which place, among what may be logits, a model returned the outputs of a head as they are."""
     if head.outputs.dim() != 2 and head.outputs.shape[:-1] != shape:
-        return False
+        return None
     rows = head.outputs.flatten(0, -2)
-    logits = logits_of(returned, shape, rows.shape[1])
-    return logits is not None and logits.shape == rows.shape and bool(torch.equal(logits, rows.to(logits)))
+    found = candidates(returned, shape, rows.shape[1])
+    same = (place for place, each in enumerate(found) if each.shape == rows.shape and torch.equal(each, rows.to(each)))
+    return next(same, None)
+
+
+def _position(features: Tensor, outputs: Tensor, logits: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
+    """(N,) which of T positions' outputs (N, T, K) are the logits (N, K); None where they are of none, or of several.
+
+    Positions may be alike (an untrained head gives zeros everywhere): then the last real token, the last or the first
+    position is taken, if that fits all samples.
+    """
+    if len(logits) != len(outputs) or len(outputs) == 0:
+        return None
+    same = (outputs.to(logits.dtype) == logits[:, None]).all(2)
+    if not bool(same.any(1).all()):
+        return None
+    count = same.shape[1]
+    last = torch.full_like(same[:, 0], count - 1, dtype=torch.long)
+    rules = [
+        *((torch.arange(count, device=mask.device) * mask).argmax(1) for mask in masks),
+        last,
+        torch.zeros_like(last),
+    ]
+    only = count - 1 - same.flip(1).int().argmax(1)
+    if not bool((same.sum(1) > 1).any()):
+        return only
+    for place in rules:
+        if bool(same.gather(1, place[:, None]).all()):
+            return place
+    alike = (features == features.gather(1, only[:, None, None].expand(-1, 1, features.shape[2]))).all(2)
+    return only if bool((alike | ~same).all()) else None

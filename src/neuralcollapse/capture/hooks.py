@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.batches import call
 from neuralcollapse.capture.layers import first_tensor
-from neuralcollapse.heads import eval_mode, head_axis
+from neuralcollapse.heads import eval_mode, head_axis, head_tensors
 
 ROWS = 8  # of a head's inputs and outputs, spread over a batch, that tell how its outputs come about
 
@@ -33,6 +33,18 @@ class Head:
         """Whether features and classes lie on axis 1, with positions behind them."""
         return head_axis(self.module) != -1
 
+    def taken(self, given: Sequence[Any]) -> Tensor | None:
+        """Of the arguments of a call the features (..., d); None where none fits the weight."""
+        dim = head_tensors(self.module)[0].shape[1]
+        for value in given:
+            if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0:
+                features = self.last(value.detach())
+                if features.shape[-1] == dim:
+                    return features
+                if value.dim() > 2 and value[:1].numel() == dim:  # a head that flattens its input itself
+                    return value.detach().flatten(1)
+        return None
+
     def last(self, values: Tensor) -> Tensor:
         """Its inputs or outputs with the features or classes on the last axis."""
         return values.movedim(head_axis(self.module), -1) if values.dim() > 2 else values
@@ -46,7 +58,7 @@ class HeadCall:
         inputs: (N, ..., d), a copy; None of heads that are not measured.
         outputs: (N, ..., K), not a copy.
         some_inputs, some_outputs: `ROWS` rows of both, copies.
-        times: calls; the rest is of the last.
+        times: calls with other inputs than the one before; the rest is of the last.
     """
 
     inputs: Tensor | None
@@ -54,20 +66,24 @@ class HeadCall:
     some_inputs: Tensor
     some_outputs: Tensor
     times: int
-    _version: int = 0
+    _version: int | None = None
 
     @property
     def overwritten(self) -> bool:
         """Whether the model has changed the outputs in place since."""
-        return self.outputs._version != self._version
+        return self._version is not None and self.outputs._version != self._version
 
 
 @dataclass
 class Pass:
-    """What the hooks saw: the model's output, the heads' calls and the inner layers' outputs by name."""
+    """What the hooks saw: the model's output, the heads' calls and the inner layers' outputs by name.
+
+    `unlike` has the output shapes of heads that gave no output for each of their inputs' rows.
+    """
 
     returned: Any = None
     heads: dict[str, HeadCall] = field(default_factory=dict)
+    unlike: dict[str, tuple[int, ...]] = field(default_factory=dict)
     layers: dict[str, Any] = field(default_factory=dict)
 
 
@@ -82,19 +98,32 @@ def run(
     seen = Pass()
 
     def on_head(each: Head, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        taken = each.last(first_tensor(args[0] if args else next(iter(kwargs.values())), each.name))
         given = each.last(first_tensor(output, each.name))
-        if each.is_convolution and given.dim() > 2:
-            given = given.clone()  # small, and followed by a ReLU in place as often as not
+        taken = each.taken([*args, *kwargs.values()])
+        if taken is None or taken.shape[:-1] != given.shape[:-1]:
+            seen.unlike[each.name] = tuple(given.shape)
+            return
+        if (each.is_convolution and given.dim() > 2) or given.is_inference():
+            # Of a convolution they are small, and followed by a ReLU in place as often as not; tensors made in
+            # inference mode do not tell when they are overwritten.
+            given = given.clone()
         flat_taken, flat_given = taken.flatten(0, -2), given.flatten(0, -2)
         picked = some_rows(len(flat_given), given.device)
+        earlier = seen.heads.get(each.name)
+        some = flat_taken[picked].clone()
+        times = 1
+        if earlier is not None:  # dropout that is off in eval mode gives the same inputs each time
+            same = (
+                torch.equal(earlier.some_inputs, some) if earlier.inputs is None else torch.equal(earlier.inputs, taken)
+            )
+            times = earlier.times + (not same)
         seen.heads[each.name] = HeadCall(
             taken.clone() if each is head else None,
             given,
-            flat_taken[picked].clone(),
+            some,
             flat_given[picked].clone(),
-            1 + (seen.heads[each.name].times if each.name in seen.heads else 0),
-            given._version,
+            times,
+            None if given.is_inference() else given._version,
         )
 
     hooks = []

@@ -48,7 +48,7 @@ class InnerLayer:
         output: Any,
         labels: tuple[int, ...],
         masks: Mapping[str, Tensor],
-        sequence_first: Callable[[], bool],
+        sequence_first: Callable[[Tensor], bool],
     ) -> Tensor:
         """One row a label of an output: (N, C) averaged over positions, or (N T, C) where each token has a label.
 
@@ -56,7 +56,7 @@ class InnerLayer:
             output: what the layer gave.
             labels: the shape of the labels, (N,) or (N, T).
             masks: name -> (N, T) bool, tokens that are no padding.
-            sequence_first: tells (by another pass) whether samples are on axis 1, where the sizes do not.
+            sequence_first: tells of the output (by another pass) whether samples are on axis 1, where the sizes do not.
 
         Raises:
             InputError: an output that does not fit the labels, or whose axes cannot be told apart.
@@ -101,7 +101,7 @@ class InnerLayer:
             return values.mean(1)
         return average(values, fitting[0])
 
-    def _letters(self, values: Tensor, labels: tuple[int, ...], sequence_first: Callable[[], bool]) -> str:
+    def _letters(self, values: Tensor, labels: tuple[int, ...], sequence_first: Callable[[Tensor], bool]) -> str:
         if values.dim() == 2:
             return "NC"
         if values.dim() not in _POSITIONS:
@@ -113,10 +113,13 @@ class InnerLayer:
             first, second = values.shape[0] == labels[0], values.shape[1] == labels[0]
             if not first and not second:
                 raise self._unfit(values, labels)
-            if first != second:
-                self._decide(second)
-            elif self._sequence_first is None and values.shape[0] > 1:
-                self._decide(sequence_first())
+            if first and not second:
+                self._decide(False)
+            elif self._sequence_first is None and (values.shape[0] > 1 or not first):
+                # Of as many samples as positions, or of windows that are no samples: one sample fewer tells.
+                self._decide(sequence_first(values))
+            elif second and not first:
+                self._decide(True)
             if self._sequence_first:
                 return "TNC"
         return f"N{positions}C" if self._channels_last(values) else f"NC{positions}"
@@ -136,11 +139,12 @@ class InnerLayer:
         if len(large) == 1 and large[0] in (1, values.dim() - 1):
             return large[0] != 1
         shape, dims = values.shape, values.dim()
+        alike = shape[1] == shape[-1] and next(self.module.children(), None) is None  # and only its own kind tells
         for modules in ([self.module], self.module.modules(), self.model.modules()):
             last = _told(list(_channels(modules, dims)), shape)
             if last is not None and not self._mixes(shape[-1 if last else 1], shape[1 if last else -1]):
                 return last
-            if last is not None:
+            if last is not None or alike:
                 break
         if values.dim() == 4 and len(set(values.shape[1:])) == 2:  # maps are mostly square
             if values.shape[2] == values.shape[3]:

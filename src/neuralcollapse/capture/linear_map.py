@@ -14,6 +14,7 @@ types, and where they differ, the map is found:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from itertools import product
 
@@ -22,10 +23,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse._errors import InputError
+from neuralcollapse._rounding import rounding
 from neuralcollapse.heads import eval_mode, head_axis, head_tensors
 
-_CLASSES = 256  # that are compared
-_SLACK = 8.0  # times the type's rounding of the sum of |w_j h_j|, which bounds that of any order of summation
+_CLASSES = 256  # that are compared in a batch, others in each
+_KEPT = 64  # rows over all batches, to find the map anew where the first ones did not tell it
+# What rounding explains: sums in float32 (or float64) err by some spacings of sum |w_j h_j| in any order; the outputs
+# and, in coarse types, each factor are rounded once, which adds up like a random walk. Four spacings are some ten
+# standard deviations; the root mean square of many entries is held to a third of that.
+_SUMS, _ROUNDED, _ON_AVERAGE = 8.0, 4.0, 3.0
+_QUANTISED = 2.0**-6  # spacing of the features that torch's quantised layers round to eight bits
 _PROBES = 1024  # unit vectors at a time
 
 
@@ -82,13 +89,15 @@ class Form:
 
 
 class HeadMap:
-    """Finds the form of a head's map from the first rows that it sees, and holds later ones against it."""
+    """Finds the form of a head's map from some rows of its inputs and outputs, and compares later ones with it."""
 
     def __init__(self, head: nn.Module, name: str) -> None:
         self.head = head
         self.name = name
         self.form: Form | None = None
         self._own: tuple[Tensor, Tensor | None] | None = None
+        self._kept: list[tuple[Tensor, Tensor]] = []
+        self._checked = 0  # batches
 
     def check(self, inputs: Tensor, outputs: Tensor) -> None:
         """Compare some of the (n, K) outputs with the map of the (n, d) inputs.
@@ -97,14 +106,21 @@ class HeadMap:
             InputError: they are no linear map of the inputs.
         """
         self._own = weight, bias = head_tensors(self.head)  # now: parametrised layers make it in their forward pass
+        finite = torch.isfinite(inputs).all(1)  # the features themselves are refused where they are not
+        inputs, outputs = inputs[finite], outputs[finite]
         if len(inputs) == 0:
             return
-        if self.form is None:
-            self.form = self._found(inputs, outputs, weight, bias)
+        self._checked += 1
+        if sum(len(rows) for rows, _ in self._kept) < _KEPT:
+            self._kept.append((inputs, outputs))
+        if self.form is not None and self._distance(self.form, inputs, outputs, weight, bias) <= 1:
             return
-        off = distance(self.form, inputs, outputs, weight, bias)
-        if off > 1:
+        rows = [(inputs, outputs)] if self.form is None else [*self._kept, (inputs, outputs)]
+        taken, given = torch.cat([row[0] for row in rows]), torch.cat([row[1] for row in rows])
+        form = self._found(taken, given, weight, bias)
+        if form is None or (self.form is not None and form.unit_features != self.form.unit_features):
             raise InputError(self._refusal(inputs, outputs, weight, bias))
+        self.form = form
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """The weight (K, d) and the bias (K,) or None that made the outputs."""
@@ -120,20 +136,35 @@ class HeadMap:
         """Whether the outputs are those of the head's own weight and bias."""
         return self.form is None or self.form.is_plain
 
-    def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form:
+    def _distance(self, form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
+        count = outputs.shape[1]
+        quantised = callable(getattr(type(self.head), "weight", None))  # a method there; nothing is computed for it
+        if self._checked == 1 and len(inputs):  # all classes once, on one row, by parts
+            parts = torch.arange(count, device=outputs.device).split(4096)
+            whole = max(distance(form, inputs[:1], outputs[:1], weight, bias, part, quantised) for part in parts)
+        else:
+            whole = 0.0
+        picked = (torch.arange(min(count, _CLASSES), device=outputs.device) * max(1, count // _CLASSES)) + self._checked
+        return max(whole, distance(form, inputs, outputs, weight, bias, picked % count, quantised))
+
+    def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form | None:
+        """The plain form, or that of unit features or rows which fits best, or the matrix that probing gives."""
         plain = Form()
-        if distance(plain, inputs, outputs, weight, bias) <= 1:
+        if self._distance(plain, inputs, outputs, weight, bias) <= 1:
             return plain
         inputs, outputs = self._with_more(inputs, outputs)
-        kinds = [Form(unit_features, unit_rows) for unit_features, unit_rows in product((False, True), repeat=2)]
-        for kind in (*kinds, Form(shifted=True)):
-            form = scaled(kind, inputs, outputs, weight, bias)
-            if form is not None:
-                return form
+        best: tuple[float, Form] | None = None
+        for unit_features, unit_rows in product((False, True), repeat=2):
+            found = scaled(Form(unit_features, unit_rows), inputs, outputs, weight, bias)
+            if found is not None and (best is None or found[0] < best[0] / 2):
+                best = found
+        if best is not None:
+            return best[1]
         probed = self._probed(inputs)
-        if probed is not None and distance(probed, inputs, outputs, weight, bias) <= 1:
+        if probed is not None and self._distance(probed, inputs, outputs, weight, bias) <= 1:
             return probed
-        raise InputError(self._refusal(inputs, outputs, weight, bias))
+        shifted = scaled(Form(shifted=True), inputs, outputs, weight, bias)
+        return None if shifted is None else shifted[1]
 
     @torch.no_grad()
     def _outputs(self, vectors: Tensor) -> Tensor:
@@ -178,21 +209,47 @@ class HeadMap:
         )
 
 
-def distance(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
-    """The largest distance of some outputs from a map, over what rounding explains: up to 1 they agree."""
-    picked = _some(outputs.shape[1], _CLASSES, outputs.device)
+def distance(
+    form: Form,
+    inputs: Tensor,
+    outputs: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    picked: Tensor | None = None,
+    quantised: bool = False,
+) -> float:
+    """How far some outputs are from a map, over what rounding explains: up to 1 they agree.
+
+    Classes with an infinite output, as a mask leaves them, are left out.
+    """
+    if picked is None:
+        picked = torch.arange(outputs.shape[1], device=outputs.device)
+    wanted = outputs[:, picked].double()
+    finite = torch.isfinite(wanted).all(0)
+    if not bool(finite.any()):
+        return math.inf
+    picked, wanted = picked[finite], wanted[:, finite]
     features = form.features(inputs.double())
     rows, shift = form.tensors(weight, bias, picked)
     rows, shift = rows.double(), torch.zeros(1).to(features) if shift is None else shift.double()
-    bound = features.abs() @ rows.abs().T + shift.abs()
-    off = outputs[:, picked].double() - features @ rows.T - shift
+    off = wanted - features @ rows.T - shift
     off = (off - off.mean(1, keepdim=True) if form.shifted else off).abs()
-    allowed = _SLACK * rounding(inputs, outputs, weight) * bound
-    return float((off / allowed.clamp(min=1e-300)).nan_to_num(0.0).max())
+    exact = torch.finfo(torch.float64 if inputs.dtype == outputs.dtype == torch.float64 else torch.float32).eps
+    walk = (features.square() @ rows.square().T).sqrt() + wanted.abs() + shift.abs()
+    allowed = _SUMS * exact * (features.abs() @ rows.abs().T + shift.abs())
+    allowed += _ROUNDED * (_QUANTISED if quantised else product_rounding(outputs)) * walk
+    ratio = off / allowed.clamp(min=1e-300)
+    worst = max(float(ratio.max()), _ON_AVERAGE * float(ratio.square().mean().sqrt()))
+    return math.inf if math.isnan(worst) else worst
 
 
-def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form | None:
-    """The form with the scale and the shift that fit best; from a single row the shift is the bias, or none."""
+def scaled(
+    form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[float, Form] | None:
+    """The distance and the form with the scale and the shift that fit best, where it fits.
+
+    The shift is the bias, or none, or (from two rows on) one of its own.
+    """
     rows, _ = form.tensors(weight.double(), None)
     products = form.features(inputs.double()) @ rows.T
     exact = outputs.double()
@@ -204,9 +261,12 @@ def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Te
         x, y = (products, exact - shift) if shift is not None else (_centred(products), _centred(exact))
         if form.shifted:
             x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
-        size = float(x.square().sum())
-        scale = float((x * y).sum()) / size if size > 0 else 0.0
-        if abs(scale - 1) < 4 * rounding(inputs, outputs, weight):
+        kept = torch.isfinite(y).all(0)
+        size = float(x[:, kept].square().sum())
+        scale = float((x * y)[:, kept].sum()) / size if size > 0 else 0.0
+        if scale == 0:
+            continue
+        if abs(scale - 1) < 4 * product_rounding(outputs):
             scale = 1.0
         c = shift if shift is not None else (exact - scale * products).mean(0)
         if form.shifted and shift is None:  # known but for a number: that of minus squared distances, or centred
@@ -214,17 +274,16 @@ def scaled(form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Te
             near = float((c - c.mean() - squares + squares.mean()).abs().max()) <= 1e-4 * float(squares.abs().max())
             c = squares if near else c - c.mean()
         found = replace(form, scale=scale, shift=None if c is own else c.to(weight.dtype))
-        if distance(found, inputs, outputs, weight, bias) <= 1:
-            return found
+        off = distance(found, inputs, outputs, weight, bias)
+        if off <= 1:
+            return off, found
     return None
 
 
-def rounding(*tensors: Tensor) -> float:
-    """The relative rounding of a product of such tensors: that of the coarsest type, TF32 where it may be used."""
-    eps = max(torch.finfo(tensor.dtype).eps for tensor in tensors if tensor.is_floating_point())
-    if any(tensor.dtype == torch.float32 for tensor in tensors) and not _full_float32(tensors[0].device):
-        eps = max(eps, 2.0**-10)
-    return eps
+def product_rounding(outputs: Tensor) -> float:
+    """The spacing of the type that a product was computed in: that of its values, or TF32 where it may be used."""
+    eps = max(torch.finfo(outputs.dtype).eps, rounding(outputs) if len(outputs) else 0.0)
+    return eps if outputs.dtype != torch.float32 or _full_float32(outputs.device) else max(eps, 2.0**-10)
 
 
 def _full_float32(device: torch.device) -> bool:
@@ -235,13 +294,6 @@ def _full_float32(device: torch.device) -> bool:
         return torch.get_float32_matmul_precision() == "highest"
     except RuntimeError:  # the newer settings are in use
         return False
-
-
-def _some(count: int, most: int, device: torch.device) -> Tensor:
-    """At most so many of `count` places, spread evenly."""
-    if count <= most:
-        return torch.arange(count, device=device)
-    return torch.linspace(0, count - 1, most, device=device).long()
 
 
 def _centred(values: Tensor) -> Tensor:

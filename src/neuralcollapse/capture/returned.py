@@ -1,10 +1,10 @@
-"""What a model returns, held against the outputs of its heads.
+"""What a model returns, compared with the outputs of its heads.
 
 A hook sees the outputs of one layer; accuracy and loss are those of what the model returns. Mostly the two are the
-same, or one is the softmax of the other. Where they are not, some rows tell how they are related:
+same, or one is the softmax of the other. Where they are not, some rows of every batch tell how they are related:
 
     another head's outputs, or an average (any weighted sum) of the outputs of several heads;
-    a scale or a shift after the head, which belong to its weight and bias;
+    a scale or a shift after the head, one for all classes or each its own, which belong to its weight and bias;
     an increasing function of the outputs (a soft cap, a ReLU);
     another linear map of the head's input (an adapter beside the head), found by least squares where the inputs
     determine it.
@@ -12,88 +12,104 @@ same, or one is the softmax of the other. Where they are not, some rows tell how
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuralcollapse._errors import listed
-from neuralcollapse.capture.linear_map import rounding
+from neuralcollapse._rounding import rounding
+from neuralcollapse.capture.linear_map import Form, distance
 
-_SLACK = 16.0  # times the rounding of the type, relative to the largest value
+_ROUNDED = 2.0  # spacings: outputs and logits are rounded once each
 _KEPT_VALUES = 2**26  # features and logits kept for least squares
+_KEPT = 64  # rows over all batches, to find the relation anew where the first ones did not tell it
+_DEPTH = 4  # how deep in a model's output its logits may lie
 
 
-def logits_of(returned: Any, shape: Sequence[int], num_classes: int, like: Tensor | None = None) -> Tensor | None:
-    """The logits in what a model returned, as one row for each label; None where there are none.
+def candidates(returned: Any, shape: Sequence[int], num_classes: int) -> list[Tensor]:
+    """The tensors in what a model returned that may be logits, as one row for each label.
 
     Args:
-        returned: a tensor, a mapping or an object with `logits`, or a sequence that holds a tensor of logits.
+        returned: a tensor or array, or a mapping, sequence or dataclass that holds some; `logits` there come first.
         shape: of the labels, (N,) or (N, T).
         num_classes: K.
-        like: outputs of the head as rows; of several tensors that could be logits the one equal to them is taken.
     """
-    found = [rows for rows in (_rows(value, shape, num_classes) for value in _tensors(returned)) if rows is not None]
-    for rows in found[1:]:
-        if like is not None and rows.shape == like.shape and torch.equal(rows, like.to(rows.dtype)):
-            return rows
-    return found[0] if found else None
+    return [rows for value in _tensors(returned) for rows in _rows(value, tuple(shape), num_classes)]
 
 
 def num_outputs(returned: Any) -> int | None:
     """The number of classes of what a model returned; None where it holds no tensor that could be logits."""
-    found = _tensors(returned)
-    return found[0].shape[-1] if found else None
+    return next((value.shape[-1] for value in _tensors(returned)), None)
 
 
-def _tensors(returned: Any) -> list[Tensor]:
-    logits = returned.get("logits") if isinstance(returned, Mapping) else getattr(returned, "logits", None)
-    if isinstance(logits, Tensor):
-        return [logits]
+def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
+    if isinstance(returned, np.ndarray):
+        returned = torch.as_tensor(returned)
+    if isinstance(returned, Tensor):
+        if returned.dim() > 1 and returned.is_floating_point():
+            yield returned
+        return
+    if depth == 0 or isinstance(returned, str | bytes):
+        return
+    named: Mapping[Any, Any] = {}
     if isinstance(returned, Mapping):
-        returned = list(returned.values())
-    values = [returned] if isinstance(returned, Tensor) else returned if isinstance(returned, Sequence) else []
-    return [value for value in values if isinstance(value, Tensor) and value.dim() > 1]
+        named = returned
+    elif is_dataclass(returned) and not isinstance(returned, type):
+        named = {each.name: getattr(returned, each.name) for each in fields(returned)}
+    elif isinstance(returned, Sequence):
+        named = returned._asdict() if hasattr(returned, "_asdict") else dict(enumerate(returned))
+    if "logits" in named:
+        named = {"logits": named["logits"], **named}
+    for value in named.values():
+        yield from _tensors(value, depth - 1)
 
 
-def _rows(logits: Tensor, shape: Sequence[int], num_classes: int) -> Tensor | None:
+def _rows(logits: Tensor, shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:
     """(rows, K) of a tensor with K on its last axis, or on axis 1 as for images or torch's cross-entropy."""
-    shape, count = tuple(shape), torch.Size(shape).numel()
+    count, size = torch.Size(shape).numel(), tuple(logits.shape)
     ones = (1,) * (logits.dim() - 2)
-    if tuple(logits.shape) == (*shape, num_classes) or tuple(logits.shape) == (count, num_classes):
-        return logits.reshape(count, num_classes)
-    if tuple(logits.shape) == (shape[0], num_classes, *shape[1:]):
-        return logits.movedim(1, -1).reshape(count, num_classes)
-    if tuple(logits.shape) == (count, num_classes, *ones):
-        return logits.reshape(count, num_classes)
-    return None
+    if size in ((*shape, num_classes), (count, num_classes)) or size == (count, num_classes, *ones):
+        yield logits.reshape(count, num_classes)
+    if len(shape) > 1 and size == (shape[0], num_classes, *shape[1:]):
+        yield logits.movedim(1, -1).reshape(count, num_classes)
 
 
 @dataclass(frozen=True)
 class Relation:
-    """How the returned logits follow from the outputs of the head that is measured.
+    """How the returned logits follow from the outputs z of the head that is measured.
 
     Attributes:
         name: of the head.
-        kind: "same"; "shifted", the outputs plus a number for each sample, as their logarithmic softmax; "softmax" of
-            the outputs; "scaled", s z + c; "heads", a weighted sum of other
-            heads' outputs; "shared", one of heads that see the same features; "increasing", a function of each output;
-            "pooled", a mean over positions after a ReLU; "linear", a linear map of the features; or "other".
-        scale: of "scaled", s.
-        shift: (K,) of "scaled", c; None for none.
+        kind: how, from what says most to what says least (`KINDS`):
+            "same": z.
+            "scaled": s z + c.
+            "shared": a weighted sum of the outputs of heads that see the same features.
+            "heads": a weighted sum of the outputs of heads, or those of another head.
+            "linear": another linear map of the features.
+            "increasing": an increasing function of each output.
+            "pooled": the mean of z over positions, after a ReLU.
+            "other": none of these.
+        after: "" or what is done to that: "shift", a number for each sample, as in a logarithmic softmax; "softmax".
+        scale: s of "scaled", a number or (K,).
+        shift: (K,) c of "scaled"; None for none.
         heads: of "heads" and "shared", name -> its share in the returned logits.
         others: names of other heads with as many outputs.
+        masked: classes whose logits are the same for all samples, and are left out of the comparison.
         off: of "other", the relative distance of the returned logits from the head's outputs.
     """
 
     name: str
     kind: str = "same"
-    scale: float = 1.0
+    after: str = ""
+    scale: float | Tensor = 1.0
     shift: Tensor | None = None
     heads: dict[str, float] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    masked: int = 0
     off: float = 0.0
 
     @classmethod
@@ -109,96 +125,110 @@ class Relation:
             others: of other heads the outputs (n, K), and whether they see the same features.
         """
         others = others or {}
+        eps = _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps, rounding(returned))
         z, r = outputs.double(), returned.double()
-        near = _SLACK * rounding(outputs, returned)
-        if _close(z, r, near):
-            return cls(name)
-        if _close(_row_centred(z), _row_centred(r), near):
-            return cls(name, "shifted")
-        if _close(torch.softmax(z, 1), r, near):
-            return cls(name, "softmax")
-        rows = {other: values.double() for other, (values, _) in others.items()}
-        for other, values in rows.items():
-            if _close(values, r, near):
-                return cls(name, "heads", heads={other: 1.0})
-        scale, shift = _scale_and_shift(z, r)
-        if scale and _close(scale * z + shift, r, near * max(1.0, abs(scale))):
-            small = float(shift.abs().max()) <= near * float(r.abs().max())
-            scale = 1.0 if abs(scale - 1) <= near else scale
-            return cls(name, "scaled", scale, None if small else shift.to(outputs.dtype))
-        heads = _weighted_sum({name: z, **rows}, r, near)
-        if heads:
-            shared = all(other == name or others[other][1] for other in heads)
-            return cls(name, "shared" if shared else "heads", heads=heads)
-        if _increasing(z, r, near):
-            return cls(name, "increasing")
-        off = float((z - r).norm() / r.norm().clamp(min=1e-300))
-        return cls(name, "other", others=tuple(others), off=off)
+        open_ = _open_classes(z, r)
+        z, r = z[:, open_], r[:, open_]
+        masked = int((~open_).sum())
+        if z.shape[1] == 0:
+            return cls(name, "other", others=tuple(others), off=float("inf"))
+        rows = {other: values.double()[:, open_] for other, (values, _) in others.items()}
+        found = _linear(name, z, r, rows, eps) or _softened(name, z, r, eps)
+        if found is None and _increasing(z, r, eps):
+            found = cls(name, "increasing")
+        if found is None:
+            off = float((z - r).norm() / r.norm().clamp(min=1e-300))
+            return cls(name, "other", others=tuple(others), off=off)
+        if found.kind == "heads" and all(other == name or others[other][1] for other in found.heads):
+            found = replace(found, kind="shared")
+        if masked:  # scale and shift are of the classes that were compared
+            found = replace(found, scale=_all_classes(found.scale, open_, 1.0), masked=masked)
+            shift = None if found.shift is None else _all_classes(found.shift, open_, 0.0)
+            found = replace(found, shift=shift if isinstance(shift, Tensor) else None)
+        return found
 
     @classmethod
     def of_positions(cls, name: str, outputs: Tensor, returned: Tensor) -> Relation | None:
         """Of (N, T, K) outputs at T positions and (N, K) logits: their mean after a ReLU (SqueezeNet), or None."""
-        near = _SLACK * rounding(outputs, returned)
-        return cls(name, "pooled") if _close(outputs.double().relu().mean(1), returned.double(), near) else None
+        z, r = outputs.double().relu().mean(1), returned.double()
+        eps = 4 * _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps)
+        return cls(name, "pooled") if _close(z, r, eps, z.abs() + z.abs().mean()) else None
 
     @property
-    def keeps_loss(self) -> bool:
-        """Whether the cross-entropy of the head's outputs is that of what the model returns."""
-        return self.kind in ("same", "shifted", "softmax")
-
-    @property
-    def is_head(self) -> bool:
-        """Whether the returned logits are those of what is measured: a linear map of the features."""
-        return self.kind in ("same", "scaled", "shared", "linear") or (self.kind == "other" and not self.others)
-
-    def holds(self, outputs: Tensor, returned: Tensor) -> bool:
-        """Whether later rows of the head's outputs and of the returned logits are related so too."""
-        if self.kind in ("heads", "shared", "pooled", "other"):
-            return True
-        if self.kind == "scaled":
-            shift = 0 if self.shift is None else self.shift.double()
-            near = _SLACK * rounding(outputs, returned) * max(1.0, abs(self.scale))
-            return _close(self.scale * outputs.double() + shift, returned.double(), near)
-        return Relation.of(self.name, outputs, returned).kind in (self.kind, "same")  # as may happen by chance
+    def rank(self) -> int:
+        """The less, the more it says."""
+        return KINDS.index(self.kind)
 
     def words(self) -> str | None:
         """What the user should know of it; None where there is nothing."""
         head = repr(self.name)
         parts = " + ".join(f"{share:.3g} {name}" for name, share in self.heads.items())
-        if self.kind == "scaled":
-            how = "" if self.scale == 1 else f"{self.scale:.4g} times "
-            plus = "" if self.shift is None else " plus a shift"
-            return f"the model returns {how}the outputs of {head}{plus}: measured with weight and bias like that"
-        if self.kind == "heads" and len(self.heads) == 1:
+        plus = "" if self.shift is None else " plus a shift for each class"
+        found = {
+            "scaled": f"{self._how}the outputs of {head}{plus}: measured with a weight and bias that give the same",
+            "shared": f"the outputs of several heads ({parts}) of the same features: measured as one",
+            "heads": f"the outputs of several heads ({parts}): {head} was measured, accuracy and loss are the model's",
+            "linear": f"another linear map of the input of {head} than its outputs (an adapter beside it?): measured "
+            "with the matrix that made them, found by least squares",
+            "increasing": f"a function of the outputs of {head}: accuracy and loss are of what it returns",
+            "pooled": f"a mean over positions of the outputs of {head} after a ReLU: accuracy and loss are of what it "
+            "returns",
+            "other": f"something else than the outputs of {head} ({100 * self.off:.3g} % off); other heads with as "
+            f"many outputs: {listed(self.others)}: accuracy and loss are the model's",
+        }.get(self.kind)
+        if self.kind == "heads" and len(self.heads) == 1 and self.name not in self.heads:
             (other,) = self.heads
-            return (
-                f"the model returns the outputs of {other!r}, and {head} was measured; accuracy and loss are the "
-                f"model's: name {other!r} to measure that head"
+            found = (
+                f"the outputs of {other!r}, and {head} was measured; accuracy and loss are the model's: name {other!r} "
+                "to measure that head"
             )
-        if self.kind == "heads":
-            return (
-                f"the model returns the outputs of several heads ({parts}): {head} was measured, accuracy and loss are "
-                "the model's"
-            )
-        if self.kind == "shared":
-            return f"the model returns the outputs of several heads ({parts}) of the same features: measured as one"
-        if self.kind == "linear":
-            return (
-                f"the model returns another linear map of the input of {head} than its outputs (an adapter beside "
-                "it?): measured with the matrix that made them, found by least squares"
-            )
-        if self.kind == "softmax":
-            return f"the model returns the softmax of the outputs of {head}: the loss is the one of these probabilities"
-        if self.kind in ("increasing", "pooled"):
-            how = "a mean over positions of the outputs" if self.kind == "pooled" else "a function of the outputs"
-            after = " after a ReLU" if self.kind == "pooled" else ""
-            return f"the model returns {how} of {head}{after}: accuracy and loss are of what it returns"
-        if self.kind == "other":
-            return (
-                f"the model does not return the outputs of {head} ({100 * self.off:.3g} % off); other heads with as "
-                f"many outputs: {listed(self.others)}: accuracy and loss are the model's"
-            )
-        return None
+        notes = [] if found is None else [f"the model returns {found}"]
+        if self.after == "softmax":
+            notes.append("the model returns a softmax: the loss is the cross-entropy of these probabilities")
+        if self.masked:
+            notes.append(f"the model masks {self.masked} classes: their logits are not compared")
+        return "; ".join(notes) or None
+
+    @property
+    def _how(self) -> str:
+        if isinstance(self.scale, Tensor):
+            return "a scale for each class times "
+        return "" if self.scale == 1 else f"about {self.scale:.4g} times "
+
+
+KINDS = ("same", "scaled", "shared", "heads", "linear", "increasing", "pooled", "other")
+
+
+class Comparison:
+    """The relation of a head's outputs and a model's logits, found from some rows and compared with later ones."""
+
+    def __init__(self, name: str) -> None:
+        self.relation: Relation | None = None
+        self._name = name
+        self._kept: list[tuple[Tensor, Tensor, Mapping[str, tuple[Tensor, bool]]]] = []
+
+    @property
+    def needs_others(self) -> bool:
+        """Whether the outputs of other heads are of use in the next batch."""
+        few = sum(len(rows) for rows, _, _ in self._kept) < 8
+        return self.relation is None or few or self.relation.kind in ("heads", "shared", "other")
+
+    def add(self, outputs: Tensor, returned: Tensor, others: Mapping[str, tuple[Tensor, bool]]) -> None:
+        """Compare (n, K) rows of a batch, and find the relation anew where they do not fit it."""
+        if sum(len(rows) for rows, _, _ in self._kept) < _KEPT:
+            self._kept.append((outputs, returned, others))
+        kept = [*self._kept]
+        if self.relation is not None and kept[-1][0] is not outputs:
+            if Relation.of(self._name, outputs, returned, others).kind == self.relation.kind == "same":
+                return
+            kept.append((outputs, returned, others))
+        names = set.intersection(*(set(each) for _, _, each in kept))
+        together = {
+            name: (torch.cat([each[name][0] for _, _, each in kept]), all(each[name][1] for _, _, each in kept))
+            for name in sorted(names)
+        }
+        z, r = torch.cat([part[0] for part in kept]), torch.cat([part[1] for part in kept])
+        self.relation = Relation.of(self._name, z, r, together)
 
 
 class LeastSquares:
@@ -207,73 +237,138 @@ class LeastSquares:
     def __init__(self) -> None:
         self._features: list[Tensor] = []
         self._logits: list[Tensor] = []
-        self._values = 0
         self._rows = 0
 
     def add(self, features: Tensor, logits: Tensor) -> None:
         """Keep rows, until there are more than enough."""
-        if self._rows <= 4 * (features.shape[1] + 1) and self._values <= _KEPT_VALUES:
-            self._features.append(features.clone())
-            self._logits.append(logits.clone())
-            self._values += features.numel() + logits.numel()
-            self._rows += len(features)
+        enough = min(4 * (features.shape[1] + 1), _KEPT_VALUES // (features.shape[1] + logits.shape[1]))
+        count = min(len(features), enough - self._rows)
+        if count > 0:
+            self._features.append(features[:count].clone())
+            self._logits.append(logits[:count].clone())
+            self._rows += count
 
     def solve(self) -> tuple[Tensor, Tensor] | None:
         """(K, d) A and (K,) c with logits = A h + c; None where they are not determined, or the map is not linear."""
         if not self._features:
             return None
         h, z = torch.cat(self._features), torch.cat(self._logits)
+        if len(h) < h.shape[1] + 2:  # a map with as many numbers as there are rows fits anything
+            return None
         x, y = h.double(), z.double()
         middle = x.mean(0)
-        x, y = x - middle, y - y.mean(0)
-        if len(x) < h.shape[1] + 2:  # a map with as many numbers as there are rows fits anything
+        u, s, v = torch.linalg.svd(x - middle, full_matrices=False)
+        if float(s[-1]) <= 16 * torch.finfo(h.dtype).eps * float(s[0]):
             return None
-        u, s, v = torch.linalg.svd(x, full_matrices=False)
-        eps = rounding(h, z)
-        if float(s[-1]) <= 16 * eps * float(s[0]):
+        matrix = ((v.T / s) @ (u.T @ (y - y.mean(0)))).T
+        shift = y.mean(0) - matrix @ middle
+        form = Form(matrix=matrix, shift=shift)
+        parts = torch.arange(len(shift), device=h.device).split(4096)
+        if max(distance(form, h, z, matrix, shift, part) for part in parts) > _FITTED:
             return None
-        matrix = (v.T @ ((u.T @ y) / s[:, None])).T
-        error = (y - x @ matrix.T).abs()
-        bound = x.abs() @ matrix.abs().T + z.double().abs()
-        if bool((error > _SLACK * eps * bound).any()):
-            return None
-        shift = z.double().mean(0) - matrix @ middle
         return matrix.to(h.dtype), shift.to(h.dtype)
 
 
-def _close(a: Tensor, b: Tensor, near: float) -> bool:
-    return a.shape == b.shape and bool((a - b).abs().max() <= near * b.abs().max().clamp(min=1e-300))
+_FITTED = 4.0  # times what rounding explains: the fitted matrix has errors of its own
 
 
-def _row_centred(values: Tensor) -> Tensor:
-    return values - values.mean(1, keepdim=True)
+def _linear(name: str, z: Tensor, r: Tensor, rows: Mapping[str, Tensor], eps: float) -> Relation | None:
+    """The relation where the logits are a linear function of the outputs of heads."""
+    if _close(z, r, eps, z.abs() + z.abs().mean(1, keepdim=True) / 4):
+        return Relation(name)
+    for other, values in rows.items():
+        if _close(values, r, eps, values.abs() + values.abs().mean(1, keepdim=True) / 4):
+            return Relation(name, "heads", heads={other: 1.0})
+    fitted = _scale_and_shift(z, r, eps)
+    if fitted is not None:
+        return Relation(name, "scaled", scale=fitted[0], shift=fitted[1])
+    heads = _weighted_sum({name: z, **rows}, r, eps)
+    return Relation(name, "heads", heads=heads) if heads else None
 
 
-def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, near: float) -> dict[str, float]:
+def _softened(name: str, z: Tensor, r: Tensor, eps: float) -> Relation | None:
+    """The relation where the logits are a softmax, its logarithm, or another shift of each sample, of s z + c."""
+    size = 1 + z.abs().amax(1, keepdim=True)
+    if bool((r >= 0).all()) and _close(
+        r.sum(1), torch.ones_like(r[:, 0]), 4 * eps, torch.full_like(r[:, 0], r.shape[1])
+    ):
+        if _close(torch.softmax(z, 1), r, eps, size * r + eps):
+            return Relation(name, after="softmax")
+        soft, after = r.clamp(min=1e-300).log(), "softmax"
+    else:
+        soft, after = r, "shift"
+    x, y = (values - values.mean(1, keepdim=True) for values in (z, soft))
+    size = (size + soft.abs().amax(1, keepdim=True)).expand_as(y)
+    if _close(x, y, eps, size):
+        return Relation(name, after=after)
+    fitted = _scale_and_shift(x, y, eps, size) if x.shape[1] > 2 else None
+    return None if fitted is None else Relation(name, "scaled", after, *fitted)
+
+
+def _open_classes(z: Tensor, r: Tensor) -> Tensor:
+    """(K,) bool, without classes that a mask closes: an infinite logit, or the same low one for all samples."""
+    finite = torch.isfinite(r).all(0) & torch.isfinite(z).all(0)
+    if len(r) < 2:
+        return finite
+    constant = (r == r[:1]).all(0) & ~(z == z[:1]).all(0)
+    lowest = r[:, finite & ~constant].min() if bool((finite & ~constant).any()) else r.new_zeros(())
+    return finite & ~(constant & (r[0] < lowest))
+
+
+def _all_classes(values: float | Tensor, open_: Tensor, otherwise: float) -> float | Tensor:
+    if not isinstance(values, Tensor):
+        return values
+    found = torch.full((len(open_),), otherwise, dtype=values.dtype, device=values.device)
+    found[open_] = values
+    return found
+
+
+def _close(a: Tensor, b: Tensor, eps: float, size: Tensor) -> bool:
+    return a.shape == b.shape and bool(((a - b).abs() <= eps * size).all())
+
+
+def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, eps: float) -> dict[str, float]:
     """Each head's share where the returned logits are a weighted sum of their outputs; empty where they are not."""
-    if len(heads) < 2 or returned.numel() < 4 * len(heads):  # a few numbers are a sum of anything
-        return {}
     columns = torch.stack([rows.flatten() for rows in heads.values()], 1)
+    # A few numbers are a sum of anything.
+    if len(heads) < 2 or returned.numel() < 4 * len(heads) or not bool(torch.isfinite(columns).all()):
+        return {}
     shares = torch.linalg.lstsq(columns.cpu(), returned.flatten()[:, None].cpu(), driver="gelsd").solution[:, 0]
-    shares = torch.where(shares.abs() < 1e-4, torch.zeros_like(shares), shares).to(columns)
-    largest = (columns.abs() @ shares.abs()).max()
-    if float((columns @ shares - returned.flatten()).abs().max()) > 4 * near * float(largest):
+    shares = torch.where(shares.abs() < max(1e-4, 4 * eps), torch.zeros_like(shares), shares).to(columns)
+    parts = columns * shares
+    if not _close(parts.sum(1), returned.flatten(), 2 * eps, parts.abs().sum(1) + parts.abs().sum(1).mean()):
         return {}
     return {name: share for name, share in sorted(zip(heads, shares.tolist(), strict=True)) if share != 0}
 
 
-def _scale_and_shift(z: Tensor, r: Tensor) -> tuple[float, Tensor]:
-    """S and c of the best r = s z + c, c for each class; without c for a single row."""
-    middle, target = (z.mean(0), r.mean(0)) if len(z) > 1 else (torch.zeros_like(z[0]), torch.zeros_like(r[0]))
-    x, y = z - middle, r - target
-    size = float(x.square().sum())
-    scale = float((x * y).sum()) / size if size > 0 else 0.0
-    return scale, target - scale * middle
+def _scale_and_shift(
+    z: Tensor, r: Tensor, eps: float, size: Tensor | None = None
+) -> tuple[float | Tensor, Tensor | None] | None:
+    """S and c with r = s z + c: one s, or one for each class where there are rows enough; None where none fits."""
+    for each in (False, True):
+        if each and len(z) < 4:
+            return None
+        middle, target = (z.mean(0), r.mean(0)) if len(z) > 1 else (torch.zeros_like(z[0]), torch.zeros_like(r[0]))
+        x, y = z - middle, r - target
+        norm, dot = x.square().sum(0), (x * y).sum(0)
+        if each:
+            scale = torch.where(norm > 0, dot / norm.clamp(min=1e-300), torch.ones_like(norm))
+        else:
+            scale = dot.sum() / norm.sum().clamp(min=1e-300)
+            scale = torch.ones_like(scale) if abs(float(scale) - 1) <= 4 * eps else scale
+        if not bool((scale != 0).any()):
+            return None
+        shift = target - scale * middle
+        bound = (scale * z).abs() + shift.abs() + (scale * z).abs().mean() if size is None else size
+        if _close(scale * z + shift, r, 2 * eps, bound):
+            small = bool((shift.abs() <= 2 * eps * bound.amax(0)).all())
+            return scale if each else float(scale), None if small else shift
+    return None
 
 
-def _increasing(z: Tensor, r: Tensor, near: float) -> bool:
+def _increasing(z: Tensor, r: Tensor, eps: float) -> bool:
     """Whether one function that never falls gives all of r from z."""
     order = z.flatten().argsort()
     steps = r.flatten()[order].diff()
     grows = float(r.max() - r.min())
-    return len(order) > 8 and grows > 0 and bool((steps >= -near * float(r.abs().max())).all())
+    return len(order) > 8 and grows > 0 and bool((steps >= -2 * eps * float(r.abs().max())).all())
