@@ -6,6 +6,8 @@ from scipy.sparse.linalg import eigsh
 from neuralcollapse import InputError
 from neuralcollapse.ufm import CrossEntropy, Focal, Hessian, UnconstrainedFeatureModel
 from neuralcollapse.ufm import hessian as hessian_module
+from neuralcollapse.ufm.hessian import dense_hessian
+from neuralcollapse.ufm.units import Units
 from tests.ufm import oracles
 
 Model = UnconstrainedFeatureModel
@@ -181,3 +183,16 @@ def test_the_minimiser_has_no_negative_eigenvalue_and_the_origin_many():
     model = Model(4, 6, 3, 0.005, 0.005)
     assert model.hessian(model.global_minimizer()).negative() == 0
     assert model.hessian(model.zero_point()).negative() == 18
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "focal", "mse"])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_matrix_made_by_blocks_is_that_of_the_products(loss, bias):
+    model = UnconstrainedFeatureModel(4, 3, [5, 3, 2, 1], 0.01, 0.02, 0.03 if bias else 0.0, bias, loss)
+    for small in (model.collapsed(), Units(model).small):
+        points = [small.random_point(seed) for seed in range(3)]
+        batch = dense_hessian(small, small.point(torch.stack([point.vector() for point in points])))
+        for point, matrix in zip(points, batch, strict=True):
+            products = small.hessian_product(point, small.point(torch.eye(small.size, dtype=torch.float64))).vector()
+            torch.testing.assert_close(dense_hessian(small, point), products, rtol=0, atol=1e-13)
+            torch.testing.assert_close(matrix, products, rtol=0, atol=1e-13)

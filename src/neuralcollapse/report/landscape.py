@@ -62,7 +62,7 @@ def landscape_figures(found: Survey) -> list[Figure]:
     """The figures of a survey, those that apply."""
     figures = []
     if found.atlas:
-        figures.append(energy_figure(found.atlas, found.coverage))
+        figures.append(energy_figure(found.atlas))
     figures.append(gap_figure(found))
     if found.spectra:
         figures.append(spectrum_figure(found))
@@ -73,7 +73,7 @@ def landscape_figures(found: Survey) -> list[Figure]:
     return figures
 
 
-def energy_figure(entries: list[Entry], coverage: str = "") -> Figure:
+def energy_figure(entries: list[Entry]) -> Figure:
     """Objective against index, a mark for each critical point: circles by partitions, diamonds of low rank."""
     data = []
     for verdict, color in _COLOR.items():
@@ -104,8 +104,8 @@ def energy_figure(entries: list[Entry], coverage: str = "") -> Figure:
         f"{len(entries)} critical points: the lowest at {low.objective:.6g} with index {low.index}, "
         f"the highest at {high.objective:.6g} with index {high.index}."
     )
-    caption = "The critical points of the atlas; only the global minimum has no way down. " + coverage
-    return Figure("energy", "Energy against index", caption.strip(), alt, data, layout)
+    caption = "The critical points of the atlas below, which says what was searched. Index 0: no way down."
+    return Figure("energy", "Energy against index", caption, alt, data, layout)
 
 
 def _label(entry: Entry) -> str:
