@@ -135,7 +135,7 @@ YAML = {
     "python": "a: !!python/object/apply:os.system ['true']",
     "tag": "a: !!int x",
     "key": "? [1, 2]\n: 3",
-    "large": "a: " + "x" * 2**21,
+    "large": "a: " + "x" * 2**19,
 }
 
 

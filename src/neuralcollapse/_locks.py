@@ -42,7 +42,7 @@ class _Held:
 
 
 _held: dict[str, _Held] = {}
-_inherited: list[_Held] = []  # of the process that this one was forked from, which alone may let go of them
+_unused: list[_Held] = []  # not to be let go of here: that could remove the lock of another
 _guard = threading.RLock()
 
 
@@ -99,6 +99,9 @@ def _taken(folder: str | Path, place: str, file: Path) -> _Held:
         lock.acquire(timeout=_PATIENCE, poll_interval=_PATIENCE / 10)
     except Timeout:
         who = f" ({owner})" if owner.isprintable() and owner else ""
+        with suppress(OSError):
+            if who and not file.read_bytes():  # filelock before 4 empties the file as it tries
+                file.write_text(f"{owner}\n", encoding="utf-8")
         raise InUse(
             f"{folder} is being written by another process{who}: wait for it, or choose another folder"
         ) from None
@@ -122,11 +125,13 @@ def _let_go(held: _Held) -> None:
         held.shares -= 1
         if held.shares > 0 or held.pid != os.getpid():
             return
-        if _held.get(held.folder) is held:
-            _held.pop(held.folder)
-            if held.lock is not None and not isinstance(held.lock, SoftFileLock):
-                with suppress(OSError):
-                    Path(held.folder, NAME).unlink()  # before the lock goes: who waits looks whether the file is there
+        if _held.get(held.folder) is not held:  # of a folder that was removed, and maybe made again, locked again
+            _unused.append(held)
+            return
+        _held.pop(held.folder)
+        if held.lock is not None and not isinstance(held.lock, SoftFileLock):
+            with suppress(OSError):
+                Path(held.folder, NAME).unlink()  # before the lock goes: who waits looks whether the file is there
         if held.lock is not None:
             with suppress(OSError):
                 held.lock.release(force=True)
@@ -139,7 +144,7 @@ def _alive(ident: int) -> bool:
 def _after_fork() -> None:
     global _guard
     _guard = threading.RLock()
-    _inherited.extend(_held.values())
+    _unused.extend(_held.values())
     _held.clear()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from neuralcollapse._errors import InputError
 
 _JSON_BYTES = 64 * 2**20
-_YAML_BYTES = 2**20  # it is read a thousand times more slowly
+_YAML_BYTES = 2**18  # it is read a thousand times more slowly
 _YAML_VALUES = 100_000  # aliases expanded
 _DEPTH = 64
 _INTEGER_BITS = 256
@@ -69,14 +69,14 @@ def parse_yaml(text: str) -> Any:
             if node is None:
                 return None
             if _expanded(node, {}) > _YAML_VALUES:
-                raise ValueError(f"its aliases stand for more than {_YAML_VALUES:,} values")
+                raise ValueError(f"it has more than {_YAML_VALUES:,} values, its aliases written out")
             return plain(loader.construct_document(node))
         finally:
             loader.dispose()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except yaml.YAMLError as error:
-        raise ValueError(f"not YAML: {' '.join(str(error).split())}"[:160]) from None
+        raise ValueError(f"it is not YAML: {' '.join(str(error).split())}"[:160]) from None
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:  # of tags with wrong values
         raise ValueError(f"a value is not what its tag says ({error})"[:160]) from None
 

@@ -137,7 +137,7 @@ def read_geometry(file: Path) -> Geometry:
     arrays, _ = read_arrays(file, list(_ARRAYS), most=most)
     check_shapes(arrays, _ARRAYS)
     for name, value in arrays.items():
-        ok = np.abs(value) <= _LARGEST
+        ok = np.abs(value.astype(np.float64)) <= _LARGEST
         if not (ok | np.isnan(value) if name == "means" else ok).all():
             raise ValueError(f"{name} holds what is no number, or one beyond {_LARGEST:g}")
     return Geometry(epoch_of(file), **{name: value.astype(np.float32) for name, value in arrays.items()})

@@ -173,7 +173,7 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
     """
     folder = RunFolder.open(path)
     config = read_mapping(folder.path / "config.yaml")
-    environment = read_mapping(folder.path / "environment.json")
+    environment = read_mapping(folder.path / "environment.json", yaml=False)
     records, geometries = folder.records(), list(folder.geometries())
     _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
     return Run(name or _name(folder.path), config, environment, records, geometries, labels or {})

@@ -1,6 +1,7 @@
 """Stop anywhere and go on: the end is bit for bit that of a run never stopped."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -634,8 +636,19 @@ def test_online_records_are_of_whole_epochs_when_the_epochs_measured_change(chan
         ({"step": 9999}, "the state is of other data: 9999 steps in an epoch of 6"),
         ({"optimizer": {"state": {}, "param_groups": []}}, "the state is of another optimiser"),
         ({"network": {}}, "the state is of another network"),
+        ({"network": {"fc.weight": 3}}, "the state is of another network"),
+        ({"collapse": {}}, "the state is of another kind of run, or damaged"),
+        ({"collapse": {"seconds": "1", "measured_epoch": 1}}, "the state is of another kind of run, or damaged"),
+        ({"collapse": {"seconds": 1.0, "measured_epoch": [1]}}, "the state is of another kind of run, or damaged"),
+        ({"optimizer": {}}, "the state is of another optimiser"),
+        ({"optimizer": {"state": {}, "param_groups": [1]}}, "the state is of another optimiser"),
+        ({"optimizer": {"state": [], "param_groups": {}}}, "the state is of another optimiser"),
+        ({"origin": "{"}, "the state does not say what made it"),
+        ({"origin": "[" * 9999}, "the state does not say what made it"),
+        ({"origin": "[]"}, "the state does not say what made it"),
+        ({"total_steps": True}, "expected total_steps of type int"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_state_with_other_values_is_refused_in_one_line(values, message, stopped):
     torch.save(torch.load(stopped.state, weights_only=True) | values, stopped.state)
@@ -643,3 +656,46 @@ def test_a_state_with_other_values_is_refused_in_one_line(values, message, stopp
         resume(stopped.path, progress=False)
     assert "\n" not in str(error.value)
     assert stopped.state.is_file()
+
+
+@pytest.mark.parametrize("change", ["momentum", "shape", "index", "entry"])
+def test_an_optimisers_state_of_other_values_is_refused(change, stopped):
+    values = torch.load(stopped.state, weights_only=True)
+    states, groups = values["optimizer"]["state"], values["optimizer"]["param_groups"]
+    if change == "momentum":
+        groups[0]["momentum"] = "much"
+    elif change == "shape":
+        states[0]["momentum_buffer"] = torch.zeros(2, 3)
+    elif change == "index":
+        states[99] = states[0]
+    else:
+        states[0] = 3
+    torch.save(values, stopped.state)
+    with pytest.raises(InputError, match="the state is of another optimiser"):
+        resume(stopped.path, progress=False)
+
+
+def test_a_flipped_bit_in_a_state_is_named_and_never_used(stopped, capsys):
+    before = end(stopped.path)
+    content = stopped.state.read_bytes()
+    source = random.Random(0)
+    for at in [0, 30, len(content) - 1, len(content) - 70, *(source.randrange(len(content)) for _ in range(20))]:
+        changed = bytearray(content)
+        changed[at] ^= 1 << source.randrange(8)
+        stopped.state.write_bytes(changed)
+        assert cli.main(["train", "--resume", str(stopped.path)]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert "state.pt is no state to resume from, or damaged" in message
+    stopped.state.write_bytes(content)
+    assert end(stopped.path) == before
+
+
+def test_a_state_that_declares_more_than_it_holds_is_not_inflated(stopped):
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(stopped.state) as old, zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as new:
+        for info in old.infolist():
+            new.writestr(info.filename, old.read(info) if "data/" not in info.filename else b"\0" * 2**24)
+    stopped.state.write_bytes(buffer.getvalue())
+    with pytest.raises(InputError, match="it declares more than it holds"):
+        resume(stopped.path, progress=False)

@@ -160,3 +160,24 @@ def test_torchs_version_is_plain_text_wherever_it_is_kept(short_run, tmp_path):
     kept = json.loads((short_run.path / "environment.json").read_text())
     assert kept["torch"] == str(torch.__version__)
     assert read_config(short_run).seed == 0
+
+
+def test_torchs_version_in_a_users_options_is_written_as_plain_text(tmp_path, monkeypatch):
+    import neuralcollapse as nc
+    from neuralcollapse.training.config import TrainConfig
+    from neuralcollapse.training.run import train
+
+    monkeypatch.chdir(tmp_path)
+    Path("kept_net.py").write_text(OWN.replace("(num_classes)", "(num_classes, version)", 1))
+    config = TrainConfig(epochs=1, network="kept_net:net", network_options={"version": torch.__version__}, loggers=())
+    run = train(config, "run", progress=False)
+    sys.modules.pop("kept_net", None)
+    assert read_config(run).network_options == {"version": str(torch.__version__)}
+
+    model = torch.nn.Sequential()
+    model.add_module("fc", torch.nn.Linear(2, 3))
+    batches = [(torch.randn(9, 2), torch.arange(9) % 3)]
+    kept = {"torch": torch.__version__, "rate": torch.tensor(0.5), "where": Path("a")}
+    nc.Recorder(batches, out="recorded", config=kept, progress=False).measure(model, 0)
+    found = json.loads(Path("recorded/config.yaml").read_text())
+    assert (found["torch"], found["rate"], found["where"]) == (str(torch.__version__), 0.5, "a")

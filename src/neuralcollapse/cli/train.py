@@ -69,7 +69,8 @@ def run(arguments: list[str]) -> int:
             folder = resume(out, changes, trust_code=parsed.trust_code)
         else:
             # a run's own configuration may be given for the run that takes its place, which writes it anew
-            needed = [file for file in files if file.resolve() != (out / "config.yaml").resolve()]
+            own = (out / "config.yaml").resolve()
+            needed = [file for file in files if file.resolve() != own and file.resolve().is_relative_to(out.resolve())]
             also: dict[str, Any] = {"given": needed} if needed else {}
             folder = train(config, out, force=parsed.force, **also)
     except Stopped as stopped:

@@ -104,15 +104,27 @@ def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any
     kind, options = str(item["kind"]), {name: part for name, part in item.items() if name != "kind"}
     if kind not in kinds:
         raise InputError(f"{source}: no {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
+    signature = inspect.signature(kinds[kind])
     try:
-        inspect.signature(kinds[kind]).bind(Results(), **options)
+        signature.bind(Results(), **options)
     except TypeError as error:
         raise InputError(f"{source} {kind!r}: {error}") from None
+    for name, part in options.items():
+        wanted = signature.parameters[name].annotation
+        if wanted in _FITS and not _FITS[wanted](part):
+            raise InputError(f"{source} {kind!r}: expected {name} of type {wanted}, got {part!r:.60}")
     if "of" in options and options["of"] not in (*COSTS, "memory"):
         raise InputError(f"{source} {kind!r}: expected `of` as one of {', '.join(COSTS)}, got {options['of']!r}")
     if "key" in options:
         check_key(options["key"], f"{source} {kind!r}")
 
+
+_FITS: dict[str, Callable[[Any], bool]] = {  # options by their annotations
+    "float": lambda value: isinstance(value, int | float) and not isinstance(value, bool),
+    "str": lambda value: isinstance(value, str),
+    "bool": lambda value: isinstance(value, bool),
+    "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(x, str) for x in value.values()),
+}
 
 COSTS = ("parameters", "weights", "gradients", "optimizer_state", "peak", "step_seconds")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import Any
 import yaml
 
 from neuralcollapse._errors import InputError
-from neuralcollapse._plain import parse_json, parse_yaml, read_text
+from neuralcollapse._plain import number, parse_json, parse_yaml, read_text
 from neuralcollapse.records import finite, write_atomically
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import survey
 
 CONFIG, FACTS = "model.yaml", "survey.json"
+_MOST = 10**5  # steps, and directions down
 
 
 def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
@@ -60,11 +60,45 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
     try:
         config = parse_yaml(read_text(folder / CONFIG))
         found = parse_json(read_text(folder / FACTS))
-        if not {"minimum", "atlas", "starts", "trajectories"} <= set(found) or "verdicts" not in found["starts"]:
-            raise ValueError("parts are missing")
-        for start in ("objectives", "gaps"):
-            found["starts"][start] = [math.nan if x is None else x for x in found["starts"][start]]
+        _check(found)
         return SurveyConfig(**config), found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         first = " ".join(str(error).split())[:160]
         raise InputError(f"the survey in {folder} is damaged ({first}): remove the folder to make it anew") from None
+
+
+def _check(found: Any) -> None:
+    """Raise unless tables and figures can be made of the facts; numbers of starts that are undefined become NaN.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they cannot.
+    """
+    if found["minimum"] is not None:
+        number(found["minimum"])
+    for entry in found["atlas"]:
+        _words(entry["name"], entry["verdict"])
+        _count(entry["index"])
+        for name in ("objective", "least_eigenvalue", "nc2", "gap"):
+            number(entry[name], undefined=name != "objective")
+    starts = found["starts"]
+    for name in ("objectives", "gaps"):
+        starts[name] = [number(value) for value in starts[name]]
+    _words(*starts["verdicts"])
+    if not starts["gaps"] or not len(starts["objectives"]) == len(starts["gaps"]) == len(starts["verdicts"]):
+        raise ValueError("expected as many objectives, gaps and verdicts of starts, at least one")
+    for path in found["trajectories"]:
+        for iteration, objective, gap in path:
+            _count(iteration)
+            number(objective), number(gap)
+    if not found["trajectories"] or not all(found["trajectories"]):
+        raise ValueError("expected trajectories, each of at least one step")
+
+
+def _words(*values: object) -> None:
+    if not all(isinstance(value, str) for value in values):
+        raise TypeError("expected names and verdicts as text")
+
+
+def _count(value: object) -> None:
+    if type(value) is not int or not 0 <= value <= _MOST:
+        raise ValueError(f"expected a number from 0 to {_MOST:,}, got {value!r:.40}")

@@ -21,7 +21,7 @@ import torch
 
 from neuralcollapse._checksums import check_zip, stamped_zip
 from neuralcollapse._errors import InputError
-from neuralcollapse._plain import parse_json
+from neuralcollapse._plain import number, parse_json
 from neuralcollapse.records import RunFolder, write_atomically
 from neuralcollapse.training.callbacks import MeasuringCallback
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig
@@ -114,7 +114,7 @@ class State:
             raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
         for name in names:
             value, kind = values[name], {"epoch": int, "step": int, "total_steps": int, "origin": str}.get(name, dict)
-            if not isinstance(value, kind) or (isinstance(value, int) and value < 0):
+            if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
                 raise InputError(_no_state(path, f"expected {name} of type {kind.__name__}, got {value!r:.40}"))
         return cls(**values)
 
@@ -257,18 +257,58 @@ def take_up(
     """
     if state.step > len(batches):
         raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
+    _check_optimizer(state.optimizer, module)
     try:
         module.network.load_state_dict(state.network)
-    except (RuntimeError, InputError) as error:
+    except (RuntimeError, InputError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the state is of another network: {shorten(str(error), 200)}") from None
     module.optimizer_state = state.optimizer
     module.step = batches.skip = state.step
-    trainer.precision_plugin.load_state_dict(state.precision)
+    try:
+        trainer.precision_plugin.load_state_dict(state.precision)
+        for callback in callbacks:
+            if isinstance(callback, MeasuringCallback):
+                number(state.collapse["seconds"])
+                if not isinstance(state.collapse["measured_epoch"], int | None):
+                    raise ValueError("expected measured_epoch as a number")
+                callback.load_state_dict(state.collapse)
+    except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
+        raise InputError(f"the state is of another kind of run, or damaged: {shorten(str(error), 200)}") from None
     progress: Any = trainer.fit_loop.epoch_progress.current
     progress.processed = progress.completed = state.epoch
     trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps
     for callback in callbacks:
-        if isinstance(callback, MeasuringCallback):
-            callback.load_state_dict(state.collapse)
-        elif isinstance(callback, KeepState):
+        if isinstance(callback, KeepState):
             callback.total_steps = state.total_steps
+
+
+def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:
+    """Raise unless an optimiser's state is like that of the module's own: the same groups, tensors of the same shapes.
+
+    Raises:
+        InputError: it is not.
+    """
+    optimizer = module.configure_optimizers()
+    shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
+    own = optimizer.state_dict()["param_groups"]
+    groups, states = saved.get("param_groups"), saved.get("state")
+    if not isinstance(groups, list) or not isinstance(states, dict) or len(groups) != len(own):
+        raise InputError("the state is of another optimiser: it has other groups of parameters")
+    for group, expected in zip(groups, own, strict=True):
+        for name, value in expected.items():
+            found = group.get(name, value) if isinstance(group, dict) else None
+            of_a_kind = found is None or value is None or type(found) is type(value)
+            if not of_a_kind or (name == "params" and found != value):
+                raise InputError(
+                    f"the state is of another optimiser: expected {name} like {value!r:.60}, got {found!r:.60}"
+                )
+    for index, parts in states.items():
+        if type(index) is not int or not 0 <= index < len(shapes) or not isinstance(parts, dict):
+            raise InputError(f"the state is of another optimiser: it has an entry {index!r:.40}")
+        wrong = [
+            name
+            for name, value in parts.items()
+            if isinstance(value, torch.Tensor) and value.ndim and value.shape != shapes[index]
+        ]
+        if wrong and module.config.optimizer != "lbfgs":  # which keeps all parameters in one row
+            raise InputError(f"the state is of another optimiser: {wrong[0]} has another shape than its weight")

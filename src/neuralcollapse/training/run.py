@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -149,7 +150,7 @@ def _train(
     loss = loss_function(config.loss)
     data = load_data(config)
     lightning.seed_everything(config.seed, verbose=False)
-    network = network_for(config, data)
+    network = _network(config, data)
     module = Classification(network, config, data)
     for name in config.layers:
         find_module(network, name)
@@ -269,7 +270,7 @@ def remeasure(
     config = read_config(run)
     _check_trusted(config, run, trust_code)
     data = load_data(config)
-    network = network_for(config, data)
+    network = _network(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Classification(network, config, data).to(device)
     loader = Batches(data.train, _EVAL_BATCH, device=device)
@@ -306,6 +307,19 @@ def read_config(run: RunFolder) -> TrainConfig:
         return TrainConfig(**completed(values))
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+
+
+def _network(config: TrainConfig, data: Data) -> nn.Module:
+    """The run's network; one of sizes that no memory holds is the configuration's fault, not the program's."""
+    try:
+        return network_for(config, data)
+    except (MemoryError, OverflowError) as error:
+        why: BaseException = error
+    except (RuntimeError, TypeError) as error:
+        if not any(word in str(error) for word in ("alloc", "memory", "verflow", "too large")):
+            raise
+        why = error
+    raise InputError(f"the network {config.network} is too large for this machine ({shorten(str(why), 160)})") from None
 
 
 def needs_trust(config: TrainConfig) -> str | None:
