@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import neuralcollapse as nc
-from neuralcollapse.classifier import head_names
+from neuralcollapse.head_search import head_names
 
 F64 = torch.float64
 SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 
 import neuralcollapse as nc
-from neuralcollapse.classifier import find_head, find_heads, find_module, head_axis, head_names, head_tensors
-from neuralcollapse.heads import main_heads, named_head
+from neuralcollapse.head_search import find_head, find_heads, find_module, head_names, main_heads, named_head
+from neuralcollapse.heads import head_axis, head_tensors
 from neuralcollapse.metric import classifier_tensors
 
 

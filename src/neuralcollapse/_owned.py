@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from neuralcollapse import _locks
 from neuralcollapse._errors import InputError
+from neuralcollapse._locks import NAME as LOCK
 from neuralcollapse._plain import parse_json, read_mapping
 
 FILES = ("config.yaml", "environment.json", "checkpoints.json", "report.html", "state.pt", "records.jsonl")
@@ -24,7 +24,7 @@ _OWN = [  # every path, from the folder, that a run may have, beside those of wa
     *map(re.escape, FILES),
     *(f"{folder}/{_EPOCH}{re.escape(suffix)}" for folder, suffix in NUMBERED.items()),
     rf"({'|'.join(NUMBERED)})/\.(epoch-)?[0-9]+[^/]*\.tmp",
-    rf"({'|'.join(NUMBERED)}/)?\.({'|'.join(map(re.escape, FILES))})\.[^/]*\.tmp",
+    rf"(({'|'.join(NUMBERED)})/)?\.({'|'.join(map(re.escape, FILES))})\.[^/]*\.tmp",
     rf"{LOGS}/csv/{_VERSION}/(metrics\.csv|hparams\.yaml)",
     rf"{LOGS}/tensorboard/{_VERSION}/(events\.out\.tfevents\.[^/]+|hparams\.yaml)",
     rf"{LOGS}/mlflow\.db(-journal|-wal|-shm)?",
@@ -57,9 +57,9 @@ def contents(folder: Path, *, training: bool) -> Contents:
     for path in _walk(folder, ""):
         name = path.relative_to(folder).as_posix()
         inside = name.removeprefix(f"{EARLIER}/")
-        if inside == EARLIER or name == _locks.NAME:
+        if inside == EARLIER or name == LOCK:
             own += [path] if inside == EARLIER and not path.is_symlink() else []
-            foreign += [path] if path.is_symlink() or (name == _locks.NAME and not path.is_file()) else []
+            foreign += [path] if path.is_symlink() or (name == LOCK and not path.is_file()) else []
         elif inside == _WANDB or inside.startswith(f"{_WANDB}/"):
             (own if training else foreign).append(path)
         elif path.is_symlink():
@@ -104,9 +104,7 @@ def remove(paths: Iterable[Path]) -> None:
 
 def used(folder: Path) -> bool:
     """Whether there is anything in it but a lock and scraps of ours."""
-    return any(
-        path.name != _locks.NAME and not (path.is_file() and _SCRAP.fullmatch(path.name)) for path in folder.iterdir()
-    )
+    return any(path.name != LOCK and not (path.is_file() and _SCRAP.fullmatch(path.name)) for path in folder.iterdir())
 
 
 def is_run(folder: Path) -> bool:
@@ -125,7 +123,7 @@ def is_run(folder: Path) -> bool:
         if not records.is_file():
             return (folder / EARLIER).is_dir() and is_run(folder / EARLIER)
         if records.stat().st_size == 0:
-            others = {path.name for path in folder.iterdir() if path.name not in (_locks.NAME, EARLIER)}
+            others = {path.name for path in folder.iterdir() if path.name not in (LOCK, EARLIER)}
             others = {name for name in others if not _SCRAP.fullmatch(name)}
             empty = not any(any((folder / name).iterdir()) for name in NUMBERED if (folder / name).is_dir())
             return others <= {"records.jsonl", "config.yaml", *NUMBERED} and empty

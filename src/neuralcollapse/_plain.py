@@ -76,7 +76,7 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).split())[:160]) from None
+        raise ValueError(f"not YAML: {' '.join(str(error).split())}"[:160]) from None
     except (TypeError, KeyError, AttributeError, IndexError, OverflowError) as error:  # of tags with wrong values
         raise ValueError(f"a value is not what its tag says ({error})"[:160]) from None
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from neuralcollapse import _owned
 from neuralcollapse._arrays import check_shapes, read_arrays
+from neuralcollapse._owned import epoch_of
 from neuralcollapse._plain import finite, number, parse_json, plain
 
 _SOURCES = ("eval", "online")
@@ -140,7 +140,7 @@ def read_geometry(file: Path) -> Geometry:
         ok = np.abs(value) <= _LARGEST
         if not (ok | np.isnan(value) if name == "means" else ok).all():
             raise ValueError(f"{name} holds what is no number, or one beyond {_LARGEST:g}")
-    return Geometry(_owned.epoch_of(file), **{name: value.astype(np.float32) for name, value in arrays.items()})
+    return Geometry(epoch_of(file), **{name: value.astype(np.float32) for name, value in arrays.items()})
 
 
 MEASURES: dict[str, tuple[str, str]] = {

@@ -19,30 +19,10 @@ from neuralcollapse._checks import check_etf_exists
 from neuralcollapse._errors import InputError
 from neuralcollapse.fixed import FixedClassifier
 from neuralcollapse.frames import drop_ones, frame_name
-from neuralcollapse.heads import (
-    find_head,
-    find_heads,
-    find_module,
-    head_axis,
-    head_names,
-    head_outputs,
-    head_tensors,
-    is_tuned,
-    named_head,
-)
+from neuralcollapse.head_search import find_heads, named_head
+from neuralcollapse.heads import head_axis, head_outputs, head_tensors, is_tuned
 from neuralcollapse.nearest import NearestSimplex
 from neuralcollapse.other_frames import CodeClassifier, OrthoplexClassifier
-
-__all__ = [
-    "ETFClassifier",
-    "find_head",
-    "find_heads",
-    "find_module",
-    "fix_classifier",
-    "head_axis",
-    "head_names",
-    "head_tensors",
-]
 
 
 class ETFClassifier(FixedClassifier):

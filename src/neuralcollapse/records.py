@@ -28,7 +28,8 @@ from pathlib import Path
 
 import numpy as np
 
-from neuralcollapse import _locks, _owned
+import neuralcollapse._locks as _locks
+import neuralcollapse._owned as _owned
 from neuralcollapse._errors import InputError
 from neuralcollapse._plain import finite, read_text
 from neuralcollapse._record import MEASURES, Geometry, Record, read_geometry
@@ -252,8 +253,8 @@ class RunFolder:
         for before, after in pairwise(records):
             if after.epoch < before.epoch:
                 raise InputError(
-                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines in "
-                    "order, or train again"
+                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines "
+                    "in order, or train again"
                 )
         return records
 

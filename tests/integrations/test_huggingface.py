@@ -28,7 +28,7 @@ from transformers import (
 )
 
 import neuralcollapse as nc
-from neuralcollapse.heads import find_head
+from neuralcollapse.head_search import find_head
 from neuralcollapse.records import RunFolder
 from neuralcollapse.runs import read_run
 

@@ -3,8 +3,11 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
+import yaml
 
 from neuralcollapse import InputError
 from neuralcollapse.report.experiment import experiment_page
@@ -154,3 +157,71 @@ def test_damaged_files_are_named(folders, tmp_path, name, file):
 def test_an_empty_experiment_has_no_page(tmp_path):
     with pytest.raises(InputError, match="no run is whole yet"):
         experiment_page(ExperimentFolder.create("layers", "smoke", tmp_path / "out"))
+
+
+def test_two_at_once_share_the_runs_and_what_one_leaves_undone_the_other_takes_up(tmp_path, monkeypatch):
+    """While another process holds the first run, the others are run; when it is killed, the first is too."""
+    folder = ExperimentFolder.create("losses", "smoke", tmp_path / "out", {"epochs": 1})
+    first, *others = [run.name for run in folder.experiment.runs]
+    (tmp_path / "out" / first).mkdir()
+    code = "import sys; from neuralcollapse._locks import hold; h = hold(sys.argv[1]); print(1, flush=True); input()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "out" / first)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert child.stdout.readline()
+    began, told = [], []
+    real = training.train
+
+    def train(config, out, **options):
+        began.append(out.name)
+        return real(config, out, **options)
+
+    def tell(text):
+        told.append(text)
+        if "waiting for" in text:
+            child.kill()
+            child.wait()
+
+    monkeypatch.setattr(training, "train", train)
+    try:
+        folder.run(progress=False, tell=tell)
+    finally:
+        child.kill()
+        child.communicate()
+    assert began == [*others, first]
+    assert f"waiting for {first}, which another process runs" in told
+    assert folder.missing() == []
+    assert not list((tmp_path / "out").rglob(".lock"))
+
+
+def test_what_another_process_has_finished_is_not_run_again(folders, tmp_path, monkeypatch):
+    """Whether a run is whole is looked at once its lock is there, not before."""
+    shutil.copytree(folders("layers").path, tmp_path / "out")
+    folder = ExperimentFolder.create("layers", "smoke", tmp_path / "out", FEW)
+    monkeypatch.setattr(ExperimentFolder, "missing", lambda self: list(self.experiment.runs) if not asked else [])
+    asked, whole = [], ExperimentFolder._whole
+    monkeypatch.setattr(ExperimentFolder, "_whole", lambda self, run: asked.append(run) or whole(self, run))
+    monkeypatch.setattr(training, "train", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(training, "resume", lambda *_, **__: pytest.fail("taken up again"))
+    folder.run(progress=False)
+    assert asked == list(folder.experiment.runs)
+
+
+@pytest.mark.parametrize("value", ["text", None, [1], {"a": 1}, True, float("inf"), -1])
+def test_other_values_in_an_experiments_files_are_refused_in_one_line(folders, tmp_path, value):
+    shutil.copytree(folders("feature-decay").path, tmp_path / "out")
+    run = tmp_path / "out" / ExperimentFolder.open(tmp_path / "out").experiment.runs[0].name
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"weight_decay": value}))
+    with pytest.raises(InputError, match="weight_decay") as error:
+        experiment_page(ExperimentFolder.open(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    there = yaml.safe_load((tmp_path / "out/experiment.yaml").read_text())
+    for name in there:
+        if name == "name" and isinstance(value, str):
+            continue  # any name will do
+        (tmp_path / "out/experiment.yaml").write_text(yaml.safe_dump(there | {name: value}))
+        with pytest.raises(InputError) as error:
+            experiment_page(ExperimentFolder.open(tmp_path / "out"))
+        assert "\n" not in str(error.value)

@@ -12,7 +12,8 @@ from torch.utils.data import Dataset
 
 from neuralcollapse._errors import InputError
 from neuralcollapse.capture.hooks import Head
-from neuralcollapse.heads import head_names, head_outputs, main_heads, named_head
+from neuralcollapse.head_search import head_names, main_heads, named_head
+from neuralcollapse.heads import head_outputs
 
 
 def check_model(model: Any) -> nn.Module:

@@ -26,7 +26,8 @@ from neuralcollapse.capture.hooks import Head, HeadCall, Pass, run, some_rows
 from neuralcollapse.capture.layers import InnerLayer, average
 from neuralcollapse.capture.linear_map import HeadMap
 from neuralcollapse.capture.returned import LeastSquares, Relation, logits_of, num_outputs
-from neuralcollapse.heads import head_names, head_tensors
+from neuralcollapse.head_search import head_names
+from neuralcollapse.heads import head_tensors
 from neuralcollapse.moments import kept_rows
 from neuralcollapse.subset import LEFT_OUT, ClassSubset
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse._errors import InputError
-from neuralcollapse.heads import find_module
+from neuralcollapse.head_search import find_module
 
 Layout = str | Callable[[Any], Tensor]
 Layers = str | Sequence[str] | Mapping[str, Layout | None]

@@ -70,7 +70,8 @@ def run(arguments: list[str]) -> int:
         else:
             # a run's own configuration may be given for the run that takes its place, which writes it anew
             needed = [file for file in files if file.resolve() != (out / "config.yaml").resolve()]
-            folder = train(config, out, force=parsed.force, given=needed)
+            also: dict[str, Any] = {"given": needed} if needed else {}
+            folder = train(config, out, force=parsed.force, **also)
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""

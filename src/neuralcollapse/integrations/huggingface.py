@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed
 from neuralcollapse._options import check_names, check_restarts, check_values, options_of
-from neuralcollapse.heads import find_head
+from neuralcollapse.head_search import find_head
 from neuralcollapse.integrations.pages import write_page
 from neuralcollapse.integrations.processes import Prepared, in_order, same_buffers
 from neuralcollapse.recorder import Recorder

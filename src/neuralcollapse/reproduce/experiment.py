@@ -130,7 +130,7 @@ def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = 
     try:
         whole = parse_yaml(text)
     except ValueError as error:
-        raise InputError(f"{name} is not YAML: {error}") from None
+        raise InputError(f"{name} is damaged: {error}") from None
     whole = _mapping(whole, name, _TOP)
     scales = _mapping(whole.get("scales"), f"{name}: scales", SCALES)
     if scale not in scales:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from neuralcollapse._errors import InputError, listed
-from neuralcollapse.heads import main_heads
+from neuralcollapse.head_search import main_heads
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.data import Data
 from neuralcollapse.training.networks import build_network, classifier_name

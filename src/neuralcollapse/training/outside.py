@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from neuralcollapse._checks import check_count
 from neuralcollapse._errors import InputError, listed, nearest
 from neuralcollapse.fixed import FixedClassifier
-from neuralcollapse.heads import head_axis, head_tensors, main_heads
+from neuralcollapse.head_search import main_heads
+from neuralcollapse.heads import head_axis, head_tensors
 
 
 class Outside(nn.Module):

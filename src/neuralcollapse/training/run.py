@@ -21,7 +21,7 @@ from neuralcollapse._checksums import METADATA, check_safetensors, stamped_safet
 from neuralcollapse._errors import InputError
 from neuralcollapse._plain import plain, read_mapping
 from neuralcollapse.capture.collect import Capture, collect
-from neuralcollapse.classifier import find_module
+from neuralcollapse.head_search import find_module
 from neuralcollapse.recorder import geometry_of, head_record, machine
 from neuralcollapse.records import Record, RunFolder, write_atomically
 from neuralcollapse.training.assemble import network_for
