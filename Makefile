@@ -8,7 +8,7 @@ PIP_FLAGS ?=
 LOWEST ?= .venv-lowest
 CORE := tests/capture tests/test_classifier.py tests/test_codes.py tests/test_collapse.py tests/test_frames.py \
 	tests/test_imports.py tests/test_metric.py tests/test_moments.py tests/test_options.py tests/test_recorder.py \
-	tests/test_runs.py tests/integrations tests/report tests/training/test_callbacks.py tests/training/test_run.py \
+	tests/test_runs.py tests/integrations tests/report tests/training/test_callbacks.py \
 	tests/training/test_sources.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=

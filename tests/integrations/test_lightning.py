@@ -201,7 +201,7 @@ def test_a_forward_that_takes_other_things_is_named(kind):
 
 def test_a_layer_that_is_not_there_is_named_as_training_begins():
     with pytest.raises(nc.InputError, match=r"no layer 'fc'.*head"):
-        fitted([nc.CollapseCallback()])
+        fitted([nc.CollapseCallback(classifier="fc")])
 
 
 def test_data_that_are_no_loader_are_refused():

@@ -1,3 +1,4 @@
+import itertools
 import math
 import re
 import subprocess
@@ -324,7 +325,6 @@ def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
         (0.2, 0.5, {"0.2", "0.3", "0.4", "0.5"}),
         (1, 20, {"1", "2", "5", "10", "20"}),
         (1, 200, {"1", "3", "10", "30", "100"}),
-        (1e-16, 1, {"10⁻¹⁵", "10⁰"}),
         (2e-5, 8e-5, {"2·10⁻⁵", "4·10⁻⁵"}),
     ],
 )
@@ -334,6 +334,17 @@ def test_log_axes_have_some_ticks_however_long_they_are(low, high, shown):
     inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
     assert shown <= set(inside)
     assert len(inside) <= 8
+
+
+def test_ticks_of_many_decades_are_evenly_apart():
+    (ax,) = draw(figure([line([1e-16, 1])], {"yaxis": {"type": "log"}})).axes
+    bottom, top = ax.get_ylim()
+    inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
+    plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    exponents = [0 if text == "1" else int(text.removeprefix("10").translate(plain)) for text in inside]
+    assert 4 <= len(exponents) <= 8
+    assert {after - before for before, after in itertools.pairwise(exponents)} == {exponents[1] - exponents[0]}
+    assert exponents[0] <= -13
 
 
 @pytest.mark.parametrize(("count", "above"), [(2, True), (12, False)])

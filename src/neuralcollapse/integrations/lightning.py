@@ -52,8 +52,8 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
             measures images as they are.
         test_loader: adds loss and accuracy on the test set; when not given, the validation data, if the trainer has
             one loader of them. False for none.
-        classifier: dotted name of the last layer within the LightningModule, the layer itself, or None to have it
-            found.
+        classifier: dotted name of the last layer within the LightningModule, or the layer itself; found when not
+            given.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
         layers: dotted names of inner layers to measure too.
         head_decay: as for `neuralcollapse.Recorder`.
@@ -184,8 +184,8 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         except (TypeError, NotImplementedError) as error:
             raise InputError(
                 f"expected {type(module).__name__}.forward to take a batch's inputs alone and run them through "
-                f"{self.classifier}, got {type(error).__name__} ({error}): define it so, or give a loader of "
-                "(inputs, labels) that fit"
+                f"{self.classifier or 'its last layer'}, got {type(error).__name__} ({error}): define it so, or give a "
+                "loader of (inputs, labels) that fit"
             ) from error
         self._measured_epoch, self.records = epoch, recorder.records
         for logger in trainer.loggers:

@@ -10,7 +10,6 @@ import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from textwrap import shorten
@@ -82,12 +81,14 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
 
 
 def _torch(path: Path) -> Any:
-    safe_globals = getattr(torch.serialization, "safe_globals", None)  # since torch 2.5
     # Options of a script, which timm and others keep beside the weights: attributes and nothing that runs.
-    allowed = safe_globals([argparse.Namespace]) if safe_globals else nullcontext()
+    allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
+        zipped = zipfile.is_zipfile(path)
+        if zipped and _is_program(path):
+            raise ValueError("TorchScript")  # torch before 2.6 loads what it can of one
         with allowed:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # damaged files raise whatever their bytes lead to
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)):
@@ -96,6 +97,11 @@ def _torch(path: Path) -> Any:
         if "TorchScript" in str(error):
             raise InputError(f"{path} is a TorchScript program, which is never loaded: {_HOW}") from None
         raise InputError(f"cannot read {path}, damaged or no file of torch: copy it again, or {_HOW}") from None
+
+
+def _is_program(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
