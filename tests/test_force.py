@@ -205,3 +205,22 @@ def test_a_finished_command_leaves_no_lock(exp1, capsys):
     assert main(["train", "--resume", "exp1", "--epochs", "2"]) == 0
     assert not list(Path().rglob(".lock"))
     assert not list(Path().rglob(".earlier"))
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "config.yaml", "state.pt", "checkpoints/epoch-00002.safetensors"])
+@pytest.mark.parametrize("kind", ["html", "markdown"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_page_never_takes_the_place_of_what_it_is_made_from(name, kind, force, exp1, capsys):
+    before = files(exp1)
+    message = refused(capsys, "report", "exp1", "--format", kind, "--out", f"./exp1/{name}", *force)
+    assert "is a file of the run: choose another with --out" in message
+    assert "--force" not in message
+    assert files(exp1) == before
+
+
+def test_the_images_of_a_markdown_page_overwrite_nothing_unasked(exp1, capsys):
+    Path("figures").mkdir()
+    Path("figures/loss.png").write_text("mine")
+    assert "figures/loss.png exists" in refused(capsys, "report", "exp1", "--format", "markdown", "--out", "page.md")
+    assert (Path("figures/loss.png").read_text(), Path("page.md").exists()) == ("mine", False)
+    assert main(["report", "exp1", "--format", "markdown", "--out", "page.md", "--force"]) == 0
