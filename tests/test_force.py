@@ -200,6 +200,21 @@ def test_in_a_notebook_a_second_recorder_goes_on_where_the_first_was(loader, tmp
     assert [json.loads(line)["epoch"] for line in lines] == [5]
 
 
+def test_a_run_of_another_kind_may_take_the_place_of_a_training(exp1, loader):
+    nc.Recorder(loader, out=exp1, force=True, progress=False).measure(Net(), 0)
+    left = sorted(str(path.relative_to(exp1)) for path in exp1.rglob("*") if path.name != ".lock")
+    assert left == [
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "geometry",
+        "geometry/epoch-00000.npz",
+        "records.jsonl",
+    ]
+    assert main(["train", "--out", "exp1", "--force", *QUICK]) == 0
+    assert not (exp1 / ".earlier").exists()
+
+
 def test_a_finished_command_leaves_no_lock(exp1, capsys):
     assert main(["train", "--out", "exp1", "--force", *QUICK]) == 0
     assert main(["train", "--resume", "exp1", "--epochs", "2"]) == 0
