@@ -200,8 +200,42 @@ def test_in_a_notebook_a_second_recorder_goes_on_where_the_first_was(loader, tmp
     assert [json.loads(line)["epoch"] for line in lines] == [5]
 
 
+def test_a_run_of_another_kind_may_take_the_place_of_a_training(exp1, loader):
+    nc.Recorder(loader, out=exp1, force=True, progress=False).measure(Net(), 0)
+    left = sorted(str(path.relative_to(exp1)) for path in exp1.rglob("*") if path.name != ".lock")
+    assert left == [
+        "checkpoints",
+        "config.yaml",
+        "environment.json",
+        "geometry",
+        "geometry/epoch-00000.npz",
+        "records.jsonl",
+    ]
+    assert main(["train", "--out", "exp1", "--force", *QUICK]) == 0
+    assert not (exp1 / ".earlier").exists()
+
+
 def test_a_finished_command_leaves_no_lock(exp1, capsys):
     assert main(["train", "--out", "exp1", "--force", *QUICK]) == 0
     assert main(["train", "--resume", "exp1", "--epochs", "2"]) == 0
     assert not list(Path().rglob(".lock"))
     assert not list(Path().rglob(".earlier"))
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "config.yaml", "state.pt", "checkpoints/epoch-00002.safetensors"])
+@pytest.mark.parametrize("kind", ["html", "markdown"])
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_a_page_never_takes_the_place_of_what_it_is_made_from(name, kind, force, exp1, capsys):
+    before = files(exp1)
+    message = refused(capsys, "report", "exp1", "--format", kind, "--out", f"./exp1/{name}", *force)
+    assert "is a file of the run: choose another with --out" in message
+    assert "--force" not in message
+    assert files(exp1) == before
+
+
+def test_the_images_of_a_markdown_page_overwrite_nothing_unasked(exp1, capsys):
+    Path("figures").mkdir()
+    Path("figures/loss.png").write_text("mine")
+    assert "figures/loss.png exists" in refused(capsys, "report", "exp1", "--format", "markdown", "--out", "page.md")
+    assert (Path("figures/loss.png").read_text(), Path("page.md").exists()) == ("mine", False)
+    assert main(["report", "exp1", "--format", "markdown", "--out", "page.md", "--force"]) == 0

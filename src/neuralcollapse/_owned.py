@@ -54,9 +54,11 @@ def contents(folder: Path, *, training: bool) -> Contents:
     """
     own: list[Path] = []
     foreign: list[Path] = []
+    now, earlier = training, (folder / EARLIER).is_dir() and is_training(folder / EARLIER)
     for path in _walk(folder, ""):
         name = path.relative_to(folder).as_posix()
         inside = name.removeprefix(f"{EARLIER}/")
+        training = now if inside == name else earlier
         if inside == EARLIER or name == LOCK:
             own += [path] if inside == EARLIER and not path.is_symlink() else []
             foreign += [path] if path.is_symlink() or (name == LOCK and not path.is_file()) else []

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         if kind == "html":
             out = out or (options.paths[0] / "report.html" if single else Path("report.html"))
+            _keep_runs(out, options.paths)
             _refuse(out, options.force or (single and options.out is None))
             written = [_save(page.html(), out)]
             hint = "open it in a browser"
@@ -81,8 +82,10 @@ def run(options: argparse.Namespace) -> int:
             print(markdown(page), end="")
             return 0
         else:
+            _keep_runs(out, options.paths)
             _refuse(out, options.force)
             figures = out.parent / "figures"
+            _refuse_any((figures / f"{figure.name}.png" for figure in page.figures), options.force)
             images = save_figures(page.figures, figures, "png")
             names = {image.stem: f"{figures.name}/{image.name}" for image in images}
             written = [_save(markdown(page, names), out), *images]
@@ -118,6 +121,19 @@ def _save(text: str, target: Path) -> Path:
     from neuralcollapse.report.page import save_page
 
     return save_page(text, target)
+
+
+def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
+    """Raise where a page would take the place of what it is made from.
+
+    Raises:
+        InputError: it would.
+    """
+    if path.is_dir():
+        raise InputError(f"expected --out as a file, got the folder {path}")
+    place = path.resolve()
+    if path.name != "report.html" and path.exists() and any(place.is_relative_to(run.resolve()) for run in runs):
+        raise InputError(f"{path} is a file of the run: choose another with --out")
 
 
 def _refuse(path: Path, force: bool) -> None:
