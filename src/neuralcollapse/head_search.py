@@ -203,6 +203,8 @@ def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 def _has_weight(module: nn.Module) -> bool:
     """Whether a layer that nobody would search for, as it holds others (a dropout), is a head when it is named."""
+    if "embedding" in type(module).__name__.lower():
+        return False
     try:
         return head_tensors(module)[0].is_floating_point()
     except InputError:

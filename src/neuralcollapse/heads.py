@@ -27,7 +27,8 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """
     with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
         weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
-        if any(_sets_more(part) for part in module.modules()):  # what is merged in eval mode is taken out again in place
+        # What a layer merges into its weight in eval mode it takes out again, in place.
+        if any(_sets_more(part) for part in module.modules()):
             weight, bias = (None if value is None or is_lazy(value) else value.clone() for value in (weight, bias))
     if weight is not None and is_lazy(weight):
         raise InputError(
