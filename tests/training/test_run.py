@@ -418,7 +418,9 @@ OWN = {"width": None, "depth": None, "feature_dim": None}  # options of the MLP,
 
 def test_a_head_that_is_not_defined_last_is_found_by_its_name(mine, tmp_path):
     run = train(replace(BARE, **OWN, network=f"{mine}:head_first", epochs=1), tmp_path / "run", progress=False)
-    assert remeasure(run, progress=False, trust_code=True)[1]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
+    assert remeasure(run, progress=False, trust_code=True)[1]["nc1"] == pytest.approx(
+        run.records()[-1].measures["nc1"], rel=1e-6
+    )
 
 
 def test_a_layer_that_does_not_make_the_logits_is_refused(mine, tmp_path):
