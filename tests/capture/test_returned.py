@@ -341,3 +341,11 @@ def test_least_squares_need_features_that_determine_the_map(data):
     net.body = nn.Sequential(nn.Linear(INPUTS, 4), nn.Linear(4, D))  # in a subspace
     with pytest.raises(nc.InputError, match="% off"):
         nc.measure(net, batches(data))
+
+
+def test_what_goes_by_the_name_of_logits_is_taken_before_the_outputs_of_a_head(data):
+    net = Heads(lambda a, b: {"logits": (a + b) / 2, "cls_logits": a, "distillation_logits": b})
+    got, words = measured(net, batches(data), classifier="head")
+    assert "0.5 head + 0.5 head_dist" in words
+    net.together = lambda a, b: (a + b) / 2
+    assert_agree(got, of_model(net, data), rel=1e-6)

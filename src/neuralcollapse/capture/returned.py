@@ -34,7 +34,7 @@ def candidates(returned: Any, shape: Sequence[int], num_classes: int) -> list[Te
     """The tensors in what a model returned that may be logits, as one row for each label.
 
     Args:
-        returned: a tensor or array, or a mapping, sequence or dataclass that holds some; `logits` there come first.
+        returned: a tensor or array, or a mapping, sequence or dataclass that holds some; of those with `logits` these.
         shape: of the labels, (N,) or (N, T).
         num_classes: K.
     """
@@ -62,8 +62,8 @@ def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
         named = {each.name: getattr(returned, each.name) for each in fields(returned)}
     elif isinstance(returned, Sequence):
         named = returned._asdict() if hasattr(returned, "_asdict") else dict(enumerate(returned))
-    if "logits" in named:
-        named = {"logits": named["logits"], **named}
+    if any(True for _ in _tensors(named.get("logits"), depth - 1)):  # what goes by this name is said to be the logits
+        named = {"logits": named["logits"]}
     for value in named.values():
         yield from _tensors(value, depth - 1)
 
