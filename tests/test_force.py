@@ -13,9 +13,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
+from neuralcollapse import InputError
 from neuralcollapse.cli import main
+from neuralcollapse.records import RunFolder
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.run import train
+from neuralcollapse.training.run import resume, train
 
 NETWORK = [
     "--model",
@@ -239,3 +241,48 @@ def test_the_images_of_a_markdown_page_overwrite_nothing_unasked(exp1, capsys):
     assert "figures/loss.png exists" in refused(capsys, "report", "exp1", "--format", "markdown", "--out", "page.md")
     assert (Path("figures/loss.png").read_text(), Path("page.md").exists()) == ("mine", False)
     assert main(["report", "exp1", "--format", "markdown", "--out", "page.md", "--force"]) == 0
+
+
+def test_a_users_page_is_never_replaced(tmp_path, short_run, capsys):
+    mine = tmp_path / "mine.html"
+    mine.write_text("<html>precious</html>")
+    for flags in ([], ["--force"]):
+        assert main(["report", str(short_run.path), "--out", str(mine), *flags]) == 2
+        assert "--force" not in capsys.readouterr().err.split("error:")[1]
+    assert mine.read_text() == "<html>precious</html>"
+    ours = tmp_path / "ours.html"
+    assert main(["report", str(short_run.path), "--out", str(ours)]) == 0
+    assert main(["report", str(short_run.path), "--out", str(ours)]) == 2
+    assert main(["report", str(short_run.path), "--out", str(ours), "--force"]) == 0
+
+
+def test_logs_of_loggers_that_the_run_had_not_are_others(tmp_path, short_run):
+    run = tmp_path / "run"
+    shutil.copytree(short_run.path, run)
+    for name in ("logs/wandb/mydata.csv", "logs/mlflow.db"):
+        file = run / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("mine")
+        with pytest.raises(InputError, match="not written by this library"):
+            RunFolder.check_free(run, force=True)
+        file.unlink()
+    shutil.rmtree(run / "logs" / "wandb")
+    RunFolder.check_free(run, force=True)
+
+
+def test_a_whole_run_without_its_state_is_left_as_it_is(tmp_path, short_run):
+    run = tmp_path / "run"
+    shutil.copytree(short_run.path, run)
+    (run / "state.pt").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    resume(run, progress=False)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+    with pytest.raises(InputError, match=r"no state\.pt to go on from"):
+        resume(run, {"epochs": 9}, progress=False)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"} == before
+
+
+def test_images_that_no_memory_holds_are_one_line(capsys):
+    assert main(["train", "--data", "digits", "--image_size", "10000000", "--out", "never"]) == 2
+    assert "too large for this machine" in capsys.readouterr().err
+    assert not Path("never").exists()

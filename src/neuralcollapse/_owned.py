@@ -55,6 +55,7 @@ def contents(folder: Path, *, training: bool) -> Contents:
     own: list[Path] = []
     foreign: list[Path] = []
     now, earlier = training, (folder / EARLIER).is_dir() and is_training(folder / EARLIER)
+    loggers = {False: _loggers(folder), True: _loggers(folder / EARLIER)}
     for path in _walk(folder, ""):
         name = path.relative_to(folder).as_posix()
         inside = name.removeprefix(f"{EARLIER}/")
@@ -62,6 +63,8 @@ def contents(folder: Path, *, training: bool) -> Contents:
         if inside == EARLIER or name == LOCK:
             own += [path] if inside == EARLIER and not path.is_symlink() else []
             foreign += [path] if path.is_symlink() or (name == LOCK and not path.is_file()) else []
+        elif inside.startswith(f"{LOGS}/") and not _kind_of_log(inside) & loggers[inside != name]:
+            foreign.append(path)
         elif inside == _WANDB or inside.startswith(f"{_WANDB}/"):
             (own if training else foreign).append(path)
         elif path.is_symlink():
@@ -78,6 +81,22 @@ def contents(folder: Path, *, training: bool) -> Contents:
         elif not _FIGURE.fullmatch(name):
             foreign.append(path)
     return Contents(own, foreign)
+
+
+def _loggers(folder: Path) -> set[str]:
+    """The loggers of a run, by its configuration; all that there are where it does not say."""
+    try:
+        found = read_mapping(folder / "config.yaml").get("loggers")
+    except InputError:
+        found = None
+    return (
+        {str(name) for name in found} if isinstance(found, list | tuple) else {"csv", "tensorboard", "wandb", "mlflow"}
+    )
+
+
+def _kind_of_log(inside: str) -> set[str]:
+    """The logger that a path below `LOGS` is of, by its name."""
+    return {inside.split("/")[1].removesuffix("-journal").removesuffix("-wal").removesuffix("-shm").removesuffix(".db")}
 
 
 def _walk(folder: Path, inside: str) -> Iterator[Path]:

@@ -149,6 +149,13 @@ class ClassMoments:
         """Spacing (eps) of the coarsest type that the features were rounded to, by their values; 0 for exact ones."""
         return float(self._coarsest)
 
+    def round_at_least(self, spacing: float) -> None:
+        """Say that the features were rounded to a type with this spacing (eps) before they came here.
+
+        Their values no longer tell it where they were averaged in a finer type.
+        """
+        self._coarsest.clamp_(min=spacing)
+
     @property
     def global_mean(self) -> Tensor:
         """(d,) float64, the mean over the samples (not over the classes); zero when none was seen."""

@@ -689,3 +689,26 @@ def test_float32_means_are_measured_to_their_precision(network, loader):
     for name, value in exact.items():
         assert small[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
     assert small["nc1"] != exact["nc1"]
+
+
+@pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_features_averaged_in_float32_of_a_half_precision_model_are_those_of_their_type(dtype):
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.norm, self.fc = nn.LayerNorm(16).to(dtype), nn.Linear(16, 40)
+
+        def forward(self, x):
+            return self.fc(self.norm(x.to(dtype)).float().mean(1))
+
+    labels = torch.arange(40).repeat(20)
+    generator = torch.Generator().manual_seed(1)
+    centres = torch.randn(40, 1, 16, generator=generator)
+    inputs = centres[labels] + 0.05 * torch.randn(800, 4, 16, generator=generator)
+    model = Pooled()
+    got = nc.measure(model, [(inputs, labels)])["nc1"]
+    exact = F.layer_norm(inputs.double(), (16,)).mean(1)
+    want = nc.measure_features(exact, labels)["nc1"]
+    assert got == pytest.approx(want, rel=0.03)

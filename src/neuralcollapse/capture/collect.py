@@ -291,10 +291,12 @@ class _Pass:
         seen = run(batch)
         if self.moments is None:
             self.moments = self._empty(seen.features.shape[1], seen.features.device)
+            self.moments.round_at_least(run.spacing)
         self.moments.update(seen.features, seen.labels)
         for name, outputs in seen.layers.items():
             if name not in self.layers:
                 self.layers[name] = self._empty(outputs.shape[1], outputs.device)
+                self.layers[name].round_at_least(run.spacing)
             self.layers[name].update(outputs, seen.labels)
         predicted = seen.predicted()
         self.correct += int((predicted == seen.targets).sum())

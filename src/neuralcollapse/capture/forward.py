@@ -133,6 +133,8 @@ class Forward:
         self._no_logits = ""
         self._tokens_are_labels: bool | None = None
         self.by_model = True  # whether the returned logits are those of what is measured, for NC4
+        half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
+        self.spacing = max((torch.finfo(dtype).eps for dtype in half), default=0.0)  # of what the model computes in
         first = next(model.parameters(), None)
         self.device = device or (torch.device("cpu") if first is None else first.device)
 

@@ -13,7 +13,7 @@ from neuralcollapse._errors import InputError
 from neuralcollapse.training import alter
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.sources import check_classes, read
-from neuralcollapse.training.splits import Split
+from neuralcollapse.training.splits import Split, first_line
 
 __all__ = ["Batches", "Data", "Split", "load_data"]
 
@@ -61,7 +61,16 @@ def load_data(config: TrainConfig) -> Data:
         InputError: no such data set, files that are missing or damaged, a hub that cannot be reached, too few samples
             of a class, or options that do not go with the images.
     """
-    source = read(config.data, config.image_size)
+    try:
+        source = read(config.data, config.image_size)
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        why = first_line(error)
+        if isinstance(error, RuntimeError) and not any(
+            word in why for word in ("alloc", "memory", "verflow", "too large")
+        ):
+            raise
+        what = f"the images of {config.data} at image_size={config.image_size}"
+        raise InputError(f"{what} are too large for this machine ({why[:120]})") from None
     stored = source.train.images.shape[1]
     channels = config.channels or stored
     if channels != stored and stored != 1:

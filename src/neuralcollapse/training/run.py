@@ -114,7 +114,15 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
     old = read_config(run)
     _check_trusted(old, run, trust_code)
     config = resumed(old, changes)
-    state = State.read(run.state) if run.state.is_file() else None
+    state = State.read(run.state) if run.state.exists() else None
+    whole = state is None and _is_whole(run, old)
+    if whole and config == old:
+        return run
+    if whole or (state is None and len(run.checkpoints()) > 2):  # one killed before its first state has fewer
+        raise InputError(
+            f"{run.path} has no state.pt to go on from, and training from the start would delete its records and "
+            "weights: restore it, or train in another folder"
+        )
     if state is not None:
         state.check_origin(old)
         if state.epoch == old.epochs and config == old:
@@ -307,6 +315,14 @@ def read_config(run: RunFolder) -> TrainConfig:
         return TrainConfig(**completed(values))
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+
+
+def _is_whole(run: RunFolder, config: TrainConfig) -> bool:
+    """Whether a run has its last record."""
+    try:
+        return run.records()[-1].epoch >= config.epochs
+    except InputError:
+        return False
 
 
 def _network(config: TrainConfig, data: Data) -> nn.Module:
