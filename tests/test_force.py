@@ -243,19 +243,6 @@ def test_the_images_of_a_markdown_page_overwrite_nothing_unasked(exp1, capsys):
     assert main(["report", "exp1", "--format", "markdown", "--out", "page.md", "--force"]) == 0
 
 
-def test_a_users_page_is_never_replaced(tmp_path, short_run, capsys):
-    mine = tmp_path / "mine.html"
-    mine.write_text("<html>precious</html>")
-    for flags in ([], ["--force"]):
-        assert main(["report", str(short_run.path), "--out", str(mine), *flags]) == 2
-        assert "--force" not in capsys.readouterr().err.split("error:")[1]
-    assert mine.read_text() == "<html>precious</html>"
-    ours = tmp_path / "ours.html"
-    assert main(["report", str(short_run.path), "--out", str(ours)]) == 0
-    assert main(["report", str(short_run.path), "--out", str(ours)]) == 2
-    assert main(["report", str(short_run.path), "--out", str(ours), "--force"]) == 0
-
-
 def test_logs_of_loggers_that_the_run_had_not_are_others(tmp_path, short_run):
     run = tmp_path / "run"
     shutil.copytree(short_run.path, run)

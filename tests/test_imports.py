@@ -49,6 +49,7 @@ ROWS = {
         "linear_map",
         "returned",
         "hooks",
+        "positions",
         "forward",
         "arguments",
         "agreement",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +23,9 @@ from neuralcollapse.capture.batches import (
     unpack,
 )
 from neuralcollapse.capture.hooks import Head, HeadCall, Pass, run, some_rows
-from neuralcollapse.capture.layers import InnerLayer, average, first_tensor
+from neuralcollapse.capture.layers import InnerLayer, first_tensor
 from neuralcollapse.capture.linear_map import HeadMap
+from neuralcollapse.capture.positions import one_position
 from neuralcollapse.capture.returned import Comparison, LeastSquares, Relation, candidates, num_outputs
 from neuralcollapse.head_search import head_names
 from neuralcollapse.heads import head_tensors
@@ -279,9 +280,9 @@ class Forward:
         if features.dim() > 2 and shape == features.shape[:-1]:  # a label for each token
             features, own, labels = features.flatten(0, -2), own.flatten(0, -2), labels.flatten()
         elif features.dim() > 2:
-            features, own = self._one_position(
-                features, own, candidates(seen.returned, shape, own.shape[-1]), shape, masks
-            )
+            returned = candidates(seen.returned, shape, own.shape[-1])
+            features, own, pooled = one_position(self.head, features, own, returned, shape, masks)
+            self._pooled = self._pooled or pooled
         check_features(features)
         labels = check_labels(labels, features.shape[0])
         self._map.check(caught.some_inputs, caught.some_outputs)
@@ -306,48 +307,6 @@ class Forward:
             features, labels, targets = features[kept], labels[kept], targets[kept]
             layers = {name: values[kept] for name, values in layers.items()}
         return Seen(features, labels, targets, layers, logits, own, kept)
-
-    def _one_position(
-        self,
-        features: Tensor,
-        outputs: Tensor,
-        returned: Sequence[Tensor],
-        shape: tuple[int, ...],
-        masks: Mapping[str, Tensor],
-    ) -> tuple[Tensor, Tensor]:
-        """(N, d) features and (N, K) outputs of a head that sees several positions of a sample.
-
-        The model picks one (the last token of a sentence) or takes a mean: which, the returned logits tell.
-        """
-        h, z = features.flatten(1, -2), outputs.flatten(1, -2)
-        if h.shape[1] == 1:
-            return h[:, 0], z[:, 0]
-        if len(shape) > 1:
-            raise InputError(
-                f"expected a label for each of the positions {tuple(features.shape[:-1])} that {self.head.name!r} "
-                f"sees, got labels {shape}: resize the labels to them"
-            )
-        fitting = [mask.to(h.device) for mask in masks.values() if mask.shape == h.shape[:2]]
-        for logits in returned:
-            place = _position(h, z, logits, fitting)
-            if place is not None:
-                rows = torch.arange(len(h), device=h.device)
-                return h[rows, place], z[rows, place]
-            for mask in (*fitting, None):
-                mean = average(z, mask)
-                if Relation.of(self.head.name, mean, logits).kind == "same":
-                    return average(h, mask), mean
-            if self.head.is_convolution and self._pooled is None:
-                self._pooled = Relation.of_positions(self.head.name, z, logits)
-        if self.head.is_convolution:
-            return average(h, None), average(z, None)
-        if not returned:
-            check_features(features)  # raises: neither a row nor a label for each position
-        raise InputError(
-            f"the layer {self.head.name!r} gives logits for each of {h.shape[1]} positions and the model returns one "
-            "row a sample, which is neither one of them nor their mean: give labels for each position, or name the "
-            "layer that makes the model's logits"
-        )
 
     def _logits(self, seen: Pass, features: Tensor, own: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The logits for accuracy and loss: the model's, after a look at how they come from the head's outputs."""
@@ -413,31 +372,3 @@ def _returned_at(head: HeadCall, returned: Any, shape: tuple[int, ...]) -> int |
     found = candidates(returned, shape, rows.shape[1])
     same = (place for place, each in enumerate(found) if each.shape == rows.shape and torch.equal(each, rows.to(each)))
     return next(same, None)
-
-
-def _position(features: Tensor, outputs: Tensor, logits: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
-    """(N,) which of T positions' outputs (N, T, K) are the logits (N, K); None where they are of none, or of several.
-
-    Positions may be alike (an untrained head gives zeros everywhere): then the last real token, the last or the first
-    position is taken, if that fits all samples.
-    """
-    if len(logits) != len(outputs) or len(outputs) == 0:
-        return None
-    same = (outputs.to(logits.dtype) == logits[:, None]).all(2)
-    if not bool(same.any(1).all()):
-        return None
-    count = same.shape[1]
-    last = torch.full_like(same[:, 0], count - 1, dtype=torch.long)
-    rules = [
-        *((torch.arange(count, device=mask.device) * mask).argmax(1) for mask in masks),
-        last,
-        torch.zeros_like(last),
-    ]
-    only = count - 1 - same.flip(1).int().argmax(1)
-    if not bool((same.sum(1) > 1).any()):
-        return only
-    for place in rules:
-        if bool(same.gather(1, place[:, None]).all()):
-            return place
-    alike = (features == features.gather(1, only[:, None, None].expand(-1, 1, features.shape[2]))).all(2)
-    return only if bool((alike | ~same).all()) else None

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
         if kind == "html":
             out = out or (options.paths[0] / "report.html" if single else Path("report.html"))
             _keep_runs(out, options.paths)
-            _refuse(out, (options.force and _is_page(out)) or (single and options.out is None))
+            _refuse(out, options.force or (single and options.out is None))
             written = [_save(page.html(), out)]
             hint = "open it in a browser"
         elif kind in _IMAGES:
@@ -137,24 +137,8 @@ def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
 
 
 def _refuse(path: Path, force: bool) -> None:
-    if not path.exists() or force:
-        return
-    if path.suffix == ".html" and not _is_page(path):
-        raise InputError(f"{path} is no page of this library: choose another with --out")
-    raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
-
-
-def _is_page(path: Path) -> bool:
-    """Whether a file is a page that this library wrote, by its head."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(4096)
-    except OSError:
-        return False
-    # Pages of version 0.1.0 do not name their generator.
-    return b'name="generator" content="neuralcollapse"' in head or (
-        b'rel="icon" href="data:,"' in head and b"--paper:" in head
-    )
+    if path.exists() and not force:
+        raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
 
 
 def _refuse_any(paths: Any, force: bool) -> None:
