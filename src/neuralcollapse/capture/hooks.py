@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,9 +34,14 @@ class Head:
         """Whether features and classes lie on axis 1, with positions behind them."""
         return head_axis(self.module) != -1
 
+    @cached_property
+    def _dim(self) -> int:
+        """d, read once: a layer may make its weight anew each time that it is read."""
+        return head_tensors(self.module)[0].shape[1]
+
     def taken(self, given: Sequence[Any]) -> Tensor | None:
         """Of the arguments of a call the features (..., d); None where none fits the weight."""
-        dim = head_tensors(self.module)[0].shape[1]
+        dim = self._dim
         for value in given:
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0:
                 features = self.last(value.detach())
