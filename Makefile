@@ -6,10 +6,9 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?=
 # The environment with the lowest versions that pyproject.toml allows, and the tests that run in it.
 LOWEST ?= .venv-lowest
-CORE := tests/capture tests/test_classifier.py tests/test_codes.py tests/test_collapse.py tests/test_frames.py \
-	tests/test_imports.py tests/test_metric.py tests/test_moments.py tests/test_options.py tests/test_recorder.py \
-	tests/test_runs.py tests/integrations tests/report tests/training/test_callbacks.py \
-	tests/training/test_sources.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py
+CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops tests/report tests/runs/test_reading.py \
+	tests/data/test_catalog.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py \
+	tests/test_imports.py tests/test_examples.py
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
@@ -31,6 +30,7 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py

@@ -10,7 +10,7 @@ from torch import Tensor
 import neuralcollapse as nc
 import reference
 from harness import Row, Table
-from neuralcollapse.pairs import nc1_cdnv
+from neuralcollapse.geometry.pairs import nc1_cdnv
 from reference import agreement
 
 # Means that are float32 sums of 5,000 numbers near 100 are off by some 1e-4, a tenth of the noise of 1e-3: NC1 of the

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import neuralcollapse as nc
 from harness import Round, Row, Table
-from neuralcollapse._sharded import merged
+from neuralcollapse.capture.processes import merged
 
 PAIRS = 10_000  # pairs of classes that the pairwise measures look at
 BARE = "bare float32 products F'F"

@@ -13,13 +13,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import Row, Table
 from neuralcollapse.capture.collect import collect
-from neuralcollapse.records import RunFolder
-from neuralcollapse.training.callbacks import MeasuringCallback
+from neuralcollapse.data.load import Batches, Data, Split
+from neuralcollapse.loops.measuring import MeasuringCallback
+from neuralcollapse.networks.build import build_network
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.data import Batches, Data, Split
-from neuralcollapse.training.module import Classification
-from neuralcollapse.training.networks import build_network
 from neuralcollapse.training.resume import KeepState, Pace, StopSignal
+from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import quiet
 
 BATCH, EVAL_BATCH = 128, 512

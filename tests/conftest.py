@@ -2,7 +2,7 @@
 
 import pytest
 
-from neuralcollapse.records import RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import train
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.capture import collect as collecting
-from neuralcollapse.collapse import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
+from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
 
 K, D, N, INPUTS = 3, 5, 25, 4  # batches of 8 leave one sample for the last
 

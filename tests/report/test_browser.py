@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from neuralcollapse.report.comparison import several_page
 from neuralcollapse.report.page import Cell, Page, Table
-from neuralcollapse.report.several import several_page
 from neuralcollapse.report.single import single_page
-from neuralcollapse.runs import read_runs
+from neuralcollapse.runs.reading import read_runs
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -6,8 +6,8 @@ import plotly.graph_objects as go
 import pytest
 
 import neuralcollapse as nc
-from neuralcollapse.records import Geometry, Record
 from neuralcollapse.report.figures import all_figures, cosine_map, simplex_motion, variability_curve
+from neuralcollapse.runs.folder import Geometry, Record
 
 NAMES = [str(i) for i in range(10)]
 

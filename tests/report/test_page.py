@@ -7,11 +7,11 @@ from html.parser import HTMLParser
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.records import Record, RunFolder
 from neuralcollapse.report import single
-from neuralcollapse.report.several import several_page
+from neuralcollapse.report.comparison import several_page
 from neuralcollapse.report.single import shown, single_page, verdict, write_page
-from neuralcollapse.runs import Run, read_run
+from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.reading import Run, read_run
 
 
 def render(run: RunFolder) -> str:

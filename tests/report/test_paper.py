@@ -14,12 +14,12 @@ from matplotlib.colors import to_hex
 from PIL import Image
 
 from neuralcollapse import InputError
-from neuralcollapse.records import Geometry
 from neuralcollapse.report import paper
 from neuralcollapse.report.figures import Figure, all_figures, cosine_map
 from neuralcollapse.report.landscape import phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
-from neuralcollapse.report.surveys import energy_figure, gap_figure
+from neuralcollapse.reproduce.figures import energy_figure, gap_figure
+from neuralcollapse.runs.folder import Geometry
 from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]

@@ -2,9 +2,9 @@ import csv
 import io
 import math
 
-from neuralcollapse.records import Record
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.runs import Run
+from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.reading import Run
 
 
 def rows(*runs):

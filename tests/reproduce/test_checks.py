@@ -3,9 +3,9 @@ import math
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.records import Record
 from neuralcollapse.reproduce.checks import Finding, Results, Verdict, judge, validate
-from neuralcollapse.runs import Run
+from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.reading import Run
 
 NAN = math.nan
 

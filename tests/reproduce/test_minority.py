@@ -3,9 +3,9 @@ import math
 import numpy as np
 import pytest
 
-from neuralcollapse.records import Geometry, Record
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine, smallest
-from neuralcollapse.runs import Run
+from neuralcollapse.runs.folder import Geometry, Record
+from neuralcollapse.runs.reading import Run
 
 
 def run(counts, weight=None, **config):

@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from neuralcollapse import InputError
-from neuralcollapse.report.experiment import experiment_page
 from neuralcollapse.reproduce.checks import judge
 from neuralcollapse.reproduce.experiment import names
+from neuralcollapse.reproduce.page import experiment_page
 from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.training import run as training
 
@@ -164,7 +164,9 @@ def test_two_at_once_share_the_runs_and_what_one_leaves_undone_the_other_takes_u
     folder = ExperimentFolder.create("losses", "smoke", tmp_path / "out", {"epochs": 1})
     first, *others = [run.name for run in folder.experiment.runs]
     (tmp_path / "out" / first).mkdir()
-    code = "import sys; from neuralcollapse._locks import hold; h = hold(sys.argv[1]); print(1, flush=True); input()"
+    code = (
+        "import sys; from neuralcollapse.runs.locks import hold; h = hold(sys.argv[1]); print(1, flush=True); input()"
+    )
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "out" / first)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

@@ -6,9 +6,9 @@ import random
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.report.surveys import gap_figure, survey_csv, survey_tables
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig
+from neuralcollapse.reproduce.figures import gap_figure, survey_csv, survey_tables
 
 CONFIG = SurveyConfig(3, 2, 5, 1e-3, 1e-3, starts=2)
 FACTS = {

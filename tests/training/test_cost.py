@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import nn
 
-from neuralcollapse._errors import InputError
+from neuralcollapse.errors import InputError
 from neuralcollapse.training import cost
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.cost import peak_of, step_costs
-from neuralcollapse.training.module import Classification
+from neuralcollapse.training.step import Classification
 
 CPU = torch.device("cpu")
 TINY = TrainConfig(accelerator="cpu", width=24, depth=2, feature_dim=16, batch_size=32)

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import neuralcollapse as nc
-from neuralcollapse.records import RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.run import remeasure
 
 FLAGS = ["--epochs", "2", "--width", "16", "--depth", "2", "--feature_dim", "12", "--accelerator", "cpu"]

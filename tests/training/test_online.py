@@ -5,10 +5,10 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.module import Classification
 from neuralcollapse.training.online import OnlineCollapse
 from neuralcollapse.training.resume import KeepState
 from neuralcollapse.training.run import train
+from neuralcollapse.training.step import Classification
 from tests.conftest import SHORT
 
 ONLINE = replace(SHORT, epochs=3, measure="online", loggers=())

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from neuralcollapse.classifier import ETFClassifier
+from neuralcollapse.heads.etf import ETFClassifier
+from neuralcollapse.networks.build import build_network
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.networks import build_network
 from neuralcollapse.training.optimizers import build_optimizer, decay_groups, learning_rate, penalty
 
 F64 = torch.float64

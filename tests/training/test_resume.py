@@ -20,13 +20,13 @@ import torch
 import yaml
 
 from neuralcollapse import InputError, cli
-from neuralcollapse.records import RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training import resume as resume_module
 from neuralcollapse.training import run as run_module
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.module import Classification
 from neuralcollapse.training.resume import State, Stopped, StopSignal
 from neuralcollapse.training.run import read_config, resume, train
+from neuralcollapse.training.step import Classification
 
 ROOT = Path(__file__).parents[2]
 QUICK = TrainConfig(epochs=3, width=12, depth=2, feature_dim=10, samples_per_class=30, batch_size=50, loggers=())

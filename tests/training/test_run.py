@@ -9,13 +9,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import neuralcollapse as nc
-from neuralcollapse.records import RunFolder
+from neuralcollapse.data.load import load_data
+from neuralcollapse.data.pixels import Pixels
+from neuralcollapse.networks.build import build_network
 from neuralcollapse.report.figures import all_figures
 from neuralcollapse.report.single import write_page
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
-from neuralcollapse.training.data import load_data
-from neuralcollapse.training.networks import build_network
-from neuralcollapse.training.pixels import Pixels
 from neuralcollapse.training.run import read_config, remeasure, resume, train
 from tests.conftest import SHORT
 
@@ -156,7 +156,7 @@ def test_a_run_records_the_loss_that_it_trains(loss, tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2).eval()
     network.load_state_dict(load_file(run.checkpoint(1)))
-    data = load_data(config)
+    data = load_data(config.data, **config.data_options)
     for split, found in ((data.train, run.records()[-1].train), (data.test, run.records()[-1].test)):
         logits = network(Pixels(data.mean, data.std, data.channels)(split.images))
         columns, model = logits.detach().double().T, nc.ufm.losses.find_loss(loss)
@@ -171,7 +171,7 @@ def test_with_its_own_decays_the_head_is_certified_against_them(tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2).eval()
     network.load_state_dict(load_file(run.checkpoint(2)))
-    data = load_data(config)
+    data = load_data(config.data, **config.data_options)
     features = network.features(Pixels(data.mean, data.std, data.channels)(data.train.images)).detach()
     expected = nc.ufm.certify_head(
         features, data.train.labels, network.fc.weight, network.fc.bias, 5e-3, 1e-5, bias_decay=1e-2
@@ -258,7 +258,7 @@ def test_inner_layers_are_recorded_as_measure_gives_them(tmp_path):
     network = build_network("mlp", 10, 16, in_features=64, width=32, depth=2)
     network.load_state_dict(load_file(run.checkpoint(1)))
     config = read_config(run)
-    data = load_data(config)
+    data = load_data(config.data, **config.data_options)
     images = Pixels(data.mean, data.std, data.channels)(data.train.images)
     expected = nc.measure(network, [(images, data.train.labels)], layers=names, progress=False)["layers"]
     layers = run.records()[-1].layers

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from neuralcollapse import InputError
 from neuralcollapse.cli import main
-from neuralcollapse.records import RunFolder
-from neuralcollapse.training.outside import code_named
+from neuralcollapse.networks.external import code_named
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.run import read_config, remeasure, resume
 
 EVIL = "from pathlib import Path\nPath('touched').touch()\ndef net(num_classes): raise SystemExit\n"
@@ -123,7 +123,7 @@ def test_what_counts_as_code(name, options, allowed):
 
 def test_a_configuration_that_asks_for_a_kernel_of_the_hub_is_refused(tmp_path):
     pytest.importorskip("transformers")
-    from neuralcollapse.training.outside import outside_network
+    from neuralcollapse.networks.external import outside_network
 
     config = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/kernel"}))

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 
 from torch import Tensor
 
-from neuralcollapse._errors import NeuralCollapseWarning
-from neuralcollapse.collapse import nc4_disagreements
-from neuralcollapse.moments import ClassMoments
+from neuralcollapse.errors import NeuralCollapseWarning
+from neuralcollapse.geometry.measures import nc4_disagreements
+from neuralcollapse.geometry.moments import ClassMoments
 
 
 def disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> tuple[int, int]:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.capture.hooks import Head
-from neuralcollapse.head_search import head_names, main_heads, named_head
-from neuralcollapse.heads import head_outputs, head_tensors
+from neuralcollapse.errors import InputError
+from neuralcollapse.heads.linear import head_outputs, head_tensors
+from neuralcollapse.heads.search import head_names, main_heads, named_head
 
 
 def check_model(model: Any) -> nn.Module:

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse._checks import as_tensor
-from neuralcollapse._errors import InputError
+from neuralcollapse.checks import as_tensor
+from neuralcollapse.errors import InputError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # What libraries call a mask of token positions, and whether its True (or 1) marks a real token or padding.

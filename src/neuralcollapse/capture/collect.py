@@ -12,18 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from neuralcollapse._checks import check_classifier
-from neuralcollapse._errors import InputError
-from neuralcollapse._sharded import merged, num_processes, summed
 from neuralcollapse.capture.agreement import disagreements
 from neuralcollapse.capture.agreement import nc4 as nc4_of
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.forward import Forward, OtherHead
 from neuralcollapse.capture.layers import Layers, inner_layers
-from neuralcollapse.collapse import measures
-from neuralcollapse.heads import head_tensors
-from neuralcollapse.moments import ClassMoments
-from neuralcollapse.subset import ClassSubset, chosen_classes, label_counts
+from neuralcollapse.capture.processes import merged, num_processes, summed
+from neuralcollapse.checks import check_classifier
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.classes import ClassSubset, chosen_classes, label_counts
+from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.heads.linear import head_tensors
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20

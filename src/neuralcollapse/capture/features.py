@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import as_tensor, check_classifier, check_features, check_labels
-from neuralcollapse._errors import InputError
 from neuralcollapse.capture.agreement import disagreements, nc4
-from neuralcollapse.collapse import measures
-from neuralcollapse.moments import ClassMoments, kept_rows
-from neuralcollapse.subset import LEFT_OUT, chosen_classes, label_counts
+from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
+from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.moments import ClassMoments, kept_rows
 
 
 def measure_features(

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuralcollapse._checks import check_features, check_labels
-from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.capture.batches import (
     class_numbers,
     first_samples,
@@ -27,10 +25,12 @@ from neuralcollapse.capture.layers import InnerLayer, first_tensor
 from neuralcollapse.capture.linear_map import HeadMap
 from neuralcollapse.capture.positions import one_position
 from neuralcollapse.capture.returned import Comparison, LeastSquares, Relation, candidates, num_outputs
-from neuralcollapse.head_search import head_names
-from neuralcollapse.heads import head_tensors
-from neuralcollapse.moments import kept_rows
-from neuralcollapse.subset import LEFT_OUT, ClassSubset
+from neuralcollapse.checks import check_features, check_labels
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
+from neuralcollapse.geometry.moments import kept_rows
+from neuralcollapse.heads.linear import head_tensors
+from neuralcollapse.heads.search import head_names
 
 _NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"
 _LOGITS = 2**24  # logits that a loss takes at a time

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.batches import call
 from neuralcollapse.capture.layers import first_tensor
-from neuralcollapse.heads import eval_mode, head_axis, head_tensors
+from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 
 ROWS = 8  # of a head's inputs and outputs, spread over a batch, that tell how its outputs come about
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse._errors import InputError
-from neuralcollapse.head_search import find_module
+from neuralcollapse.errors import InputError
+from neuralcollapse.heads.search import find_module
 
 Layout = str | Callable[[Any], Tensor]
 Layers = str | Sequence[str] | Mapping[str, Layout | None]

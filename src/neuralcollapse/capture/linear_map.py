@@ -22,9 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from neuralcollapse._errors import InputError
-from neuralcollapse._rounding import rounding
-from neuralcollapse.heads import eval_mode, head_axis, head_tensors
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.rounding import rounding
+from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 
 _CLASSES = 256  # that are compared in a batch, others in each
 _KEPT = 64  # rows over all batches, to find the map anew where the first ones did not tell it

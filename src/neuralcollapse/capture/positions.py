@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_features
-from neuralcollapse._errors import InputError
 from neuralcollapse.capture.hooks import Head
 from neuralcollapse.capture.layers import average
 from neuralcollapse.capture.returned import Relation
+from neuralcollapse.checks import check_features
+from neuralcollapse.errors import InputError
 
 
 def one_position(

@@ -20,9 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import listed
-from neuralcollapse._rounding import rounding
 from neuralcollapse.capture.linear_map import Form, distance
+from neuralcollapse.errors import listed
+from neuralcollapse.geometry.rounding import rounding
 
 _ROUNDED = 2.0  # spacings: outputs and logits are rounded once each
 _KEPT_VALUES = 2**26  # features and logits kept for least squares

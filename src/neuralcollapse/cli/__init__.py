@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from neuralcollapse._errors import InputError, NeuralCollapseWarning
 from neuralcollapse.cli import landscape, measure, report, reproduce, train
 from neuralcollapse.cli.printing import spelled
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
 
 _EXAMPLES = """\
 examples:

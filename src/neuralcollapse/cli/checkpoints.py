@@ -10,17 +10,17 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.cli.train import file_name
+from neuralcollapse.errors import InputError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from neuralcollapse.integrations.checkpoints import Checkpoint
-    from neuralcollapse.records import Record
+    from neuralcollapse.checkpoints.series import Checkpoint
+    from neuralcollapse.data.load import Data
+    from neuralcollapse.runs.folder import Record
     from neuralcollapse.training.config import TrainConfig
-    from neuralcollapse.training.data import Data
 
 _BATCH = 512
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -105,12 +105,12 @@ def run(options: argparse.Namespace) -> int:
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"expected --batch-size to be at least 1, got {options.batch_size}")
     try:
-        from neuralcollapse.integrations.checkpoints import measure_checkpoints
-        from neuralcollapse.integrations.order import find_checkpoints
-        from neuralcollapse.records import RunFolder
+        from neuralcollapse.checkpoints.order import find_checkpoints
+        from neuralcollapse.checkpoints.series import measure_checkpoints
+        from neuralcollapse.data.load import Batches
         from neuralcollapse.report.single import write_page
-        from neuralcollapse.training.assemble import network_for
-        from neuralcollapse.training.data import Batches
+        from neuralcollapse.runs.folder import RunFolder
+        from neuralcollapse.training.network import network_for
         from neuralcollapse.training.run import named_paths
     except ImportError as error:
         raise needs_train(error) from None
@@ -204,14 +204,14 @@ def _device(name: str | None) -> Any:
 
 def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
     """The data; a subset keeps the mean and standard deviation of all training images, as the training saw them."""
-    from neuralcollapse.training import alter
-    from neuralcollapse.training.data import load_data
-    from neuralcollapse.training.splits import Split
+    from neuralcollapse.data import label_changes
+    from neuralcollapse.data.load import load_data
+    from neuralcollapse.data.splits import Split
 
-    data = load_data(replace(config, samples_per_class=None))
+    data = load_data(config.data, **config.data_options | {"samples_per_class": None})
     if config.samples_per_class is not None:
         images, labels = data.train.images, data.train.labels
-        chosen = alter.samples_per_class(labels, config.samples_per_class, data.class_names, config.seed)
+        chosen = label_changes.samples_per_class(labels, config.samples_per_class, data.class_names, config.seed)
         data = replace(data, train=Split(images[chosen], labels[chosen]))
     if options.num_classes is None:
         return data
@@ -226,8 +226,8 @@ def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
 
 def _inside(network: nn.Module, classifier: str | None) -> tuple[nn.Module, str]:
     """The network itself, where one from elsewhere came wrapped, and the name of its classifier in it."""
-    from neuralcollapse.training.networks import classifier_name
-    from neuralcollapse.training.outside import Outside
+    from neuralcollapse.networks.build import classifier_name
+    from neuralcollapse.networks.external import Outside
 
     name = classifier_name(network)
     if isinstance(network, Outside) and name.startswith("network."):
@@ -237,7 +237,7 @@ def _inside(network: nn.Module, classifier: str | None) -> tuple[nn.Module, str]
 
 def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
     """Have the model take uint8 images."""
-    from neuralcollapse.training.pixels import Pixels
+    from neuralcollapse.data.pixels import Pixels
 
     pixels = Pixels(*pixel_statistics(how, data), data.channels).to(device)
     model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))
@@ -299,7 +299,7 @@ def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> 
 
 
 def _unit(out: Path) -> str:
-    from neuralcollapse.runs import read_run
+    from neuralcollapse.runs.reading import read_run
 
     return read_run(out).unit
 
@@ -314,7 +314,7 @@ def _line(checkpoint: Checkpoint) -> str:
 
 
 def _print_last(record: Record, unit: str, data: Data, out: Path, page: Path) -> None:
-    from neuralcollapse.runs import after
+    from neuralcollapse.runs.reading import after
 
     samples = len(data.train.labels)
     print(f"\ncollapse {after(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")

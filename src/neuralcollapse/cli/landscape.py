@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.errors import InputError
 
 
 def add(commands: Any) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
-from neuralcollapse.records import RunFolder
+from neuralcollapse.errors import InputError
+from neuralcollapse.runs.folder import RunFolder
 
 _ARRAYS = ("features", "labels", "weight", "bias")
 _INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
@@ -184,7 +184,7 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
     names: Sequence[str]
     try:
         if path.suffix == ".npz":
-            from neuralcollapse._arrays import read_arrays
+            from neuralcollapse.runs.arrays import read_arrays
 
             if not zipfile.is_zipfile(path):
                 raise InputError(

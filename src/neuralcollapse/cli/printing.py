@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from neuralcollapse._errors import InputError
-from neuralcollapse.records import MEASURES, finite
+from neuralcollapse.errors import InputError
+from neuralcollapse.runs.folder import MEASURES, finite
 
 
 def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.errors import InputError
 
 _IMAGES = ("png", "svg", "pdf")
 _FORMATS = ("html", *_IMAGES, "markdown")
@@ -103,11 +103,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _page(paths: Sequence[Path]) -> Any:
     """The page of what is there: an experiment, a run, or several runs."""
-    from neuralcollapse.report.experiment import experiment_page
-    from neuralcollapse.report.several import several_page
+    from neuralcollapse.report.comparison import several_page
     from neuralcollapse.report.single import single_page
+    from neuralcollapse.reproduce.page import experiment_page
     from neuralcollapse.reproduce.runner import ExperimentFolder
-    from neuralcollapse.runs import read_run, read_runs
+    from neuralcollapse.runs.reading import read_run, read_runs
 
     experiments = [path for path in paths if ExperimentFolder.is_one(path)]
     if experiments and len(paths) > 1:

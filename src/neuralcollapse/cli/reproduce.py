@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
         print(text_of(options.name), end="")
         return 0
     try:
-        from neuralcollapse.report.experiment import experiment_page, validate_figures
         from neuralcollapse.report.page import save_page
         from neuralcollapse.reproduce.experiment import slug
+        from neuralcollapse.reproduce.page import experiment_page, validate_figures
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
     except ImportError as error:

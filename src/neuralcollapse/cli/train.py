@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_origin
 
-from neuralcollapse._errors import InputError
 from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table, spelled
-from neuralcollapse.records import RunFolder
+from neuralcollapse.errors import InputError
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, types
 
 
@@ -20,8 +20,8 @@ def run(arguments: list[str]) -> int:
         import jsonargparse
         import yaml  # noqa: F401  jsonargparse reads config files with it
 
+        from neuralcollapse.loops.measuring import is_primary
         from neuralcollapse.report.single import write_page
-        from neuralcollapse.training.callbacks import is_primary
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import needs_trust, read_config, resume, train
     except ImportError as error:

@@ -1,1 +1,1 @@
-"""Figures and the page of a run."""
+"""Figures and pages of runs and landscapes."""

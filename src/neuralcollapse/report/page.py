@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import jinja2
 from plotly.offline import get_plotlyjs
 
-from neuralcollapse._errors import InputError
-from neuralcollapse.records import write_atomically
+from neuralcollapse.errors import InputError
 from neuralcollapse.report.figures import Figure
+from neuralcollapse.runs.folder import write_atomically
 
 
 class Cell(NamedTuple):

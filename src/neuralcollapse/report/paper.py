@@ -9,11 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralcollapse._errors import InputError
-from neuralcollapse.records import write_atomically
-from neuralcollapse.report.axes import Axis, plain, wrapped
+from neuralcollapse.errors import InputError
 from neuralcollapse.report.figures import Figure
-from neuralcollapse.report.marks import check, draw_marks
+from neuralcollapse.report.paper_axes import Axis, plain, wrapped
+from neuralcollapse.report.paper_marks import check, draw_marks
+from neuralcollapse.runs.folder import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from neuralcollapse.runs import Run
+from neuralcollapse.runs.reading import Run
 
 _GROUPS = ("train", "test", "measures", "head")
 _OWN = ("run", "seed", "epoch", "step", "checkpoint", "seconds", "learning_rate", "source")

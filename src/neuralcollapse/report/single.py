@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import listed
-from neuralcollapse.records import MEASURES, Record, RunFolder
+from neuralcollapse.errors import listed
 from neuralcollapse.report.figures import all_figures
 from neuralcollapse.report.page import Cell, Page, Table, save_page
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.runs import Run, after, number, read_run, reading, value
+from neuralcollapse.runs.folder import MEASURES, Record, RunFolder
+from neuralcollapse.runs.reading import Run, after, number, read_run, reading, value
 
 FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {

@@ -1,1 +1,1 @@
-"""The paper's experiments: YAML files, one runner for all of them, and checks of what the paper claims."""
+"""The paper's experiments: what they claim, their runs, their checks, their pages."""

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.errors import InputError, nearest
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
-from neuralcollapse.runs import Group, Run, by_layer, check_key, grouped, label, number, value
+from neuralcollapse.runs.reading import Group, Run, by_layer, check_key, grouped, label, number, value
 
 
 @dataclass(frozen=True)

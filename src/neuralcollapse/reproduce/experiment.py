@@ -16,8 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse._errors import InputError, nearest
-from neuralcollapse._plain import parse_yaml
+from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.runs.plain import parse_yaml
 from neuralcollapse.training.config import TrainConfig, check_names
 
 SCALES = ("smoke", "laptop", "paper")

@@ -9,7 +9,7 @@ from functools import cache
 
 import numpy as np
 
-from neuralcollapse.runs import Run
+from neuralcollapse.runs.reading import Run
 from neuralcollapse.ufm.minimizers import global_minimizer
 from neuralcollapse.ufm.model import Model
 

@@ -18,16 +18,16 @@ from typing import Any
 
 import yaml
 
-from neuralcollapse._errors import InputError, listed
-from neuralcollapse._locks import InUse, hold
-from neuralcollapse._owned import used
-from neuralcollapse._plain import number, parse_json, parse_yaml, read_text
-from neuralcollapse.records import RunFolder, write_atomically
+from neuralcollapse.errors import InputError, listed
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
-from neuralcollapse.runs import Run, read_run
+from neuralcollapse.runs.folder import RunFolder, write_atomically
+from neuralcollapse.runs.locks import InUse, hold
+from neuralcollapse.runs.owned import used
+from neuralcollapse.runs.plain import number, parse_json, parse_yaml, read_text
+from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names
 
 FILE, COSTS = "experiment.yaml", "costs.json"

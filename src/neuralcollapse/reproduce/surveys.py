@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from neuralcollapse._errors import InputError
-from neuralcollapse._plain import number, parse_json, parse_yaml, read_text
-from neuralcollapse.records import finite, write_atomically
+from neuralcollapse.errors import InputError
 from neuralcollapse.reproduce.experiment import SurveyConfig
+from neuralcollapse.runs.folder import finite, write_atomically
+from neuralcollapse.runs.plain import number, parse_json, parse_yaml, read_text
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import survey
 

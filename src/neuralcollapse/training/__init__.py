@@ -1,1 +1,1 @@
-"""Train a network and watch it collapse."""
+"""Training the built-in networks."""

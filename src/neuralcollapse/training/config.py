@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.errors import InputError, nearest
 
 _RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "lbfgs": 0.1}
 
@@ -194,6 +194,11 @@ class TrainConfig:
         """The learning rate: as given, or the optimiser's own."""
         return _RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
 
+    @property
+    def data_options(self) -> dict[str, Any]:
+        """The options of `neuralcollapse.data.load.load_data`."""
+        return {name: getattr(self, name) for name in _DATA_OPTIONS}
+
     def measured(self, epoch: int) -> bool:
         """Whether the network is measured after this epoch (0: before the first)."""
         if epoch in (0, self.epochs):
@@ -201,8 +206,15 @@ class TrainConfig:
         return epoch in self.measure_at if self.measure_at else epoch % self.measure_every == 0
 
 
-ROTATIONS = ("blocks", "none", "fast")
-"""Of the fixed classifier."""
+_DATA_OPTIONS = (
+    "image_size",
+    "channels",
+    "samples_per_class",
+    "imbalance",
+    "random_labels",
+    "label_noise",
+    "seed",
+)
 
 _COUNTS = (
     "samples_per_class",

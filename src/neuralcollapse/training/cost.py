@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError
-from neuralcollapse.training.assemble import network_for
+from neuralcollapse.checks import check_count
+from neuralcollapse.data.load import Batches, load_data
+from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.data import Batches, load_data
-from neuralcollapse.training.module import Classification
+from neuralcollapse.training.network import network_for
+from neuralcollapse.training.step import Classification
 
 _WARM_UP = 2  # rounds before those that count
 _PROBE = 1021  # bytes; any number
@@ -154,7 +154,7 @@ class _Steps:
     """A configuration's training steps, one a call, on one batch."""
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
-        data = load_data(config)
+        data = load_data(config.data, **config.data_options)
         if config.batch_size > len(data.train.labels):
             raise InputError(
                 f"expected a batch_size of at most the {len(data.train.labels)} training samples, got "

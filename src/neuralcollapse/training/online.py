@@ -7,14 +7,14 @@ from typing import Any
 import lightning
 import torch
 
-from neuralcollapse._errors import InputError
-from neuralcollapse._sharded import merged, summed
 from neuralcollapse.capture.arguments import find_classifier
 from neuralcollapse.capture.collect import Capture
-from neuralcollapse.metric import classifier_tensors
-from neuralcollapse.moments import ClassMoments
-from neuralcollapse.training.callbacks import MeasuringCallback, is_primary
-from neuralcollapse.training.module import Classification
+from neuralcollapse.capture.metric import classifier_tensors
+from neuralcollapse.capture.processes import merged, summed
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
+from neuralcollapse.training.step import Classification
 
 
 class OnlineCollapse(MeasuringCallback):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.fixed import FixedClassifier
+from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.training.config import TrainConfig
 
 Groups = list[dict[str, Any]]

@@ -19,15 +19,15 @@ from typing import Any
 import lightning
 import torch
 
-from neuralcollapse._checksums import check_zip, stamped_zip
-from neuralcollapse._errors import InputError
-from neuralcollapse._plain import number, parse_json
-from neuralcollapse.records import RunFolder, write_atomically
-from neuralcollapse.training.callbacks import MeasuringCallback
+from neuralcollapse.data.load import Batches
+from neuralcollapse.errors import InputError
+from neuralcollapse.loops.measuring import MeasuringCallback
+from neuralcollapse.runs.checksums import check_zip, stamped_zip
+from neuralcollapse.runs.folder import RunFolder, write_atomically
+from neuralcollapse.runs.plain import number, parse_json
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig
-from neuralcollapse.training.data import Batches
-from neuralcollapse.training.module import Classification
 from neuralcollapse.training.optimizers import learning_rate
+from neuralcollapse.training.step import Classification
 
 
 class Stopped(Exception):

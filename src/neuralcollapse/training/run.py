@@ -18,23 +18,23 @@ import yaml
 from safetensors.torch import load_file, save
 from torch import nn
 
-from neuralcollapse._checksums import METADATA, check_safetensors, stamped_safetensors
-from neuralcollapse._errors import InputError
-from neuralcollapse._plain import plain, read_mapping
 from neuralcollapse.capture.collect import Capture, collect
-from neuralcollapse.head_search import find_module
-from neuralcollapse.recorder import geometry_of, head_record, machine
-from neuralcollapse.records import Record, RunFolder, write_atomically
-from neuralcollapse.training.assemble import network_for
-from neuralcollapse.training.callbacks import MeasuringCallback, is_primary
+from neuralcollapse.data.load import Batches, Data, load_data
+from neuralcollapse.errors import InputError
+from neuralcollapse.heads.search import find_module
+from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
+from neuralcollapse.loops.recorder import geometry_of, head_record, machine
+from neuralcollapse.networks.external import code_named
+from neuralcollapse.runs.checksums import METADATA, check_safetensors, stamped_safetensors
+from neuralcollapse.runs.folder import Record, RunFolder, write_atomically
+from neuralcollapse.runs.plain import plain, read_mapping
 from neuralcollapse.training.config import TrainConfig, check_names, completed, resumed
-from neuralcollapse.training.data import Batches, Data, load_data
-from neuralcollapse.training.module import Classification
-from neuralcollapse.training.objective import loss_function
+from neuralcollapse.training.losses import loss_function
+from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineCollapse
-from neuralcollapse.training.outside import code_named
 from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import KeepState, Pace, State, Stopped, StopSignal, take_up
+from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import make_logger, make_trainer, quiet
 
 _EVAL_BATCH = 512  # samples of a batch when measuring
@@ -156,7 +156,7 @@ def _train(
 ) -> RunFolder:
     """The run that `train` (fresh) and `resume` share; `folder` makes the run folder ready."""
     loss = loss_function(config.loss)
-    data = load_data(config)
+    data = load_data(config.data, **config.data_options)
     lightning.seed_everything(config.seed, verbose=False)
     network = _network(config, data)
     module = Classification(network, config, data)
@@ -277,7 +277,7 @@ def remeasure(
     """
     config = read_config(run)
     _check_trusted(config, run, trust_code)
-    data = load_data(config)
+    data = load_data(config.data, **config.data_options)
     network = _network(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Classification(network, config, data).to(device)

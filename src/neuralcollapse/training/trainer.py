@@ -16,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from neuralcollapse._errors import InputError
+from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
 
 

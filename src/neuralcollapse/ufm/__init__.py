@@ -1,13 +1,13 @@
 """The unconstrained feature model: solve it, certify any point, escape any saddle, list its critical points."""
 
 from neuralcollapse.ufm.certificate import Certificate, certify
-from neuralcollapse.ufm.facade import UnconstrainedFeatureModel
 from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_moments
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.minimizers import closed_form, fixed_classifier_minimum, spherical_minimum
 from neuralcollapse.ufm.model import Point
 from neuralcollapse.ufm.solvers import Solution
+from neuralcollapse.ufm.unconstrained import UnconstrainedFeatureModel
 
 __all__ = [
     "Certificate",

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count
-from neuralcollapse._errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.checks import check_count
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.families import Known, invariants, padded, pattern, search, tied

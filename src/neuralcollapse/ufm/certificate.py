@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import InputError
+from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.duality import decay_cost, lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import (
+from neuralcollapse.checks import (
     check_classifier,
     check_features,
     check_finite,
@@ -16,8 +16,8 @@ from neuralcollapse._checks import (
     check_labels,
     check_real,
 )
-from neuralcollapse._errors import InputError
-from neuralcollapse.moments import ClassMoments
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.minimizers import global_minimum
 from neuralcollapse.ufm.model import Model, Point

@@ -9,7 +9,7 @@ import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
-from neuralcollapse._errors import InputError
+from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.model import Model, Point
 
 _DENSE_UP_TO = 1500  # variables up to which the whole matrix is made

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.errors import InputError, nearest
 
 
 class Loss(Protocol):

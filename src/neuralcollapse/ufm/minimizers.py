@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count, check_real
-from neuralcollapse._errors import InputError
-from neuralcollapse.frames import simplex_etf
+from neuralcollapse.checks import check_count, check_real
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.frames import simplex_etf
 from neuralcollapse.ufm.duality import best_bias, decay_cost, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point

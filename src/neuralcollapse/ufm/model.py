@@ -17,10 +17,10 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from neuralcollapse._checks import check_count, check_real
-from neuralcollapse._errors import InputError, NeuralCollapseWarning
-from neuralcollapse.collapse import measures
-from neuralcollapse.moments import ClassMoments
+from neuralcollapse.checks import check_count, check_real
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm.losses import Loss, find_loss
 
 

@@ -12,8 +12,8 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
-from neuralcollapse._checks import check_count, check_real
-from neuralcollapse._errors import InputError, nearest
+from neuralcollapse.checks import check_count, check_real
+from neuralcollapse.errors import InputError, nearest
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.duality import lower_bound

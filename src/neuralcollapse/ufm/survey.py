@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neuralcollapse._errors import InputError
+from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.atlas import Entry, atlas, coverage
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.hessian import Hessian

@@ -1,0 +1,242 @@
+"""NeuralCollapse: the collapse measures as a torchmetrics metric, exact over batches and processes."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics import Metric
+
+from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
+from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
+from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.heads.linear import head_tensors as classifier_tensors
+
+
+class NeuralCollapse(Metric):
+    """NC1..NC3 and their variants over all samples seen, in one pass.
+
+    The state is one float64 vector (`ClassMoments.packed`), merged jointly by the same function in
+    `forward`, `merge_state` and `torch.distributed` sync, so any split over batches or processes gives
+    what one process would have measured. Moving the metric to another dtype leaves the state float64.
+
+    Args:
+        num_classes: K.
+        feature_dim: d.
+        classifier: a module with `.weight` (K, d) and perhaps `.bias` (K,), read at `compute`; without
+            it only the measures of the features are given. It is neither copied nor made a submodule.
+        ignore_index: samples with this label are left out.
+        pairwise: False leaves out the measures whose cost grows with K^2, a number takes a sample of so many pairs
+            of classes (see `neuralcollapse.measures`).
+        classes: measure these classes alone: samples and classifier rows of others are left out.
+        means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
+        kwargs: torchmetrics' own, such as `dist_sync_on_step`.
+
+    The features of all updates should come from the same weights: update in eval mode over the training set
+    after an epoch, not while the weights change (NC4 needs two looks at a sample: `neuralcollapse.measure`).
+
+    `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels and raises
+    InputError, naming the batch, on anything else. `compute()` returns a dict of float64 scalars; undefined
+    measures, all of them when nothing was seen, are NaN with a warning.
+
+    >>> metric = NeuralCollapse(num_classes=2, feature_dim=2)
+    >>> metric.update(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]), torch.tensor([0, 0, 1, 1]))
+    >>> round(float(metric.compute()["nc1_quotient"]), 6)
+    0.01
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+    moments: Tensor
+
+    def __init__(
+        self,
+        num_classes: int,
+        feature_dim: int,
+        classifier: nn.Module | None = None,
+        *,
+        ignore_index: int | None = None,
+        pairwise: bool | int = True,
+        classes: Tensor | Sequence[int] | None = None,
+        means_dtype: torch.dtype = torch.float64,
+        **kwargs: Any,
+    ) -> None:
+        # Computing is cheap beside updating, and a cached value would be stale once the classifier has moved; a
+        # process that never updated would return it without joining the others' gathering.
+        super().__init__(**({"compute_with_cache": False} | kwargs))
+        self.num_classes = check_count(num_classes, "num_classes", 1)
+        self.feature_dim = check_count(feature_dim, "feature_dim", 1)
+        self.ignore_index = ignore_index
+        self.pairwise = pairwise
+        self._classifier = None if classifier is None else _Shared(classifier)
+        if classifier is not None:
+            check_classifier(*classifier_tensors(classifier), num_classes, feature_dim)
+        self.classes = None if classes is None else ClassSubset(classes, num_classes)
+        measured = num_classes if self.classes is None else len(self.classes)
+        self._shape = (measured, feature_dim, means_dtype)
+        self.add_state(
+            "moments",
+            default=ClassMoments.zeros(measured, feature_dim, means_dtype=means_dtype).packed,
+            dist_reduce_fx=partial(_merge_packed, self._shape),
+            persistent=True,
+        )
+
+        # A MetricCollection lets metrics with equal states share one: this one tells them apart.
+        left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
+        if self.classes is not None:
+            left_out = torch.cat([left_out, self.classes.classes.cpu()])
+        self.add_state("left_out", default=left_out, dist_reduce_fx=_first)
+
+    def reset(self) -> None:
+        """Forget all samples."""
+        with torch.inference_mode(False):  # else updates outside inference mode would be refused
+            super().reset()
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch; on wrong input nothing is added."""
+        self._add(self._moments(), features, labels, self._update_count)
+
+    def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Add a batch and return the measures of that batch alone; on wrong input nothing is added."""
+        if self.dist_sync_on_step or self._is_synced:
+            return super().forward(features, labels)
+        classes, dim, means_dtype = self._shape
+        batch = ClassMoments.zeros(classes, dim, self.moments.device, means_dtype=means_dtype)
+        self._add(batch, features, labels, self._update_count + 1)
+        with torch.no_grad():
+            self._moments().absorb(batch)
+        self._update_count += 1
+        self._computed = None
+        values = self._measures(batch)
+        self._forward_cache: Any = values
+        return values
+
+    def compute(self) -> dict[str, Tensor]:
+        """The measures of everything seen since the last reset, over all processes."""
+        return self._measures(self._moments())
+
+    def _add(self, moments: ClassMoments, features: Tensor, labels: Tensor, batch: int) -> None:
+        try:
+            left_out = self.ignore_index
+            if self.classes is not None:
+                check_features(features)
+                labels = self.classes.relabel(check_labels(labels, features.shape[0]), left_out)
+                left_out = LEFT_OUT
+            moments.update(features, labels, ignore_index=left_out)
+        except InputError as error:
+            raise InputError(f"batch {batch}: {error}") from None
+
+    def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
+        weight, bias = (None, None) if self._classifier is None else classifier_tensors(self._classifier.module)
+        if self.classes is not None and weight is not None:
+            weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
+        try:
+            values = measures(moments, weight, bias, pairwise=self.pairwise)
+        except InputError as error:  # a weight that is not finite: raising here, in a sync, would leave it half done
+            wanted = [
+                name for name in CLASSIFIER_MEASURES if self.pairwise is not False or name not in PAIRWISE_MEASURES
+            ]
+            warnings.warn(f"undefined (NaN): {error}: {', '.join(wanted)}", NeuralCollapseWarning, stacklevel=3)
+            values = measures(moments, pairwise=self.pairwise) | dict.fromkeys(wanted, math.nan)
+        device = moments.means.device
+        return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric (or of its `metric_state`), which stays as it was."""
+        if isinstance(incoming_state, NeuralCollapse):
+            theirs, shape = incoming_state.moments, incoming_state._shape
+            mine, others = (metric.classes and metric.classes.classes.tolist() for metric in (self, incoming_state))
+            if mine != others:
+                raise InputError("expected a metric of the same classes, got one of others: give both the same classes")
+            updates = incoming_state._update_count
+        elif isinstance(incoming_state, dict) and isinstance(incoming_state.get("moments"), Tensor):
+            theirs, shape, updates = incoming_state["moments"], self._shape, 1
+        else:
+            kind = type(incoming_state).__name__
+            raise InputError(f"expected a NeuralCollapse metric or its metric_state, got {kind}")
+        if shape != self._shape:
+            need, got = (f"K={k}, d={d}, means in {dtype}" for k, d, dtype in (self._shape, shape))
+            raise InputError(
+                f"expected a metric of {need}, got {got}: both need the same num_classes, feature_dim, means_dtype"
+            )
+        with torch.no_grad():
+            self._moments().absorb(ClassMoments(theirs.to(self.moments.device), *shape))
+        self._update_count += updates
+        self._computed = None
+
+    def _moments(self) -> ClassMoments:
+        moments = ClassMoments(self.moments, *self._shape)
+        self.moments = moments.packed  # the same, but for a pickle of version 0.1.0
+        return moments
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
+        # Module.to(dtype) would cast the state without a word: follow the device, keep float64.
+        super()._apply(fn, exclude_state=("moments", "left_out"))
+        stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
+        for store in stores:
+            target = state_device(fn(store["left_out"]).device)
+            store["moments"], store["left_out"] = store["moments"].to(target), store["left_out"].to(target)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        loaded = state_dict.get(prefix + "moments")
+        if loaded is not None:
+            try:
+                packed = ClassMoments(loaded, *self._shape).packed
+            except InputError:
+                raise InputError(
+                    f"expected a float64 state of {self.moments.numel()} values (K={self.num_classes}, "
+                    f"d={self.feature_dim}), got {loaded.dtype} {tuple(loaded.shape)}: load it into the same metric"
+                ) from None
+        device = self.moments.device
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if loaded is not None:  # a copy: updates work in place, and the caller's dict must not change with them
+            self.moments = packed.to(device=device, copy=True)
+            self._update_count = max(1, self._update_count)
+            self._computed = None
+
+
+class _Shared:
+    """A module held by reference: not a submodule, and shared by copies of its holder.
+
+    When a whole model is deep-copied with its metric, the copy's metric must read the copied classifier, which
+    may be copied after the metric: it is looked up when first used.
+    """
+
+    def __init__(self, module: nn.Module, copies: dict[int, Any] | None = None) -> None:
+        self._module = module
+        self._copies = copies
+
+    @property
+    def module(self) -> nn.Module:
+        if self._copies is not None:
+            self._module = self._copies.get(id(self._module), self._module)
+            self._copies = None
+        return self._module
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return _Shared(self.module, memo)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_module": self.module, "_copies": None}
+
+
+def _first(states: Tensor) -> Tensor:
+    """The state of the first process, which all share."""
+    return states[0]
+
+
+def _merge_packed(shape: tuple[int, int, torch.dtype], states: Tensor) -> Tensor:
+    """Merge packed states (n, size), one a process, in order."""
+    merged = ClassMoments(states[0].clone(), *shape)
+    for state in states[1:]:
+        merged.absorb(ClassMoments(state, *shape))
+    return merged.packed

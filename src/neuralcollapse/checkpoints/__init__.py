@@ -1,0 +1,1 @@
+"""Weights read from files, one after the other, and measured."""

@@ -1,0 +1,338 @@
+"""The checkpoints of a training measured one after the other, into a run folder that later ones can join."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse.capture.arguments import check_model
+from neuralcollapse.checkpoints.order import Order, find_checkpoints, known_as, training_order
+from neuralcollapse.checkpoints.weights import fit_weights, read_weights
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
+from neuralcollapse.loops.recorder import Recorder
+from neuralcollapse.runs.folder import Record, RunFolder, finite
+from neuralcollapse.runs.plain import parse_json, plain, read_text
+
+_LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
+_OPTIONS = (  # what records depend on
+    "layers",
+    "ignore_index",
+    "num_classes",
+    "classes",
+    "min_count",
+    "next_token",
+    "pairwise",
+    "nc4",
+    "head_decay",
+)
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint that was measured, in this call or in an earlier one.
+
+    Attributes:
+        path: the file.
+        unit: what the record's `epoch` counts.
+        record: what it gave.
+        fresh: it was measured in this call.
+    """
+
+    path: Path
+    unit: str
+    record: Record
+    fresh: bool
+
+
+def measure_checkpoints(
+    model: nn.Module,
+    checkpoints: str | Path | Sequence[str | Path],
+    loader: Iterable[Any],
+    classifier: str | nn.Module | None = None,
+    *,
+    test_loader: Iterable[Any] | None = None,
+    out: str | Path | None = None,
+    force: bool = False,
+    prefix: str | None = None,
+    progress: bool = True,
+    config: Mapping[str, Any] | None = None,
+    class_names: Sequence[str] = (),
+    on_checkpoint: Callable[[Checkpoint], None] | None = None,
+    given: Iterable[str | Path] = (),
+    **options: Any,
+) -> list[Record]:
+    """Measure checkpoints in the order of training: one record for each, in a run folder if asked for.
+
+    With `out`, a later call goes on: what was measured stays, checkpoints that are new or have changed are measured,
+    and each record comes in its place. Afterwards the model has the weights that it had.
+
+    Args:
+        model: the network that was trained; where its weights lie in a file is found out (see `fit_weights`).
+        checkpoints: a glob pattern, a path, or a list of them: .safetensors or files of torch (.pt, .pth, .ckpt, .bin,
+            .tar), of which nothing but tensors and plain values is ever loaded.
+        loader: the un-augmented training set, as for `neuralcollapse.measure`.
+        classifier: dotted name of the last layer, or the layer itself; found when not given.
+        test_loader: adds loss and accuracy on the test set to the records.
+        out: the run folder, new or one of an earlier call with the same model, data and options.
+        force: begin anew in `out`, if there is nothing in it that others made or that is still needed.
+        prefix: what stands before the model's names in the files, where several would do.
+        progress: show a progress bar for each checkpoint (on a terminal only).
+        config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
+        class_names: of the K classes.
+        on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
+        given: files and folders beside the checkpoints that are still needed, such as the data's: an `out` that holds
+            one of them is not overwritten.
+        options: of `neuralcollapse.Recorder` (layers, ignore_index, pairwise, head_decay, device, ...).
+
+    Returns:
+        The records in the order of training, of earlier calls too. What their `epoch` counts is read from the names of
+        the files (see `training_order`).
+
+    Raises:
+        InputError: no checkpoints, one that cannot be read or does not fit the model (those before it are kept in
+            `out`), `out` is in use, written by another process, or was measured otherwise; as `neuralcollapse.measure`.
+    """
+    check_model(model)
+    check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
+    own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
+    check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
+    loader = check_loader(loader)
+    files = find_checkpoints(checkpoints)
+    model = getattr(model, "_orig_mod", model)
+    recorder = Recorder(
+        loader,
+        test_loader,
+        classifier,
+        force=force,
+        config={
+            "checkpoints": _said(checkpoints),
+            "prefix": prefix,
+            **{name: _plain(options.get(name)) for name in _OPTIONS},
+            **(config or {}),
+        },
+        class_names=class_names,
+        progress=progress,
+        **options,
+    )
+    recorder.describe(model)  # an early error where there is no such classifier
+    with _locked(out, recorder):
+        run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out), [*given, *files])
+        return _measured(run, model, files, prefix, on_checkpoint)
+
+
+def _measured(
+    run: _Run,
+    model: nn.Module,
+    files: Sequence[Path],
+    prefix: str | None,
+    on_checkpoint: Callable[[Checkpoint], None] | None,
+) -> list[Record]:
+    order = run.take_in(files)
+    if order.counted and len(order.checkpoints) > 1:
+        names = listed([path.name for _, path in order.checkpoints], 3)
+        warnings.warn(
+            f"the names of the checkpoints do not say when they were made ({names}): counted from 1 to "
+            f"{len(order.checkpoints)} in this order",
+            NeuralCollapseWarning,
+            stacklevel=3,
+        )
+    with _weights_restored(model):
+        for number, path in order.checkpoints:
+            if path not in files:  # of an earlier call
+                continue
+            fresh = not run.has(path)
+            if fresh:
+                run.measure(model, number, path, prefix)
+            if on_checkpoint is not None:
+                on_checkpoint(Checkpoint(path, order.unit, run.done[known_as(path)].record, fresh))
+    return run.records
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A measured checkpoint: its file as it was then, and its record."""
+
+    size: int
+    mtime_ns: int
+    record: Record
+
+
+@dataclass
+class _Run:
+    """What was measured, by the checkpoints' names; the ledger on disk is the truth, the records follow it."""
+
+    recorder: Recorder
+    done: dict[str, _Done]
+    given: Sequence[str | Path] = ()
+
+    @classmethod
+    def opened(cls, recorder: Recorder, model: nn.Module, out: Path, given: Sequence[str | Path]) -> _Run:
+        """The run in a folder, with what an earlier call measured there."""
+        recorder.out = out
+        described = None if recorder.force else _read_json(out / "config.yaml")
+        if not isinstance(described, dict) or "checkpoints" not in described:
+            RunFolder.check_free(out, force=recorder.force, given=given)
+            return cls(recorder, {}, given)
+        wanted = finite(plain(recorder.describe(model)))
+        for key, value in wanted.items():
+            if key not in ("checkpoints", "unit") and described.get(key) != value:
+                raise InputError(
+                    f"{out} was measured with {key}={described.get(key)!r:.80}, got {value!r:.80}: "
+                    + RunFolder(out).way_out(given)
+                )
+        done = {}
+        if (out / _LEDGER).is_file():
+            try:
+                for name, (size, mtime_ns, record) in parse_json(read_text(out / _LEDGER)).items():
+                    if type(size) is not int or type(mtime_ns) is not int:
+                        raise ValueError("expected the size and the time of each file")
+                    done[name] = _Done(size, mtime_ns, Record.from_json(json.dumps(record)))
+            except (ValueError, TypeError, AttributeError):
+                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure anew in another folder") from None
+        return cls(recorder, done, given)
+
+    @property
+    def records(self) -> list[Record]:
+        """All records, in order."""
+        return sorted((done.record for done in self.done.values()), key=lambda record: record.epoch)
+
+    @property
+    def _place(self) -> Path:
+        assert self.recorder.out is not None
+        return self.recorder.out
+
+    def take_in(self, files: Sequence[Path]) -> Order:
+        """The order of what was measured and what is given; earlier records get new numbers where it takes them."""
+        given = {known_as(path) for path in files}
+        gone = [name for name in self.done if name not in given]
+        order = training_order([*files, *(Path("/", name) for name in gone)])
+        if gone and order.counted and (len(gone) == len(self.done) or not training_order(files).counted):
+            raise InputError(
+                f"{self.recorder.out} holds {gone[0]} and others, and the names of those given do not say how they go "
+                f"together: {RunFolder(self._place).way_out(self.given)}"
+            )
+        self.recorder.unit = order.unit
+        if self.recorder.out is not None and not self.recorder.force and (self._place / "records.jsonl").is_file():
+            self._renumber({known_as(path): number for number, path in order.checkpoints})
+            self.recorder.resume()
+        return order
+
+    def _renumber(self, numbers: Mapping[str, int]) -> None:
+        folder = RunFolder.open(self._place)
+        folder.sweep()
+        moves = []  # a kill in between may lose a picture of the means, never give it another number
+        for name, done in self.done.items():
+            old, new = done.record.epoch, numbers[name]
+            self.done[name] = replace(done, record=replace(done.record, epoch=new))
+            file = _geometry(folder, old)
+            if old != new and file.is_file():
+                moves.append((file.rename(file.with_name(f".{new}.tmp")), _geometry(folder, new)))
+        self._write()
+        for file, place in moves:
+            file.replace(place)
+        folder.write_text("records.jsonl", "".join(record.to_json() + "\n" for record in self.records))
+        described = _read_json(folder.path / "config.yaml")
+        if isinstance(described, dict) and described.get("unit") != self.recorder.unit:
+            described["unit"] = self.recorder.unit
+            folder.write_text("config.yaml", json.dumps(described, indent=2) + "\n")
+
+    def has(self, path: Path) -> bool:
+        """Whether the file was measured as it is."""
+        done = self.done.get(known_as(path))
+        return done is not None and (done.size, done.mtime_ns) == _stamp(path)
+
+    def measure(self, model: nn.Module, number: int, path: Path, prefix: str | None) -> None:
+        """Load a checkpoint into the model, measure it and keep the record."""
+        stamp = _stamp(path)  # before it is read: what changes meanwhile is measured again
+        try:
+            fit_weights(model, read_weights(path), path, prefix=prefix)
+            try:
+                record = self.recorder.measure(model, number)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+            self.done[known_as(path)] = _Done(*stamp, record)
+            if self.recorder.out is not None:
+                self._write()
+        except InputError as error:
+            raise InputError(f"{error}{self._kept()}") from None
+        except OSError as error:
+            raise InputError(f"{path}: {error.strerror or error} ({error.filename}){self._kept()}") from None
+
+    def _kept(self) -> str:
+        if self.recorder.out is None or not self.done:
+            return ""
+        return f" (the {len(self.done)} measured before are kept in {self._place}: mend it, or leave it out, and go on)"
+
+    def _write(self) -> None:
+        content = {
+            name: (done.size, done.mtime_ns, json.loads(done.record.to_json()))
+            for name, done in sorted(self.done.items(), key=lambda item: item[1].record.epoch)
+        }
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
+        RunFolder(self._place).write_text(_LEDGER, f"{{\n{lines}\n}}\n")
+
+
+def _said(checkpoints: str | Path | Sequence[str | Path]) -> str:
+    return str(checkpoints) if isinstance(checkpoints, str | os.PathLike) else listed(checkpoints, 3)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _plain(value: object) -> object:
+    return value.tolist() if isinstance(value, Tensor) else value
+
+
+def _geometry(folder: RunFolder, number: int) -> Path:
+    return folder.path / "geometry" / f"epoch-{number:05d}.npz"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return parse_json(read_text(path))
+    except ValueError:
+        return None
+
+
+@contextmanager
+def _locked(out: str | Path | None, recorder: Recorder) -> Iterator[None]:
+    """Keep other writers out of a folder that is there; a new one is locked when it is made."""
+    folder = RunFolder(out) if out is not None and RunFolder(out).path.is_dir() else None
+    if folder is not None and not os.path.lexists(folder.path / "records.jsonl"):
+        folder = None  # nothing of ours to join
+    if folder is not None:
+        folder.lock()
+    try:
+        yield
+    finally:
+        for held in (folder, recorder.folder):
+            if held is not None:
+                held.unlock()
+
+
+@contextmanager
+def _weights_restored(model: nn.Module) -> Iterator[None]:
+    """Afterwards the model's parameters and buffers are what they were."""
+    own: list[Tensor] = list(chain(model.parameters(), model.buffers()))
+    copies = [value.detach().to("cpu", copy=True) for value in own]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for value, copy in zip(own, copies, strict=True):
+                value.copy_(copy)

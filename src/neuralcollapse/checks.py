@@ -1,0 +1,143 @@
+"""Checks of the tensors that users hand in, each said once: what was expected, what came, what to do."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.errors import InputError
+
+
+def as_tensor(values: Any, name: str) -> Tensor:
+    """A tensor of an array or list of numbers; `name` says in errors what it is."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"expected {name} as an array of numbers: {str(error).splitlines()[0]}") from None
+
+
+def check_features(features: Tensor) -> None:
+    """Raise unless `features` is an (N, d) floating-point matrix."""
+    if not isinstance(features, Tensor):
+        raise InputError(f"expected features as a torch.Tensor, got {type(features).__name__}: use torch.as_tensor")
+    if features.dim() != 2:
+        raise InputError(
+            f"expected features of shape (N, d), got {tuple(features.shape)}: flatten or pool the other dimensions"
+        )
+    if not features.is_floating_point():
+        raise InputError(f"expected floating-point features, got {features.dtype}: convert them with features.float()")
+
+
+def check_finite(values: Tensor, name: str = "features") -> None:
+    """Raise if any of `values` (features, weights) is NaN or infinite, saying how many and in which rows."""
+    if bool(torch.isfinite(values.sum())):  # one cheap pass: a NaN or an infinity survives a sum
+        return
+    bad = ~torch.isfinite(values)
+    count = int(bad.sum())
+    if count == 0:  # finite values whose sum overflowed
+        return
+    rows = bad.flatten(1).any(1).nonzero().flatten().tolist() if values.dim() > 1 else bad.nonzero().flatten().tolist()
+    shown = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
+    raise InputError(
+        f"expected finite {name}, got {count} NaN or infinite of {values.numel()} values in {len(rows)} rows "
+        f"(rows {shown}): mend or drop them"
+    )
+
+
+def check_labels(labels: Tensor, num_samples: int, name: str = "labels") -> Tensor:
+    """Labels (or predicted classes) as int64, after checking shape (N,) and type; for the range `check_label_range`."""
+    if not isinstance(labels, Tensor):
+        raise InputError(f"expected {name} as a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor")
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise InputError(f"expected integer {name}, got {labels.dtype}: convert them with {name}.long()")
+    if labels.dim() != 1:
+        shape = tuple(labels.shape)
+        if labels.dim() == 2 and shape[1] == 1:
+            hint = f"use {name}.squeeze(1)"
+        elif labels.dim() == 2 and shape[0] == num_samples:
+            hint = f"if they are one-hot, use {name}.argmax(1)"
+        else:
+            hint = "give one class index for each row of features"
+        raise InputError(f"expected {name} of shape (N,), got {shape}: {hint}")
+    if labels.shape[0] != num_samples:
+        raise InputError(
+            f"expected as many {name} as features, got {labels.shape[0]} {name} for {num_samples} rows of features: "
+            "give one class index for each row"
+        )
+    return labels.to(torch.int64)
+
+
+def check_label_range(lowest: int, highest: int, num_classes: int) -> None:
+    """Raise unless 0 <= lowest and highest < num_classes."""
+    if lowest >= 0 and highest < num_classes:
+        return
+    hint = (
+        "leave negative labels out with ignore_index, or count classes from 0"
+        if lowest < 0
+        else "labels count from 0; raise num_classes or remap labels with gaps to 0..K-1"
+    )
+    got = str(lowest) if lowest == highest else f"{lowest} to {highest}"
+    raise InputError(f"expected labels from 0 to {num_classes - 1} (num_classes={num_classes}), got {got}: {hint}")
+
+
+def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: int, feature_dim: int) -> None:
+    """Raise unless weight is (K, d) and bias (K,), both finite and floating-point; None passes."""
+    if weight is None:
+        if bias is not None:
+            raise InputError("expected a weight beside the bias, got none: pass weight (K, d) too")
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise InputError(f"expected weight as a floating-point torch.Tensor, got {_kind(weight)}")
+    if tuple(weight.shape) != (num_classes, feature_dim):
+        hint = "it must fit the features and labels"
+        if weight.dim() == 2 and weight.shape[0] == feature_dim != weight.shape[1]:
+            hint = "transpose it (one row for each class)"
+        elif weight.dim() == 2 and weight.shape[1] == feature_dim:
+            hint = "num_classes must be that of the classifier"
+        raise InputError(
+            f"expected weight of shape (K, d) = ({num_classes}, {feature_dim}), got {tuple(weight.shape)}: {hint}"
+        )
+    check_finite(weight, "weight")
+    if bias is None:
+        return
+    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+        raise InputError(f"expected bias as a floating-point torch.Tensor, got {_kind(bias)}")
+    if tuple(bias.shape) != (num_classes,):
+        raise InputError(
+            f"expected bias of shape (K,) = ({num_classes},), got {tuple(bias.shape)}: a number for each class"
+        )
+    check_finite(bias, "bias")
+
+
+def check_count(value: object, name: str, least: int) -> int:
+    """The value as an int; raise unless it is an integer (NumPy's too) of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise InputError(f"expected {name} to be an integer of at least {least}, got {value!r}: give such a number")
+    return int(value)
+
+
+def check_real(value: object, name: str, *, zero: bool = False) -> float:
+    """The value as a float; raise unless it is a finite real number above 0 (or 0, where allowed)."""
+    real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not real or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
+        raise InputError(f"expected {name} to be {'0 or ' if zero else ''}positive and finite, got {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def check_etf_exists(num_classes: int, dim: int) -> None:
+    """Raise unless K >= 2 unit vectors with all cosines -1/(K-1) fit in `dim` dimensions (d >= K-1)."""
+    check_count(num_classes, "num_classes", 2)
+    check_count(dim, "dim", 1)
+    if dim < num_classes - 1:
+        raise InputError(
+            f"expected a dimension d >= K-1 = {num_classes - 1} for a simplex ETF of K={num_classes} classes, "
+            f"got d={dim}: widen the features to at least {num_classes - 1}"
+        )
+
+
+def _kind(value: object) -> str:
+    return str(value.dtype) if isinstance(value, Tensor) else type(value).__name__

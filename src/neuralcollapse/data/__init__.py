@@ -1,0 +1,1 @@
+"""Image sets by name, from files or the hub, as uint8 tensors in batches."""

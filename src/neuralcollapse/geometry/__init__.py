@@ -1,0 +1,1 @@
+"""Frames, moments and the measures of collapse: pure functions of tensors."""

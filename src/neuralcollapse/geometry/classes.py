@@ -1,0 +1,124 @@
+"""The classes that are measured where they are not all: a list, or those with enough samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.checks import as_tensor, check_count, check_label_range
+from neuralcollapse.errors import InputError, listed
+
+LEFT_OUT = -1  # the label, after `ClassSubset.relabel`, of samples of other classes
+
+
+def frequent_classes(counts: Tensor, at_least: int) -> Tensor:
+    """The classes with at least so many samples, in order.
+
+    Of a language model's vocabulary many tokens come once or never in a data set: their means say nothing.
+
+    Args:
+        counts: (K,) samples of each class.
+        at_least: 1 or more.
+
+    Raises:
+        InputError: no class has as many.
+    """
+    check_count(at_least, "at_least", 1)
+    kept = (counts.to(torch.int64) >= at_least).nonzero().flatten()
+    if len(kept) == 0:
+        raise InputError(
+            f"expected classes with at least {at_least} samples, got at most {int(counts.max())}: ask for fewer"
+        )
+    return kept
+
+
+def label_counts(labels: Tensor, num_classes: int) -> Tensor:
+    """(K,) how often each class comes among labels (N,).
+
+    Raises:
+        InputError: labels that are no classes.
+    """
+    if len(labels):
+        lowest, highest = (int(end) for end in torch.aminmax(labels))
+        check_label_range(lowest, highest, num_classes)
+    return labels.bincount(minlength=num_classes)
+
+
+def chosen_classes(
+    classes: Tensor | Sequence[int] | None,
+    min_count: int | None,
+    num_classes: int,
+    counts: Callable[[], Tensor],
+) -> ClassSubset | None:
+    """The classes to measure, where they are not all: those given, or those with at least `min_count` samples.
+
+    Args:
+        classes: class numbers.
+        min_count: 1 or more.
+        num_classes: K.
+        counts: gives the (K,) samples of each class, when they are needed.
+
+    Raises:
+        InputError: both are given, or as `ClassSubset` and `frequent_classes`.
+    """
+    if min_count is None:
+        return None if classes is None else ClassSubset(classes, num_classes)
+    if classes is not None:
+        raise InputError("expected classes or min_count, got both: give one")
+    return ClassSubset(frequent_classes(counts(), min_count), num_classes)
+
+
+class ClassSubset:
+    """Some of K classes, numbered anew from 0 in their order.
+
+    Args:
+        classes: their numbers, in any order.
+        num_classes: K.
+
+    Attributes:
+        classes: (n,) int64, sorted.
+
+    Raises:
+        InputError: numbers that are no classes, come twice, or none at all.
+    """
+
+    def __init__(self, classes: Tensor | Sequence[int], num_classes: int) -> None:
+        if isinstance(classes, set | frozenset):
+            raise InputError("expected classes as a list of class numbers, got a set: give sorted(classes)")
+        given = as_tensor(classes, "classes")
+        if given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool or len(given) == 0:
+            raise InputError(
+                f"expected classes as a list of class numbers, got {tuple(given.shape)} {given.dtype}: a mask becomes "
+                "one by mask.nonzero().flatten()"
+            )
+        self.classes = given.to(torch.int64).unique()
+        wrong = self.classes[(self.classes < 0) | (self.classes >= num_classes)].tolist()
+        if wrong:
+            raise InputError(f"expected classes from 0 to {num_classes - 1}, got {listed(wrong)}: leave them out")
+        if len(self.classes) < len(given):
+            raise InputError(f"expected each class once, got {len(given) - len(self.classes)} twice: leave them out")
+        self._places = torch.full((num_classes,), LEFT_OUT)
+        self._places[self.classes.cpu()] = torch.arange(len(self.classes))
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    def relabel(self, labels: Tensor, ignore_index: int | None = None) -> Tensor:
+        """(N,) labels from 0 to K-1 as numbers of this subset; LEFT_OUT for other classes and for `ignore_index`.
+
+        Raises:
+            InputError: labels that are no classes.
+        """
+        self._places = self._places.to(labels.device)
+        ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
+        known = labels[~ignored]
+        if len(known):
+            lowest, highest = (int(end) for end in torch.aminmax(known))
+            check_label_range(lowest, highest, len(self._places))
+        return self._places[labels.masked_fill(ignored, 0)].masked_fill(ignored, LEFT_OUT)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """The classes' part of a (K, ...) tensor, such as a classifier's weight or bias."""
+        return values[self.classes.to(values.device)]

@@ -1,0 +1,179 @@
+"""The class means about the mean of the samples, over the classes seen: what the measures start from.
+
+What is only the rounding of the features' own type has no geometry. Along a unit vector u rounding adds a variance of
+some eps^2/25 sum_j u_j^2 E h_j^2, in which a coordinate that is small, but exact, has a small part. What float32
+computes before (the mean in a LayerNorm) may err in all coordinates at once, which adds up to d times as much (Cauchy
+and Schwarz): for float32 features of equal coordinates the bound is eps^2 E |h|^2. Values that lay on a grid before may
+round alike in all coordinates too, so what is a little larger is rounding where a gap parts it from all that is kept.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.geometry.moments import ClassMoments, in_float32
+from neuralcollapse.geometry.rounding import NAMES
+from neuralcollapse.geometry.rows import Noise, Rows, between_directions
+from neuralcollapse.geometry.undefined import Undefined
+
+OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
+# Of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone.
+_ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}
+_SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
+_TINY = 1e-300
+_PRODUCTS = 8  # spacings of their type, that the sums of products of the scatter may be off along a direction
+# Of eps^2 E h_j^2: a variance along a direction that is rounding, and one that is if the next is so many times larger.
+_ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
+# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much
+# more, a direction counts as rounding if its class means are no further apart than its own scatter explains, and so
+# much nearer than along any direction that is kept.
+_FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
+
+
+class Directions(NamedTuple):
+    """Orthonormal directions that the class means span, without those that are rounding alone."""
+
+    vectors: Tensor  # (d, r)
+    between: Tensor  # (r,) variance of the class means along each, over the classes
+    within: Tensor  # (r,) variance about the class means, over the samples
+
+
+class Means:
+    """The class means about the mean of the samples, over the classes seen."""
+
+    def __init__(self, moments: ClassMoments) -> None:
+        self.moments = moments
+        self.seen = moments.counts.nonzero().flatten()
+        self.complete = len(self.seen) == moments.num_classes
+        self.unseen = (moments.counts == 0).nonzero().flatten().tolist()
+        self.left_out = ""  # which directions were, once they have been asked for
+        self._dropped = 0
+
+    @cached_property
+    def centred(self) -> Rows:
+        """M, the rows mu_k - mu_G; undefined below two classes or when all means coincide."""
+        moments = self.moments
+        if len(self.seen) == 0:
+            raise Undefined("no samples were seen")
+        if len(self.seen) == 1:
+            raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
+        index = None if self.complete else self.seen
+        rounding = _ROUNDING[moments.means.dtype] * Rows(moments.means, index).largest
+        rows = Rows(moments.means, index, moments.global_mean, math.sqrt(moments.feature_dim) * rounding)
+        size = rows.largest
+        if not math.isfinite(size * size * rows.count * rows.dim):
+            raise Undefined(OVERFLOW)
+        if size <= rounding:
+            raise Undefined("all class means coincide, so there is no spread between classes")
+        rows.noise = self._noise
+        if not bool(rows.norms.any()):
+            raise Undefined(f"all class means coincide up to the rounding of {self._type}")
+        return rows
+
+    @cached_property
+    def covariance(self) -> Tensor:
+        """(d, d) S_W."""
+        return self.moments.within_covariance
+
+    @cached_property
+    def directions(self) -> Directions:
+        """Of S_B; undefined when all are rounding alone."""
+        rows = self.centred
+        vectors, squares = between_directions(
+            rows, lambda vectors, squares: self._rounding_alone(vectors, squares / rows.count)
+        )
+        kept = len(squares)
+        if self._dropped:
+            self.left_out = (
+                f"{self._dropped} of {min(rows.count - 1, rows.dim)} directions of the class means hold only the "
+                f"rounding of {self._type}: nc1 is taken over the other {kept} (rank {kept})"
+            )
+        if kept == 0:
+            raise Undefined(f"the class means differ only by the rounding of {self._type}")
+        return Directions(vectors, squares / rows.count, self._within(vectors))
+
+    def _within(self, vectors: Tensor) -> Tensor:
+        return ((self.covariance @ vectors) * vectors).sum(0).clamp_(min=0)
+
+    def _rounding_alone(self, vectors: Tensor, between: Tensor) -> Tensor:
+        """(r,) bool: the directions along which all that varies, within classes and between, may be rounding."""
+        eps, dim = self.moments.rounding, self.moments.feature_dim
+        weights = vectors.square()
+        size, spread, scatter = (part @ weights for part in (*self._sizes, self.covariance.diagonal()))
+        lost, zero = (
+            between <= dim * relative**2 * size
+            for relative in (_ROUNDING[self.moments.means.dtype], _ROUNDING[torch.float64])
+        )
+        if eps > 0:
+            lost |= self._typed(eps, between, self._within(vectors), size, spread, scatter)
+        self._dropped = int((lost & ~zero).sum())  # what is zero but for float64 is zero
+        return lost
+
+    def _typed(
+        self, eps: float, between: Tensor, within: Tensor, size: Tensor, spread: Tensor, scatter: Tensor
+    ) -> Tensor:
+        """(r,) bool: the directions that hold no more than the rounding of a type with this spacing."""
+        dim = self.moments.feature_dim
+        computed = dim * min(eps, _SINGLE) ** 2
+        unsure = _PRODUCTS * (_SINGLE if in_float32(eps, dim) else _DOUBLE) * scatter
+        both = (between + (within - unsure).clamp(min=0)) / size.clamp(min=_TINY)
+        alone = both <= _ROUNDED * eps**2 + computed
+        alone = _with_those_below_a_gap(alone, both <= _ALIKE * eps**2 + computed, both, _GAP)
+        far = _FAR_ROWS * computed * spread
+        explained = _EXPLAINED * (within + unsure) * float((1 / self.moments.counts[self.seen].double()).mean())
+        perhaps = (between <= far) & (within <= far + unsure) & (between <= explained)
+        return _with_those_below_a_gap(alone, perhaps, between / spread.clamp(min=_TINY), _FAR_GAP)
+
+    @cached_property
+    def _sizes(self) -> tuple[Tensor, Tensor]:
+        """(d,) E h_j^2 and the variance of h_j: over the samples, or with the classes alike where that is more."""
+        moments = self.moments
+        within, shift = self.covariance.diagonal(), moments.global_mean
+        counts = moments.counts[self.seen].double()
+        totals = [torch.zeros_like(shift) for _ in range(4)]
+        rows = Rows(moments.means, None if self.complete else self.seen)
+        for part in rows.parts():
+            means = rows.block(part)
+            for place, squares in ((0, means.square()), (2, (means - shift).square())):
+                totals[place] += counts[part] @ squares / counts.sum()
+                totals[place + 1] += squares.mean(0) * (len(means) / rows.count)
+        return torch.maximum(totals[0] + within, totals[1]), torch.maximum(totals[2] + within, totals[3])
+
+    @cached_property
+    def _noise(self) -> Noise:
+        """What the rounding of the features may leave in each class mean.
+
+        The most that it moves a sample, eps/2, over the samples; and the most on average, eps^2/12, where it moves all
+        samples alike, so that the class has no spread.
+        """
+        moments, size = self.moments, self._sizes[0]
+        counts = moments.counts[self.seen].double()
+        spreads = moments.spreads[self.seen] / counts / size.sum().clamp(min=_TINY)
+        square = moments.rounding**2
+        return Noise(torch.maximum(square / (4 * counts), square / 12 - spreads), size)
+
+    @property
+    def _type(self) -> str:
+        """The coarsest type that took part."""
+        eps = max(self.moments.rounding, torch.finfo(self.moments.means.dtype).eps)
+        return NAMES.get(eps, f"a type of spacing {eps:.1e}")
+
+
+def _with_those_below_a_gap(alone: Tensor, perhaps: Tensor, sizes: Tensor, gap: float) -> Tensor:
+    """`alone`, with the smallest of those that it may be, up to the last whose next larger is `gap` times as large."""
+    ordered, order = sizes.sort()
+    ends = (alone | perhaps)[order][:-1].cumprod(0).bool() & (ordered[1:] > gap * ordered[:-1])
+    count = int(ends.nonzero().max()) + 1 if bool(ends.any()) else 0
+    more = alone.clone()
+    more[order[:count]] = True
+    return more
+
+
+def as_means(moments: ClassMoments, means: Means | None) -> Means:
+    """The means of the moments, or what has been made of them already."""
+    return means or Means(moments)

@@ -1,0 +1,88 @@
+"""Fixed classifiers for more classes than a simplex holds: the orthoplex, and an optimised softmax code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from neuralcollapse.geometry.frames import check_orthoplex_exists, orthoplex
+from neuralcollapse.geometry.softmax_code import softmax_code
+from neuralcollapse.heads.fixed import FixedClassifier
+
+
+class OrthoplexClassifier(FixedClassifier):
+    r"""Logits s W h + b with the rows of W the 2m vectors +-e_i of an orthoplex, m = ceil(K/2) <= d.
+
+    The best that K >= d+2 unit vectors can do is a largest cosine of 0 (Rankin 1955), up to K = 2d; these have it.
+    There is no weight matrix: class 2i has the logit s h_i, class 2i+1 the logit -s h_i. O(K) a sample.
+
+    Args:
+        in_features: d >= K/2. Of d > m features the first m are used (all of them with `rotation`).
+        num_classes: K >= 2.
+        bias: learn a bias b (K,), zero at first.
+        options: scale, learn_scale, rotation ("none" or "fast"), seed, device, dtype, as for `ETFClassifier`.
+
+    Shapes: (..., d) -> (..., K).
+
+    Raises:
+        InputError: K > 2d, or options out of range.
+
+    >>> OrthoplexClassifier(2, 4, bias=False)(torch.tensor([1.0, 3.0]))
+    tensor([ 1., -1.,  3., -3.])
+    """
+
+    frame = "orthoplex"
+
+    def __init__(self, in_features: int, num_classes: int, bias: bool = True, **options: Any) -> None:
+        check_orthoplex_exists(num_classes, in_features)
+        super().__init__(in_features, num_classes, bias, **options)
+
+    def _rows(self) -> Tensor:
+        return orthoplex(self.num_classes, self.in_features, dtype=self.scale.dtype, device=self.scale.device)
+
+    def _product(self, features: Tensor) -> Tensor:
+        used = features[..., : (self.num_classes + 1) // 2] * self.scale.to(features.dtype)
+        return torch.stack([used, -used], -1).flatten(-2)[..., : self.num_classes]
+
+
+class CodeClassifier(FixedClassifier):
+    """Logits s W h + b with W an optimised softmax code (`softmax_code`), for any K.
+
+    The rows are a (K, d) buffer, saved in the state dict: a matrix as in `nn.Linear`, but with no gradient and no
+    optimiser state.
+
+    Args:
+        in_features: d >= 2.
+        num_classes: K >= 2.
+        bias: learn a bias b (K,), zero at first.
+        steps: of the optimisation (see `softmax_code` for what it costs).
+        options: scale, learn_scale, seed, device, dtype, as for `ETFClassifier`; there is no rotation to choose, since
+            the rows have no preferred directions.
+
+    Shapes: (..., d) -> (..., K).
+
+    Raises:
+        InputError: options out of range.
+    """
+
+    frame = "softmax_code"
+    rotations = ("none",)
+    rows: Tensor
+
+    def __init__(
+        self, in_features: int, num_classes: int, bias: bool = True, *, steps: int = 300, seed: int = 0, **options: Any
+    ) -> None:
+        super().__init__(in_features, num_classes, bias, **options)
+        dtype, device = self.scale.dtype, self.scale.device
+        rows = softmax_code(num_classes, in_features, seed=seed, steps=steps, dtype=dtype, device=device)
+        self.register_buffer("rows", rows)
+
+    def _rows(self) -> Tensor:
+        return self.rows
+
+    def _product(self, features: Tensor) -> Tensor:
+        logits = F.linear(features, self.rows.to(features.dtype))
+        return logits * self.scale.to(logits.dtype)

@@ -1,0 +1,287 @@
+"""Which layers of a model are its heads: those that it declares, that are called so, or that a user names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from torch import nn
+
+from neuralcollapse.errors import InputError, listed, nearest
+from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.linear import head_axis, head_outputs, head_tensors, why_no_head
+
+_ATTENTION = re.compile(r"attn|attention", re.IGNORECASE)
+_HEAD = re.compile(r"^(heads?|classif|logits|score|aux)|(heads?|classifier)\d*$", re.IGNORECASE)
+_LAST = re.compile(r"^(fc|out|output|output_layer|last_linear)$", re.IGNORECASE)
+_AUXILIARY = re.compile(r"^aux|_aux$|^aux_|_aux_", re.IGNORECASE)
+_PASSED = (nn.Dropout, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+def head_names(model: nn.Module, num_outputs: int | None = None) -> list[str]:
+    """Dotted paths of the layers that may be heads, in the order in which the model registers them.
+
+    Those of `head_tensors`, but for projections inside attention (unless there is nothing else) and what a wrapper
+    holds: a layer with a LoRA adapter is one candidate, and so is a parametrised one (weight_norm, spectral_norm).
+
+    Args:
+        model: any module.
+        num_outputs: only layers with so many outputs. Without it, 1x1 convolutions count where no other candidate
+            comes after them: most networks are full of them.
+    """
+    found = list(_candidates(model))
+    if num_outputs is not None:
+        found = [(path, layer) for path, layer in found if head_outputs(layer) == num_outputs]
+    else:
+        convolution = [head_axis(layer) != -1 and not isinstance(layer, FixedClassifier) for _, layer in found]
+        last = max((index for index, is_one in enumerate(convolution) if not is_one), default=-1)
+        found = [pair for index, pair in enumerate(found) if index >= last or not convolution[index]]
+    outside = [path for path, _ in found if not _ATTENTION.search(path)]
+    return outside or [path for path, _ in found]
+
+
+def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
+    """Dotted paths of all the model's heads: those that it declares, and others of K outputs that are called heads.
+
+    A model declares its heads by `get_classifier` (timm), `get_output_embeddings` (language models of transformers) or
+    `classifier_name` (networks of this package). Of a model that does not, the last layer of K outputs is one, or the
+    last of those that are called heads (head, classifier, fc, ...) where there are any. Others of K outputs count when
+    their path says so: head_dist, aux_head, distillation_classifier, AuxLogits and the like.
+
+    Args:
+        model: any module.
+        num_classes: K; what the model says (`config.num_labels`, `num_classes`) when not given, or else the outputs of
+            the head found.
+
+    Returns:
+        At least one path, in order of registration; "" stands for the model itself.
+
+    Raises:
+        InputError: no layer may be a head, none has K outputs, or without K several that are called heads have
+            different numbers of outputs.
+    """
+    everything = head_names(model)
+    declared = _declared(model, num_classes)
+    said = _said_classes(model) if num_classes is None and not declared else num_classes
+    if not everything or (said == 0 and not declared):
+        raise InputError(
+            f"expected a network with a last nn.Linear{'' if not said else f' of {said} outputs (the classes)'}, got "
+            f"{'one' if everything else 'one without any nn.Linear or 1x1 convolution'} ({type(model).__name__})"
+            f"{' built with num_classes=0' if said == 0 else ''}: end it with one"
+        )
+    if not declared:
+        names = everything if said is None else head_names(model, said)
+        outputs = head_outputs(_submodule(model, everything[-1]))
+        if not names and num_classes is None and outputs != 1:  # a new head may make what the model says out of date
+            names = [name for name in everything if _is_called_head(name)]
+        if not names:
+            raise InputError(
+                f"expected a last nn.Linear of {said} outputs (the classes), got {outputs} outputs at "
+                f"{everything[-1]!r}: "
+                + (
+                    "for two classes use two outputs with cross_entropy"
+                    if (said, outputs) == (2, 1)
+                    else "have the network take its number of classes from num_classes, or name its head"
+                )
+            )
+        likely = [name for name in names if _is_called_head(name)]
+        _check_alike(model, likely)
+        declared = (likely or names)[-1:]
+    outputs = head_outputs(_submodule(model, declared[-1]))
+    called = [name for name in head_names(model, outputs) if any(_HEAD.search(part) for part in name.split("."))]
+    called = [name for name in called if not _goes_on(model, name, everything)]
+    order = {path: index for index, (path, _) in enumerate(_candidates(model))}
+    return sorted({*declared, *called}, key=order.__getitem__)
+
+
+def _goes_on(model: nn.Module, name: str, everything: list[str]) -> bool:
+    """Whether a layer lies in an nn.Sequential with another candidate after it, whose input it makes."""
+    words = name.split(".")
+    for depth in range(len(words)):
+        place = "".join(f"{word}." for word in words[:depth])
+        if isinstance(_submodule(model, place.rstrip(".")), nn.Sequential):
+            inside = [other for other in everything if other.startswith(place)]
+            if inside and not f"{inside[-1]}.".startswith(f"{place}{words[depth]}."):
+                return True
+    return False
+
+
+def _check_alike(model: nn.Module, likely: list[str]) -> None:
+    """Raise where layers that are called heads, in different parts of the model, have different numbers of outputs."""
+    parts: dict[str, str] = {}
+    for name in likely:
+        if not _is_auxiliary(name):
+            words = name.split(".")
+            first = next(index for index, word in enumerate(words) if _HEAD.search(word) or _LAST.search(word))
+            parts[".".join(words[: first + 1])] = name  # the last of a part, such as the end of an nn.Sequential
+    outputs = {name: head_outputs(_submodule(model, name)) for name in parts.values()}
+    if len(set(outputs.values())) > 1:
+        shown = listed([f"{name} ({count} outputs)" for name, count in outputs.items()])
+        raise InputError(f"{type(model).__name__} has several heads: {shown}: name one of them")
+
+
+def find_head(model: nn.Module, num_classes: int | None = None) -> str:
+    """The dotted path of the layer that makes the model's logits; arguments as for `find_heads`.
+
+    Auxiliary heads, which help a training along, are passed over.
+
+    Raises:
+        InputError: no such layer, or several, of which the message gives the names.
+    """
+    main = main_heads(model, num_classes)
+    if len(main) > 1:
+        raise InputError(
+            f"{type(model).__name__} has {len(main)} heads of {head_outputs(_submodule(model, main[0]))} outputs: "
+            f"{listed(main)}: name one of them"
+        )
+    return main[0]
+
+
+def main_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
+    """`find_heads` without auxiliary heads, unless there are no others."""
+    heads = find_heads(model, num_classes)
+    return [name for name in heads if not _is_auxiliary(name)] or heads
+
+
+def _is_called_head(name: str) -> bool:
+    return any(_HEAD.search(part) or _LAST.search(part) for part in name.split("."))
+
+
+def _is_auxiliary(name: str) -> bool:
+    return any(_AUXILIARY.search(part) for part in name.split("."))
+
+
+def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """The submodule at a dotted path (or the submodule itself); an error names the linear layers that exist."""
+    known = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(name, nn.Module):
+        if any(module is name for module in known.values()):
+            return name
+        raise InputError(f"expected a layer of the model or its name, got a {type(name).__name__} outside the model")
+    if not isinstance(name, str):
+        raise InputError(f"expected a layer's name, such as 'fc', got {name!r}")
+    if name in known and (name or head_outputs(model) is not None):
+        return known[name]
+    linear = head_names(model)
+    hint = nearest(name, [path for path in known if path]) if name else ""
+    raise InputError(
+        f"the model ({type(model).__name__}) has no layer {name!r}{hint}; its linear layers: "
+        f"{listed(linear[-8:]) or 'none'}"
+    )
+
+
+def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
+    """The head at a dotted path; of an nn.Sequential the head that it ends in, of peft's wrapper the copy that runs.
+
+    Raises:
+        InputError: no layer of that name, or one that is no linear head.
+    """
+    layer = found = find_module(model, name)
+    while True:
+        unused = _unused(found)
+        if isinstance(found, nn.Sequential):
+            inside = [part for part in found if not isinstance(part, _PASSED)]
+        elif unused:
+            copies: Any = found
+            all_copies = (copies.original_module, *copies.modules_to_save.values())
+            inside = [part for part in all_copies if all(part is not other for other in unused)]
+        else:
+            break
+        if not inside:
+            break
+        found = inside[-1]
+    if head_outputs(found) is None and not _has_weight(found):
+        raise InputError(
+            f"expected {name if isinstance(name, str) else 'the layer'!r} to be an nn.Linear or a 1x1 convolution, got "
+            f"{type(layer).__name__}{why_no_head(layer)}; the model's linear layers: "
+            f"{listed(head_names(model)[-8:]) or 'none'}"
+        )
+    return found
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether a layer that nobody would search for, as it holds others (a dropout), is a head when it is named."""
+    if "embedding" in type(module).__name__.lower():
+        return False
+    try:
+        return head_tensors(module)[0].is_floating_point()
+    except InputError:
+        return False
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Paths and layers that may be heads; what lies inside of one is passed over."""
+    inside = ""
+    unused: set[int] = set()
+    for path, module in model.named_modules():
+        if inside and path.startswith(inside):
+            continue
+        unused |= set(map(id, _unused(module)))
+        if id(module) in unused or isinstance(module, nn.MultiheadAttention):
+            inside = f"{path}."
+        elif head_outputs(module) is not None:
+            yield path, module
+            inside = f"{path}."
+
+
+def _unused(module: nn.Module) -> list[nn.Module]:
+    """Of a layer that peft trains as a whole (modules_to_save): the copies that do not run."""
+    original, copies = getattr(module, "original_module", None), getattr(module, "modules_to_save", None)
+    if not isinstance(original, nn.Module) or not isinstance(copies, nn.ModuleDict):
+        return []
+    active = [] if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", [])
+    runs = next((copies[name] for name in active if name in copies), original)
+    return [part for part in (original, *copies.values()) if part is not runs]
+
+
+def _submodule(model: nn.Module, path: str) -> nn.Module:
+    return model.get_submodule(path)
+
+
+def _said_classes(model: nn.Module) -> int | None:
+    """How many classes the model itself says that it has."""
+    model = _unwrapped(model)
+    for holder, name in ((getattr(model, "config", None), "num_labels"), (model, "num_classes")):
+        value = getattr(holder, name, None)
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return value
+    return None
+
+
+def _unwrapped(model: Any) -> Any:
+    """The model inside torch.compile's wrapper and those of data parallelism."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+def _declared(model: nn.Module, num_classes: int | None) -> list[str]:
+    """Paths of the heads that the model itself names."""
+    own: Any = _unwrapped(model)
+    said: list[Any] = []
+    name = getattr(own, "classifier_name", None)
+    if isinstance(name, str):
+        with suppress(AttributeError):
+            said = [own.get_submodule(name)]
+    for ask in ("get_output_embeddings", "get_classifier"):
+        if not said and callable(getattr(own, ask, None)):
+            with suppress(Exception):  # models that have none raise what they like
+                answer = getattr(own, ask)()
+                said = list(answer) if isinstance(answer, tuple | list) else [answer]
+    said = [part for part in said if isinstance(part, nn.Module)]
+    wanted = num_classes or _said_classes(own)
+    found = []
+    for part in said:
+        inside = {id(layer) for layer in part.modules()}
+        paths = [(path, layer) for path, layer in _candidates(model) if id(layer) in inside]
+        fitting = [path for path, layer in paths if head_outputs(layer) == wanted]
+        if num_classes is None and not fitting:
+            fitting = [path for path, _ in paths[-1:]]
+        found += fitting if isinstance(part, nn.ModuleList) else fitting[-1:]
+    return found

@@ -1,1 +1,0 @@
-"""Other libraries' training loops, and the checkpoints that they leave."""

@@ -1,0 +1,1 @@
+"""Measuring while a network trains, in any training loop."""

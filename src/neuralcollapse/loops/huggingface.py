@@ -1,0 +1,278 @@
+"""CollapseTrainerCallback: collapse in any training by the Trainer of Hugging Face transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from neuralcollapse.checks import check_count
+from neuralcollapse.errors import InputError, listed
+from neuralcollapse.heads.search import find_head
+from neuralcollapse.loops.options import check_names, check_restarts, check_values, options_of
+from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
+from neuralcollapse.loops.recorder import Recorder
+from neuralcollapse.report.write import write_page
+from neuralcollapse.runs.folder import Record
+
+
+class CollapseTrainerCallback(TrainerCallback):
+    """Measures collapse before training, as it goes, and at its end.
+
+    Three lines in a script: the import, and after the trainer is made
+
+        trainer.add_callback(nc.CollapseTrainerCallback(trainer, out="runs/mine"))
+        trainer.train()
+
+    Every integration of the trainer (`report_to`) gets every measurement, as "collapse/nc1" and so on. Training itself
+    goes as it would without. Training that goes on from a checkpoint goes on in its run folder. What is measured are
+    the weights in their own precision: mixed precision (`bf16`, `fp16`) does not reach the measuring.
+
+    Args:
+        trainer: the trainer that the callback is added to.
+        out: the run folder, with report.html written anew after every measurement; without it there is none.
+        classifier: dotted name of the last layer; when not given, the layer that makes a language model's logits, or
+            the last linear layer with as many outputs as there are labels.
+        dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
+            at most as many samples as the training takes. Give one if a transform augments that: the paper measures
+            images as they are.
+        test_dataset: adds loss and accuracy on the test set; when not given, the trainer's eval_dataset, if it is one
+            data set. False for none.
+        every: when to measure: "epoch", "save" (with each checkpoint), or a number of steps. The last step is measured
+            in any case; an epoch that max_steps cuts short counts as one.
+        force: overwrite an earlier run in `out`.
+        options: as for `neuralcollapse.Recorder` (layers, nc4, pairwise, ignore_index (-100 when not given),
+            next_token, head_decay, config, class_names, ...).
+
+    Attributes:
+        records: of all measurements, in order.
+
+    Raises:
+        InputError: an option that does not exist, or a value of the wrong kind. As training begins: `out` is in use,
+            no such layer, data that cannot be split over processes, or weights that are. Later: training that diverged.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        out: str | Path | None = None,
+        classifier: str | None = None,
+        dataset: Any = None,
+        test_dataset: Any = None,
+        every: str | int = "epoch",
+        *,
+        force: bool = False,
+        **options: Any,
+    ) -> None:
+        self.every = every if every in ("epoch", "save") else check_count(every, "every ('epoch', 'save' or steps)", 1)
+        known = options_of(CollapseTrainerCallback, Recorder, without=("loader", "test_loader"))
+        check_names(options, known, "CollapseTrainerCallback", ("resume", "sharded", "unit", "writes"))
+        check_values({"out": out, "classifier": classifier, "force": force, **options})
+        if not isinstance(trainer, Trainer):
+            got = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
+            raise InputError(f"expected the trainer, a transformers.Trainer that was made, got {got}: give it first")
+        for name, given in (("dataset", dataset), ("test_dataset", None if test_dataset is False else test_dataset)):
+            if given is not None:
+                _check_dataset(given, name)
+        self.trainer = trainer
+        self.out = out
+        self.classifier = classifier
+        self.dataset = dataset
+        self.test_dataset = test_dataset
+        self.force = force
+        self.options = options
+        self.recorder: Recorder | None = None
+        self._rate = math.nan
+        self._measured: int | None = None
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all measurements, in order."""
+        return self.recorder.records if self.recorder else []
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find the data, take up or begin the run folder, and measure the network as training begins."""
+        retry = self.recorder is not None and args.auto_find_batch_size
+        self.recorder = self._recorder(args, resume=state.global_step > 0, force=self.force or retry)
+        self._measured = None
+        self._note_rate(kwargs.get("optimizer"))
+        if state.global_step > 0:
+            self.recorder.resume(math.floor(self._count(state) + 1e-6))
+        else:
+            self._measure(state, control)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rate: by the end of the step the schedule has moved on."""
+        self._note_rate(kwargs.get("optimizer"))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, when this step's turn has come."""
+        if isinstance(self.every, int) and state.global_step % self.every == 0:
+            self._measure(state, control)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Measure, when checkpoints are measured."""
+        if self.every == "save":
+            self._measure(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Measure, when epochs are measured, and the end: a later event would see the best weights loaded."""
+        if self.every == "epoch" or control.should_training_stop:
+            self._measure(state, control)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let others write in the run folder."""
+        if self.recorder is not None and self.recorder.folder is not None:
+            self.recorder.folder.unlock()
+
+    def _count(self, state: TrainerState) -> float:
+        return (state.epoch or 0.0) if self.every == "epoch" else state.global_step
+
+    def _note_rate(self, optimizer: Any) -> None:
+        self._rate = float(optimizer.param_groups[0]["lr"]) if optimizer is not None else math.nan
+
+    def _recorder(self, args: TrainingArguments, *, resume: bool, force: bool) -> Recorder:
+        trainer = self.trainer
+        model: Any = trainer.model
+        if trainer.is_fsdp_enabled or _is_zero3(trainer):
+            raise InputError("expected each process to hold all weights, got FSDP or ZeRO-3: train with DDP or ZeRO-2")
+        dataset: Any = trainer.train_dataset if self.dataset is None else self.dataset
+        if dataset is None:
+            raise InputError("expected a data set to measure on, got none: give dataset=, or the trainer train_dataset")
+        test = trainer.eval_dataset if self.test_dataset is None else self.test_dataset
+        given = {"ignore_index": -100, "progress": False, "class_names": _class_names(model, dataset), **self.options}
+        return Recorder(
+            self._loader(dataset, self._steps(args) if self.dataset is None else None),
+            None if test is None or test is False or isinstance(test, dict) else self._loader(test),
+            find_head(model) if self.classifier is None else self.classifier,
+            out=self.out,
+            force=force,
+            resume=resume,
+            unit="epoch" if self.every == "epoch" else "step",
+            writes=trainer.is_world_process_zero(),
+            sharded=args.world_size > 1,
+            config={**_settings(args, dataset), **(given.pop("config", None) or {})},
+            **given,
+        )
+
+    def _loader(self, dataset: Any, most: int | None = None) -> Prepared:
+        """The data as the trainer would hand them to the model, the share of this process; `most` batches of a stream.
+
+        Where mixed precision trains weights that are in half precision themselves, autocast would have converted the
+        inputs: here they are converted to the type of the weights.
+        """
+        trainer, args = self.trainer, self.trainer.args
+        stream = isinstance(dataset, IterableDataset)
+        check_restarts(dataset, "the training data")
+        if stream and args.world_size > 1:
+            raise InputError(
+                f"expected a data set with a length to measure in {args.world_size} processes, got the iterable "
+                f"{type(dataset).__name__}: give dataset= (and test_dataset=)"
+            )
+        prepared = trainer.get_test_dataloader(dataset)  # that of evaluation would be kept for later evaluations
+        loader = in_order(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
+        weights: Any = trainer.model
+        kinds = {value.dtype for value in weights.parameters() if value.is_floating_point()}
+        half = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else None
+
+        def prepare(batch: Any) -> Any:
+            batch = trainer._prepare_inputs(batch)
+            if half is None:
+                return batch
+            return {name: value.to(half) if _is_real(value) else value for name, value in batch.items()}
+
+        return Prepared(loader, prepare, most if stream else None)
+
+    def _steps(self, args: TrainingArguments) -> int | None:
+        """Batches of evaluation that hold as many samples as all steps of the training."""
+        samples = args.max_steps * args.train_batch_size * args.gradient_accumulation_steps
+        return math.ceil(samples / args.eval_batch_size) if args.max_steps > 0 else None
+
+    def _measure(self, state: TrainerState, control: TrainerControl) -> None:
+        count, recorder = math.ceil(self._count(state) - 1e-6), self.recorder
+        model: Any = self.trainer.model
+        if count == self._measured or recorder is None:
+            return
+        with _unpatched(model), same_buffers(model, self.trainer.args.world_size):
+            record = recorder.measure(model, count, learning_rate=self._rate)
+        self._measured = count
+        wanted = control.should_log
+        self.trainer.log(dict(record.flat()))
+        control.should_log = wanted  # logging takes the wish for the trainer's own numbers back
+        if recorder.folder is not None:
+            write_page(recorder.folder)
+
+
+def _check_dataset(data: Any, name: str) -> None:
+    expected = f"expected {name} as one data set of samples"
+    if isinstance(data, DataLoader):
+        raise InputError(f"{expected}, got a DataLoader: give its data set, as in loader.dataset")
+    if isinstance(data, dict):
+        raise InputError(f"{expected}, got a {type(data).__name__} of {listed(list(data))}: give one of them")
+    by_number = hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, str | bytes)
+    if isinstance(data, type | nn.Module) or not (by_number or isinstance(data, IterableDataset)):
+        got = f"the class {data.__name__}" if isinstance(data, type) else f"a {type(data).__name__}"
+        raise InputError(f"{expected}, got {got}: give one with __getitem__ and __len__, as for the trainer")
+    check_restarts(data, name)
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+@contextmanager
+def _unpatched(model: Any) -> Iterator[None]:
+    """With the model's own `forward`: for mixed precision, accelerate puts one with autocast in its place."""
+    patched, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
+    if patched is not None and own is not None:
+        model.forward = own
+    try:
+        yield
+    finally:
+        if patched is not None:
+            model.forward = patched
+
+
+def _is_zero3(trainer: Trainer) -> bool:
+    config = getattr(trainer.args, "hf_deepspeed_config", None)
+    return bool(trainer.is_deepspeed_enabled and config is not None and config.is_zero3())
+
+
+def _class_names(model: Any, dataset: Any) -> list[str]:
+    """What the model's configuration or the data set calls the classes."""
+    names = [str(name) for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
+    if names and not all(name.startswith("LABEL_") for name in names):
+        return names
+    features = getattr(dataset, "features", None) or {}
+    return next((list(features[key].names) for key in ("labels", "label") if hasattr(features.get(key), "names")), [])
+
+
+def _settings(args: TrainingArguments, dataset: Any) -> dict[str, Any]:
+    """What the page shows about the training."""
+    info = getattr(dataset, "info", None)
+    return {
+        "data": getattr(info, "dataset_name", None) or getattr(info, "builder_name", None) or type(dataset).__name__,
+        "optimizer": str(getattr(args.optim, "value", args.optim)),
+        "learning_rate": args.learning_rate,
+        "schedule": str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type)),
+        "weight_decay": args.weight_decay,
+        "batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        **({"steps": args.max_steps} if args.max_steps > 0 else {"epochs": args.num_train_epochs}),
+        "precision": "bf16" if args.bf16 else "fp16" if args.fp16 else "32",
+        "seed": args.seed,
+    }

@@ -1,0 +1,1 @@
+"""Networks by name: built here, or by the libraries that the user has."""

@@ -1,0 +1,143 @@
+"""Networks by name, with their classifier at `.fc`, learned or fixed to a simplex ETF."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from torch import Tensor, nn
+
+from neuralcollapse.checks import check_count
+from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.heads.etf import fix_classifier
+from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.networks.external import outside_network
+from neuralcollapse.networks.resnet import ResNet
+
+
+class MLP(nn.Module):
+    """Fully connected layers, each with batch normalisation and ReLU, and a classifier `fc`.
+
+    Args:
+        num_classes: K.
+        feature_dim: d, the units of the last layer before `fc`.
+        in_features: inputs a sample, once flattened.
+        width: units of the other layers.
+        depth: layers before `fc`.
+    """
+
+    def __init__(
+        self, num_classes: int, feature_dim: int = 256, *, in_features: int = 64, width: int = 512, depth: int = 3
+    ) -> None:
+        super().__init__()
+        for name, count in (("in_features", in_features), ("width", width), ("depth", depth)):
+            check_count(count, name, 1)
+        sizes = [in_features, *[width] * (depth - 1), check_count(feature_dim, "feature_dim", 1)]
+        layers: list[nn.Module] = [nn.Flatten()]
+        for inputs, outputs in pairwise(sizes):
+            layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
+        self.fc: nn.Module = nn.Linear(feature_dim, num_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, ...) images to (N, K) logits."""
+        return self.fc(self.features(images))
+
+
+_ROTATIONS = ("blocks", "none", "fast")
+_OPTIONS = {
+    "mlp": ("in_features", "width", "depth"),
+    "resnet18": ("in_channels",),
+    "resnet34": ("in_channels",),
+    "resnet50": ("in_channels",),
+    "resnet18_width": ("in_channels", "width"),
+}
+
+
+def build_network(
+    name: str,
+    num_classes: int,
+    feature_dim: int | None = None,
+    classifier: str = "learned",
+    stem: str = "imagenet",
+    *,
+    learn_scale: bool = False,
+    rotation: str = "blocks",
+    **options: Any,
+) -> nn.Module:
+    """A network by name, with its classifier at `.fc` (see also `classifier_name`).
+
+    Args:
+        name: "mlp", "resnet18", "resnet34", "resnet50", "resnet18_width", or one from elsewhere: "torchvision:NAME",
+            "timm:NAME", "transformers:NAME" (a model type, a hub id or a folder; the weights are random), or a function
+            of your own as "package.module:function", called as function(num_classes=K, **options).
+        num_classes: K >= 2.
+        feature_dim: d of the features that `.fc` sees; the network's own when not given. The MLP's last layer has d
+            units, a ResNet's last block d channels; a network from elsewhere gets a linear map to d.
+        classifier: "learned" (nn.Linear) or "etf": an `ETFClassifier`, d >= K-1, with a bias where the learned one has
+            it.
+        stem: of a ResNet: "imagenet" (7x7 convolution with stride 2, max-pool) or "small" (3x3, for small images).
+        learn_scale: learn the length of the fixed classifier's rows.
+        rotation: of the fixed classifier: "blocks", "none" or "fast", as for `ETFClassifier`. A network from elsewhere
+            that brings a fixed classifier keeps its own.
+        options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
+            the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
+            from elsewhere what it takes.
+
+    Raises:
+        InputError: an unknown network (the nearest name is offered), classifier or option, a stem for what is no
+            ResNet, d < K-1 for "etf", or a network from elsewhere that cannot be had.
+    """
+    check_count(num_classes, "num_classes", 2)
+    if classifier not in ("learned", "etf"):
+        raise InputError(f"expected classifier 'learned' or 'etf', got {classifier!r}")
+    if learn_scale and classifier != "etf":
+        raise InputError("learn_scale is for classifier='etf': a learned classifier has its own lengths")
+    if rotation not in _ROTATIONS:
+        raise InputError(f"expected rotation {', '.join(map(repr, _ROTATIONS))}, got {rotation!r}")
+    if rotation != "blocks" and classifier != "etf":
+        raise InputError(f"rotation is for classifier='etf', got {rotation!r}: a learned classifier has no frame")
+    if stem != "imagenet" and (name == "mlp" or ":" in name):
+        raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
+    options = {key: value for key, value in options.items() if value is not None}
+    if ":" in name:
+        network: Any = outside_network(name, num_classes, feature_dim, options)
+    else:
+        network = _own_network(name, num_classes, feature_dim, stem, options)
+    if isinstance(network.fc, FixedClassifier):
+        learned = isinstance(network.fc.scale, nn.Parameter)
+        if (classifier, learn_scale) != ("etf", learned):
+            raise InputError(
+                f"{name} brings its own {type(network.fc).__name__}, got classifier={classifier!r}, "
+                f"learn_scale={learn_scale}: use classifier='etf', learn_scale={learned}, or have it end in an "
+                "nn.Linear"
+            )
+        if rotation not in ("blocks", network.fc.rotation_name):
+            raise InputError(
+                f"{name} brings its own {type(network.fc).__name__} with rotation={network.fc.rotation_name!r}, got "
+                f"rotation={rotation!r}: leave it out"
+            )
+    elif classifier == "etf":
+        network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale, rotation=rotation)
+    return network
+
+
+def classifier_name(network: nn.Module) -> str:
+    """The dotted path of a built network's classifier in `named_modules`, for `measure` and `fix_classifier`."""
+    name: str = getattr(network, "classifier_name", "fc")  # torch.compile's wrapper passes this on
+    return name
+
+
+def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str, options: dict[str, Any]) -> nn.Module:
+    if name not in _OPTIONS:
+        raise InputError(
+            f"no network {name!r}{nearest(name, _OPTIONS)}; there are: {', '.join(_OPTIONS)}, torchvision:NAME, "
+            "timm:NAME, transformers:NAME, package.module:function"
+        )
+    known = _OPTIONS[name]
+    for option in options:
+        if option not in known:
+            raise InputError(f"{name} has no option {option!r}{nearest(option, known)}; it takes {', '.join(known)}")
+    if name == "mlp":
+        return MLP(num_classes, **options) if feature_dim is None else MLP(num_classes, feature_dim, **options)
+    return ResNet(name, num_classes, feature_dim, stem=stem, **options)

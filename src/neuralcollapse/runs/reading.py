@@ -1,0 +1,232 @@
+"""A run read whole, with a name to tell it by: what pages, tables and checks are made from (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from neuralcollapse.errors import InputError
+from neuralcollapse.runs.folder import MEASURES, Geometry, Record, RunFolder
+from neuralcollapse.runs.plain import read_mapping
+
+_SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run folder holds, but for its weights.
+
+    Attributes:
+        name: to tell it from others.
+        config: its configuration, as written.
+        environment: versions, hardware, shapes of data and network.
+        records: of the measured epochs, in order; at least one.
+        geometries: class means and classifier at some epochs.
+        labels: its place in a set of runs, axis -> value, such as {"optimizer": "SGD"}; the seed is none of them.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    records: Sequence[Record]
+    geometries: Sequence[Geometry] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def first(self) -> Record:
+        """The first record: of the network as initialised."""
+        return self.records[0]
+
+    @property
+    def last(self) -> Record:
+        """The last record."""
+        return self.records[-1]
+
+    @property
+    def unit(self) -> str:
+        """What its records count: "epoch", "step" or "checkpoint"."""
+        return str(self.config.get("unit") or "epoch")
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes; their numbers where they have none."""
+        count = len(self.geometries[-1].means) if self.geometries else 0
+        names = [str(name) for name in _list(self.environment.get("class_names"))]
+        return names if len(names) == count or not count else list(map(str, range(count)))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        name: its labels, joined, or the run's name.
+        labels: axis -> value.
+        runs: one for each seed.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    runs: Sequence[Run]
+
+    def values(self, key: str) -> list[float]:
+        """The value of `key` (see `value`) at the end of each run."""
+        return [value(run.last, key) for run in self.runs]
+
+    def mean(self, key: str) -> float:
+        """Their mean."""
+        found = self.values(key)
+        return sum(found) / len(found)
+
+    def spread(self, key: str) -> float:
+        """Their standard deviation (n - 1); NaN for a single run."""
+        found, mean = self.values(key), self.mean(key)
+        if len(found) < 2:
+            return math.nan
+        return math.sqrt(sum((x - mean) ** 2 for x in found) / (len(found) - 1))
+
+    def reading(self, key: str) -> str:
+        """The mean for reading, with its standard deviation where there are several seeds."""
+        mean, spread = self.mean(key), self.spread(key)
+        return reading(key, mean) + ("" if math.isnan(spread) else f" ± {spread:.2g}")
+
+
+def value(record: Record, key: str) -> float:
+    """A number of a record: a measure by its key, or such as "test.accuracy", "head.ratio"; NaN where there is none."""
+    part, dot, name = key.partition(".")
+    group: Mapping[str, float] = getattr(record, part) if dot else record.measures
+    return group.get(name if dot else key, math.nan)
+
+
+def common_unit(runs: Iterable[Run]) -> str:
+    """What the records of all the runs count; of runs that count differently "epoch or step"."""
+    return " or ".join(dict.fromkeys(run.unit for run in runs)) or "epoch"
+
+
+def after(record: Record, unit: str) -> str:
+    """When a record was made, in words: "after 1 epoch", "after 500 steps", "at checkpoint 3"."""
+    if unit == "checkpoint":
+        return f"at checkpoint {record.epoch:,}"
+    return f"after {record.epoch:,} {unit}{'' if record.epoch == 1 else 's'}"
+
+
+def by_layer(run: Run, record: Record, key: str) -> dict[str, float]:
+    """A measure from layer to layer, in the order of the run's configuration, the classifier's features last."""
+    wanted = [name for name in _list(run.config.get("layers")) if name in record.layers]
+    found = {name: record.layers[name].get(key, math.nan) for name in wanted or record.layers}
+    return {**found, "features": value(record, key)}
+
+
+def check_key(key: object, source: str) -> str:
+    """`key`, if `value` knows it.
+
+    Raises:
+        InputError: it does not.
+    """
+    part, dot, _ = str(key).partition(".")
+    if not isinstance(key, str) or not (part in (*_SPLITS, "head") if dot else key in MEASURES):
+        raise InputError(
+            f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or train., test. or head. and "
+            "a name, such as test.accuracy"
+        )
+    return key
+
+
+def label(key: str) -> str:
+    """What people call the number `key`."""
+    if key in MEASURES:
+        return MEASURES[key][0]
+    part, _, name = key.partition(".")
+    return {"head.ratio": "head / exact minimum"}.get(key, f"{part} {name}")
+
+
+def number(x: float | None) -> str:
+    """A number for reading: four significant digits, or a power of ten."""
+    if x is None or math.isnan(x):
+        return "undefined"
+    return f"{x:.4g}" if x == 0 or 1e-2 <= abs(x) < 1e4 else f"{x:.2e}"
+
+
+def reading(key: str, x: float) -> str:
+    """The number `key` for reading: accuracies with four places, nothing for what is undefined."""
+    return "" if math.isnan(x) else f"{x:.4f}" if key.endswith("accuracy") else number(x)
+
+
+def grouped(runs: Iterable[Run]) -> list[Group]:
+    """The runs by their labels, in the order of their first; a run without labels is a group of its own."""
+    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    for run in runs:
+        key = tuple(run.labels.items()) or (("", run.name),)
+        groups.setdefault(key, []).append(run)
+    return [Group(", ".join(text for _, text in key), members[0].labels, members) for key, members in groups.items()]
+
+
+def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str] | None = None) -> Run:
+    """Read a run folder.
+
+    Raises:
+        InputError: no run there, no records, damaged files.
+    """
+    folder = RunFolder.open(path)
+    config = read_mapping(folder.path / "config.yaml")
+    environment = read_mapping(folder.path / "environment.json", yaml=False)
+    records, geometries = folder.records(), list(folder.geometries())
+    _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
+    return Run(name or _name(folder.path), config, environment, records, geometries, labels or {})
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Run]:
+    """Read run folders; each is called by its folder, with as many of the folders above as tell it from the others.
+
+    Raises:
+        InputError: as `read_run`, or a folder given twice.
+    """
+    places = [Path(path).resolve() for path in paths]
+    twice = [str(path) for path, times in zip(paths, map(places.count, places), strict=True) if times > 1]
+    if twice:
+        raise InputError(f"the run {twice[0]} is given twice: leave one out")
+    return [read_run(path, name) for path, name in zip(paths, _told_apart(places), strict=True)]
+
+
+def _told_apart(places: Sequence[Path]) -> list[str]:
+    depths = [1] * len(places)
+    while True:
+        names = ["/".join(place.parts[-depth:]) for place, depth in zip(places, depths, strict=True)]
+        shared = Counter(names)
+        if max(shared.values(), default=1) == 1:
+            return names
+        depths = [depth + (shared[name] > 1) for name, depth in zip(names, depths, strict=True)]
+
+
+def _name(path: Path) -> str:
+    return path.resolve().name
+
+
+def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
+    """Raise where what this library wrote of the data is no longer of its kind.
+
+    Raises:
+        InputError: naming the entry.
+    """
+    counts = environment.get("class_counts")
+    if counts is not None:
+        if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
+            raise InputError(f"{source} is damaged: expected class_counts as a list of numbers, got {counts!r:.60}")
+        if classes not in (None, len(counts)):
+            raise InputError(f"{source} is damaged: it counts {len(counts)} classes, and the geometry has {classes}")
+    names = environment.get("class_names")
+    if names is not None and not isinstance(names, list):
+        raise InputError(f"{source} is damaged: expected class_names as a list, got {names!r:.60}")
+    for name in ("num_classes", "feature_dim", "train_samples", "test_samples", "parameters"):
+        value = environment.get(name)
+        if value is not None and (type(value) is not int or value < 0):
+            raise InputError(f"{source} is damaged: expected {name} as a whole number, got {value!r:.60}")
+
+
+def _list(value: object) -> list[Any]:
+    """The value, if it is a list: what users keep in a configuration may be anything."""
+    return value if isinstance(value, list) else []

@@ -1,0 +1,73 @@
+"""The network of a run: built as the configuration says, and tried on the data's images."""
+
+from __future__ import annotations
+
+import math
+from textwrap import shorten
+from typing import Any
+
+import torch
+from torch import nn
+
+from neuralcollapse.data.load import Data
+from neuralcollapse.errors import InputError, listed
+from neuralcollapse.heads.search import main_heads
+from neuralcollapse.networks.build import build_network, classifier_name
+from neuralcollapse.training.config import TrainConfig
+
+
+def network_for(config: TrainConfig, data: Data) -> nn.Module:
+    """The network that a run trains, fresh, in train mode.
+
+    Raises:
+        InputError: it cannot be built or take the images, or its classifier does not make its logits.
+    """
+    options: dict[str, Any] = {"width": config.width, "depth": config.depth}
+    if config.network == "mlp":
+        options["in_features"] = math.prod(data.image_shape)
+    elif config.network.startswith("resnet"):
+        options["in_channels"] = data.image_shape[0]
+    network = build_network(
+        config.network,
+        data.num_classes,
+        config.feature_dim,
+        config.classifier,
+        config.stem,
+        learn_scale=config.learn_scale,
+        rotation=config.rotation,
+        **(options | config.network_options),
+    )
+    _check_takes(network, config, data)
+    return network
+
+
+def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
+    """Raise unless the network makes K logits of the data's images."""
+    shape = data.image_shape
+    network.eval()
+    seen: list[torch.Tensor] = []
+    name = classifier_name(network)
+    hook = network.get_submodule(name).register_forward_hook(lambda layer, inputs, output: seen.append(output))
+    try:
+        with torch.no_grad():
+            logits = network(torch.rand(2, *shape))
+            found = tuple(logits.shape)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        first = shorten(str(error), 160) or type(error).__name__
+        raise InputError(
+            f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({first}): "
+            "see --channels, --image_size, --network_options"
+        ) from None
+    finally:
+        hook.remove()
+    network.train()
+    if found != (2, data.num_classes):
+        raise InputError(f"expected logits of shape (2, {data.num_classes}) from {config.network}, got {found}")
+    if len(seen) != 1 or not torch.equal(seen[0].flatten(1), logits):  # a 1x1 convolution gives (2, K, 1, 1)
+        shown = name.removeprefix("network.")
+        heads = [head.removeprefix("network.") for head in main_heads(network, data.num_classes)]
+        why = f"it has {len(heads)} heads, {listed(heads)}" if len(heads) > 1 else "define it after all other layers"
+        raise InputError(
+            f"expected the last nn.Linear of {config.network}, {shown!r}, to make its logits, got other logits: {why}, "
+            "and return what it gives"
+        )

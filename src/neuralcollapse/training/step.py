@@ -1,0 +1,118 @@
+"""The training step: a network, its loss with decays, its optimiser, as a TrainConfig describes them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse.data.load import Data
+from neuralcollapse.data.pixels import Pixels, augmentation
+from neuralcollapse.errors import InputError
+from neuralcollapse.networks.build import classifier_name
+from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.losses import loss_function
+from neuralcollapse.training.optimizers import build_optimizer, decay_groups, penalty
+
+_TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
+
+
+class Classification(lightning.LightningModule):
+    """A network that takes uint8 images, with the loss and the optimiser that a TrainConfig describes.
+
+    Whatever is random in a step (augmentation, dropout) is a function of the seed, the epoch, the step and the
+    process, so a run that was stopped anywhere goes on as if it had not been.
+
+    Attributes:
+        step: steps done in this epoch.
+        seen: the features and logits of the last training step, where `keep_seen` asks for them.
+        optimizer_state: state to start the optimiser with, when a run is resumed.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig, data: Data) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+        self.classifier = f"network.{classifier_name(network)}"
+        self.pixels = Pixels(data.mean, data.std, data.channels)
+        self.augment = augmentation(config.augment, data.image_shape[1:])
+        self.loss = loss_function(config.loss)
+        self.num_samples = len(data.train.labels)
+        self.batch_sizes: Sequence[int] = ()  # over all processes, of the steps of an epoch; needed where they are many
+        self.step = 0
+        self.optimizer_state: dict[str, Any] | None = None
+        self.keep_seen = config.measure == "online"
+        self.seen: tuple[Tensor, Tensor] | None = None
+        self._format = torch.channels_last if config.channels_last else torch.preserve_format
+        if config.channels_last:
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.keep_seen or config.feature_decay:
+            self.get_submodule(self.classifier).register_forward_hook(self._on_classifier)
+        if config.precision in _TYPES:
+            self.to(_TYPES[config.precision])  # before a state is loaded, which would be rounded
+        if config.compile:
+            network.compile()  # in place: the names in the state dict stay
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) uint8 images to (N, K) logits."""
+        return self.network(self.pixels(images).contiguous(memory_format=self._format))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
+        """The mean loss of a batch, plus the decays that the optimiser does not see to."""
+        self._seed_step()
+        images, labels = batch
+        inputs = self.pixels(images)
+        if self.augment is not None:
+            inputs = self.augment(inputs)
+        logits = self.network(inputs.contiguous(memory_format=self._format))
+        loss = self.loss(logits, labels)
+        config = self.config
+        if config.feature_decay:  # |H|^2 of all samples, estimated from the batch's
+            assert self.seen is not None
+            features = self.seen[0]
+            features = features.to(torch.promote_types(features.dtype, torch.float32))  # squares overflow in float16
+            loss = loss + config.feature_decay / 2 * self.num_samples * features.square().sum(1).mean()
+        if config.optimizer == "lbfgs":
+            loss = loss + penalty(self._groups())
+        if self.batch_sizes and self.trainer.world_size > 1:  # the mean over processes of unequal shares
+            loss = loss * (len(labels) * self.trainer.world_size / self.batch_sizes[self.step])
+        self.seen = None if self.seen is None else (self.seen[0].detach(), self.seen[1].detach())
+        return loss
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Count the step."""
+        self.step += 1
+
+    def on_train_epoch_end(self) -> None:
+        """Begin to count anew."""
+        self.step = 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """The optimiser, with the state of a resumed run where there is one."""
+        optimizer = build_optimizer(self._groups(), self.config)
+        if self.optimizer_state is not None:
+            try:
+                optimizer.load_state_dict(self.optimizer_state)
+            except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
+                raise InputError(f"the state is of another optimiser: {str(error).splitlines()[0][:160]}") from None
+            self.optimizer_state = None
+        return optimizer
+
+    def _groups(self) -> list[dict[str, Any]]:
+        return decay_groups(self.network, self.get_submodule(self.classifier), self.config)
+
+    def _on_classifier(self, _: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:
+        if self.training:
+            self.seen = (inputs[0], logits)
+
+    def _seed_step(self) -> None:
+        """Seed torch's generators anew for each step of each process."""
+        parts = (self.config.seed, self.current_epoch, self.step, self.global_rank)
+        seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)

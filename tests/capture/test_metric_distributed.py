@@ -1,0 +1,123 @@
+"""Real processes over gloo: a split over processes measures what one process would have measured."""
+
+import warnings
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+import neuralcollapse as nc
+from neuralcollapse.capture import processes
+from neuralcollapse.geometry.measures import nc1
+
+K, D, N = 4, 6, 60
+
+
+def samples():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(N) % K
+    return nc.simplex_etf(K, D)[labels] * 3 + torch.randn(N, D, generator=generator), labels
+
+
+def share(rank, labels):
+    """Which samples a process sees: none of class 0 on the first; nothing at all on the last of three."""
+    first = (torch.arange(N) < N // 2) & (labels != 0)
+    return (first, ~first, torch.zeros(N, dtype=torch.bool))[rank]
+
+
+def head():
+    torch.manual_seed(1)
+    return nn.Linear(D, K)
+
+
+def work(rank, world_size, folder):
+    """Compute, look at the local state, add the samples once more (moved by one), compute again."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)
+    try:
+        features, labels = samples()
+        mine = share(rank, labels)
+        metric = nc.NeuralCollapse(K, D, head())
+        if mine.any():
+            metric.update(features[mine][:5], labels[mine][:5])
+            metric.update(features[mine][5:], labels[mine][5:])
+        before = metric.moments.clone()
+        once = metric.compute()
+        restored = torch.equal(metric.moments, before)
+        if mine.any():
+            metric.update(features[mine] + 1, labels[mine])
+        twice = metric.compute()
+        dtypes = {value.dtype for value in once.values()}
+        once, twice = ({name: float(value) for name, value in values.items()} for values in (once, twice))
+        torch.save(
+            {"once": once, "twice": twice, "restored": restored, "count": float(before[:K].sum()), "dtypes": dtypes},
+            f"{folder}/{rank}.pt",
+        )
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_every_process_computes_the_value_of_all_samples_and_goes_on_with_its_own(world_size, tmp_path):
+    mp.spawn(work, args=(world_size, str(tmp_path)), nprocs=world_size)
+    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+    features, labels = samples()
+    classifier = head()
+
+    once = nc.ClassMoments.from_batch(features, labels, K)
+    twice = once.merge(nc.ClassMoments.from_batch(features + 1, labels, K))
+    once, twice = (nc.measures(moments, classifier.weight, classifier.bias) for moments in (once, twice))
+    for result in results:
+        assert result["restored"]
+        assert result["dtypes"] == {torch.float64}
+        assert result["once"] == pytest.approx(once, rel=1e-10)
+        assert result["twice"] == pytest.approx(twice, rel=1e-10)
+    counts = [int(share(rank, labels).sum()) for rank in range(world_size)]
+    assert [result["count"] for result in results] == counts
+    assert sum(counts) == N
+
+
+def normalised():
+    """Features from a LayerNorm with more classes than dimensions, and NC1 in float64 without their row mean."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(40).repeat(30)
+    features = torch.randn(40, 20, generator=generator)[labels] + 0.03 * torch.randn(1200, 20, generator=generator)
+    truth = nn.functional.layer_norm(features.double(), (20,))
+    return nn.functional.layer_norm(features, (20,)), labels, truth - truth.mean(1, keepdim=True)
+
+
+def work_in_two_types(rank, world_size, folder):
+    """One process gives float32, the other what was bfloat16: both must leave out what bfloat16 rounds."""
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)
+    try:
+        features, labels, _ = normalised()
+        mine = slice(rank, None, world_size)
+        given = features[mine].bfloat16().float() if rank else features[mine]
+        metric = nc.NeuralCollapse(40, 20)
+        metric.update(given, labels[mine])
+        moments = nc.ClassMoments.from_batch(given, labels[mine], 40)
+        joined = processes.merged(moments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = float(metric.compute()["nc1"]), nc.measures(joined)["nc1"], joined.rounding, moments.rounding
+        torch.save(found, f"{folder}/{rank}.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_the_type_of_one_process_is_known_to_all(tmp_path):
+    mp.spawn(work_in_two_types, args=(2, str(tmp_path)), nprocs=2)
+    _, labels, truth = normalised()
+    right = nc1(nc.ClassMoments.from_batch(truth, labels, 40))
+    fine, coarse = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
+    for rank, own in enumerate((fine, coarse)):
+        by_metric, by_moments, rounding, before = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert (rounding, before) == (coarse, own)
+        assert by_metric == pytest.approx(right, rel=0.01)
+        assert by_moments == pytest.approx(right, rel=0.01)

@@ -1,0 +1,482 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import neuralcollapse as nc
+from neuralcollapse.heads.search import head_names
+
+F64 = torch.float64
+SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included
+KINDS = [{}, {"rotation": "none"}, {"rotation": "fast"}, {"learn_scale": True}]
+KIND_NAMES = ["blocks", "plain", "rotated", "learnt_scale"]
+
+
+def layer_of(num_classes, dim, **options):
+    """A float64 layer with a bias that is not zero."""
+    torch.manual_seed(0)
+    layer = nc.ETFClassifier(dim, num_classes, dtype=F64, **options)
+    if layer.bias is not None:
+        nn.init.normal_(layer.bias)
+    return layer
+
+
+def assert_simplex_etf(rows, atol=1e-12):
+    count = len(rows)
+    wanted = (count * torch.eye(count, dtype=F64) - 1) / (count - 1)
+    torch.testing.assert_close(rows @ rows.T, wanted, rtol=0, atol=atol)
+
+
+# The product
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), SIZES)
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"scale": 2.5}, {"scale": 0.1, "learn_scale": True}])
+def test_the_logits_are_those_of_the_canonical_frame(num_classes, dim, options):
+    layer = layer_of(num_classes, dim, rotation="none", **options)
+    frame = nc.simplex_etf(num_classes, dim, dtype=F64) * options.get("scale", 1)
+    features = torch.randn(7, dim, dtype=F64)
+    torch.testing.assert_close(layer(features), F.linear(features, frame, layer.bias), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(layer.weight, frame, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [4, 5, 8])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3,), (2, 3), (2, 1, 3)])
+def test_every_leading_shape_works_as_in_linear(options, dim, shape):
+    layer = layer_of(5, dim, **options)
+    features = torch.randn(*shape, dim, dtype=F64)
+    logits = layer(features)
+    assert logits.shape == (*shape, 5)
+    torch.testing.assert_close(logits, F.linear(features, layer.weight, layer.bias), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [4, 5, 8])
+def test_gradients_are_those_of_the_dense_layer(options, dim):
+    layer = layer_of(5, dim, **options)
+    features = torch.randn(3, dim, dtype=F64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, features)
+
+    upstream = torch.randn(3, 5, dtype=F64)
+    mine = torch.autograd.grad(layer(features), (features, layer.bias), upstream)
+    dense = F.linear(features, layer.weight.detach(), layer.bias)
+    theirs = torch.autograd.grad(dense, (features, layer.bias), upstream)
+    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dim", [4, 5, 8])
+def test_a_learnt_scale_gets_its_gradient(dim):
+    layer = layer_of(5, dim, scale=1.5, learn_scale=True)
+    features = torch.randn(3, dim, dtype=F64)
+    ((layer(features) - layer.bias) ** 2).sum().backward()
+    wanted = 2 * 1.5 * F.linear(features, nc.simplex_etf(5, dim, dtype=F64)).square().sum()
+    torch.testing.assert_close(layer.scale.grad, wanted)
+
+
+def test_a_fixed_scale_is_no_parameter():
+    assert [name for name, _ in nc.ETFClassifier(8, 5).named_parameters()] == ["bias"]
+    assert {name for name, _ in nc.ETFClassifier(8, 5, learn_scale=True).named_parameters()} == {"bias", "scale"}
+    assert list(nc.ETFClassifier(8, 5, bias=False).parameters()) == []
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+def test_nothing_of_size_d_times_k_is_stored(options):
+    num_classes, dim = 50, 300
+    layer = nc.ETFClassifier(dim, num_classes, **options)
+    held = sum(tensor.numel() for tensor in [*layer.parameters(), *layer.buffers()])
+    assert held <= num_classes + 2 * dim + 8
+    assert not any("weight" in name for name in layer.state_dict())
+
+
+def test_it_presents_itself_as_a_linear_layer_would():
+    layer = nc.ETFClassifier(8, 5)
+    assert (layer.in_features, layer.out_features) == (8, 5)
+    assert torch.equal(layer.bias, torch.zeros(5))
+    assert "in_features=8, num_classes=5, frame='simplex', bias=True" in repr(layer)
+
+
+# The fast rotation
+
+DIMS = [2, 3, 4, 5, 7, 8, 12, 13, 16, 17, 31, 64, 96, 127, 129]
+
+
+@pytest.mark.parametrize("dim", DIMS)
+def test_a_rotated_frame_is_an_exact_simplex_etf(dim):
+    for num_classes in {2, min(4, dim + 1), dim, dim + 1}:
+        assert_simplex_etf(nc.ETFClassifier(dim, num_classes, rotation="fast", seed=dim, dtype=F64).weight)
+    assert_simplex_etf(nc.ETFClassifier(1, 2, rotation="fast", dtype=F64).weight)
+
+
+@pytest.mark.parametrize("dim", [8, 13, 64])
+def test_a_rotation_is_fixed_by_its_seed(dim):
+    first, again, other = (nc.ETFClassifier(dim, 4, rotation="fast", seed=seed).weight for seed in (3, 3, 4))
+    assert torch.equal(first, again)
+    assert not torch.allclose(first, other, atol=1e-2)
+    assert not torch.allclose(first, nc.simplex_etf(4, dim), atol=1e-2)
+
+
+def test_drawing_a_rotation_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    nc.ETFClassifier(32, 4, rotation="fast", seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("dim", [64, 96, 129, 384, 768, 1000, 1024])
+def test_a_rotation_spreads_every_class_over_all_features(dim):
+    weight = nc.ETFClassifier(dim, 10, rotation="fast", dtype=F64).weight
+    energy = weight.square().sum(0)  # of each feature; 10/d on average
+    assert int((energy > 0.01 * 10 / dim).sum()) > 0.9 * dim
+    assert float(weight.abs().max()) < 0.5  # no class sits on a few features
+
+
+# State dicts
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+def test_a_state_dict_brings_back_the_same_layer(options):
+    saved = layer_of(5, 12, scale=3.0, seed=7, **options)
+    back = nc.ETFClassifier(12, 5, dtype=F64, seed=8, **options)
+    back.load_state_dict(saved.state_dict())
+    features = torch.randn(3, 12, dtype=F64)
+    assert torch.equal(back(features), saved(features))
+
+
+def dense(layer):
+    twin = nn.Linear(layer.in_features, layer.num_classes, bias=layer.bias is not None, dtype=F64)
+    with torch.no_grad():
+        twin.weight.copy_(layer.weight)
+        if layer.bias is not None:
+            twin.bias.normal_()
+    return twin
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+def test_a_dense_checkpoint_of_this_very_frame_loads_strictly(options, bias, nested):
+    layer = layer_of(5, 12, bias=bias, scale=2.0, **options)
+    twin = dense(layer)
+    wrap = (lambda module: nn.ModuleDict({"fc": module})) if nested else (lambda module: module)
+    checkpoint = wrap(twin).state_dict()
+    keys = list(checkpoint)
+    wrap(layer).load_state_dict(checkpoint, strict=True)
+    features = torch.randn(3, 12, dtype=F64)
+    torch.testing.assert_close(layer(features), twin(features))
+    assert list(checkpoint) == keys
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+@pytest.mark.parametrize("change", ["random", "zero", "rows", "shape", "twice"])
+def test_a_dense_checkpoint_of_another_frame_is_refused(scale, change):
+    layer = layer_of(5, 12, bias=False, scale=scale)
+    weight = layer.weight.detach()
+    weight = {
+        "random": torch.randn_like(weight) * scale,
+        "zero": torch.zeros_like(weight),
+        "rows": weight.flip(0),
+        "shape": weight[:, :8],
+        "twice": 2 * weight,
+    }[change]
+    with pytest.raises(nc.InputError, match="not this layer's simplex ETF"):
+        layer.load_state_dict({"weight": weight})
+
+
+def test_a_missing_or_unknown_key_is_still_an_error():
+    with pytest.raises(RuntimeError, match="Missing key"):
+        nc.ETFClassifier(8, 5).load_state_dict({"scale": torch.tensor(1.0)})
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        nc.ETFClassifier(8, 5, bias=False).load_state_dict({"scale": torch.tensor(1.0), "extra": torch.tensor(1.0)})
+
+
+# Dtypes and compilers
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
+@pytest.mark.parametrize("dim", [9, 10, 24])
+def test_half_precision_layers_keep_their_dtype_and_stay_near(options, dtype, atol, dim):
+    exact = layer_of(10, dim, **options)
+    features = torch.randn(6, dim, dtype=F64)
+    wanted = exact(features)
+    got = exact.to(dtype)(features.to(dtype))
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [9, 10, 24])
+def test_autocast_gives_the_logits_and_gradients(options, dim):
+    layer = layer_of(10, dim, **options).float()
+    features = torch.randn(6, dim, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = layer(features)
+        reduced = layer(features.bfloat16())
+    torch.testing.assert_close(logits.float(), layer(features), rtol=0, atol=0.08)
+    torch.testing.assert_close(reduced.float(), layer(features), rtol=0, atol=0.08)
+    logits.float().sum().backward()
+    assert torch.isfinite(features.grad).all()
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [9, 24])
+def test_compiled_whole_it_gives_the_same_logits_and_gradients(options, dim):
+    torch.compiler.reset()
+    layer = layer_of(10, dim, **options)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for batch in (4, 7):
+        features = torch.randn(batch, dim, dtype=F64, requires_grad=True)
+        torch.testing.assert_close(compiled(features), layer(features))
+        upstream = torch.randn(batch, 10, dtype=F64)
+        (mine,) = torch.autograd.grad(compiled(features), features, upstream)
+        (theirs,) = torch.autograd.grad(layer(features), features, upstream)
+        torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [9, 24])
+def test_exported_with_a_free_batch_size_it_gives_the_same_logits(options, dim):
+    layer = layer_of(10, dim, **options)
+    example = torch.randn(4, dim, dtype=F64)
+    exported = torch.export.export(layer, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
+    for batch in (4, 9):
+        features = torch.randn(batch, dim, dtype=F64)
+        torch.testing.assert_close(exported(features), layer(features))
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((3, 5), {}, "d >= K-1 = 4.*got d=3"),
+        ((3, 1), {}, "num_classes to be an integer of at least 2, got 1"),
+        ((0, 2), {}, "at least 1, got 0"),
+        ((5, 5), {"scale": 0}, "positive and finite, got 0"),
+        ((5, 5), {"scale": -1.0}, "positive and finite"),
+        ((5, 5), {"scale": math.nan}, "positive and finite, got nan"),
+        ((5, 5), {"scale": math.inf}, "positive and finite"),
+        ((5, 5), {"rotation": "haar"}, "'blocks' or 'none' or 'fast' or 'nearest', got 'haar'"),
+    ],
+)
+def test_layers_that_cannot_be_are_refused(arguments, options, message):
+    with pytest.raises(nc.InputError, match=message):
+        nc.ETFClassifier(*arguments, **options)
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+@pytest.mark.parametrize("dim", [4, 5, 9])
+@pytest.mark.parametrize("wrong", [-1, 1])
+def test_features_of_another_dimension_are_refused(options, dim, wrong):
+    with pytest.raises(nc.InputError, match=f"dimension {dim}, got"):
+        layer_of(5, dim, **options)(torch.zeros(2, dim + wrong, dtype=F64))
+
+
+# fix_classifier
+
+
+class Network(nn.Module):
+    def __init__(self, dim=8, num_classes=5, bias=True):
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Linear(6, dim), nn.ReLU())
+        self.fc = nn.Linear(dim, num_classes, bias=bias)
+
+    def forward(self, inputs):
+        return self.fc(self.backbone(inputs))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, F64])
+def test_the_last_layer_is_swapped_like_for_like(bias, training, dtype):
+    network = Network(bias=bias).to(dtype).train(training)
+    assert nc.fix_classifier(network) is network
+    layer = network.fc
+    assert isinstance(layer, nc.ETFClassifier)
+    assert layer.training is training
+    assert layer.scale.dtype == dtype
+    assert (layer.bias is not None) is bias
+    if bias:
+        assert layer.bias.dtype == dtype
+        assert not layer.bias.any()
+    assert network(torch.randn(3, 6, dtype=dtype)).shape == (3, 5)
+
+
+def test_the_new_layer_is_on_the_old_ones_device():
+    assert nc.fix_classifier(Network().to("meta")).fc.bias.device.type == "meta"
+
+
+def test_options_are_passed_on():
+    layer = nc.fix_classifier(Network(), bias=False, scale=4.0, learn_scale=True, rotation="fast", seed=3).fc
+    assert layer.bias is None
+    assert isinstance(layer.scale, nn.Parameter)
+    wanted = nc.ETFClassifier(8, 5, scale=4.0, rotation="fast", seed=3)
+    torch.testing.assert_close(layer.weight, wanted.weight)
+
+
+def test_a_dotted_name_reaches_inside():
+    model = nn.Sequential(nn.Linear(3, 6), nn.ModuleDict({"head": nn.Sequential(nn.ReLU(), nn.Linear(6, 4))}))
+    nc.fix_classifier(model, "1.head.1")
+    assert isinstance(model[1]["head"][1], nc.ETFClassifier)
+    assert isinstance(model[0], nn.Linear)
+
+
+def test_a_linear_layer_alone_gives_the_new_layer():
+    layer = nc.fix_classifier(nn.Linear(8, 5, bias=False, dtype=F64))
+    assert isinstance(layer, nc.ETFClassifier)
+    assert layer.bias is None
+    assert layer.scale.dtype == F64
+
+
+@pytest.mark.parametrize(
+    ("network", "name", "message"),
+    [
+        (Network(), "fcc", r"no layer 'fcc' \(did you mean 'fc'\?\).*backbone\.0, fc"),
+        (Network(), "", "no layer ''"),
+        (Network(), "backbone.1", "got ReLU.*backbone.0, fc"),
+        (Network(), "backbone", "got Sequential"),
+        (nn.Sequential(nn.ReLU()), "fc", "linear layers: none"),
+    ],
+)
+def test_a_refusal_says_why_and_leaves_the_model_as_it_was(network, name, message):
+    before = dict(network.named_modules())
+    with pytest.raises(nc.InputError, match=message):
+        nc.fix_classifier(network, name)
+    assert dict(network.named_modules()) == before
+
+
+@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
+def test_a_network_learns_under_the_fixed_layer(options):
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 5
+    inputs = 2 * nc.simplex_etf(5, 6)[labels] + 0.3 * torch.randn(60, 6)
+    network = nc.fix_classifier(Network(), scale=4.0, **options)
+    fixed = network.fc.weight.detach() / network.fc.scale.detach()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    losses = []
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(network(inputs), labels)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    torch.testing.assert_close(network.fc.weight / network.fc.scale, fixed)
+
+
+def test_a_dense_weight_that_is_only_entrywise_near_is_refused():
+    layer = nc.ETFClassifier(300, 300, bias=False)
+    with pytest.raises(nc.InputError, match="not this layer's simplex ETF"):
+        layer.load_state_dict({"weight": torch.eye(300)})
+
+
+def test_fix_classifier_gives_each_class_features_of_its_own_unless_told_otherwise():
+    def fixed(**options) -> nn.Module:
+        return nc.fix_classifier(nn.Linear(64, 4), **options)
+
+    blocks = nc.simplex_etf(4, 4).repeat_interleave(16, 1) / 4
+    torch.testing.assert_close(fixed().weight, blocks)
+    torch.testing.assert_close(fixed(rotation="none").weight, nc.simplex_etf(4, 64))
+    assert bool((fixed(rotation="fast").weight != 0).any(0).all())
+
+
+def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
+    """With the plain frame silenced features take their classes with them (0.5 to 0.8 in such networks)."""
+    from neuralcollapse.data.load import Batches, load_data
+    from neuralcollapse.data.pixels import Pixels
+
+    data = load_data("digits")
+    pixels = Pixels(data.mean, data.std, data.channels)
+    batches = Batches(data.train, 64, shuffle_seed=0)
+
+    def accuracy(fix: bool) -> float:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 10))
+        if fix:
+            nc.fix_classifier(model, "2")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        for epoch in range(30):
+            batches.set_epoch(epoch)
+            for images, labels in batches:
+                optimizer.zero_grad()
+                torch.nn.functional.cross_entropy(model(pixels(images).flatten(1)), labels).backward()
+                optimizer.step()
+        predicted = model(pixels(data.train.images).flatten(1)).argmax(1)
+        return float((predicted == data.train.labels).float().mean())
+
+    assert accuracy(fix=True) > accuracy(fix=False) - 0.01
+
+
+# More classes than a simplex holds
+
+
+@pytest.mark.parametrize(
+    ("dim", "num_classes", "frame", "kind"),
+    [
+        (8, 9, "simplex", nc.ETFClassifier),
+        (8, 10, "orthoplex", nc.OrthoplexClassifier),
+        (8, 16, "orthoplex", nc.OrthoplexClassifier),
+        (8, 17, "softmax_code", nc.CodeClassifier),
+    ],
+)
+def test_the_frame_is_the_best_known_for_so_many_classes_and_says_its_name(dim, num_classes, frame, kind):
+    network = Network(dim=dim, num_classes=num_classes)
+    old = network.fc
+    layer = nc.fix_classifier(network, "fc").fc
+    assert type(layer) is kind
+    assert layer.frame == frame
+    assert f"frame='{frame}'" in repr(layer)
+    assert layer.weight.shape == old.weight.shape
+    assert [name for name, _ in layer.named_parameters()] == ["bias"]
+    assert layer.rotation_name == {"simplex": "blocks", "orthoplex": "fast", "softmax_code": "none"}[frame]
+    assert "fc" in head_names(network)
+
+
+@pytest.mark.parametrize("frame", ["simplex", "orthoplex", "softmax_code"])
+def test_a_frame_can_be_asked_for(frame):
+    layer = nc.fix_classifier(nn.Linear(8, 5), frame=frame)
+    assert layer.frame == frame
+    cosines = layer.weight @ layer.weight.T
+    largest = float((cosines - 2 * torch.eye(5)).max())
+    assert largest == pytest.approx({"simplex": -0.25, "orthoplex": 0, "softmax_code": -0.25}[frame], abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8.*frame='auto', here 'softmax_code'"),
+        ({"frame": "orthoplex"}, "at most 2d = 16 classes.*got K=20"),
+        ({"frame": "etf"}, "frame 'auto', 'simplex', 'orthoplex', 'softmax_code', got 'etf'"),
+        ({"momentum": 0.1}, "frame 'softmax_code' takes no such option.*momentum"),
+        ({"rotation": "fast"}, "rotation 'none', got 'fast'"),
+    ],
+)
+def test_a_frame_that_cannot_be_is_refused(options, message):
+    network = Network(dim=8, num_classes=20)
+    old = network.fc
+    with pytest.raises(nc.InputError, match=message):
+        nc.fix_classifier(network, "fc", **options)
+    assert network.fc is old
+
+
+def test_an_embedding_that_shares_the_weight_stays_as_it_is():
+    network = nn.ModuleDict({"embedding": nn.Embedding(30, 8), "lm_head": nn.Linear(8, 30, bias=False)})
+    network["lm_head"].weight = network["embedding"].weight
+    before = network["embedding"].weight.clone()
+    nc.fix_classifier(network, "lm_head")
+    assert isinstance(network["lm_head"], nc.CodeClassifier)
+    assert [name for name, _ in network.named_parameters()] == ["embedding.weight"]
+    assert torch.equal(network["embedding"].weight, before)
+    network["lm_head"](network["embedding"](torch.tensor([3, 4]))).sum().backward()
+    assert float(network["embedding"].weight.grad.abs().sum()) > 0
+
+
+def test_a_layer_that_the_model_holds_twice_is_swapped_under_both_names():
+    network = Network()
+    network.head = network.fc
+    nc.fix_classifier(network, "fc")
+    assert network.head is network.fc
+    assert isinstance(network.fc, nc.ETFClassifier)

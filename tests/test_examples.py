@@ -1,0 +1,45 @@
+"""The scripts of examples/ run as they are, shortened by their options."""
+
+import random
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from neuralcollapse.runs.reading import read_run
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+FLAGS = {"plain_loop": (), "lightning_module": ("--logs", "logs"), "huggingface_images": ("--trainer", "trainer")}
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """What a script seeds is as before afterwards."""
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")
+    yield
+    torch.set_rng_state(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    random.setstate(states[2])
+
+
+@pytest.mark.usefixtures("seeds")
+@pytest.mark.parametrize("name", FLAGS)
+def test_an_example_gives_the_record_and_the_page(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [name, "--epochs", "1", "--out", "run", *FLAGS[name]])
+    runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+    run = read_run(tmp_path / "run")
+    assert [record.epoch for record in run.records] == [0, 1]
+    assert run.environment["train_samples"] == 1437
+    assert run.last.test
+    assert (tmp_path / "run/report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(("name", "lines"), [("plain_loop", 5), ("lightning_module", 3), ("huggingface_images", 2)])
+def test_an_example_numbers_the_lines_that_were_added(name, lines):
+    text = (EXAMPLES / f"{name}.py").read_text()
+    assert [number for number in range(1, 9) if f"  # {number}" in text] == list(range(1, lines + 1))
