@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
@@ -17,7 +17,7 @@ def as_tensor(values: Any, name: str) -> Tensor:
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"expected {name} as an array of numbers: {str(error).splitlines()[0]}") from None
+        raise InputError(f"expected {name} as an array of numbers: {one_line(error)}") from None
 
 
 def check_features(features: Tensor) -> None:

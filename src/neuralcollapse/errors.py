@@ -20,7 +20,13 @@ def listed(names: Sequence[object], most: int = 8) -> str:
     return shown if len(names) <= most else f"{shown}, ... ({len(names)} in all)"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def one_line(error: BaseException, most: int = 200) -> str:
+    """What another library's error says, in one line of at most so many characters; its type where it says nothing."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said if len(said) <= most else f"{said[: most - 3].rstrip()}..."
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A hint ` (did you mean 'x'?)`, or nothing when no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from neuralcollapse.capture.hooks import Head
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.heads.linear import head_outputs, head_tensors
 from neuralcollapse.heads.search import head_names, main_heads, named_head
 
@@ -84,7 +84,7 @@ def check_device(device: torch.device | str | int | None) -> torch.device | None
         torch.empty(1, device=found)
     except (RuntimeError, AssertionError, NotImplementedError, TypeError, ValueError) as error:
         raise InputError(
-            f"expected a device that this machine has, got {str(device)!r} ({str(error).splitlines()[0][:120]}): give "
+            f"expected a device that this machine has, got {str(device)!r} ({one_line(error, 120)}): give "
             "'cpu', or leave it out"
         ) from None
     return found

@@ -12,13 +12,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from textwrap import shorten
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed, one_line
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.runs.checksums import check_safetensors
 
@@ -77,7 +76,7 @@ def _safetensors(path: Path) -> Mapping[str, Tensor]:
         check_safetensors(path)
         return load_file(path)
     except Exception as error:  # safetensors raises kinds of its own
-        raise InputError(f"cannot read {path} ({_line(error)}): copy it again, or {_HOW}") from None
+        raise InputError(f"cannot read {path} ({one_line(error)}): copy it again, or {_HOW}") from None
 
 
 def _torch(path: Path) -> Any:
@@ -322,7 +321,3 @@ def _no_fit(
 
 def _kind(value: Tensor) -> str:
     return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}"
-
-
-def _line(error: Exception) -> str:
-    return shorten(str(error), 160, placeholder="...") or type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.cli.train import file_name
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -197,8 +197,9 @@ def _device(name: str | None) -> Any:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(1, device=device).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0][:120]
-        raise InputError(f"expected --device to be one that this machine has, got {name!r} ({first})") from None
+        raise InputError(
+            f"expected --device to be one that this machine has, got {name!r} ({one_line(error, 120)})"
+        ) from None
     return device
 
 

@@ -12,7 +12,7 @@ from neuralcollapse.data.hub import HUB, from_hub
 from neuralcollapse.data.idx_cifar import cifar_folder, idx_folder
 from neuralcollapse.data.image_folder import image_folder
 from neuralcollapse.data.splits import Source, Split, resize
-from neuralcollapse.errors import InputError, listed, nearest
+from neuralcollapse.errors import InputError, did_you_mean, listed
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
@@ -53,7 +53,7 @@ def read(name: str, size: int | None = None) -> Source:
         source = from_hub(name, size)
     else:
         raise InputError(
-            f"no data set {name!r}{nearest(head, _READERS)}; there are: {', '.join(_READERS)} (all but digits as "
+            f"no data set {name!r}{did_you_mean(head, _READERS)}; there are: {', '.join(_READERS)} (all but digits as "
             "'NAME:FOLDER' too), and ids of the Hugging Face hub such as 'uoft-cs/cifar10'"
         )
     return _checked(name, source, size)

@@ -12,8 +12,8 @@ from typing import IO, Any
 import torch
 
 from neuralcollapse.data.image_folder import stacked
-from neuralcollapse.data.splits import Source, Split, entries, first_line, no_samples
-from neuralcollapse.errors import InputError, listed
+from neuralcollapse.data.splits import Source, Split, entries, no_samples
+from neuralcollapse.errors import InputError, listed, one_line
 
 HUB = {
     "mnist": "ylecun/mnist",
@@ -43,7 +43,7 @@ def from_hub(
                 "'uoft-cs/cifar10'"
             ) from None
         except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            raise InputError(f"cannot load {name!r} with the datasets library: {first_line(error)}") from None
+            raise InputError(f"cannot load {name!r} with the datasets library: {one_line(error)}") from None
     if "train" not in found:
         raise InputError(f"{name}: expected a split 'train', got {listed(list(found))}")
     image_column, label_column, own_names = _columns(name, found["train"].features, label_column)

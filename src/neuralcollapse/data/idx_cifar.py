@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.data.splits import Source, Split, entries, first_line, no_samples
-from neuralcollapse.errors import InputError, listed
+from neuralcollapse.data.splits import Source, Split, entries, no_samples
+from neuralcollapse.errors import InputError, listed, one_line
 
 
 def idx_folder(folder: Path, names: Sequence[str] | None) -> Source:
@@ -115,7 +115,7 @@ def _content(file: Path) -> bytearray:
             while chunk := opened.read(1 << 20):
                 content += chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} is damaged or cannot be read ({first_line(error)}): get the file anew") from None
+        raise InputError(f"{file} is damaged or cannot be read ({one_line(error)}): get the file anew") from None
     return content
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralcollapse.data.splits import Source, Split, entries, first_line, no_samples, resize
-from neuralcollapse.errors import InputError, listed
+from neuralcollapse.data.splits import Source, Split, entries, no_samples, resize
+from neuralcollapse.errors import InputError, listed, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 
@@ -119,6 +119,6 @@ def _decoded(title: str, file: Path | IO[bytes]) -> Tensor:
     except InputError:
         raise
     except (OSError, EOFError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError) as error:
-        raise InputError(f"{title}: expected an image, got a damaged file ({first_line(error)})") from None
+        raise InputError(f"{title}: expected an image, got a damaged file ({one_line(error)})") from None
     tensor = torch.from_numpy(pixels)
     return tensor[None] if grey else tensor.permute(2, 0, 1)

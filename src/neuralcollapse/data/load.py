@@ -11,8 +11,8 @@ from torch import Tensor
 
 from neuralcollapse.data import label_changes
 from neuralcollapse.data.catalog import check_classes, read
-from neuralcollapse.data.splits import Split, first_line
-from neuralcollapse.errors import InputError
+from neuralcollapse.data.splits import Split
+from neuralcollapse.errors import InputError, one_line
 
 __all__ = ["Batches", "Data", "Split", "load_data"]
 
@@ -85,13 +85,13 @@ def load_data(
     try:
         source = read(name, image_size)
     except (MemoryError, OverflowError, RuntimeError) as error:
-        why = first_line(error)
+        why = one_line(error, 120)
         if isinstance(error, RuntimeError) and not any(
             word in why for word in ("alloc", "memory", "verflow", "too large")
         ):
             raise
         what = f"the images of {name} at image_size={image_size}"
-        raise InputError(f"{what} are too large for this machine ({why[:120]})") from None
+        raise InputError(f"{what} are too large for this machine ({why})") from None
     stored = source.train.images.shape[1]
     if channels not in (None, stored) and stored != 1:
         raise InputError(

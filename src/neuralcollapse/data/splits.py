@@ -54,8 +54,3 @@ def entries(folder: Path) -> list[str]:
             f"expected a folder of the data set's files, got {str(folder)!r}, which is none (from {Path.cwd()})"
         )
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -28,7 +28,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.geometry.means import OVERFLOW, Means, as_means
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
-from neuralcollapse.geometry.rows import Rows, as_rows, distance_to_etf, gram, same_shape, several
+from neuralcollapse.geometry.rows import Rows, as_rows, at_least_two, distance_to_etf, gram, same_shape
 from neuralcollapse.geometry.undefined import Undefined, nan_when_undefined, unguarded
 
 FEATURE_MEASURES = (
@@ -95,7 +95,7 @@ def measures(
             "nc_bias_centered": lambda: unguarded(nc_bias_centered, moments, weight, bias),
             "equinorm_weights": lambda: unguarded(equinorm, weights),
             "equiangularity_weights": lambda: unguarded(equiangularity, weights),
-            "max_equiangularity_weights": lambda: excess_cosine(several(weights), sample),
+            "max_equiangularity_weights": lambda: excess_cosine(at_least_two(weights), sample),
         }
     if pairwise is False:
         jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
@@ -262,7 +262,7 @@ def equiangularity(vectors: Tensor | Rows) -> float:
     With K > d+1 it comes from sums over d x d matrices: the cosines sum to |sum_k u_k|^2 and their squares
     to |U'U|_F^2.
     """
-    rows = several(vectors)
+    rows = at_least_two(vectors)
     pairs = rows.count * (rows.count - 1)
     if rows.count <= rows.dim + 1:
         unit = rows.unit(slice(None))

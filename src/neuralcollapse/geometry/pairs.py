@@ -13,7 +13,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.means import Means
 from neuralcollapse.geometry.moments import ClassMoments
-from neuralcollapse.geometry.rows import Rows, several, tiles
+from neuralcollapse.geometry.rows import Rows, at_least_two, tiles
 from neuralcollapse.geometry.undefined import Undefined, nan_when_undefined
 
 _CHUNK_VALUES = 2**20  # of the rows of sampled pairs that are held at a time
@@ -80,7 +80,7 @@ def nc1_cdnv(moments: ClassMoments, means: Means | None = None) -> float:
 @nan_when_undefined
 def max_equiangularity(vectors: Tensor | Rows) -> float:
     """Mean over pairs of |cos + 1/(K-1)|, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    return excess_cosine(several(vectors), None).mean
+    return excess_cosine(at_least_two(vectors), None).mean
 
 
 def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int = True) -> list[ClassPair]:

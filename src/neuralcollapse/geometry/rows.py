@@ -121,7 +121,8 @@ def same_shape(left: Tensor | Rows, right: Tensor | Rows) -> tuple[Rows, Rows]:
     return first, second
 
 
-def several(vectors: Tensor | Rows) -> Rows:
+def at_least_two(vectors: Tensor | Rows) -> Rows:
+    """The vectors as rows; undefined where there are no two of them, and so no pair."""
     rows = as_rows(vectors)
     if rows.count < 2:
         raise Undefined("one class has no pairs")
@@ -238,4 +239,5 @@ def unit_size(rows: Tensor) -> Tensor:
 
 
 def largest(values: Tensor) -> float:
+    """The largest absolute value."""
     return float(torch.linalg.vector_norm(values, ord=math.inf))

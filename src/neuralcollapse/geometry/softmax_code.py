@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.rows import as_rows, several, tiles
+from neuralcollapse.geometry.rows import as_rows, at_least_two, tiles
 
 _COSINES = 2**24  # that are held at a time
 _TEMPERATURES = (0.1, 0.001)
@@ -92,7 +92,7 @@ def coherence(rows: Tensor) -> float:
     if vectors.count < 2 or not bool(vectors.norms.all()):
         raise InputError("expected at least two rows, none of zero length: they have no angles otherwise")
     largest = -1.0
-    for first, second in tiles(several(vectors)):
+    for first, second in tiles(at_least_two(vectors)):
         cosines = vectors.unit(first) @ vectors.unit(second).T
         if first == second:
             cosines.fill_diagonal_(-1)

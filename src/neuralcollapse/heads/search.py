@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from neuralcollapse.errors import InputError, listed, nearest
+from neuralcollapse.errors import InputError, did_you_mean, listed
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.linear import head_axis, head_outputs, head_tensors, why_no_head
 
@@ -165,7 +165,7 @@ def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
     if name in known and (name or head_outputs(model) is not None):
         return known[name]
     linear = head_names(model)
-    hint = nearest(name, [path for path in known if path]) if name else ""
+    hint = did_you_mean(name, [path for path in known if path]) if name else ""
     raise InputError(
         f"the model ({type(model).__name__}) has no layer {name!r}{hint}; its linear layers: "
         f"{listed(linear[-8:]) or 'none'}"

@@ -20,7 +20,7 @@ from neuralcollapse.capture import arguments
 from neuralcollapse.capture.batches import unpack
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
-from neuralcollapse.errors import InputError, listed, nearest
+from neuralcollapse.errors import InputError, did_you_mean, listed, one_line
 from neuralcollapse.geometry.pairs import draw
 
 _UNITS = ("epoch", "step", "checkpoint")
@@ -47,7 +47,7 @@ def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken:
         if name in taken:
             raise InputError(f"{owner} sets the option {name!r} itself: leave it out")
         if name not in known:
-            hint = nearest(name, known) or f": expected one of {listed(known, len(known))}"
+            hint = did_you_mean(name, known) or f": expected one of {listed(known, len(known))}"
             raise InputError(f"{owner} has no option {name!r}{hint}")
 
 
@@ -136,7 +136,7 @@ def _optional(check: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
 
 def _unit(value: Any, name: str) -> None:
     if value not in _UNITS:
-        hint = nearest(value, _UNITS) if isinstance(value, str) else ""
+        hint = did_you_mean(value, _UNITS) if isinstance(value, str) else ""
         raise InputError(f"expected {name} as one of {', '.join(_UNITS)}, got {value!r}{hint}")
 
 
@@ -170,7 +170,7 @@ def _device(value: Any, name: str) -> None:
     try:
         device = torch.device(value)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"expected {name} such as 'cpu' or 'cuda:0', got {value!r} ({_line(error)})") from None
+        raise InputError(f"expected {name} such as 'cpu' or 'cuda:0', got {value!r} ({one_line(error)})") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"expected a {name} that is there, got {value!r} and no CUDA: leave it out, or give 'cpu'")
 
@@ -212,10 +212,6 @@ def _out(value: Any, name: str) -> None:
         raise InputError(f"expected {name} as the path of a run folder, got {value!r}")
     if Path(value).exists() and not Path(value).is_dir():
         raise InputError(f"expected {name} as the path of a run folder, got the file {value}: choose another")
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 _VALUES: dict[str, Callable[[Any, str], None]] = {

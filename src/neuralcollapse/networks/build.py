@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from neuralcollapse.checks import check_count
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.heads.etf import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.networks.external import outside_network
@@ -131,13 +131,15 @@ def classifier_name(network: nn.Module) -> str:
 def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str, options: dict[str, Any]) -> nn.Module:
     if name not in _OPTIONS:
         raise InputError(
-            f"no network {name!r}{nearest(name, _OPTIONS)}; there are: {', '.join(_OPTIONS)}, torchvision:NAME, "
+            f"no network {name!r}{did_you_mean(name, _OPTIONS)}; there are: {', '.join(_OPTIONS)}, torchvision:NAME, "
             "timm:NAME, transformers:NAME, package.module:function"
         )
     known = _OPTIONS[name]
     for option in options:
         if option not in known:
-            raise InputError(f"{name} has no option {option!r}{nearest(option, known)}; it takes {', '.join(known)}")
+            raise InputError(
+                f"{name} has no option {option!r}{did_you_mean(option, known)}; it takes {', '.join(known)}"
+            )
     if name == "mlp":
         return MLP(num_classes, **options) if feature_dim is None else MLP(num_classes, feature_dim, **options)
     return ResNet(name, num_classes, feature_dim, stem=stem, **options)

@@ -8,7 +8,6 @@ import inspect
 import os
 import re
 import sys
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.checks import check_count
-from neuralcollapse.errors import InputError, listed, nearest
+from neuralcollapse.errors import InputError, did_you_mean, listed, one_line
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.linear import head_axis, head_tensors
 from neuralcollapse.heads.search import main_heads
@@ -225,7 +224,7 @@ def _config(library: Any, model: str, options: dict[str, Any]) -> Any:
     else:
         config, unknown = _saved_config(library, model, options)
     if unknown:
-        near = nearest(unknown[0], vars(config).keys() - options.keys())
+        near = did_you_mean(unknown[0], vars(config).keys() - options.keys())
         raise InputError(
             f"transformers:{model} has no option {unknown[0]!r}{near}; it takes those of its configuration"
         )
@@ -249,8 +248,9 @@ def _saved_config(library: Any, model: str, options: dict[str, Any]) -> tuple[An
     if "/" not in model and not os.path.isdir(model):
         known = _image_kinds()
         raise InputError(
-            f"transformers has no model type {model!r}{nearest(model, known)}, and the current folder has no folder of "
-            "that name: give a type such as 'vit', a hub id such as 'google/vit-base-patch16-224', or a folder"
+            f"transformers has no model type {model!r}{did_you_mean(model, known)}, and the current folder "
+            "has no folder of that name: give a type such as 'vit', a hub id such as "
+            "'google/vit-base-patch16-224', or a folder"
         )
     try:
         config, unknown = library.AutoConfig.from_pretrained(
@@ -260,11 +260,11 @@ def _saved_config(library: Any, model: str, options: dict[str, Any]) -> tuple[An
     except OSError as error:
         raise InputError(
             f"found no configuration {model!r} on the Hugging Face hub (offline, or no such model) nor in a folder: "
-            f"give a local folder with its config.json, as in transformers:./FOLDER ({_line(error)})"
+            f"give a local folder with its config.json, as in transformers:./FOLDER ({one_line(error)})"
         ) from error
     except Exception as error:
         raise InputError(
-            f"transformers:{model} has no configuration that transformers can use: {_line(error)}"
+            f"transformers:{model} has no configuration that transformers can use: {one_line(error)}"
         ) from error
 
 
@@ -302,7 +302,7 @@ def _call(module: str, function: str, num_classes: int, options: Mapping[str, An
             return make(**arguments)
         except TypeError as error:
             if re.search(r"unexpected keyword|required positional|required keyword|multiple values", str(error)):
-                raise InputError(f"{name} does not take these arguments: {_line(error)}") from error
+                raise InputError(f"{name} does not take these arguments: {one_line(error)}") from error
             raise
 
 
@@ -316,17 +316,18 @@ def _function(module: str, function: str) -> Callable[..., Any]:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing is not None and f"{module}.".startswith(f"{missing}."):
             raise InputError(
-                f"no module {missing!r}{nearest(missing, _LIBRARIES)} in the current folder {os.getcwd()} or among the "
-                "installed packages: run in the folder that holds it, or install it"
+                f"no module {missing!r}{did_you_mean(missing, _LIBRARIES)} in the current folder {os.getcwd()} or "
+                "among the installed packages: run in the folder that holds it, or install it"
             ) from None
         raise InputError(
-            f"the import of {module!r} failed inside it: {type(error).__name__}: {_line(error)}"
+            f"the import of {module!r} failed inside it: {type(error).__name__}: {one_line(error)}"
         ) from error
     make = getattr(loaded, function, None)
     if not callable(make):
         known = [key for key, value in vars(loaded).items() if callable(value)]
         raise InputError(
-            f"{module} ({getattr(loaded, '__file__', None)}) has no function {function!r}{nearest(function, known)}"
+            f"{module} ({getattr(loaded, '__file__', None)}) has no function {function!r}"
+            f"{did_you_mean(function, known)}"
         )
     return make
 
@@ -348,7 +349,8 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except Exception as error:  # versions that do not fit each other fail in many ways
         raise InputError(
-            f"{name} is not installed, or its import fails ({type(error).__name__}: {_line(error)}): pip install {name}"
+            f"{name} is not installed, or its import fails ({type(error).__name__}: {one_line(error)}): "
+            f"pip install {name}"
         ) from error
 
 
@@ -366,8 +368,4 @@ def _explained(name: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise InputError(f"{name} could not be built with these options: {_line(error)}") from error
-
-
-def _line(error: Exception) -> str:
-    return textwrap.shorten(str(error), 240, placeholder="...")
+        raise InputError(f"{name} could not be built with these options: {one_line(error)}") from error

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.runs.reading import Group, Run, by_layer, check_key, grouped, label, number, value
 
@@ -103,7 +103,7 @@ def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any
     """
     kind, options = str(item["kind"]), {name: part for name, part in item.items() if name != "kind"}
     if kind not in kinds:
-        raise InputError(f"{source}: no {kind!r}{nearest(kind, kinds)}; there are: {', '.join(kinds)}")
+        raise InputError(f"{source}: no {kind!r}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
     signature = inspect.signature(kinds[kind])
     try:
         signature.bind(Results(), **options)

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.plain import parse_yaml
 from neuralcollapse.training.config import TrainConfig, check_names
 
@@ -103,7 +103,8 @@ def text_of(name: str) -> str:
             raise InputError(f"cannot read {name}: {getattr(error, 'strerror', None) or 'it is not text'}") from None
     if name not in names():
         raise InputError(
-            f"no experiment {name!r}{nearest(name, names())}; there are: {', '.join(names())}, and your own .yaml files"
+            f"no experiment {name!r}{did_you_mean(name, names())}; there are: {', '.join(names())}, and your own "
+            ".yaml files"
         )
     folder = resources.files("neuralcollapse.reproduce").joinpath("experiments")
     return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
@@ -126,7 +127,7 @@ def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = N
 def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
     """An experiment from its YAML text (see `find_experiment`)."""
     if scale not in SCALES:
-        raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{nearest(scale, SCALES)}")
+        raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{did_you_mean(scale, SCALES)}")
     try:
         whole = parse_yaml(text)
     except ValueError as error:
@@ -201,7 +202,7 @@ def _config(name: str, kind: str, options: Mapping[str, Any]) -> TrainConfig | S
     known = [item.name for item in fields(SurveyConfig)]
     for option in options:
         if option not in known:
-            raise InputError(f"{name}: no option {option!r}{nearest(option, known)}; it takes {', '.join(known)}")
+            raise InputError(f"{name}: no option {option!r}{did_you_mean(option, known)}; it takes {', '.join(known)}")
     try:
         return SurveyConfig(**options)
     except TypeError as error:
@@ -218,7 +219,9 @@ def _mapping(value: Any, where: str, known: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"{where}: expected a mapping with some of {', '.join(known)}, got {value!r}")
     for key in value:
         if key not in known:
-            raise InputError(f"{where}: no entry {key!r}{nearest(str(key), known)}; there may be {', '.join(known)}")
+            raise InputError(
+                f"{where}: no entry {key!r}{did_you_mean(str(key), known)}; there may be {', '.join(known)}"
+            )
     return value
 
 

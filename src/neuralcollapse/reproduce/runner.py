@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from neuralcollapse.errors import InputError, listed
+from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
@@ -268,8 +268,9 @@ def _read(path: Path) -> dict[str, Any]:
         if not isinstance(there["changes"], dict):
             raise ValueError("expected changes by name")
     except ValueError as error:
-        first = " ".join(str(error).split())[:160]
-        raise InputError(f"{file} is no experiment ({first}): expected a folder that 'reproduce' wrote") from None
+        raise InputError(
+            f"{file} is no experiment ({one_line(error)}): expected a folder that 'reproduce' wrote"
+        ) from None
     return there
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.runs.folder import finite, write_atomically
 from neuralcollapse.runs.plain import number, parse_json, parse_yaml, read_text
@@ -63,8 +63,9 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
         _check(found)
         return SurveyConfig(**config), found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        first = " ".join(str(error).split())[:160]
-        raise InputError(f"the survey in {folder} is damaged ({first}): remove the folder to make it anew") from None
+        raise InputError(
+            f"the survey in {folder} is damaged ({one_line(error)}): remove the folder to make it anew"
+        ) from None
 
 
 def _check(found: Any) -> None:

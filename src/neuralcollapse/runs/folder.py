@@ -30,7 +30,7 @@ import numpy as np
 
 import neuralcollapse.runs.locks as _locks
 import neuralcollapse.runs.owned as _owned
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs.plain import finite, read_text
 from neuralcollapse.runs.records import MEASURES, Geometry, Record, read_geometry
 
@@ -270,7 +270,7 @@ class RunFolder:
                     raise ValueError(f"it has more than {_LINE:,} characters")
                 records.append(Record.from_json(line))
             except ValueError as error:
-                why = " ".join(str(error).split())[:160]
+                why = one_line(error)
                 raise InputError(f"{file} line {at} is not a record ({why}): restore it or train again") from None
         return records
 
@@ -295,7 +295,7 @@ class RunFolder:
                 if found.means.shape != shape:
                     raise ValueError(f"its class means are {found.means.shape}, those before it {shape}")
             except (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
-                why = " ".join(str(error).split())[:160] or type(error).__name__
+                why = one_line(error)
                 raise InputError(f"{file} is damaged ({why}): delete it to go on without that epoch") from None
             yield found
 

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 
 _JSON_BYTES = 64 * 2**20
 _YAML_BYTES = 2**18  # it is read a thousand times more slowly
@@ -91,7 +91,7 @@ def read_mapping(path: Path, *, yaml: bool = True) -> dict[str, Any]:
     try:
         values = parse_yaml(text) if yaml else parse_json(text)
     except ValueError as error:
-        raise InputError(f"{path} is damaged: {_line(error)}") from None
+        raise InputError(f"{path} is damaged: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} is damaged: expected a mapping")
     return values
@@ -171,7 +171,3 @@ def _expanded(node: Any, known: dict[int, int], depth: int = 0) -> int:
                 total += _expanded(part, known, depth + 1)
     known[id(node)] = min(total, _YAML_VALUES + 1)
     return known[id(node)]
-
-
-def _line(error: ValueError) -> str:
-    return " ".join(str(error).split())[:160]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 
 _RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "lbfgs": 0.1}
 
@@ -288,7 +288,9 @@ def check_names(values: Mapping[str, object], source: str) -> None:
     """
     for name in values:
         if name not in types():
-            raise InputError(f"{source}: no option {name!r}{nearest(str(name), types())}; 'train --help' lists them")
+            raise InputError(
+                f"{source}: no option {name!r}{did_you_mean(str(name), types())}; 'train --help' lists them"
+            )
 
 
 def _fits(value: object, kind: Any) -> bool:
@@ -345,7 +347,7 @@ def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
 def _complaint(name: str, what: str, value: object) -> str:
     known = _choices(types()[name])
     wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
-    hint = nearest(wrong[0], known) if known and wrong and isinstance(wrong[0], str) else ""
+    hint = did_you_mean(wrong[0], known) if known and wrong and isinstance(wrong[0], str) else ""
     return f"expected {name} to be {what}, got {value!r}{hint}"
 
 

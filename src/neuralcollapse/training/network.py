@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import nn
 
 from neuralcollapse.data.load import Data
-from neuralcollapse.errors import InputError, listed
+from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.heads.search import main_heads
 from neuralcollapse.networks.build import build_network, classifier_name
 from neuralcollapse.training.config import TrainConfig
@@ -53,9 +52,8 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
             logits = network(torch.rand(2, *shape))
             found = tuple(logits.shape)
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        first = shorten(str(error), 160) or type(error).__name__
         raise InputError(
-            f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({first}): "
+            f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({one_line(error)}): "
             "see --channels, --image_size, --network_options"
         ) from None
     finally:

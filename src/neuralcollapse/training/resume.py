@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from textwrap import shorten
 from types import FrameType
 from typing import Any
 
@@ -20,7 +19,7 @@ import lightning
 import torch
 
 from neuralcollapse.data.load import Batches
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.loops.measuring import MeasuringCallback
 from neuralcollapse.runs.checksums import check_zip, stamped_zip
 from neuralcollapse.runs.folder import RunFolder, write_atomically
@@ -261,7 +260,7 @@ def take_up(
     try:
         module.network.load_state_dict(state.network)
     except (RuntimeError, InputError, TypeError, AttributeError, KeyError) as error:
-        raise InputError(f"the state is of another network: {shorten(str(error), 200)}") from None
+        raise InputError(f"the state is of another network: {one_line(error)}") from None
     module.optimizer_state = state.optimizer
     module.step = batches.skip = state.step
     try:
@@ -273,7 +272,7 @@ def take_up(
                     raise ValueError("expected measured_epoch as a number")
                 callback.load_state_dict(state.collapse)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
-        raise InputError(f"the state is of another kind of run, or damaged: {shorten(str(error), 200)}") from None
+        raise InputError(f"the state is of another kind of run, or damaged: {one_line(error)}") from None
     progress: Any = trainer.fit_loop.epoch_progress.current
     progress.processed = progress.completed = state.epoch
     trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps

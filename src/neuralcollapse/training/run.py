@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -20,7 +19,7 @@ from torch import nn
 
 from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.data.load import Batches, Data, load_data
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
 from neuralcollapse.loops.recorder import geometry_of, head_record, machine
@@ -288,8 +287,7 @@ def remeasure(
             check_safetensors(file)
             network.load_state_dict(load_file(file))
         except Exception as error:  # safetensors and torch raise kinds of their own
-            first = str(error).splitlines()[0]
-            raise InputError(f"cannot load {file} into the run's network: {first}") from None
+            raise InputError(f"cannot load {file} into the run's network: {one_line(error)}") from None
         layers = [_INSIDE + name for name in config.layers]
         capture = collect(module, loader, module.classifier, layers=layers, loss=module.loss, progress=progress)
         results[epoch] = capture.measures()
@@ -335,7 +333,7 @@ def _network(config: TrainConfig, data: Data) -> nn.Module:
         if not any(word in str(error) for word in ("alloc", "memory", "verflow", "too large")):
             raise
         why = error
-    raise InputError(f"the network {config.network} is too large for this machine ({shorten(str(why), 160)})") from None
+    raise InputError(f"the network {config.network} is too large for this machine ({one_line(why)})") from None
 
 
 def needs_trust(config: TrainConfig) -> str | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.data.load import Data
 from neuralcollapse.data.pixels import Pixels, augmentation
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.networks.build import classifier_name
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.losses import loss_function
@@ -98,7 +98,7 @@ class Classification(lightning.LightningModule):
             try:
                 optimizer.load_state_dict(self.optimizer_state)
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-                raise InputError(f"the state is of another optimiser: {str(error).splitlines()[0][:160]}") from None
+                raise InputError(f"the state is of another optimiser: {one_line(error)}") from None
             self.optimizer_state = None
         return optimizer
 

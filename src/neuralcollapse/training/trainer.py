@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 import lightning
@@ -16,7 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
 
 
@@ -50,7 +49,7 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     except (MisconfigurationException, ValueError, RuntimeError, TypeError) as error:
         raise InputError(
             f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
-            f"strategy={config.strategy}, precision={config.precision}: {shorten(str(error), 240)}"
+            f"strategy={config.strategy}, precision={config.precision}: {one_line(error)}"
         ) from None
 
 
@@ -81,7 +80,7 @@ def make_logger(name: str, path: Path) -> Logger:
         raise
     except Exception as error:  # each service has kinds of its own
         raise InputError(
-            f"the logger {name} does not start: {shorten(str(error), 200)}: set it up, or leave it out of --loggers"
+            f"the logger {name} does not start: {one_line(error)}: set it up, or leave it out of --loggers"
         ) from None
 
 

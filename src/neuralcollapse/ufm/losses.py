@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 
 
 class Loss(Protocol):
@@ -279,7 +279,7 @@ def find_loss(loss: str | Loss) -> Loss:
         raise InputError(f"expected a loss by name or an instance of a loss, got {loss!r}")
     name, colon, parameter = loss.partition(":")
     if name not in LOSSES:
-        raise InputError(f"no loss {name!r}{nearest(name, LOSSES)}; there are: {', '.join(LOSSES)}")
+        raise InputError(f"no loss {name!r}{did_you_mean(name, LOSSES)}; there are: {', '.join(LOSSES)}")
     if not colon:
         return LOSSES[name]()
     makers: dict[str, Callable[[float], Loss]] = {"label_smoothing": CrossEntropy, "focal": Focal}

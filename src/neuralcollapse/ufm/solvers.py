@@ -13,7 +13,7 @@ from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_real
-from neuralcollapse.errors import InputError, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.duality import lower_bound
@@ -140,7 +140,7 @@ def minimize(
 def check_method(method: str) -> None:
     """Raise unless there is such a method; the nearest is offered."""
     if method not in METHODS:
-        raise InputError(f"no method {method!r}{nearest(method, METHODS)}; there are: {', '.join(METHODS)}")
+        raise InputError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are: {', '.join(METHODS)}")
 
 
 def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
