@@ -17,7 +17,6 @@ from .geometry.pairs import worst_pairs as worst_pairs
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
-from .heads.beyond_simplex import SoftmaxCodeClassifier as CodeClassifier  # the name of version 0.1.0
 from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier
 from .heads.etf import ETFClassifier as ETFClassifier
 from .heads.fix import fix_classifier as fix_classifier

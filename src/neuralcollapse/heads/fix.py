@@ -72,7 +72,6 @@ def fix_classifier(
     return model
 
 
-
 def _like(layer: nn.Module, where: str, frame: str, options: dict[str, Any]) -> FixedClassifier:
     """A fixed layer of the same shape, device, dtype and mode; `where` names the layer in errors."""
     if frame != "auto" and frame not in _FRAMES:
