@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         starts=options.starts,
         method=options.method,
         seed=options.seed,
-        tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+        on_stage=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     page = save_page(landscape_page(found), options.out)
     ends: dict[tuple[str, str], list[float]] = {}

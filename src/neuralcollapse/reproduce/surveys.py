@@ -25,7 +25,7 @@ def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None)
     """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, their gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
-    found = survey(Model(**values), starts=starts, seed=seed, tell=tell)
+    found = survey(Model(**values), starts=starts, seed=seed, on_stage=tell)
     return {
         "minimum": found.minimum,
         "atlas": [entry.record() for entry in found.atlas],

@@ -31,9 +31,7 @@ _TOGETHER = 2**20  # numbers of the Hessians that are made together: more would 
 
 def reduced(small: Model, dim: int) -> Model:
     """The same canonical model with another feature dimension."""
-    model = copy.copy(small)
-    model.feature_dim = dim
-    return model
+    return small.with_columns(small.columns, feature_dim=dim)
 
 
 def search(units: Units, rank: int, starts: int | None = None, seed: int = 0) -> list[Point]:

@@ -95,27 +95,6 @@ class Hessian:
                 return below
             count *= 4
 
-    def symmetry_error(self, seed: int = 0) -> float:
-        """|<u, A v> - <v, A u>| relative to |<u, A v>|, for random u and v: rounding, if the product is right."""
-        u, v = (self.model.random_point(seed + i) for i in range(2))
-        forward, backward = float(u.dot(self.product(v))), float(v.dot(self.product(u)))
-        return abs(forward - backward) / max(abs(forward), 1e-300)
-
-    def taylor_slope(self, seed: int = 0) -> float:
-        """The order at which the second-order Taylor expansion errs along a random direction: 3, if all is right."""
-        direction = self.model.random_point(seed)
-        direction = direction * (1 / direction.norm())
-        value = float(self.model.value(self.at))
-        first = float(self.model.gradient(self.at).dot(direction))
-        second = self.quadratic(direction)
-
-        def error(step: float) -> float:
-            moved = float(self.model.value(self.at + direction * step))
-            return abs(moved - value - step * first - step * step / 2 * second)
-
-        large, small = 0.1, 0.025
-        return math.log(error(large) / max(error(small), 1e-300)) / math.log(large / small)
-
     @property
     def _splits(self) -> bool:
         return not self.model.is_collapsed and self.model.spread(self.at) <= _COLLAPSED
