@@ -10,6 +10,7 @@ from neuralcollapse import InputError, NeuralCollapseWarning
 from neuralcollapse.ufm import Point, UnconstrainedFeatureModel
 from neuralcollapse.ufm import atlas as atlas_module
 from neuralcollapse.ufm.atlas import coverage, integer_partitions, set_partitions
+from tests.ufm import oracles
 from tests.ufm.sweep import critical_values
 
 Model = UnconstrainedFeatureModel

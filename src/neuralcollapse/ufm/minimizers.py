@@ -62,7 +62,7 @@ def closed_form(model: Model) -> ClosedForm | None:
 
 
 def collapses_to_zero(model: Model) -> bool:
-    """Whether the decay is so strong that W = 0 and H = 0 at the minimum (for convex losses, `|grad g|_2 <= mu` there)."""
+    """Whether the decay is so strong that W = 0 and H = 0 at the minimum; if convex, iff `|grad g|_2 <= mu` there."""
     if not model.loss.convex:
         form = closed_form(model)
         if form is None:
@@ -154,7 +154,7 @@ def _descended(units: Units) -> Point:
 
 
 def _start(work: Model, attempt: int) -> Tensor:
-    """The start of an attempt: near a simplex ETF (descent from the ETF itself would keep its rank K-1), then random."""
+    """The start of an attempt: near a simplex ETF (descent from the ETF itself would keep its rank K-1), or random."""
     point = work.random_point(attempt, scale=1.0 if attempt else 0.01)
     if attempt == 0:
         frame = simplex_etf(work.num_classes, work.num_classes, dtype=torch.float64, device=work.device)
