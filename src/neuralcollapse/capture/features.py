@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.capture.agreement import disagreements, nc4
+from neuralcollapse.capture.nc4 import disagreements
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
@@ -81,7 +81,8 @@ def measure_features(
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([part for _, part in batches])
         found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        result["nc4"] = nc4(*disagreements(found, moments), moments.num_samples)
+        wrong, count = disagreements(found, moments)
+        result["nc4"] = wrong / count
         result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
 

@@ -17,7 +17,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments, state_device
-from neuralcollapse.heads.linear import head_tensors as classifier_tensors
+from neuralcollapse.heads.linear import head_tensors
 
 
 class NeuralCollapse(Metric):
@@ -78,7 +78,7 @@ class NeuralCollapse(Metric):
         self.pairwise = pairwise
         self._classifier = None if classifier is None else _Shared(classifier)
         if classifier is not None:
-            check_classifier(*classifier_tensors(classifier), num_classes, feature_dim)
+            check_classifier(*head_tensors(classifier), num_classes, feature_dim)
         self.classes = None if classes is None else ClassSubset(classes, num_classes)
         measured = num_classes if self.classes is None else len(self.classes)
         self._shape = (measured, feature_dim, means_dtype)
@@ -135,7 +135,7 @@ class NeuralCollapse(Metric):
             raise InputError(f"batch {batch}: {error}") from None
 
     def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
-        weight, bias = (None, None) if self._classifier is None else classifier_tensors(self._classifier.module)
+        weight, bias = (None, None) if self._classifier is None else head_tensors(self._classifier.module)
         if self.classes is not None and weight is not None:
             weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
         try:

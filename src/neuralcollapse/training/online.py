@@ -9,10 +9,10 @@ import torch
 
 from neuralcollapse.capture.arguments import find_classifier
 from neuralcollapse.capture.collect import Capture
-from neuralcollapse.capture.metric import classifier_tensors
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
 from neuralcollapse.training.step import Classification
 
@@ -76,7 +76,7 @@ class OnlineCollapse(MeasuringCallback):
             self._moments = ClassMoments(*state_dict["sums"])
 
     def _capture(self, module: lightning.LightningModule) -> Capture:
-        weight, bias = classifier_tensors(find_classifier(module, self.classifier, None)[0].module)
+        weight, bias = head_tensors(find_classifier(module, self.classifier, None)[0].module)
         own = self._moments or ClassMoments.zeros(weight.shape[0], weight.shape[1], weight.device)
         moments, (correct, loss) = self._joined(own)
         return Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples)
