@@ -29,17 +29,17 @@ from neuralcollapse.heads.linear import head_tensors
 
 @dataclass
 class Capture:
-    """What one pass over a loader showed of a network.
+    """The result of one pass over a loader.
 
     Attributes:
-        moments: of the features that the classifier sees.
-        weight: (K, d) of the classifier, a row for each class that was measured.
+        moments: moments of the features that the classifier receives.
+        weight: (K, d) weight of the classifier, one row for each class that was measured.
         bias: (K,), or None.
         accuracy: share of the samples whose class has the largest logit.
         loss: mean loss.
-        nc4: where asked for.
-        layers: the moments of inner layers' outputs, by name.
-        classes: the numbers of the classes that were measured, where they were not all.
+        nc4: NC4, if it was asked for.
+        layers: name -> moments of the outputs of an inner layer.
+        classes: the numbers of the classes that were measured, if not all.
         layer: the dotted name of the classifier.
     """
 
@@ -84,51 +84,51 @@ def measure(
 ) -> dict[str, Any]:
     """Measure the collapse of a classifier network over a loader.
 
-    The features are what the layer `classifier` receives, caught by a hook while the model runs in eval mode
-    without gradients; afterwards every module is in the mode it was in. Give the un-augmented training
-    set, as the paper does.
+    The features are the inputs of the layer `classifier`, caught by a hook while the model runs in eval mode without
+    gradients; afterwards every module is in its previous mode. Give the training set without augmentation, as the
+    paper does.
 
-    The weight and bias are those that made the layer's outputs: some rows of every batch are compared with W h + b. A
-    cosine head is measured with features and rows of unit length, an adapter with the matrix that it amounts to, and a
-    warning says so; a layer that is no linear map of its input is refused. Accuracy and loss are of what the model
-    returns, where that differs too (an average of several heads), and a warning names the heads.
+    The weight and bias are those that made the outputs of the layer: some rows of every batch are compared with
+    `W h + b`. A cosine head is measured with features and rows of unit length, an adapter with the matrix that it
+    amounts to, each with a warning; a layer that is not a linear map of its input is refused. Accuracy and loss are
+    those of what the model returns. If that is not the output of the layer (but an average of several heads), a warning
+    says how it comes about.
 
     Args:
         model: any module whose forward pass calls the layer `classifier` once.
         loader: gives (inputs, labels, ...) or a dict with "labels" (or "label"; the rest are keyword inputs).
-        classifier: the last layer: its dotted name, or itself. It may be an nn.Linear, a fixed classifier of this
-            package, a 1x1 convolution (features are averaged over positions), anything else that has a `.weight`
-            (K, d), or an nn.Sequential that ends in one. When not given, the layer that makes the model's logits is
-            found.
-        num_classes: K; that of the classifier's weight when not given.
-        layers: names of inner layers whose outputs are measured in the same pass (feature measures only). Outputs
-            with positions, as (N, C, H, W) or (N, T, C), are averaged over them, without padding where the batch has
-            an attention mask; which axis holds the channels is read off the layers. To say it, give a dict of name
-            to layout, such as {"norm": "NHWC"} (N samples, C channels), or to a function of the output that gives
+        classifier: the last layer, or its dotted name. It may be an nn.Linear, a fixed classifier of this package, a
+            1x1 convolution (features are averaged over positions), any other module with a `.weight` (K, d), or an
+            nn.Sequential that ends in one. By default the layer that makes the logits of the model is found.
+        num_classes: K; by default that of the classifier's weight.
+        layers: names of inner layers whose outputs are measured in the same pass (measures of features only). Outputs
+            with positions, such as (N, C, H, W) or (N, T, C), are averaged over them, without padding if the batch has
+            an attention mask. The axis of the channels is inferred from the layers; to set it, give a dict from name to
+            layout, such as {"norm": "NHWC"} (N samples, C channels), or to a function of the output that returns
             (N, C).
-        nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader is run
-            through the network a second time.
-        ignore_index: samples with this label are left out; -100 with `next_token` when not given.
-        next_token: the labels (N, T) are the tokens of the input themselves, as for a causal language model of
-            transformers: each position's class is the next position's label, and the last one has none.
-        classes: measure these classes alone. Samples and rows of others are left out; NC4 counts a prediction of one
-            of them as a disagreement, and accuracy and loss are those of the samples kept, among all K classes.
-        min_count: measure the classes with at least so many samples, counted in a pass of its own over the labels.
+        nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader runs through the network a
+            second time.
+        ignore_index: samples with this label are left out; by default -100 with `next_token`.
+        next_token: the labels (N, T) are the tokens of the input, as for a causal language model of transformers: the
+            class of each position is the label of the next one, and the last position has none.
+        classes: measure these classes alone. Samples and rows of others are left out. NC4 counts a prediction of
+            another class as a disagreement; accuracy and loss are those of the samples kept, among all K classes.
+        min_count: measure the classes with at least this many samples, counted in a separate pass over the labels.
         means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
-        pairwise: False leaves out the measures whose cost grows with K^2, a number takes a sample of so many pairs
-            of classes (see `neuralcollapse.measures`).
-        device: where to run; that of the model's parameters when not given.
-        sharded: in each process of torch.distributed the loader gives its own share of the samples: the result, the
-            same in all, is that of all samples. All processes must call this.
+        pairwise: False leaves out the measures whose cost grows with K^2; a number takes a sample of that many pairs of
+            classes (see `neuralcollapse.measures`).
+        device: where to run; by default the device of the model's parameters.
+        sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
+            in all processes, is that of all samples. All processes must call this.
         progress: show a progress bar (on a terminal only).
 
     Returns:
-        The keys of `neuralcollapse.measures`, with "nc4", "accuracy", "loss" (cross-entropy), "num_samples",
-        and "layers" (name -> measures) when asked for.
+        The keys of `neuralcollapse.measures`, and "nc4", "accuracy", "loss" (cross-entropy), "num_samples", and
+        "layers" (name -> measures) if asked for.
 
     Raises:
-        InputError: no layer of that name, a head that is no linear map of its input, an empty loader, an inner layer
-            whose axes cannot be told apart, features, labels or batches of a wrong kind (the message names the batch).
+        InputError: no layer of that name, a head that is not a linear map of its input, an empty loader, an inner layer
+            with ambiguous axes, or features, labels or batches of a wrong kind (the message names the batch).
     """
     capture = collect(
         model,
@@ -167,9 +167,9 @@ def collect(
     sharded: bool = False,
     progress: bool = True,
 ) -> Capture:
-    """The pass behind `measure`, with the moments themselves; arguments and errors as there.
+    """The pass behind `measure`, returning the moments themselves; arguments and errors as there.
 
-    `loss` takes logits (N, K) and labels (N,) and gives their mean loss.
+    `loss` takes logits (N, K) and labels (N,) and returns their mean loss.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
     batches = partial(_with_progress, loader, progress)

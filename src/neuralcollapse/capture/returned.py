@@ -42,7 +42,7 @@ class Relation:
             "increasing": an increasing function of each output.
             "pooled": the mean of z over positions, after a ReLU.
             "other": none of these.
-        after: what is applied to that: "" (nothing), "softmax", or "shift", a number for each sample as in a log-softmax.
+        after: what is applied to that: "" for nothing, "softmax", or "shift", a number for each sample (log-softmax).
         scale: for "scaled" the scale s, a number or (K,).
         shift: for "scaled" the shift c (K,); None for zero.
         heads: for "heads" and "shared", name -> weight of that head in the returned logits.
@@ -98,7 +98,7 @@ class Relation:
 
     @classmethod
     def of_positions(cls, name: str, outputs: Tensor, returned: Tensor) -> Relation | None:
-        """ "pooled" if (N, K) logits are the mean over T positions of (N, T, K) outputs after a ReLU (SqueezeNet)."""
+        """Relation "pooled", if (N, K) logits are the mean over T of (N, T, K) outputs after a ReLU (SqueezeNet)."""
         z, r = outputs.double().relu().mean(1), returned.double()
         eps = 4 * _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps)
         return cls(name, "pooled") if _close(z, r, eps, z.abs() + z.abs().mean()) else None
