@@ -20,10 +20,11 @@ def run(arguments: list[str]) -> int:
         import jsonargparse
         import yaml  # noqa: F401  jsonargparse reads config files with it
 
-        from neuralcollapse.loops.measuring import is_primary
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
-        from neuralcollapse.training.run import needs_trust, read_config, resume, train
+        from neuralcollapse.training.run import resume, train
+        from neuralcollapse.training.run_config import needs_trust, read_config
+        from neuralcollapse.training.trainer import is_primary
     except ImportError as error:
         raise needs_train(error) from None
     parser = jsonargparse.ArgumentParser(
