@@ -14,6 +14,10 @@ class NeuralCollapseWarning(UserWarning):
     """Something was measured, but not in the way that the user may assume."""
 
 
+class RenamedWarning(FutureWarning):
+    """A name of an earlier version was used: it still works in this one, and the message gives the name it has now."""
+
+
 def listed(names: Sequence[object], most: int = 8) -> str:
     """`a, b, c` with an ellipsis and a count after `most` names."""
     shown = ", ".join(str(name) for name in names[:most])

@@ -24,7 +24,7 @@ from neuralcollapse.loops.measuring import MeasuringCallback
 from neuralcollapse.runs.checksums import check_zip, stamped_zip
 from neuralcollapse.runs.folder import RunFolder, write_atomically
 from neuralcollapse.runs.plain import number, parse_json
-from neuralcollapse.training.config import CHANGEABLE, TrainConfig
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
 from neuralcollapse.training.optimizers import learning_rate
 from neuralcollapse.training.step import Classification
 
@@ -71,7 +71,7 @@ class State:
             InputError: naming the first that differs.
         """
         try:
-            made, said = parse_json(self.origin), json.loads(_origin(config))
+            made, said = completed(parse_json(self.origin)), json.loads(_origin(config))
             items = made.items()
         except (ValueError, AttributeError):
             raise InputError("the state does not say what made it: delete it to train the run from its start") from None
