@@ -12,7 +12,7 @@ from neuralcollapse.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """Its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "landscape",
         help="solve, certify and draw an unconstrained feature model",
@@ -21,7 +21,6 @@ def add(commands: Any) -> None:
         epilog="examples:\n  neuralcollapse landscape\n"
         "  neuralcollapse landscape --samples 30,10,5,2 --dim 5 --bias-decay 0.01\n"
         "  neuralcollapse landscape --classes 10 --dim 12 --loss mse --no-bias --starts 1000\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--classes", type=int, metavar="K", help="classes (4, or as many as --samples lists)")
     parser.add_argument("--dim", type=int, metavar="d", help="feature dimension (K + 2)")
@@ -85,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
         starts=options.starts,
         method=options.method,
         seed=options.seed,
-        tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+        on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     page = save_page(landscape_page(found), options.out)
     ends: dict[tuple[str, str], list[float]] = {}
