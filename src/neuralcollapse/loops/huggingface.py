@@ -19,7 +19,7 @@ from neuralcollapse.heads.search import find_head
 from neuralcollapse.loops.options import check_names, check_restarts, check_values, options_of
 from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.report.write import write_page
+from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import Record
 
 

@@ -23,7 +23,7 @@ from neuralcollapse.loops.measuring import MeasuringCallback, numbers
 from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
 from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
 from neuralcollapse.loops.recorder import HeadDecay, Recorder
-from neuralcollapse.report.write import write_page
+from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import Record
 
 # Trainers of the package's other name take callbacks of that name alone.
