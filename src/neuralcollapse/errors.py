@@ -18,6 +18,10 @@ class NeuralCollapseWarning(UserWarning):
     """Something was measured, but not in the way that a user may assume."""
 
 
+class RenamedWarning(FutureWarning):
+    """A name of an earlier version was used: it still works in this one, and the message gives the name it has now."""
+
+
 def listed(names: Sequence[object], most: int = 8) -> str:
     """`a, b, c`; beyond `most` names an ellipsis and their number."""
     shown = ", ".join(str(name) for name in names[:most])

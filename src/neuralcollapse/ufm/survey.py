@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -60,6 +61,23 @@ class Survey:
     way: tuple[Entry, list[Point]] | None
     phase: Phase | None
 
+    def record(self) -> dict[str, Any]:
+        """Its numbers, for JSON; of each trajectory the iteration, objective and gap of its steps."""
+        return {
+            "minimum": self.minimum,
+            "atlas": [entry.record() for entry in self.atlas],
+            "coverage": self.coverage,
+            "starts": {
+                "objectives": self.starts.objectives.tolist(),
+                "gaps": self.starts.gaps.tolist(),
+                "verdicts": list(self.starts.verdicts),
+            },
+            "trajectories": [
+                [[step.iteration, step.objective, step.gap] for step in solution.history]
+                for solution in self.trajectories
+            ],
+        }
+
 
 def survey(
     model: Model,
@@ -67,7 +85,7 @@ def survey(
     starts: int = 100,
     method: str = "lbfgs",
     seed: int = 0,
-    on_stage: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Survey:
     """Survey the landscape of a model.
 
@@ -76,24 +94,24 @@ def survey(
         starts: number of random starts, which descend together by L-BFGS.
         method: method of the trajectories that are recorded step by step.
         seed: seed of the starts.
-        on_stage: called with the name of each stage as it begins.
+        on_message: called with the name of each stage as it begins.
     """
     minimum: float | None = None
     lowest: Point | None = None
-    on_stage("the global minimum")
+    on_message("the global minimum")
     try:
         lowest, minimum = global_minimizer(model), global_minimum(model)
     except InputError as error:
-        on_stage(f"no exact minimum: {error}")
+        on_message(f"no exact minimum: {error}")
     entries: list[Entry] = []
-    on_stage("the atlas of critical points")
+    on_message("the atlas of critical points")
     try:
         entries = atlas(model)
     except InputError as error:
-        on_stage(f"no atlas: {error}")
-    on_stage(f"{starts} random starts")
+        on_message(f"no atlas: {error}")
+    on_message(f"{starts} random starts")
     ends = many_starts(model, starts, seed=seed)
-    on_stage(f"trajectories by {method}")
+    on_message(f"trajectories by {method}")
     begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
     trajectories = [minimize(model, point, method, seed=seed) for point in begin]
 
@@ -109,12 +127,12 @@ def survey(
     }
     way = None
     if saddles and model.feature_dim >= model.num_classes - 1:
-        on_stage("the way out of a saddle")
+        on_message("the way out of a saddle")
         saddle = max(saddles, key=lambda entry: len(entry.partition))
         way = (saddle, way_out(model, saddle))
     phase = None
     if not model.balanced and model.loss.convex:
-        on_stage("the phase diagram of minority collapse")
+        on_message("the phase diagram of minority collapse")
         phase = minority_phase(model)
     return Survey(model, minimum, entries, coverage(model) if entries else "", ends, trajectories, spectra, way, phase)
 
