@@ -235,7 +235,7 @@ def test_a_mask_of_another_length_is_asked_about():
     batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(N) % K}
     assert "layer" in nc.measure(Frames(), [batch], layers=["layer"])["layers"]  # no padding in it
     mask[0, 6:] = 0
-    with pytest.raises(nc.InputError, match=r"attention_mask of shape \(24, 8\) does not tell.*4 positions.*'layer'"):
+    with pytest.raises(nc.InputError, match=r"attention_mask of shape \(24, 8\) does not say.*4 positions.*'layer'"):
         nc.measure(Frames(), [batch], layers=["layer"])
 
 

@@ -101,7 +101,7 @@ def test_a_quantised_linear_layer_is_read():
     ("layer", "message"),
     [
         (nn.ReLU(), "got ReLU$"),
-        (nn.Conv2d(6, 4, 3), "got Conv2d that is no 1x1 convolution"),
+        (nn.Conv2d(6, 4, 3), "got Conv2d that is not a 1x1 convolution"),
         (nn.Conv2d(6, 4, 1, stride=2), "no 1x1 convolution"),
         (nn.Conv2d(6, 4, 1, padding=1), "no 1x1 convolution"),
         (nn.Conv2d(6, 4, 1, groups=2), "no 1x1 convolution"),
@@ -237,7 +237,7 @@ def test_a_head_is_named_by_its_path_or_by_the_sequential_that_ends_in_it():
     for name, why in (("0", "got ReLU"), ("1.1", "got ReLU"), ("3", "no layer '3'")):
         with pytest.raises(nc.InputError, match=why):
             named_head(model, name)
-    with pytest.raises(nc.InputError, match="Conv2d that is no 1x1 convolution"):
+    with pytest.raises(nc.InputError, match="Conv2d that is not a 1x1 convolution"):
         named_head(nn.Sequential(nn.Conv2d(3, 3, 3)), "0")
 
 

@@ -237,7 +237,7 @@ def _result(forward: Forward, sums: Sums) -> Capture:
     """The measured head with its moments, accuracy and loss.
 
     Raises:
-        InputError: no samples, or a head that is no linear map of its input.
+        InputError: no samples, or a head that is not a linear map of its input.
     """
     if sums.moments is None or sums.moments.num_samples == 0:
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")

@@ -121,7 +121,7 @@ class Forward:
         """The weight (K, d) and the bias (K,) or None that made the logits, with a warning if the head has others.
 
         Raises:
-            InputError: the logits are no linear function of the features.
+            InputError: the logits are not a linear function of the features.
         """
         weight, bias = self._map.tensors()
         notes = [] if self._map.is_plain else [f"the layer {self.head.name!r}: {self._map.form}"]

@@ -76,7 +76,7 @@ class HeadCall:
     @property
     def overwritten(self) -> bool:
         """Whether the model has changed the outputs in place since the call."""
-        # `_version` is torch's private counter of changes in place; nothing public tells of them.
+        # `_version` is torch's private counter of changes in place; there is no public one.
         return self._version is not None and self.outputs._version != self._version
 
 

@@ -94,7 +94,7 @@ class InnerLayer:
             padded = [name for name, mask in masks.items() if not bool(mask.all())]
             if padded:
                 raise InputError(
-                    f"the {padded[0]} of shape {tuple(masks[padded[0]].shape)} does not tell which of the "
+                    f"the {padded[0]} of shape {tuple(masks[padded[0]].shape)} does not say which of the "
                     f"{values.shape[1]} positions of layer {self.name!r} are padding: give a function of its output, "
                     f"layers={{{self.name!r}: function}}"
                 )

@@ -17,7 +17,7 @@ def candidates(returned: Any, shape: Sequence[int], num_classes: int) -> list[Te
     """The tensors in the output of a model that may be logits, with one row for each label.
 
     Args:
-        returned: a tensor or array, or a mapping, sequence or dataclass of some. One with `logits` stands for these.
+        returned: a tensor or array, or a mapping, sequence or dataclass of some. If one has `logits`, only these count.
         shape: the shape of the labels, (N,) or (N, T).
         num_classes: K.
     """

@@ -51,7 +51,7 @@ def simplex_etf(
     check_etf_exists(num_classes, dim)
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
-        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are no integers")
+        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
     scale = math.sqrt(num_classes / (num_classes - 1))
     if generator is not None:
         frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T @ _haar_rows(
@@ -99,7 +99,7 @@ def orthoplex(
     check_orthoplex_exists(num_classes, dim)
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
-        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are no integers")
+        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
     axes = (num_classes + 1) // 2
     half = torch.eye(axes, dim, dtype=torch.float64) if generator is None else _haar_rows(axes, dim, generator)
     rows = torch.stack([half, -half], 1).flatten(0, 1)[:num_classes] + 0.0  # no negative zeros

@@ -64,7 +64,7 @@ def softmax_code(
     check_count(steps, "steps", 0)
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
-        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the code are no integers")
+        raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the code are not integers")
     if dim == 2:
         angles = torch.arange(num_classes, dtype=torch.float64) * (2 * math.pi / num_classes)
         return torch.stack([angles.cos(), angles.sin()], 1).to(device=device, dtype=dtype)

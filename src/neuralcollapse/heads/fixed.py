@@ -91,7 +91,7 @@ class FixedClassifier(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(K, d) the matrix `s W` that the layer stands for, computed on each access."""
+        """(K, d) the matrix `s W` of the layer, computed on each access."""
         with torch.autocast(self.scale.device.type, enabled=False):
             rows = self._rows()
             return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))

@@ -149,5 +149,5 @@ def _tensor(module: nn.Module, name: str) -> Tensor | None:
 def why_no_head(module: nn.Module) -> str:
     """The reason, for error messages, why a convolution is not a linear head."""
     if isinstance(module, tuple(_CONVOLUTIONS)):
-        return " that is no 1x1 convolution (kernel 1, stride 1, no padding, one group)"
+        return " that is not a 1x1 convolution (kernel 1, stride 1, no padding, one group)"
     return ""
