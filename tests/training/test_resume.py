@@ -21,11 +21,12 @@ import yaml
 
 from neuralcollapse import InputError, cli
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.training import callbacks as callbacks_module
 from neuralcollapse.training import resume as resume_module
-from neuralcollapse.training import run as run_module
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.resume import State, Stopped, StopSignal
-from neuralcollapse.training.run import read_config, resume, train
+from neuralcollapse.training.run import resume, train
+from neuralcollapse.training.run_config import read_config
 from neuralcollapse.training.step import Classification
 
 ROOT = Path(__file__).parents[2]
@@ -573,7 +574,7 @@ def test_the_state_before_stays_whole_when_the_disk_is_full(stopped, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_atomically", full)
+        patch.setattr(callbacks_module, "write_atomically", full)
         patch.setattr(resume_module, "write_atomically", full)
         with pytest.raises(InputError, match=r"No space left on device.*then go on with .*--resume"):
             resume(stopped.path, progress=False)

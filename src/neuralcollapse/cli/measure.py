@@ -6,12 +6,15 @@ import argparse
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.folder import Record, RunFolder
+
+if TYPE_CHECKING:
+    from neuralcollapse.capture.collect import Capture
 
 _ARRAYS = ("features", "labels", "weight", "bias")
 _INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
@@ -89,7 +92,7 @@ def run(options: argparse.Namespace) -> int:
                 "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
             )
         try:
-            from neuralcollapse.training.run import remeasure
+            from neuralcollapse.training.remeasure import remeasure
         except ImportError as error:
             raise needs_train(error) from None
         if (folder.path / "checkpoints.json").is_file():
@@ -102,7 +105,14 @@ def run(options: argparse.Namespace) -> int:
                 f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
                 "records; weights kept elsewhere are measured by --model, --checkpoints and --data"
             )
-        results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
+        results: dict[int, dict[str, Any]] = {}
+
+        def keep(record: Record, capture: Capture) -> None:
+            values = {**record.measures, **record.train, "num_samples": capture.moments.num_samples}
+            parts = {"layers": record.layers, "head": record.head}
+            results[record.epoch] = values | {name: part for name, part in parts.items() if part}
+
+        remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code, on_record=keep)
         if options.json:
             print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
             return 0

@@ -39,8 +39,8 @@ class Recorder:
     classes and K d is at most 2^20; config.yaml and environment.json. `neuralcollapse report` and
     `neuralcollapse.write_page` turn it into a page.
 
-    Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states of
-    torch, numpy and Python are untouched.
+    Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states
+    of torch, numpy and Python are untouched.
 
     Args:
         loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
