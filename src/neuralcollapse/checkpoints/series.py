@@ -24,6 +24,7 @@ from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.folder import Record, RunFolder, finite
 from neuralcollapse.runs.plain import parse_json, plain, read_text
+from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
 # What the records depend on.
@@ -213,6 +214,7 @@ class _Run:
         if not isinstance(described, dict) or "checkpoints" not in described:
             RunFolder.check_free(out, force=recorder.force, given=given)
             return cls(recorder, {}, given)
+        described = with_new_names(described, "train", quiet=True)
         wanted = finite(plain(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:

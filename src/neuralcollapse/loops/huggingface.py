@@ -19,7 +19,7 @@ from neuralcollapse.heads.search import find_head
 from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.report.write import write_page
+from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import Record
 
 

@@ -22,7 +22,7 @@ from neuralcollapse.loops.kept import HeadDecay
 from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.report.write import write_page
+from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import Record, RunFolder
 
 # Trainers of the package's other name take callbacks of that name alone.

@@ -225,11 +225,11 @@ class Recorder:
             InputError: no such head.
         """
         head, _ = find_classifier(model, self.classifier, self.options.get("num_classes"))
-        frame = head.module.frame.replace("_", " ") if isinstance(head.module, FixedClassifier) else "learned"
+        frame = head.module.frame if isinstance(head.module, FixedClassifier) else "learned"
         return {
             "data": type(_data(self.loader)).__name__,
             "network": type(model).__name__,
-            "classifier": frame,
+            "frame": frame,
             "layer": self.classifier if isinstance(self.classifier, str) else head.name,
             "unit": self.unit,
             **self.config,

@@ -46,8 +46,8 @@ def _built(config: TrainConfig, data: Data) -> nn.Module:
         config.network,
         data.num_classes,
         config.feature_dim,
-        config.classifier,
-        config.stem,
+        stem=config.stem,
+        frame=config.frame,
         learn_scale=config.learn_scale,
         rotation=config.rotation,
         **(options | config.network_options),
@@ -68,7 +68,7 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({one_line(error)}): "
-            "see --channels, --image_size, --network_options"
+            "see --channels, --image-size, --network-options"
         ) from None
     finally:
         hook.remove()

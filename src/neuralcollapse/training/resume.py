@@ -23,7 +23,7 @@ from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.checksums import check_zip, stamped_zip
 from neuralcollapse.runs.folder import write_atomically
 from neuralcollapse.runs.plain import number, parse_json
-from neuralcollapse.training.config import CHANGEABLE, TrainConfig
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.step import Classification
 
@@ -70,7 +70,7 @@ class State:
             InputError: naming the first that differs.
         """
         try:
-            made, said = parse_json(self.origin), json.loads(origin_of(config))
+            made, said = completed(parse_json(self.origin)), json.loads(origin_of(config))
             items = made.items()
         except (ValueError, AttributeError):
             raise InputError("the state does not say what made it: delete it to train the run from its start") from None
