@@ -15,9 +15,9 @@ parser.add_argument("--out", default="runs/python")
 options = parser.parse_args()
 
 learned = nc.TrainConfig(data="digits", network="mlp", width=128, feature_dim=32, epochs=options.epochs, loggers=())
-fixed = replace(learned, classifier="etf")
+fixed = replace(learned, frame="simplex")
 for config in (learned, fixed):
-    out = Path(f"{options.out}-{config.classifier}")
+    out = Path(f"{options.out}-{config.frame}")
     if (out / "config.yaml").is_file():  # stopped earlier, or whole: then nothing is done
         nc.resume(out, {"epochs": options.epochs})
     else:

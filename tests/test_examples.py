@@ -18,7 +18,7 @@ FLAGS = {
     "huggingface_images": ("--trainer", "trainer"),
     "train_from_python": (),
 }
-OUT = {"train_from_python": ("run-learned", "run-etf")}
+OUT = {"train_from_python": ("run-learned", "run-simplex")}
 
 
 @pytest.fixture
@@ -52,8 +52,8 @@ def test_the_example_of_training_goes_on_where_it_ended(tmp_path, monkeypatch, c
     for epochs in ("1", "2"):
         monkeypatch.setattr(sys, "argv", ["train_from_python", "--epochs", epochs, "--out", "run"])
         runpy.run_path(str(EXAMPLES / "train_from_python.py"), run_name="__main__")
-    assert [record.epoch for record in read_run(tmp_path / "run-etf").records] == [0, 1, 2]
-    assert "run-etf: 3 records, test accuracy" in capsys.readouterr().out
+    assert [record.epoch for record in read_run(tmp_path / "run-simplex").records] == [0, 1, 2]
+    assert "run-simplex: 3 records, test accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "lines"), [("plain_loop", 5), ("lightning_module", 3), ("huggingface_images", 2)])

@@ -1,5 +1,6 @@
 """Stop anywhere and go on: the end is bit for bit that of a run never stopped."""
 
+import csv
 import errno
 import io
 import json
@@ -479,6 +480,23 @@ def test_seconds_go_on_from_those_before(stopped, monkeypatch):
     seconds = [record.seconds for record in run.records()]
     assert seconds[1] < 100
     assert 1000 < seconds[2] < seconds[3] < 1100
+
+
+def test_loggers_get_each_measurement_at_the_steps_done_when_resumed_too(tmp_path, signals):
+    config = replace(QUICK, loggers=("csv",))
+    signals(1, 2)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    rows = []
+    for version in (0, 1):
+        with open(tmp_path / f"run/logs/csv/version_{version}/metrics.csv") as file:
+            rows += list(csv.DictReader(file))
+    assert [float(row["epochs"]) for row in rows] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in rows] == [0, STEPS, 2 * STEPS, 3 * STEPS]
+    assert {"epoch", "learning_rate", "train/loss", "test/accuracy", "collapse/nc1", "collapse/nc4"} <= set(rows[0])
+    records = RunFolder(tmp_path / "run").records()
+    assert [float(row["collapse/nc1"]) for row in rows] == [record.measures["nc1"] for record in records]
 
 
 def test_without_a_state_a_run_begins_anew(stopped, quick):

@@ -12,7 +12,7 @@ import neuralcollapse as nc
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.pixels import Pixels
 from neuralcollapse.networks.build import build_network
-from neuralcollapse.report.figures import all_figures
+from neuralcollapse.report.curves import head_curve
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
@@ -35,7 +35,7 @@ def test_the_default_run_collapses(default_run):
 
 
 def test_the_fixed_classifier_is_as_accurate_as_the_learned_one(default_run, tmp_path):
-    fixed = train(TrainConfig(classifier="etf", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
+    fixed = train(TrainConfig(frame="simplex", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
     assert fixed.train["accuracy"] == 1.0
     assert abs(fixed.test["accuracy"] - default_run.records()[-1].test["accuracy"]) <= 0.01
     assert fixed.measures["nc1"] <= 5e-3
@@ -83,14 +83,14 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert all(head["lower_bound"] <= head["minimum"] <= head["objective"] for head in heads)
     assert heads[-1]["ratio"] < heads[0]["ratio"] / 2
     assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
-    (figure,) = [figure for figure in all_figures(run.records(), [], []) if figure.name == "head"]
-    assert figure.data[0]["y"] == pytest.approx([head["objective"] for head in heads], rel=1e-4)
+    objective = head_curve(run.records(), "epoch").marks[0]
+    assert list(objective.y) == pytest.approx([head["objective"] for head in heads], rel=1e-4)
     again = remeasure(run, certify_head=True, progress=False)[-1].head
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
 
 def test_wrong_configurations_leave_no_folder(tmp_path):
-    for config in (replace(SHORT, data="digit"), replace(SHORT, classifier="etf", feature_dim=3)):
+    for config in (replace(SHORT, data="digit"), replace(SHORT, frame="simplex", feature_dim=3)):
         with pytest.raises(nc.InputError):
             train(config, tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
@@ -403,7 +403,7 @@ def test_cuda_without_cuda_is_one_line(tmp_path):
 
 def test_a_network_that_cannot_take_the_images_points_to_the_options(mine, tmp_path):
     config = TrainConfig(network=f"{mine}:three_channels", epochs=1, loggers=())
-    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image_size"
+    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image-size"
     refused(config, tmp_path / "run", message)
     assert len(train(replace(config, channels=3), tmp_path / "run", progress=False).records()) == 2
 
@@ -459,7 +459,7 @@ def test_an_error_of_the_users_network_stays_what_it_is_and_leaves_nothing(name,
 def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
     """Its config.yaml has no rotation and its files name no frame: it is measured and goes on as what it was."""
     quick = {"width": 12, "depth": 2, "feature_dim": 24, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
-    config = TrainConfig(classifier="etf", rotation="fast", epochs=2, **quick)
+    config = TrainConfig(frame="simplex", rotation="fast", epochs=2, **quick)
     whole = train(replace(config, epochs=3), tmp_path / "whole", progress=False)
     run = train(config, tmp_path / "old", progress=False)
     values = yaml.safe_load(run.read_text("config.yaml"))
@@ -484,7 +484,7 @@ def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
 
 
 def test_only_what_the_first_version_left_unsaid_is_completed():
-    assert completed({"classifier": "etf"}) == {"classifier": "etf", "rotation": "fast"}
+    assert completed({"classifier": "etf"}) == {"frame": "simplex", "rotation": "fast"}
     assert completed({"classifier": "etf", "rotation": "none"})["rotation"] == "none"
-    assert completed({"classifier": "learned"}) == {"classifier": "learned"}
+    assert completed({"classifier": "learned"}) == {"frame": "learned"}
     assert completed({}) == {}
