@@ -20,16 +20,16 @@ def read_config(run: RunFolder) -> TrainConfig:
     Raises:
         InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
     """
-    values = read_mapping(run.path / "config.yaml")
+    values = completed(read_mapping(run.path / "config.yaml"))
     check_names(values, str(run.path / "config.yaml"))
     try:
-        return TrainConfig(**completed(values))
+        return TrainConfig(**values)
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
 
 
 def needs_trust(config: TrainConfig) -> str | None:
-    """What training or measuring by a configuration would import or load beyond installed libraries; None if nothing."""
+    """What training or measuring by a configuration would import or load beyond installed libraries, or None."""
     code = code_named(config.network, config.network_options)
     hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
     if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
