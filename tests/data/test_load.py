@@ -12,7 +12,9 @@ from sklearn.model_selection import train_test_split
 
 from neuralcollapse import InputError
 from neuralcollapse.data import load as module
-from neuralcollapse.data.load import Batches, Data, Split, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data, load_data
+from neuralcollapse.data.splits import Split
 
 
 def test_digits_are_split_in_a_fixed_stratified_way():

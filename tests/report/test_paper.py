@@ -19,7 +19,7 @@ from neuralcollapse.report.figures import Figure, all_figures, cosine_map
 from neuralcollapse.report.landscape import phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
 from neuralcollapse.reproduce.figures import energy_figure, gap_figure
-from neuralcollapse.runs.folder import Geometry
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]

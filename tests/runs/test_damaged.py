@@ -13,9 +13,9 @@ import pytest
 import yaml
 
 from neuralcollapse import InputError
-from neuralcollapse.runs.folder import Geometry, Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import read_run
-from neuralcollapse.runs.records import read_geometry
+from neuralcollapse.runs.records import Geometry, Record, read_geometry
 
 CONFIG = {"network": "mlp", "data": "digits", "epochs": 4, "layers": ["a.b"], "seed": 0, "checkpoint_every": 2}
 ENVIRONMENT = {"neuralcollapse": "0.1.0", "class_names": ["a", "b", "c"], "class_counts": [5, 5, 5], "parameters": 9}
@@ -184,9 +184,9 @@ GEOMETRY = {
     "nothing": (lambda a: {name: value[:0] for name, value in a.items()}, "expected means of shape"),
     "all of fewer": (lambda a: a | {name: a[name][:2] for name in ("means", "weight", "bias")}, "those before it"),
     "missing": (lambda a: {name: value for name, value in a.items() if name != "weight"}, "no array weight"),
-    "infinite": (lambda a: a | {"weight": a["weight"] * np.float32(np.inf)}, "no number"),
+    "infinite": (lambda a: a | {"weight": a["weight"] * np.float32(np.inf)}, "not a number"),
     "huge": (lambda a: a | {"means": a["means"] * np.float32(1e30)}, "beyond"),
-    "undefined": (lambda a: a | {"global_mean": a["global_mean"] * np.nan}, "no number"),
+    "undefined": (lambda a: a | {"global_mean": a["global_mean"] * np.nan}, "not a number"),
 }
 
 

@@ -4,19 +4,9 @@ import shutil
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.runs.folder import Record
-from neuralcollapse.runs.reading import (
-    Group,
-    Run,
-    by_layer,
-    check_key,
-    grouped,
-    label,
-    number,
-    read_run,
-    read_runs,
-    value,
-)
+from neuralcollapse.runs.reading import Group, Run, by_layer, group_runs, read_run, read_runs
+from neuralcollapse.runs.records import Record, check_key, label
+from neuralcollapse.runs.words import number
 
 
 def record(epoch=1, accuracy=1.0, nc1=0.5, **layers):
@@ -38,10 +28,10 @@ def test_a_run_is_read_whole(short_run):
 
 
 def test_numbers_of_a_record_by_their_key():
-    assert value(record(nc1=0.25), "nc1") == 0.25
-    assert value(record(accuracy=0.75), "train.accuracy") == 0.75
-    assert math.isnan(value(record(), "head.ratio"))
-    assert math.isnan(value(record(), "nc3"))
+    assert record(nc1=0.25).value("nc1") == 0.25
+    assert record(accuracy=0.75).value("train.accuracy") == 0.75
+    assert math.isnan(record().value("head.ratio"))
+    assert math.isnan(record().value("nc3"))
 
 
 @pytest.mark.parametrize("key", ["nc5", "train", "valid.accuracy", "", 3, None])
@@ -64,12 +54,12 @@ def test_labels_for_reading():
 
 def test_groups_hold_the_runs_that_differ_in_the_seed_only():
     runs = [run("a0", 1.0, {"x": "a"}), run("b0", 5.0, {"x": "b"}), run("a1", 3.0, {"x": "a"})]
-    first, second = grouped(runs)
+    first, second = group_runs(runs)
     assert [item.name for item in first.runs] == ["a0", "a1"]
     assert first.mean("nc1") == 2.0
     assert first.spread("nc1") == pytest.approx(math.sqrt(2))
     assert math.isnan(second.spread("nc1"))
-    assert [group.name for group in grouped([run("p"), run("q")])] == ["p", "q"]
+    assert [group.name for group in group_runs([run("p"), run("q")])] == ["p", "q"]
     assert isinstance(first, Group)
 
 

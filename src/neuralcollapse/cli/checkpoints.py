@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from neuralcollapse.checkpoints.series import Checkpoint
     from neuralcollapse.data.load import Data
-    from neuralcollapse.runs.folder import Record
+    from neuralcollapse.runs.records import Record
     from neuralcollapse.training.config import TrainConfig
 
 _BATCH = 512
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
-        from neuralcollapse.data.load import Batches
+        from neuralcollapse.data.batches import Batches
         from neuralcollapse.report.single import write_page
         from neuralcollapse.runs.folder import RunFolder
         from neuralcollapse.training.network import network_for
@@ -228,10 +228,10 @@ def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
 def _inside(network: nn.Module, classifier: str | None) -> tuple[nn.Module, str]:
     """The network itself, where one from elsewhere came wrapped, and the name of its classifier in it."""
     from neuralcollapse.networks.build import classifier_name
-    from neuralcollapse.networks.external import Outside
+    from neuralcollapse.networks.external import ExternalNetwork
 
     name = classifier_name(network)
-    if isinstance(network, Outside) and name.startswith("network."):
+    if isinstance(network, ExternalNetwork) and name.startswith("network."):
         network, name = network.network, name.removeprefix("network.")
     return network, classifier or name
 
@@ -315,10 +315,10 @@ def _line(checkpoint: Checkpoint) -> str:
 
 
 def _print_last(record: Record, unit: str, data: Data, out: Path, page: Path) -> None:
-    from neuralcollapse.runs.reading import after
+    from neuralcollapse.runs.words import describe_epoch
 
     samples = len(data.train.labels)
-    print(f"\ncollapse {after(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
+    print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
     print_table(record.measures)
     print_head({"head": record.head} if record.head else {})
     print_layers(record.layers)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import MEASURES, finite
+from neuralcollapse.runs.files import nan_to_none
+from neuralcollapse.runs.records import MEASURES
 
 
 def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
@@ -49,7 +50,7 @@ def print_table(values: Mapping[str, float]) -> None:
 
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
-    print(json.dumps(finite(value), indent=2))
+    print(json.dumps(nan_to_none(value), indent=2))
 
 
 def spelled(argument: str, old: str, new: str) -> str:

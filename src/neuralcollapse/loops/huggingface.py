@@ -20,7 +20,7 @@ from neuralcollapse.loops.options import check_names, check_restarts, check_valu
 from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.write import write_page
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 
 class CollapseTrainerCallback(TrainerCallback):

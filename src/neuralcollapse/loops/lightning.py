@@ -24,7 +24,7 @@ from neuralcollapse.loops.options import check_loader, check_names, check_values
 from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
 from neuralcollapse.loops.recorder import HeadDecay, Recorder
 from neuralcollapse.report.write import write_page
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 # Trainers of the package's other name take callbacks of that name alone.
 _OTHER = tuple(filter(None, [getattr(sys.modules.get("pytorch_lightning"), "Callback", None)]))

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.checks import check_count
 from neuralcollapse.loops.recorder import HeadDecay, check_weights, record_of
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 
 class MeasuringCallback(lightning.Callback):

@@ -26,8 +26,9 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
-from neuralcollapse.runs.folder import Geometry, Record, RunFolder, finite
-from neuralcollapse.runs.plain import plain
+from neuralcollapse.runs.files import as_builtin, nan_to_none
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Geometry, Record
 from neuralcollapse.ufm.head import certify_head_moments
 
 # Class means and classifier are kept for the page's figures where they are small.
@@ -175,7 +176,7 @@ class Recorder:
         if self.out is not None and self.writes:
             if self.folder is None:
                 self.folder = self._create(model, capture)
-            self.folder.put(record)
+            self.folder.insert(record)
             if _is_small(capture):
                 self.folder.write_geometry(geometry_of(epoch, capture))
                 self.folder.thin_geometries(_GEOMETRIES)
@@ -189,9 +190,9 @@ class Recorder:
             folder = RunFolder.open(self.out)
             if self.writes:
                 folder.lock()
-                folder.sweep()
+                folder.remove_temporary()
                 folder.make_folders()
-                folder.rewind(epoch)
+                folder.truncate(epoch)
                 self.folder = folder
             text = folder.read_text("records.jsonl").strip()
             self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
@@ -218,9 +219,9 @@ class Recorder:
     def _create(self, model: nn.Module, capture: Capture) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
-        config = finite(plain(self.describe(model)))
+        config = nan_to_none(as_builtin(self.describe(model)))
         folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
-        environment = plain(self._environment(model, capture))
+        environment = as_builtin(self._environment(model, capture))
         folder.write_text("environment.json", json.dumps(environment, indent=2) + "\n")
         return folder
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.report.figures import COLORS, Figure, cosine_map, plain_numbers, simplex_motion
-from neuralcollapse.runs.folder import MEASURES
-from neuralcollapse.runs.reading import Group, Run, by_layer, common_unit, label, number, value
+from neuralcollapse.runs.reading import Group, Run, by_layer, common_unit
+from neuralcollapse.runs.records import MEASURES, label
+from neuralcollapse.runs.words import number
 
 _BAND = 0.18  # opacity of the range over seeds
 _ALL_FRAMES = 60  # of all runs that one figure lets choose from, together
@@ -243,7 +244,7 @@ def geometry_figures(runs: Sequence[Run]) -> list[Figure]:
 
 def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
     """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
-    found = [{record.epoch: value(record, key) for record in run.records} for run in group.runs]
+    found = [{record.epoch: record.value(key) for record in run.records} for run in group.runs]
     epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
     rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
     return epochs, rows

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from neuralcollapse.geometry.frames import nearest_simplex_etf, simplex_etf
-from neuralcollapse.runs.folder import MEASURES, Geometry, Record
-from neuralcollapse.runs.reading import number
+from neuralcollapse.runs.records import MEASURES, Geometry, Record
+from neuralcollapse.runs.words import number
 
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#06b6d4", "#ef4444", "#84cc16", "#f97316", "#64748b")
 _FRAMES = 40

@@ -10,8 +10,8 @@ import numpy as np
 
 from neuralcollapse.report.figures import COLORS, Figure, plain_numbers, simplex_motion
 from neuralcollapse.report.page import Page, Table
-from neuralcollapse.runs.folder import Geometry
-from neuralcollapse.runs.reading import number
+from neuralcollapse.runs.records import Geometry
+from neuralcollapse.runs.words import number
 from neuralcollapse.ufm.atlas import Entry
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.survey import Survey

@@ -14,7 +14,7 @@ from plotly.offline import get_plotlyjs
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figures import Figure
-from neuralcollapse.runs.folder import write_atomically
+from neuralcollapse.runs.files import write_atomically
 
 
 class Cell(NamedTuple):

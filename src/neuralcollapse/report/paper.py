@@ -13,7 +13,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.report.figures import Figure
 from neuralcollapse.report.paper_axes import Axis, plain, wrapped
 from neuralcollapse.report.paper_marks import check, draw_marks
-from neuralcollapse.runs.folder import write_atomically
+from neuralcollapse.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

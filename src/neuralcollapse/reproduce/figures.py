@@ -14,7 +14,7 @@ from typing import Any
 from neuralcollapse.report.comparison_figures import FRAME
 from neuralcollapse.report.figures import COLORS, Figure, plain_numbers
 from neuralcollapse.report.page import Cell, Table
-from neuralcollapse.runs.reading import number
+from neuralcollapse.runs.words import number
 
 Survey = Mapping[str, Any]
 _FLOOR = 1e-16  # gaps below this are drawn here on log axes

@@ -16,7 +16,8 @@ from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.figures import energy_figure, gap_figure, survey_csv, survey_tables
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.runs.reading import Group, grouped, label
+from neuralcollapse.runs.reading import Group, group_runs
+from neuralcollapse.runs.records import label
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -68,7 +69,8 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
         if figure is not None:
             drawn[figure.name] = figure  # each once
-    return [*drawn.values(), *comparison_figures.geometry_figures([group.runs[0] for group in grouped(results.runs)])]
+    firsts = [group.runs[0] for group in group_runs(results.runs)]
+    return [*drawn.values(), *comparison_figures.geometry_figures(firsts)]
 
 
 def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
@@ -82,19 +84,19 @@ def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
 
 
 def _curve(results: Results, key: str, log: bool = False) -> Figure:
-    return comparison_figures.curve(grouped(results.runs), key, log=log)
+    return comparison_figures.curve(group_runs(results.runs), key, log=log)
 
 
 def _axis(results: Results, axis: str, key: str, log: bool = False) -> Figure:
-    return comparison_figures.along(grouped(results.runs), axis, key, log=log)
+    return comparison_figures.along(group_runs(results.runs), axis, key, log=log)
 
 
 def _depth(results: Results, key: str, log: bool = False) -> Figure:
-    return comparison_figures.by_depth(grouped(results.runs), key, log=log)
+    return comparison_figures.by_depth(group_runs(results.runs), key, log=log)
 
 
 def _minority(results: Results, axis: str) -> Figure:
-    return comparison_figures.minority(grouped(results.runs), axis, minority_cosine, cosine_at_minimum)
+    return comparison_figures.minority(group_runs(results.runs), axis, minority_cosine, cosine_at_minimum)
 
 
 def _cost(results: Results, of: str) -> Figure | None:
@@ -115,7 +117,7 @@ _FIGURES: dict[str, Callable[..., Figure | None]] = {
 def _tables(results: Results) -> list[Table]:
     if results.surveys:
         return survey_tables(results.surveys)
-    groups = grouped(results.runs)
+    groups = group_runs(results.runs)
     tables = [group_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))
@@ -146,7 +148,7 @@ def group_table(groups: Sequence[Group]) -> Table:
                 *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
-                *(Cell(group.reading(key), sort=group.mean(key)) for key in keys),
+                *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
             ]
         )
     header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))

@@ -14,19 +14,20 @@ from typing import Any
 import lightning
 import torch
 import yaml
-from safetensors.torch import load_file, save
 from torch import nn
 
 from neuralcollapse.capture.collect import Capture, collect
-from neuralcollapse.data.load import Batches, Data, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
 from neuralcollapse.loops.recorder import geometry_of, head_record, machine
-from neuralcollapse.networks.external import code_named
-from neuralcollapse.runs.checksums import METADATA, check_safetensors, stamped_safetensors
-from neuralcollapse.runs.folder import Record, RunFolder, write_atomically
-from neuralcollapse.runs.plain import plain, read_mapping
+from neuralcollapse.networks.external import untrusted_code
+from neuralcollapse.runs.files import as_builtin, read_mapping
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
+from neuralcollapse.runs.tensors import read_tensors, write_tensors
 from neuralcollapse.training.config import TrainConfig, check_names, completed, resumed
 from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.network import network_for
@@ -72,8 +73,8 @@ def train(
 
     def folder(data: Data, network: nn.Module) -> RunFolder:
         run = RunFolder.create(out, force=force, given=needed)
-        run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-        run.write_text("environment.json", json.dumps(plain(environment(data, network)), indent=2) + "\n")
+        run.write_text("config.yaml", yaml.safe_dump(as_builtin(asdict(config)), sort_keys=False))
+        run.write_text("environment.json", json.dumps(as_builtin(environment(data, network)), indent=2) + "\n")
         return run
 
     if is_primary():
@@ -134,11 +135,11 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
             )
 
     def folder(data: Data, network: nn.Module) -> RunFolder:
-        run.sweep()
+        run.remove_temporary()
         run.make_folders()
-        run.rewind(-1 if state is None else state.epoch)
+        run.truncate(-1 if state is None else state.epoch)
         if config != old:
-            run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+            run.write_text("config.yaml", yaml.safe_dump(as_builtin(asdict(config)), sort_keys=False))
         return run
 
     return _train(config, run.path, folder, state, progress, fresh=False)
@@ -256,7 +257,7 @@ class _Checkpoints(lightning.Callback):
         if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
             state = pl_module.network.state_dict()
             own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            write_atomically(self.run.checkpoint(epoch), stamped_safetensors(save(own, METADATA)))
+            write_tensors(self.run.checkpoint(epoch), own)
 
 
 def remeasure(
@@ -284,8 +285,7 @@ def remeasure(
     results = {}
     for epoch, file in run.checkpoints():
         try:
-            check_safetensors(file)
-            network.load_state_dict(load_file(file))
+            network.load_state_dict(read_tensors(file)[0])
         except Exception as error:  # safetensors and torch raise kinds of their own
             raise InputError(f"cannot load {file} into the run's network: {one_line(error)}") from None
         layers = [_INSIDE + name for name in config.layers]
@@ -338,7 +338,7 @@ def _network(config: TrainConfig, data: Data) -> nn.Module:
 
 def needs_trust(config: TrainConfig) -> str | None:
     """What training or measuring by a configuration would import or load beyond the installed libraries; or None."""
-    code = code_named(config.network, config.network_options)
+    code = untrusted_code(config.network, config.network_options)
     hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
     if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
         return f"load the data set {config.data}, which may come with a script"
