@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import neuralcollapse as nc
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
+from tests.helpers import Bomb
 
 
 class Net(nn.Module):
@@ -96,11 +97,6 @@ def test_safetensors_are_read(tmp_path, trained):
 def test_the_options_of_a_script_may_lie_beside_the_weights(tmp_path, trained):
     torch.save({"state_dict": trained.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth.tar")
     assert same(fitted(read_weights(tmp_path / "w.pth.tar")), trained)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (pytest.fail, ("unpickled",))
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.bin", "w.ckpt", "w.safetensors", "w.tar"])

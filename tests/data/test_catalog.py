@@ -1,4 +1,3 @@
-import gzip
 import logging
 import re
 import struct
@@ -14,6 +13,7 @@ from neuralcollapse.data import splits
 from neuralcollapse.data.catalog import DEBIAN_FASHION_MNIST, read_image_set
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.splits import resize
+from tests.helpers import write_idx
 
 RANDOM = np.random.default_rng(0)
 
@@ -31,7 +31,7 @@ def fails(name, *parts, size=None):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("fashion_mnist", ["did you mean 'fashion-mnist'", "there are: digits, mnist", "hub"]),
+        ("fashion_mnist", ["did you mean 'fashion-mnist'", "expected one of digits, mnist", "hub"]),
         ("mnits:/tmp/x", ["no data set 'mnits:/tmp/x'", "did you mean 'mnist'"]),
         ("mnist:", ["a folder after the colon, as in 'mnist:FOLDER'"]),
         ("digits:/tmp", ["digits come with scikit-learn, without a folder, got '/tmp'"]),
@@ -39,7 +39,7 @@ def fails(name, *parts, size=None):
         ("imagefolder", ["as in 'imagefolder:FOLDER'"]),
         ("hf:", ["no data set 'hf:'"]),
         ("/no/such", ["expected a folder of the data set's files, got '/no/such'"]),
-        ("hf:~/no/such", ["got '/.*/no/such', which is none"]),
+        ("hf:~/no/such", ["got '/.*/no/such', which is not a folder"]),
         ("cifar10:/no/such", ["expected a folder of the data set's files, got '/no/such'"]),
     ],
 )
@@ -48,12 +48,6 @@ def test_a_wrong_name_says_what_there_is(name, parts):
 
 
 # IDX
-
-
-def write_idx(file, array, *, kind=8, header=None):
-    shape = struct.pack(f">{array.ndim}I", *array.shape)
-    content = (bytes((0, 0, kind, array.ndim)) + shape if header is None else header) + array.astype("u1").tobytes()
-    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
 def some(count, *shape):
@@ -353,7 +347,7 @@ def test_classes_without_images_are_named(tmp_path):
     for name in ("b", "c"):
         (tmp_path / "train" / name).mkdir()
     (tmp_path / "train" / "c" / ".hidden").write_text("")
-    fails(f"imagefolder:{tmp_path}", r"train: expected images of all 3 classes, got none of b, c: fill the folders")
+    fails(f"imagefolder:{tmp_path}", r"train: expected images of all 3 classes, got none of b, c: fill these folders")
     for name in ("b", "c"):
         write_picture(tmp_path / "train" / name / "0.png", some(4, 4))
     (tmp_path / "valid" / "b").mkdir()
@@ -405,7 +399,7 @@ def test_images_of_different_sizes_need_an_image_size(tmp_path):
 def test_a_test_class_that_training_lacks(tmp_path):
     write_picture(tmp_path / "train" / "a" / "0.png", some(4, 4))
     write_picture(tmp_path / "test" / "b" / "0.png", some(4, 4))
-    fails(f"imagefolder:{tmp_path}", r"test: expected classes that train/ has, got b")
+    fails(f"imagefolder:{tmp_path}", r"test: expected only classes that train/ has, got also b")
 
 
 def test_foreign_and_damaged_files_are_named(tmp_path):
@@ -427,9 +421,9 @@ def test_image_folders_without_images(tmp_path):
     fails(f"imagefolder:{tmp_path}", "expected a folder of images for each class, got no images")
     write_picture(tmp_path / "a" / "0.png", some(4, 4))
     (tmp_path / "b").mkdir()
-    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b: fill the folders, or take them away")
+    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b: fill these folders, or remove them")
     write_picture(tmp_path / "test" / "a" / "0.png", some(4, 4))
-    fails(f"imagefolder:{tmp_path}", "holds test/ and no train/")
+    fails(f"imagefolder:{tmp_path}", "holds test/ but no train/")
 
 
 # Resizing
