@@ -140,14 +140,6 @@ def _fashion_mnist(folder: Path | None, size: int | None) -> ImageSet:
     return idx_folder(folder, _CLOTHES)
 
 
-def _idx(folder: Path | None, size: int | None) -> ImageSet:
-    return idx_folder(_required(folder, "idx"), None)
-
-
-def _image_folder(folder: Path | None, size: int | None) -> ImageSet:
-    return image_folder(_required(folder, "imagefolder"), size)
-
-
 def _required(folder: Path | None, kind: str) -> Path:
     if folder is None:
         raise InputError(f"expected a folder, as in '{kind}:FOLDER', got {kind!r}")
@@ -173,6 +165,6 @@ _READERS: dict[str, Callable[[Path | None, int | None], ImageSet]] = {
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
-    "idx": _idx,
-    "imagefolder": _image_folder,
+    "idx": lambda folder, size: idx_folder(_required(folder, "idx"), None),
+    "imagefolder": lambda folder, size: image_folder(_required(folder, "imagefolder"), size),
 }

@@ -57,14 +57,10 @@ def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> N
         value = arrays[name]
         if value.dtype.kind != "f":
             raise ValueError(f"expected {name} as floats, got {value.dtype}")
-        expected = tuple(sizes.get(letter, -1) for letter in letters)
-        fits = value.ndim == len(letters) and all(
-            want in (-1, got) and got > 0 for want, got in zip(expected, value.shape, strict=True)
-        )
-        if not fits:
-            shape = ", ".join(a if size == -1 else str(size) for a, size in zip(letters, expected, strict=True))
-            raise ValueError(f"expected {name} of shape ({shape}), got {value.shape}")
-        sizes |= dict(zip(letters, value.shape, strict=True))
+        expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+        fits = value.ndim == len(letters) and 0 not in value.shape
+        if not fits or any(sizes.setdefault(a, size) != size for a, size in zip(letters, value.shape, strict=True)):
+            raise ValueError(f"expected {name} of shape ({expected}), got {value.shape}")
 
 
 def _check_directory(path: Path) -> None:

@@ -140,8 +140,10 @@ class RunFolder:
         for name in ownership.EPOCH_FILES:
             (self.path / name).mkdir(exist_ok=True)
 
-    def _own(self) -> list[Path]:
-        return ownership.list_contents(self.path).own
+    def _own(self, *, of_earlier: bool = False) -> list[Path]:
+        """What this run wrote, or an earlier one that is set aside."""
+        own = ownership.list_contents(self.path).own
+        return [path for path in own if path.is_relative_to(self._earlier) == of_earlier]
 
     @property
     def _earlier(self) -> Path:
@@ -158,7 +160,7 @@ class RunFolder:
             self._bring_back()  # a process was killed while it moved the files, of which the records go last
         records = self.path / "records.jsonl"
         if not records.is_file() or records.stat().st_size == 0:
-            return self._remove_own()
+            return ownership.remove(self._own())
         self._forget_earlier()
         self.remove_temporary()
         self._earlier.mkdir()
@@ -178,16 +180,11 @@ class RunFolder:
 
     def _forget_earlier(self) -> None:
         if self._earlier.is_dir():
-            ownership.remove(path for path in self._own() if path.is_relative_to(self._earlier))
-
-    def _remove_own(self) -> None:
-        """Remove all that the run wrote, an earlier run that is set aside excepted."""
-        ownership.remove(path for path in self._own() if not path.is_relative_to(self._earlier))
+            ownership.remove(self._own(of_earlier=True))
 
     def remove_temporary(self) -> None:
         """Remove the half-written files of a process that was killed."""
-        own = (path for path in self._own() if not path.is_relative_to(self._earlier))
-        ownership.remove(path for path in own if ownership.is_temporary(path))
+        ownership.remove(path for path in self._own() if ownership.is_temporary(path))
 
     def truncate(self, epoch: float) -> None:
         """Remove what was measured after an epoch, since a resumed run measures it again (-1: everything)."""
@@ -209,7 +206,7 @@ class RunFolder:
 
     def discard(self) -> None:
         """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""
-        self._remove_own()
+        ownership.remove(self._own())
         self._bring_back()
         if not (self.path / "records.jsonl").exists():
             (self.path / locks.NAME).unlink(missing_ok=True)

@@ -75,14 +75,7 @@ def _is_figure(path: Path, name: str) -> bool:
 
 
 def _is_own(path: Path, inside: str, training: bool, loggers: set[str]) -> bool:
-    """Whether a run wrote a path.
-
-    Args:
-        path: a file, link or folder.
-        inside: the same from the run's folder.
-        training: `neuralcollapse train` wrote the run; only it keeps weights, a state and logs.
-        loggers: of the run.
-    """
+    """Whether a run wrote a path, called `inside` in the run; `training`: the run is of `neuralcollapse train`."""
     if inside.startswith(f"{LOGS}/") and _logger_of(inside) not in loggers:
         return False
     if inside == _WANDB or inside.startswith(f"{_WANDB}/"):  # links too, which wandb makes to its latest run
