@@ -19,11 +19,13 @@ from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
+from neuralcollapse.loops.loaders import check_loader
+from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.files import as_builtin, nan_to_none, parse_json, read_text
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
+from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
 _OPTIONS = (  # what records depend on
@@ -184,6 +186,7 @@ class _Run:
         if not isinstance(described, dict) or "checkpoints" not in described:
             RunFolder.check_free(out, force=recorder.force, given=given)
             return cls(recorder, {}, given)
+        described = with_new_names(described, "train", quiet=True)
         wanted = nan_to_none(as_builtin(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:

@@ -15,7 +15,6 @@ report.html         the page
 from __future__ import annotations
 
 import io
-import math
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -287,13 +286,12 @@ class RunFolder:
                 raise InputError(f"{file} is damaged ({why}): delete it to go on without that epoch") from None
             yield found
 
-    def thin_geometries(self, most: int) -> None:
-        """Keep at most `most` geometries: the first, the last, and more of early epochs than of late ones."""
-        files = self._epoch_files("geometry")
-        while len(files) > max(most, 2):
-            place = [math.sqrt(ownership.epoch_of(file)) for file in files]
-            spare = min(range(1, len(files) - 1), key=lambda i: place[i + 1] - place[i - 1])
-            files.pop(spare).unlink()
+    def keep_geometries(self, epochs: Iterable[int]) -> None:
+        """Keep the geometries of these epochs, and delete all others."""
+        kept = set(epochs)
+        for file in self._epoch_files("geometry"):
+            if ownership.epoch_of(file) not in kept:
+                file.unlink()
 
     def _epoch_files(self, folder: str) -> list[Path]:
         """The files of epochs in a folder, in order, without copies under other names."""

@@ -13,6 +13,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Geometry, Record
+from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.runs.words import format_value
 
 
@@ -123,7 +124,7 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
         InputError: no run there, no records, damaged files.
     """
     folder = RunFolder.open(path)
-    config = read_mapping(folder.path / "config.yaml")
+    config = with_new_names(read_mapping(folder.path / "config.yaml"), "train", quiet=True)
     environment = read_mapping(folder.path / "environment.json")
     records, geometries = folder.records(), list(folder.geometries())
     _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
