@@ -344,7 +344,7 @@ def load_file_of(path):
 
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.data.load", None)
+    monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
     assert "neuralcollapse[train]" in refused(capsys, *MLP, "--checkpoints", "ckpts/*.pt")
 
 
