@@ -3,11 +3,11 @@ import math
 
 import numpy as np
 import pytest
-
 from neuralcollapse.report.comparison_figures import along, by_depth, cost, curve, geometry_figures, minority
+
 from neuralcollapse.report.paper import draw
-from neuralcollapse.runs.folder import Geometry, Record
-from neuralcollapse.runs.reading import Run, grouped
+from neuralcollapse.runs.reading import Run, group_runs
+from neuralcollapse.runs.records import Geometry, Record
 
 NAN = math.nan
 
@@ -30,7 +30,7 @@ def traces(figure):
 
 
 def test_a_curve_is_the_mean_over_seeds_in_their_range():
-    low, high, mean = traces(curve(grouped([run("a", [4, 1], x="p"), run("b", [8, 3], x="p")]), "nc1", log=True))
+    low, high, mean = traces(curve(group_runs([run("a", [4, 1], x="p"), run("b", [8, 3], x="p")]), "nc1", log=True))
     assert (low["y"], high["y"], mean["y"]) == ([4, 1], [8, 3], [6, 2])
     assert high["fill"] == "tonexty"
     assert mean["name"] == "p"
@@ -39,18 +39,18 @@ def test_a_curve_is_the_mean_over_seeds_in_their_range():
 def test_what_is_undefined_is_left_out_of_the_mean_whatever_the_order():
     for values in ([NAN, 3], [3, NAN]):
         runs = [run(str(i), [x, NAN], x="p") for i, x in enumerate(values)]
-        low, high, mean = traces(curve(grouped(runs), "nc1"))
+        low, high, mean = traces(curve(group_runs(runs), "nc1"))
         assert low["y"] == high["y"] == mean["y"] == [3, None]
 
 
 def test_epochs_that_a_seed_has_not_are_left_out():
-    *_, mean = traces(curve(grouped([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1"))
+    *_, mean = traces(curve(group_runs([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1"))
     assert (mean["x"], mean["y"]) == ([0], [6])
 
 
 def test_an_axis_is_sorted_by_number():
     runs = [run(w, [x], width=w, net="n") for w, x in (("16", 3), ("2", 1), ("128", 5))]
-    figure = along(grouped(runs), "width", "nc1")
+    figure = along(group_runs(runs), "width", "nc1")
     (trace,) = traces(figure)
     assert (trace["x"], trace["y"]) == ([2, 16, 128], [1, 3, 5])
     assert figure.layout["xaxis"]["type"] == "log"
@@ -59,18 +59,18 @@ def test_an_axis_is_sorted_by_number():
 
 def test_an_axis_with_a_zero_is_not_logarithmic():
     runs = [run(w, [1], width=w) for w in ("0", "2")]
-    assert along(grouped(runs), "width", "nc1").layout["xaxis"]["type"] == "linear"
+    assert along(group_runs(runs), "width", "nc1").layout["xaxis"]["type"] == "linear"
 
 
 def test_spread_over_seeds_is_a_bar_of_error():
     runs = [run(f"{w}{x}", [x], width=w) for w in ("2", "4") for x in (1, 3)]
-    (trace,) = traces(along(grouped(runs), "width", "nc1"))
+    (trace,) = traces(along(group_runs(runs), "width", "nc1"))
     assert trace["y"] == [2, 2]
     assert trace["error_y"]["array"] == pytest.approx([math.sqrt(2)] * 2, rel=1e-3)
 
 
 def test_depth_goes_from_the_first_layer_to_the_features():
-    end, start = traces(by_depth(grouped([run("a", [9, 1], layers=[5, 3], net="n")]), "nc1"))
+    end, start = traces(by_depth(group_runs([run("a", [9, 1], layers=[5, 3], net="n")]), "nc1"))
     assert (end["x"], end["y"], end["text"]) == ([1, 2, 3], [5, 3, 1], ["l0", "l1", "features"])
     assert start["y"] == [5, 3, 9]
     assert start["line"]["dash"] == "dot"
@@ -78,7 +78,7 @@ def test_depth_goes_from_the_first_layer_to_the_features():
 
 def test_minority_lies_beside_the_exact_minimum():
     runs = [run(r, [1], ratio=r) for r in ("10", "2")]
-    exact, found = traces(minority(grouped(runs), "ratio", lambda one: float(one.name) / 100, lambda one: -0.1))
+    exact, found = traces(minority(group_runs(runs), "ratio", lambda one: float(one.name) / 100, lambda one: -0.1))
     assert exact["y"] == [-0.1, -0.1]
     assert (found["x"], found["y"]) == ([2, 10], [0.02, 0.1])
 
@@ -102,9 +102,9 @@ def test_costs_are_bars_by_network():
 def test_names_from_users_are_text_in_figures():
     evil = "<b>x</b>"
     for figure in (
-        curve(grouped([run(evil, [1, 2])]), "nc1"),
-        along(grouped([run("a", [1], width="2", net=evil)]), "width", "nc1"),
-        by_depth(grouped([run("a", [1], layers=[2], net=evil)]), "nc1"),
+        curve(group_runs([run(evil, [1, 2])]), "nc1"),
+        along(group_runs([run("a", [1], width="2", net=evil)]), "width", "nc1"),
+        by_depth(group_runs([run("a", [1], layers=[2], net=evil)]), "nc1"),
         cost(costs(("A", evil, 1)), "parameters"),
     ):
         assert all("<b>" not in trace["name"] for trace in traces(figure))

@@ -4,10 +4,10 @@ import math
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from neuralcollapse.report.figures import all_figures, cosine_map, simplex_motion, variability_curve
 
 import neuralcollapse as nc
-from neuralcollapse.report.figures import all_figures, cosine_map, simplex_motion, variability_curve
-from neuralcollapse.runs.folder import Geometry, Record
+from neuralcollapse.runs.records import Geometry, Record
 
 NAMES = [str(i) for i in range(10)]
 

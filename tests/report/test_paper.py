@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from matplotlib import rc_context, rcParams
 from matplotlib.colors import to_hex
+from neuralcollapse.report.figures import Figure, all_figures, cosine_map
 from PIL import Image
 
 from neuralcollapse import InputError
 from neuralcollapse.report import paper
-from neuralcollapse.report.figures import Figure, all_figures, cosine_map
 from neuralcollapse.report.landscape import phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
 from neuralcollapse.reproduce.figures import energy_figure, gap_figure
-from neuralcollapse.runs.folder import Geometry
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]
