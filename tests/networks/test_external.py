@@ -188,7 +188,7 @@ def test_a_network_keeps_the_fixed_classifier_that_it_brings(learn_scale, monkey
     inner = nn.Sequential(nn.Flatten(), nc.ETFClassifier(64, 3, scale=2.0, learn_scale=learn_scale))
     name = made(inner, monkeypatch)
     assert nc.build_network(name, 3, None, "etf", learn_scale=learn_scale).fc is inner[1]
-    with pytest.raises(nc.InputError, match=f"own ETFClassifier.*use classifier='etf', learn_scale={learn_scale}"):
+    with pytest.raises(nc.InputError, match=f"own ETFClassifier.*use frame='simplex', learn_scale={learn_scale}"):
         nc.build_network(name, 3)
     with pytest.raises(nc.InputError, match="own ETFClassifier"):
         nc.build_network(name, 3, None, "etf", learn_scale=not learn_scale)
