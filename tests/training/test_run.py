@@ -33,7 +33,7 @@ def test_the_default_run_collapses(default_run):
 
 
 def test_the_fixed_classifier_is_as_accurate_as_the_learned_one(default_run, tmp_path):
-    fixed = train(TrainConfig(classifier="etf", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
+    fixed = train(TrainConfig(frame="simplex", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
     assert fixed.train["accuracy"] == 1.0
     assert abs(fixed.test["accuracy"] - default_run.records()[-1].test["accuracy"]) <= 0.01
     assert fixed.measures["nc1"] <= 5e-3
@@ -86,7 +86,7 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
 
 
 def test_wrong_configurations_leave_no_folder(tmp_path):
-    for config in (replace(SHORT, data="digit"), replace(SHORT, classifier="etf", feature_dim=3)):
+    for config in (replace(SHORT, data="digit"), replace(SHORT, frame="simplex", feature_dim=3)):
         with pytest.raises(nc.InputError):
             train(config, tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
@@ -397,7 +397,7 @@ def test_cuda_without_cuda_is_one_line(tmp_path):
 
 def test_a_network_that_cannot_take_the_images_points_to_the_options(mine, tmp_path):
     config = TrainConfig(network=f"{mine}:three_channels", epochs=1, loggers=())
-    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image_size"
+    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image-size"
     refused(config, tmp_path / "run", message)
     assert len(train(replace(config, channels=3), tmp_path / "run", progress=False).records()) == 2
 
@@ -453,17 +453,20 @@ def test_an_error_of_the_users_network_stays_what_it_is_and_leaves_nothing(name,
 def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
     """Its config.yaml has no rotation and its files name no frame: it is measured and goes on as what it was."""
     quick = {"width": 12, "depth": 2, "feature_dim": 24, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
-    config = TrainConfig(classifier="etf", rotation="fast", epochs=2, **quick)
+    config = TrainConfig(frame="simplex", rotation="fast", epochs=2, **quick)
     whole = train(replace(config, epochs=3), tmp_path / "whole", progress=False)
     run = train(config, tmp_path / "old", progress=False)
     values = yaml.safe_load(run.read_text("config.yaml"))
-    assert values.pop("rotation") == "fast"
+    assert (values.pop("rotation"), values.pop("frame")) == ("fast", "simplex")
+    values["classifier"] = "etf"
     run.write_text("config.yaml", yaml.safe_dump(values))
     for _, file in run.checkpoints():
         save_file({name: value for name, value in load_file(file).items() if "_extra_state" not in name}, file)
     state = torch.load(run.state, weights_only=True)
     state["network"] = {name: value for name, value in state["network"].items() if "_extra_state" not in name}
-    state["origin"] = state["origin"].replace('"rotation": "fast", ', "")
+    origin = state["origin"].replace('"rotation": "fast", ', "")
+    state["origin"] = origin.replace('"frame": "simplex"', '"classifier": "etf"')
+    assert "frame" not in state["origin"]
     torch.save(state, run.state)
 
     assert read_config(run).rotation == "fast"
@@ -478,7 +481,31 @@ def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
 
 
 def test_only_what_the_first_version_left_unsaid_is_completed():
-    assert completed({"classifier": "etf"}) == {"classifier": "etf", "rotation": "fast"}
+    assert completed({"classifier": "etf"}) == {"frame": "simplex", "rotation": "fast"}
     assert completed({"classifier": "etf", "rotation": "none"})["rotation"] == "none"
-    assert completed({"classifier": "learned"}) == {"classifier": "learned"}
+    assert completed({"classifier": "learned"}) == {"frame": "learned"}
     assert completed({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("frame", "options"),
+    [
+        ("orthoplex", {}),
+        ("orthoplex", {"rotation": "none", "learn_scale": True}),
+        ("softmax_code", {"learn_scale": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* hold no simplex ETF")
+def test_more_classes_than_a_simplex_holds_train_with_another_frame(frame, options, tmp_path):
+    """K = 10 classes in d = 6 features: measured, kept, measured again and resumed as what they are."""
+    quick = {"width": 16, "depth": 2, "feature_dim": 6, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
+    run = train(TrainConfig(frame=frame, epochs=2, **quick, **options), tmp_path / "run", progress=False)
+    values = yaml.safe_load(run.read_text("config.yaml"))
+    assert values["frame"] == frame
+    assert read_config(run) == TrainConfig(frame=frame, epochs=2, **quick, **options)
+    scale = "fc.scale" in load_file(run.checkpoint(2))
+    assert scale
+    assert remeasure(run, progress=False)[2]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    assert resume(run.path, {"epochs": 3}, progress=False).records()[-1].epoch == 3
+    with pytest.raises(nc.InputError, match="d >= K-1 = 9"):
+        train(TrainConfig(frame="simplex", **quick), tmp_path / "simplex", progress=False)

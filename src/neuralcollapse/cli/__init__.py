@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
@@ -29,15 +30,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
-    arguments = hyphenated(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     try:
-        if arguments:
-            arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]
-        options = _parser().parse_args(arguments)
-        if options.run is None:
-            _parser().print_help()
-            return 0
+        options = parse(sys.argv[1:] if argv is None else argv)
         code: int = options.run(options)
         return code
     except InputError as error:
@@ -51,10 +46,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line, and in `run` what they ask for.
+
+    Raises:
+        InputError: wrong options.
+    """
+    arguments = hyphenated(arguments)
+    if arguments:
+        arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]
+    options: argparse.Namespace = _parser().parse_args(arguments)
+    return options
+
+
 def _parser() -> Parser:
     parser = Parser(prog="neuralcollapse", description="Measure, prove and use neural collapse.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
-    parser.set_defaults(run=None)
+    parser.set_defaults(run=lambda options: parser.print_help() or 0)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in (train, measure, landscape, reproduce, report):
         command.add(commands)

@@ -307,10 +307,10 @@ def read_config(run: RunFolder) -> TrainConfig:
     Raises:
         InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
     """
-    values = read_mapping(run.path / "config.yaml")
+    values = completed(read_mapping(run.path / "config.yaml"))
     check_names(values, str(run.path / "config.yaml"))
     try:
-        return TrainConfig(**completed(values))
+        return TrainConfig(**values)
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
 
