@@ -58,7 +58,7 @@ def test_the_folder_says_what_was_measured(loader, tmp_path):
     run = read_run(tmp_path / "run")
     assert run.config["data"] == "mine"
     assert run.config["network"] == "Sequential"
-    assert (run.unit, run.config["layer"], run.config["classifier"]) == ("step", "fc", "learned")
+    assert (run.unit, run.config["layer"], run.config["frame"]) == ("step", "fc", "learned")
     assert run.class_names == ["a", "b", "😀"]
     assert (run.environment["num_classes"], run.environment["feature_dim"]) == (3, 6)
     assert run.environment["train_samples"] == 20

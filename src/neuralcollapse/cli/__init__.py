@@ -33,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.showwarning = _show_warning
     try:
         options = parse(sys.argv[1:] if argv is None else argv)
+        if options.run is None:
+            _parser().print_help()
+            return 0
         code: int = options.run(options)
         return code
     except InputError as error:
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line, and in `run` what they ask for.
+    """The options of a command line; `run` is the function of its command, or None without one.
 
     Raises:
         InputError: wrong options.
@@ -62,7 +65,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _parser() -> Parser:
     parser = Parser(prog="neuralcollapse", description="Measure, prove and use neural collapse.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
-    parser.set_defaults(run=lambda options: parser.print_help() or 0)
+    parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in (train, measure, landscape, reproduce, report):
         command.add(commands)

@@ -159,7 +159,7 @@ def _file(options: argparse.Namespace) -> int:
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:
-    """The value of `pairwise=` that --no-pairwise and --pairs stand for."""
+    """The value of `pairwise=` in Python for --no-pairwise and --pairs."""
     if options.pairs is None:
         return not options.no_pairwise
     if options.no_pairwise:

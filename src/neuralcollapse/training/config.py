@@ -337,7 +337,7 @@ def descriptions() -> dict[str, str]:
 
 
 def read_value(name: str, text: str) -> object:
-    """The value of an option that a text stands for (`neuralcollapse.training.values.read`)."""
+    """The value of an option, read from text (`neuralcollapse.training.values.read`)."""
     return read(types()[name], text)
 
 
