@@ -341,6 +341,22 @@ def test_of_files_and_flags_the_last_value_counts(tmp_path, capsys):
     assert found["network_options"] == {"a": 1, "hidden_size": 64, "b": [1], "c": "x_y"}
 
 
+def test_code_may_be_named_on_the_command_line_but_not_in_the_file_of_a_run_folder(
+    short_run, tmp_path, configured, capsys
+):
+    file = tmp_path / "config.yaml"
+    shutil.copyfile(short_run.path / "environment.json", tmp_path / "environment.json")
+    file.write_text("network: my_net:build\nepochs: 3\n")
+    assert "asks to import my_net and call build" in refused(capsys, "train", "--config", file)
+    assert "asks to import" in refused(capsys, "train", "--network", "my_net:build", "--config", file)
+    assert not configured
+    for flags in (["--network", "my_net:build"], ["--network=mlp"], ["--trust-code"]):
+        main(["train", "--config", str(file), *flags])
+    assert [config.network for config in configured] == ["my_net:build", "mlp", "my_net:build"]
+    file.write_text("network: timm:resnet18\nnetwork_options: {checkpoint_path: evil.pth}\n")
+    assert "asks to give timm the option" in refused(capsys, "train", "--config", file, "--network", "timm:resnet34")
+
+
 # Names of version 0.1.0
 
 
