@@ -19,7 +19,8 @@ from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.checkpoints.order import Order, find_checkpoints, known_as, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
+from neuralcollapse.loops.loaders import check_loader
+from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.folder import Record, RunFolder, finite
 from neuralcollapse.runs.plain import parse_json, plain, read_text

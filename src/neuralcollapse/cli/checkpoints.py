@@ -103,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.runs.reading import read_run
         from neuralcollapse.training.config import TrainConfig
         from neuralcollapse.training.network import network_for
-        from neuralcollapse.training.run import named_paths
+        from neuralcollapse.training.run_config import named_paths
     except ImportError as error:
         raise needs_train(error) from None
     files = find_checkpoints(options.checkpoints)  # before the data are read

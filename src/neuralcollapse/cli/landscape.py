@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.cli.printing import print_json
+from neuralcollapse.cli.report import FORMAT_HELP, check_folder, check_format, check_free, next_step
 from neuralcollapse.errors import InputError
 
 
@@ -35,20 +36,33 @@ def add(commands: Any) -> None:
     parser.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
     parser.add_argument("--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam")
     parser.add_argument("--seed", type=int, default=0, help="of the starts (0)")
-    parser.add_argument("--out", type=Path, default=Path("landscape.html"), metavar="FILE", help="the page")
-    parser.add_argument("--force", action="store_true", help="overwrite the page")
+    parser.add_argument("--format", default="html", metavar="FORMAT", help=FORMAT_HELP)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="PLACE",
+        help="where to write it: html: landscape.html; png, svg, pdf: a folder, landscape-figures; markdown: "
+        "landscape.md, with its images beside it",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    if options.out.exists() and not options.force:
-        raise InputError(f"{options.out} exists: choose another with --out, or overwrite with --force")
-    if not options.out.parent.is_dir():
-        raise InputError(
-            f"no folder {options.out.parent} to write {options.out.name} into: make it, or choose another --out"
-        )
+    from neuralcollapse.report.formats import files, save_page
+    from neuralcollapse.report.landscape import landscape_page, summary
+    from neuralcollapse.report.landscape_figures import LANDSCAPE_FIGURES
+
+    check_format(options.format)
+    defaults = {"html": "landscape.html", "markdown": "landscape.md"}
+    out: Path = options.out or Path(defaults.get(options.format, "landscape-figures"))
+    if options.format not in defaults:
+        check_folder(out, options.format)
+    check_free(files(options.format, out, LANDSCAPE_FIGURES), options.force)
+    if not out.parent.is_dir():
+        raise InputError(f"no folder {out.parent} to write {out.name} into: make it, or choose another --out")
     try:
         samples = [int(part) for part in options.samples.split(",")]
     except ValueError:
@@ -58,11 +72,6 @@ def run(options: argparse.Namespace) -> int:
         raise InputError("expected --bias-decay without --no-bias, got both: a model without bias has nothing to decay")
     if options.starts < 1:
         raise InputError(f"expected --starts of at least 1, got {options.starts}")
-    try:
-        from neuralcollapse.report.landscape import landscape_page, summary
-        from neuralcollapse.report.page import save_page
-    except ImportError as error:
-        raise needs_train(error) from None
     from neuralcollapse.ufm.model import Model
     from neuralcollapse.ufm.solvers import check_method
     from neuralcollapse.ufm.survey import survey
@@ -86,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
-    page = save_page(landscape_page(found), options.out)
+    written = save_page(landscape_page(found), options.format, out)
     ends: dict[tuple[str, str], list[float]] = {}
     for value, verdict, gap in zip(found.starts.objectives, found.starts.verdicts, found.starts.gaps, strict=True):
         ends.setdefault((f"{float(value):.8f}", verdict), []).append(float(gap))
@@ -100,7 +109,7 @@ def run(options: argparse.Namespace) -> int:
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
                     for (value, verdict), gaps in sorted(ends.items())
                 ],
-                "page": str(page),
+                **({"page": str(out)} if options.format == "html" else {"files": [str(path) for path in written]}),
             }
         )
         return 0
@@ -118,5 +127,8 @@ def run(options: argparse.Namespace) -> int:
     print(f"\n  {'end of starts':>13} {'starts':>7} {'largest certified gap':>22}  verdict")
     for (value, verdict), gaps in sorted(ends.items()):
         print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")
-    print(f"\npage  {page}\nnext  open it in a browser, or set unequal classes: --samples 30,10,5,2")
+    print()
+    for path in written:
+        print(f"{'page' if options.format == 'html' else 'file'}  {path}")
+    print(f"next  {next_step(options.format)}, or set unequal classes: --samples 30,10,5,2")
     return 0

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.cli.printing import print_json
 from neuralcollapse.errors import InputError
 
-_IMAGES = ("png", "svg", "pdf")
-_FORMATS = ("html", *_IMAGES, "markdown")
+FORMAT_HELP = "html (a page), png, svg or pdf (a folder of figures), markdown (tables)"
 
 
 def add(commands: Any) -> None:
@@ -34,7 +33,7 @@ def add(commands: Any) -> None:
         "--format",
         default="html",
         metavar="FORMAT",
-        help="html (a page), png, svg or pdf (a folder of figures), markdown (tables)",
+        help=FORMAT_HELP,
     )
     parser.add_argument(
         "--out",
@@ -50,59 +49,77 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    kind = options.format
-    if kind not in _FORMATS:
-        raise InputError(f"expected a --format of {', '.join(_FORMATS)}, got {kind!r}")
-    try:
-        from neuralcollapse.report.markdown import markdown
-        from neuralcollapse.report.paper import save_figures
-    except ImportError as error:
-        raise needs_train(error) from None
+    from neuralcollapse.report.formats import files, save_page
+    from neuralcollapse.report.markdown import markdown
+
+    kind: str = options.format
+    check_format(kind)
     page = _page(options.paths)
-    single = len(options.paths) == 1
     out: Path | None = options.out
-    try:
-        if kind == "html":
-            out = out or (options.paths[0] / "report.html" if single else Path("report.html"))
-            _keep_runs(out, options.paths)
-            _refuse(out, options.force or (single and options.out is None))
-            written = [_save(page.html(), out)]
-            hint = "open it in a browser"
-        elif kind in _IMAGES:
-            out = out or (options.paths[0] / "figures" if single else Path("figures"))
-            if out.is_file():
-                raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
-            _refuse_any(
-                (out / f"{figure.name}.{kind}" for figure in page.figures), options.force or options.out is None
-            )
-            written = save_figures(page.figures, out, kind)
-            hint = "for a column of a paper, 3.25 inches wide; another --format: png, svg, pdf"
-        elif out is None:
-            print(markdown(page), end="")
-            return 0
-        else:
-            _keep_runs(out, options.paths)
-            _refuse(out, options.force)
-            figures = out.parent / "figures"
-            _refuse_any((figures / f"{figure.name}.png" for figure in page.figures), options.force)
-            images = save_figures(page.figures, figures, "png")
-            names = {image.stem: f"{figures.name}/{image.name}" for image in images}
-            written = [_save(markdown(page, names), out), *images]
-            hint = "open it in any reader of Markdown"
-    except ImportError as error:
-        raise needs_train(error) from None
+    if out is None and kind == "markdown":
+        print(markdown(page), end="")
+        return 0
+    single, images = len(options.paths) == 1, kind not in ("html", "markdown")
+    place = out or (options.paths[0] if single else Path()) / ("figures" if images else "report.html")
+    if images:
+        check_folder(place, kind)
+    else:
+        _keep_runs(place, options.paths)
+    own = out is None and (single or images)  # files of these names in these places are of an earlier report
+    check_free(files(kind, place, (figure.name for figure in page.figures)), options.force or own)
+    written = save_page(page, kind, place)
     if options.json:
         print_json({"page": str(written[0])} if kind == "html" else {"files": [str(path) for path in written]})
         return 0
     for path in written:
         print(f"{'page' if kind == 'html' else 'file'}  {path}")
-    print(f"next  {hint}")
+    print(f"next  {next_step(kind)}")
     return 0
+
+
+def check_format(kind: str) -> None:
+    """Raise unless a page can be written in this format.
+
+    Raises:
+        InputError: it cannot.
+    """
+    from neuralcollapse.report.formats import FORMATS
+
+    if kind not in FORMATS:
+        raise InputError(f"expected a --format of {', '.join(FORMATS)}, got {kind!r}")
+
+
+def check_folder(out: Path, kind: str) -> None:
+    """Raise where figures cannot go into `out`.
+
+    Raises:
+        InputError: it is a file.
+    """
+    if out.is_file():
+        raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
+
+
+def check_free(paths: Iterable[Path], force: bool) -> None:
+    """Raise where a file would be overwritten unasked.
+
+    Raises:
+        InputError: naming the first.
+    """
+    for path in paths:
+        if path.exists() and not force:
+            raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
+
+
+def next_step(kind: str) -> str:
+    """What to do with the files of a format."""
+    if kind in ("html", "markdown"):
+        return "open it in a browser" if kind == "html" else "open it in any reader of Markdown"
+    return "for a column of a paper, 3.25 inches wide; another --format: png, svg, pdf"
 
 
 def _page(paths: Sequence[Path]) -> Any:
     """The page of what is there: an experiment, a run, or several runs."""
-    from neuralcollapse.report.comparison import several_page
+    from neuralcollapse.report.comparison import comparison_page
     from neuralcollapse.report.single import single_page
     from neuralcollapse.reproduce.page import experiment_page
     from neuralcollapse.reproduce.runner import ExperimentFolder
@@ -113,13 +130,7 @@ def _page(paths: Sequence[Path]) -> Any:
         raise InputError(f"{experiments[0]} is an experiment, which has a page of its own: give it alone, or its runs")
     if experiments:
         return experiment_page(ExperimentFolder.open(experiments[0]))
-    return single_page(read_run(paths[0])) if len(paths) == 1 else several_page(read_runs(paths))
-
-
-def _save(text: str, target: Path) -> Path:
-    from neuralcollapse.report.page import save_page
-
-    return save_page(text, target)
+    return single_page(read_run(paths[0])) if len(paths) == 1 else comparison_page(read_runs(paths))
 
 
 def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
@@ -133,13 +144,3 @@ def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
     place = path.resolve()
     if path.name != "report.html" and path.exists() and any(place.is_relative_to(run.resolve()) for run in runs):
         raise InputError(f"{path} is a file of the run: choose another with --out")
-
-
-def _refuse(path: Path, force: bool) -> None:
-    if path.exists() and not force:
-        raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
-
-
-def _refuse_any(paths: Any, force: bool) -> None:
-    for path in paths:
-        _refuse(path, force)

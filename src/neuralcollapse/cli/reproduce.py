@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         print(text_of(options.name), end="")
         return 0
     try:
-        from neuralcollapse.report.page import save_page
+        from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.page import experiment_page, validate_figures
         from neuralcollapse.reproduce.runner import ExperimentFolder
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"neuralcollapse: interrupted; {again}", file=sys.stderr)
         return 130
     page = experiment_page(folder)
-    place = save_page(page.html(), out / "report.html")
+    place = save_text(page.html(), out / "report.html")
     assert page.claim is not None
     findings = page.claim.findings
     if options.json:

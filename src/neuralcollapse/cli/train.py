@@ -87,10 +87,11 @@ def run(options: argparse.Namespace) -> int:
     try:
         import yaml  # noqa: F401  a run folder's configuration is YAML
 
-        from neuralcollapse.loops.measuring import is_primary
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
-        from neuralcollapse.training.run import needs_trust, read_config, resume, train
+        from neuralcollapse.training.run import resume, train
+        from neuralcollapse.training.run_config import needs_trust, read_config
+        from neuralcollapse.training.trainer import is_primary
     except ImportError as error:
         raise needs_train(error) from None
     if options.resume:

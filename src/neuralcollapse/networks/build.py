@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.heads.etf import fix_classifier
+from neuralcollapse.heads.fix import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.networks.external import outside_network
 from neuralcollapse.networks.resnet import ResNet

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuralcollapse.report.comparison_figures import curve, geometry_figures
-from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.class_means import geometry_figures
+from neuralcollapse.report.curves import comparison_curve
+from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, limits, shown, state
@@ -27,23 +28,23 @@ _CURVES = (
 _QUIET = ("seed", "loggers", "save_seconds", "checkpoint_every", "measure_every", "measure_at")
 
 
-def several_page(runs: Sequence[Run]) -> Page:
+def comparison_page(runs: Sequence[Run]) -> Page:
     """The page of several runs: a table that sorts, curves, the geometry of one at a time, what they differ in."""
     data = list(dict.fromkeys(data_name(run.config.get("data", "?")) for run in runs))
     groups = grouped(runs)
     return Page(
         title=f"Neural collapse: {len(runs)} runs side by side",
         subtitle=f"on {', '.join(data)}",
-        verdict=several_verdict(runs),
+        verdict=comparison_verdict(runs),
         cards=[],
-        figures=[*curves(groups), *geometry_figures(runs)],
+        figures=[*_curves(groups), *geometry_figures(runs)],
         tables=[run_table(runs), *setting_tables(runs)],
         lead=1,
         csv=("records.csv", records_csv(runs)),
     )
 
 
-def several_verdict(runs: Sequence[Run]) -> str:
+def comparison_verdict(runs: Sequence[Run]) -> str:
     """How many collapsed, and between which values NC1 and the test accuracy lie."""
     words: dict[str, list[str]] = {}
     for run in runs:
@@ -54,10 +55,12 @@ def several_verdict(runs: Sequence[Run]) -> str:
     return f"Of {len(runs)} runs: {', '.join(parts)}{spread}."
 
 
-def curves(groups: Sequence[Group]) -> list[Figure]:
+def _curves(groups: Sequence[Group]) -> list[Figure]:
     """A figure for each number that at least one run has."""
     return [
-        curve(groups, key, log=log) for key, log in _CURVES if any(not math.isnan(group.mean(key)) for group in groups)
+        comparison_curve(groups, key, log=log)
+        for key, log in _CURVES
+        if any(not math.isnan(group.mean(key)) for group in groups)
     ]
 
 

@@ -6,10 +6,10 @@ import html
 import re
 from collections.abc import Mapping, Sequence
 
-from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 
-_MARKS = {True: "holds", False: "**does not hold**", None: "not tested"}
+_VERDICTS = {True: "holds", False: "**does not hold**", None: "not tested"}
 
 
 def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
@@ -24,7 +24,7 @@ def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
         parts += [f"> {escaped(page.claim.text)}", f"Source: {escaped(page.claim.source)}."]
     parts.append(f"**{escaped(page.verdict)}**")
     if page.claim:
-        rows = [(Cell(say), Cell(_MARKS[holds]), Cell(numbers)) for holds, say, numbers in page.claim.findings]
+        rows = [(Cell(what), Cell(_VERDICTS[holds]), Cell(numbers)) for holds, what, numbers in page.claim.findings]
         parts.append(_table(("check", "", "numbers"), [list(row) for row in rows], marked=1))
     for table in page.tables:
         if not table.narrow and table.rows:
@@ -60,6 +60,4 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], marked: int | 
 
 
 def _images(figures: Sequence[Figure], images: Mapping[str, str]) -> list[str]:
-    return [
-        f"![{escaped(html.unescape(figure.alt))}]({images[figure.name]})" for figure in figures if figure.name in images
-    ]
+    return [f"![{escaped(figure.alt)}]({images[figure.name]})" for figure in figures if figure.name in images]

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
-from plotly.offline import get_plotlyjs
-
 from neuralcollapse.errors import InputError
-from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.figure import Figure
+from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.runs.folder import write_atomically
 
 
@@ -69,7 +67,7 @@ class Page:
         subtitle: below it.
         verdict: what happened, in a plain sentence.
         cards: (label, value, meaning) of a few numbers.
-        figures: drawn by Plotly.
+        figures: below the cards.
         tables: the first ones above the figures where `lead` says how many.
         claim: of an experiment.
         lead: tables that come before the figures.
@@ -87,24 +85,31 @@ class Page:
     csv: tuple[str, str] | None = None
 
     def html(self) -> str:
-        """The page as one HTML text."""
+        """The page as one HTML text.
+
+        Raises:
+            InputError: packages are missing.
+        """
+        try:
+            import jinja2
+            from plotly.offline import get_plotlyjs
+        except ImportError as error:
+            raise InputError(f"the page needs more packages ({error}): pip install 'neuralcollapse[train]'") from None
         template = resources.files("neuralcollapse.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
-        plain = [asdict(figure) for figure in self.figures]
-        for figure in plain:  # pairs, since JavaScript would put names that are numbers first
-            figure["others"] = list(figure["others"].items())
+        figures = [plotly_spec(figure) for figure in self.figures]
         return environment.from_string(template).render(
             page=self,
-            figures=plain,
-            figures_json=_script_json(plain),
+            figures=figures,
+            figures_json=_script_json(figures),
             csv_json=_script_json(self.csv[1]) if self.csv else "null",
             plotly=get_plotlyjs(),
         )
 
 
-def save_page(text: str, target: Path) -> Path:
+def save_text(text: str, target: Path) -> Path:
     """Write a page, whole or not at all.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The page's two-dimensional figures for a paper: the same specifications, drawn with matplotlib (if installed)."""
+"""Figures drawn for a paper with matplotlib, where it is installed: those in two dimensions, one column wide."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from neuralcollapse.errors import InputError
-from neuralcollapse.report.figures import Figure
-from neuralcollapse.report.paper_axes import Axis, plain, wrapped
-from neuralcollapse.report.paper_marks import check, draw_marks
+from neuralcollapse.report.figure import Band, Bars, Dots, Figure, HeatMap, Line, Points3D
+from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
 from neuralcollapse.runs.folder import write_atomically
 
 if TYPE_CHECKING:
@@ -65,6 +66,19 @@ for _tick in ("xtick", "ytick"):
     _STYLE |= {f"{_tick}.labelsize": 7, f"{_tick}.major.pad": 2}
     _STYLE |= {f"{_tick}.major.size": 2.5, f"{_tick}.major.width": 0.5}
     _STYLE |= {f"{_tick}.minor.size": 1.5, f"{_tick}.minor.width": 0.4}
+_ERRORS = {"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
+_DASHES: dict[str, Any] = {"solid": "-", "dot": (0, (0.1, 2)), "dash": (0, (3.5, 2.2))}
+_LINE, _MARKER, _DOT = 1.1, 3.3, 5.0  # points
+_BAND_OPACITY = 0.18
+_BLUE_TO_RED = [  # the "RdBu" of plotly.js; Python's plotly has another of this name, from red to blue
+    (0, "#050aac"),
+    (0.35, "#6a89f7"),
+    (0.5, "#bebebe"),
+    (0.6, "#dcaa84"),
+    (0.7, "#e6915a"),
+    (1, "#b20a1c"),
+]
+_MANY_CELLS = 2500  # of a heat map; more are kept as a picture within SVG and PDF
 _UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
@@ -72,7 +86,7 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
     """Write each two-dimensional figure as `folder`/NAME.KIND, one column wide; returns the paths.
 
     All are drawn before the first is written, and the same figures give the same bytes. Three-dimensional ones are
-    left out; one with frames is drawn as the page first shows it, at the last epoch.
+    left out; one that moves is drawn as the page first shows it, at its last step.
 
     Args:
         figures: the page's.
@@ -80,14 +94,14 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
         kind: "png", "svg" or "pdf".
 
     Raises:
-        InputError: the kind is unknown, or a file cannot be written.
-        ImportError: matplotlib is not installed.
-        ValueError: a figure holds something of Plotly that is not drawn here.
+        InputError: the kind is unknown, a file cannot be written, or matplotlib is not installed.
     """
     if kind not in KINDS:
         raise InputError(f"expected png, svg or pdf as the kind of figures, got {kind!r}")
-    flat = [figure for figure in figures if not any(trace["type"].endswith("3d") for trace in figure.data)]
-    contents = {figure.name: _encode(figure, kind) for figure in flat}
+    try:
+        contents = {figure.name: _encode(figure, kind) for figure in figures if not figure.three_dimensional}
+    except ImportError as error:
+        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
     target, paths = folder, []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,27 +118,98 @@ def draw(figure: Figure) -> Drawing:
 
     Raises:
         ImportError: matplotlib is not installed.
-        ValueError: the figure holds something of Plotly that is not drawn here.
     """
     with _style():
         from matplotlib.figure import Figure as Drawing
 
-        check(figure)
-        x, y = Axis.of(figure, "x"), Axis.of(figure, "y")
-        drawing = Drawing((_WIDTH, _HEIGHT), layout="compressed" if "scaleanchor" in y.spec else "constrained")
+        x, y = PaperAxis.of(figure, "x"), PaperAxis.of(figure, "y")
+        drawing = Drawing((_WIDTH, _HEIGHT), layout="compressed" if figure.matrix else "constrained")
         ax = drawing.add_subplot()
         x.scale(ax)
         y.scale(ax)
-        entries = draw_marks(figure, ax, x, y)
-        kinds = {trace["type"] for trace in figure.data}
-        if kinds == {"scatter"}:
-            ax.margins(x=0.04 if any("markers" in trace["mode"] for trace in figure.data) else 0.02)
+        entries = _draw_marks(figure, ax, x, y)
+        if all(isinstance(mark, Line | Dots | Band) for mark in figure.marks):
+            ax.margins(x=0.04 if any(_marked(mark) for mark in figure.marks) else 0.02)
         for axis in (x, y):
             axis.finish(ax, 72 * _WIDTH)
-        if figure.layout.get("showlegend", len(entries) > 1):
+        if len(entries) > 1:
             _legend(drawing, entries)
-        _make_room(drawing, "heatmap" in kinds)
+        _make_room(drawing, any(isinstance(mark, HeatMap) for mark in figure.marks))
         return drawing
+
+
+def _draw_marks(figure: Figure, ax: Any, x: PaperAxis, y: PaperAxis) -> list[tuple[str, Any]]:
+    """Draw the marks; returns the names and artists of those that a legend shows."""
+    entries = []
+    bars = sum(isinstance(mark, Bars) for mark in figure.marks)
+    width = 0.8 / max(bars, 1)
+    shift = -(bars - 1) / 2 * width
+    for mark in figure.marks:
+        match mark:
+            case Line():
+                handle = _line(ax, x, y, mark)
+                entries += [(mark.name, handle)] if mark.legend else []
+            case Dots():
+                entries.append((mark.name, _dots(ax, x, y, mark)))
+            case Band():
+                low, high, places = y.places(mark.low), y.places(mark.high), x.places(mark.x)
+                style = {"edgecolor": "none", "linewidth": 0, "zorder": 1.5}
+                ax.fill_between(places, low, high, facecolor=mark.color, alpha=_BAND_OPACITY, **style)
+            case Bars():
+                places, heights = x.places(mark.x) + shift, y.places(mark.y)
+                shift += width
+                narrow = width * (0.94 if bars > 1 else 1)
+                entries.append((mark.name, ax.bar(places, heights, narrow, color=mark.color, linewidth=0, zorder=2)))
+            case HeatMap():
+                _heat_map(ax, x, y, mark)
+            case Points3D():
+                raise ValueError(f"figure {figure.name!r} has three dimensions: paper has two")
+    return entries
+
+
+def _marked(mark: Any) -> bool:
+    return isinstance(mark, Dots) or (isinstance(mark, Line) and (mark.markers or len(mark.x) < 2))
+
+
+def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
+    places, values = x.places(mark.x), y.places(mark.y)
+    if len(mark.errors):
+        ax.errorbar(places, values, mark.errors, ecolor=mark.color, **_ERRORS, fmt="none", zorder=2.4)
+    style = {"color": mark.color, "linewidth": _LINE, "linestyle": _DASHES[mark.dash], "zorder": 2.5}
+    style |= {"marker": "o" if _marked(mark) else "none", "markersize": _MARKER, "markeredgewidth": 0}
+    return ax.plot(places, values, **style)[0]
+
+
+def _dots(ax: Any, x: PaperAxis, y: PaperAxis, mark: Dots) -> Any:
+    style = {"color": mark.color, "linestyle": "none", "markersize": _DOT, "zorder": 2.5}
+    style |= {"marker": "D", "markerfacecolor": "none"} if mark.hollow else {"marker": "o", "markeredgewidth": 0}
+    return ax.plot(x.places(mark.x), y.places(mark.y), **style)[0]
+
+
+def _heat_map(ax: Any, x: PaperAxis, y: PaperAxis, mark: HeatMap) -> None:
+    from matplotlib.colors import LinearSegmentedColormap
+
+    z = mark.z[-1] if mark.z.ndim == 3 else mark.z
+    many = z.size > _MANY_CELLS
+    mesh = ax.pcolormesh(
+        x.edges(mark.x),
+        y.edges(mark.y),
+        np.ma.masked_invalid(z),
+        cmap=LinearSegmentedColormap.from_list("blue to red", _BLUE_TO_RED, N=256),
+        vmin=mark.low,
+        vmax=mark.high,
+        rasterized=many,
+        edgecolors="none" if many else "face",  # no seams between cells
+        linewidth=0 if many else 0.2,
+        zorder=1,
+    )
+    bar = ax.figure.colorbar(mesh, ax=ax, fraction=0.06, pad=0.03, aspect=22)
+    bar.outline.set_visible(False)
+    bar.ax.set_title(wrapped(mark.title, 20), fontsize=7, pad=4)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    if x.matrix:
+        ax.set_aspect("equal", adjustable="box")
 
 
 def _encode(figure: Figure, kind: str) -> bytes:

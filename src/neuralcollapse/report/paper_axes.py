@@ -1,10 +1,8 @@
-"""The two axes of a figure for a paper, as the page's layout asks: scales, ranges, ticks and titles."""
+"""The two axes of a figure drawn for a paper: scales, ranges, ticks and titles."""
 
 from __future__ import annotations
 
-import html
 import math
-import re
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.figure import Axis, Figure
 
 _TITLES = {"x": 48, "y": 24}  # characters a line
 _LABEL = 20  # characters a line of a category's name
@@ -23,108 +21,102 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
-class Axis:
-    """An axis of the page.
+class PaperAxis:
+    """One axis of a drawing.
 
     Attributes:
         which: "x" or "y".
-        spec: what the layout says of it.
-        categories: their names in order, None on an axis of numbers.
-        title: beside it; numbers that have none take the figure's, up to a colon.
+        axis: as the figure asks for it.
+        categories: their names in order; none on an axis of numbers.
+        title: beside it.
+        matrix: whether it belongs to a matrix, whose names stand on top, and whose first row is the highest.
     """
 
     which: str
-    spec: dict[str, Any]
-    categories: list[str] | None
+    axis: Axis
+    categories: list[str]
     title: str
+    matrix: bool
 
     @classmethod
-    def of(cls, figure: Figure, which: str) -> Axis:
-        """The axis that a figure calls "x" or "y"."""
-        spec = figure.layout.get(f"{which}axis", {})
-        named = spec.get("type") == "category"
-        names = list(dict.fromkeys(name for trace in figure.data for name in trace[which])) if named else None
-        title = spec.get("title", {}).get("text", "")
-        if which == "y" and not named:
-            title = title or figure.title.partition(":")[0]
-        return cls(which, spec, names, title)
+    def of(cls, figure: Figure, which: str) -> PaperAxis:
+        """The axis "x" or "y" of a figure; a vertical one of numbers without a title takes the figure's, up to a colon.
 
-    @property
-    def log(self) -> bool:
-        """Whether its scale is logarithmic."""
-        return self.spec.get("type") == "log"
+        (On a page the figure's title stands above it, in a paper it does not.)
+        """
+        axis: Axis = getattr(figure, which)
+        categories = figure.categories(which)
+        title = axis.title
+        if which == "y" and not categories:
+            title = title or figure.title.partition(":")[0]
+        return cls(which, axis, categories, title, figure.matrix)
 
     def places(self, values: Sequence[Any]) -> np.ndarray:
-        """Where values stand, NaN for None."""
-        if self.categories is not None:
-            values = [self.categories.index(name) for name in values]
-        return np.array([math.nan if value is None else float(value) for value in values])
-
-    def shown(self, places: np.ndarray) -> np.ndarray:
-        """The places that the axis can show: NaN for those that have no logarithm."""
-        return np.where(places > 0, places, math.nan) if self.log else places
+        """Where values stand: NaN for those that the axis cannot show."""
+        if self.categories:
+            return np.array([self.categories.index(name) for name in values], dtype=float)
+        places = np.array(values, dtype=float)
+        return np.where(places > 0, places, math.nan) if self.axis.log else places
 
     def edges(self, values: Sequence[Any]) -> np.ndarray:
         """The edges of cells about values, halfway between neighbours (of their logarithms on a log axis)."""
-        centres = np.log10(self.places(values)) if self.log else self.places(values)
+        centres = np.log10(self.places(values)) if self.axis.log else self.places(values)
         inner = (centres[1:] + centres[:-1]) / 2
         first, last = (inner[0], inner[-1]) if len(inner) else (centres[0] - 0.5, centres[0] + 0.5)
         edges = np.array([2 * centres[0] - first, *inner, 2 * centres[-1] - last])
-        return 10**edges if self.log else edges
+        return 10**edges if self.axis.log else edges
 
     def scale(self, ax: Any) -> None:
         """Set the scale, before anything is drawn."""
-        if self.log:
+        if self.axis.log:
             ax.set(**{f"{self.which}scale": "log"})
 
     def finish(self, ax: Any, width: float) -> None:
         """Set range, ticks and title about what is drawn, on axes about as wide as so many points."""
-        if self.spec.get("side") == "top":
+        if self.matrix and self.which == "x":
             ax.xaxis.tick_top()
         self._limit(ax)
-        if self.categories is None:
-            self._tick(ax)
-        else:
+        if self.categories:
             self._name(ax, self.categories, width)
+        else:
+            self._tick(ax)
         ax.set(**{f"{self.which}label": wrapped(self.title, _TITLES[self.which])})
 
     def _limit(self, ax: Any) -> None:
         low, high = getattr(ax, f"get_{self.which}lim")()
-        if self.categories is not None:
+        if self.categories:
             low, high = -0.5, len(self.categories) - 0.5
-        elif "range" in self.spec:
-            low, high = (10.0**bound if self.log else bound for bound in self.spec["range"])
-        elif self.spec.get("rangemode") == "tozero":
+        elif self.axis.range:
+            low, high = self.axis.range
+        elif self.axis.from_zero:
             low, high = min(low, 0), max(high, 0)
-        reverse = self.spec.get("autorange") == "reversed"
-        ax.set(**{f"{self.which}lim": (high, low) if reverse else (low, high)})
-        if self.spec.get("zeroline") and low < 0 < high:
+        upside_down = self.matrix and self.which == "y"
+        ax.set(**{f"{self.which}lim": (high, low) if upside_down else (low, high)})
+        if self.axis.zero_line and low < 0 < high:
             ax.axhline(0, color=_INK, linewidth=0.5, zorder=1.2)
 
     def _tick(self, ax: Any) -> None:
         from matplotlib import ticker
 
-        ticks, spec = getattr(ax, f"{self.which}axis"), self.spec
+        ticks, axis = getattr(ax, f"{self.which}axis"), self.axis
         low, high = getattr(ax, f"get_{self.which}lim")()
-        if "tickvals" in spec:
+        if axis.ticks:
             ticks.set(
-                major_locator=ticker.FixedLocator(spec["tickvals"]),
-                major_formatter=ticker.FixedFormatter([plain(text) for text in spec["ticktext"]]),
+                major_locator=ticker.FixedLocator(axis.ticks),
+                major_formatter=ticker.FixedFormatter([f"{x:g}" for x in axis.ticks]),
                 minor_locator=ticker.NullLocator(),
             )
             return
-        if self.log:
+        if axis.log:
             major, minor, label = _log_ticks(low, high)
             ticks.set(major_locator=major, minor_locator=minor)
             ticks.set(major_formatter=label, minor_formatter=ticker.NullFormatter())
             return
-        step = spec.get("dtick")
-        if step and (high - low) / step <= 10:
-            ticks.set_major_locator(ticker.MultipleLocator(step))
+        if axis.whole and high - low <= 10:
+            ticks.set_major_locator(ticker.MultipleLocator(1))
         else:
-            whole = spec.get("tickformat") == "d"
-            ticks.set_major_locator(ticker.MaxNLocator("auto", steps=[1, 2, 5, 10], integer=whole))
-        if spec.get("tickformat") == ".0%":
+            ticks.set_major_locator(ticker.MaxNLocator("auto", steps=[1, 2, 5, 10], integer=axis.whole))
+        if axis.percent:
             ticks.set_major_formatter(ticker.PercentFormatter(1, decimals=None))  # with decimals where they are needed
         elif high >= 1e5:
             ticks.set_major_formatter(ticker.EngFormatter(sep=""))  # 20M, as on the page
@@ -145,16 +137,15 @@ class Axis:
             ax.set_xticks(places, [wrapped(name, letters) for name in names])
             return
         ax.set_xticks(places, labels)
-        upright, top = room < 11, self.spec.get("side") == "top"
+        upright, top = room < 11, self.matrix
         for label in ax.get_xticklabels():
             label.set(rotation=90 if upright else 45, rotation_mode="anchor", ha="left" if top else "right")
             label.set(va="center" if upright else "bottom" if top else "top")
 
 
 def plain(text: str) -> str:
-    """A text of the page as plain text: line breaks and entities are read, what cannot be drawn is left out."""
-    read = html.unescape(re.sub(r"<br ?/?>", "\n", text))
-    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in read)
+    """The text without the characters that cannot be drawn."""
+    return "".join(c if c.isprintable() or c == "\n" else " " if c.isspace() else "" for c in text)
 
 
 def wrapped(text: str, width: int, lines: int = 3) -> str:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.errors import listed
-from neuralcollapse.report.figures import all_figures
-from neuralcollapse.report.page import Cell, Page, Table, save_page
+from neuralcollapse.report.class_means import geometry_figures
+from neuralcollapse.report.curves import run_curves
+from neuralcollapse.report.figure import Figure
+from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.runs.folder import MEASURES, Record, RunFolder
 from neuralcollapse.runs.reading import Run, after, number, read_run, reading, value
@@ -25,18 +27,21 @@ _SHOWN = 20  # values of a list
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
-def write_page(folder: RunFolder, out: Path | None = None) -> Path:
-    """Write the page of a run, into the run folder when no other place is given; returns its path.
+def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Path:
+    """Write the page of a run, as `neuralcollapse report` does.
+
+    Args:
+        run: the run folder.
+        out: the file; report.html in the run folder when not given.
+
+    Returns:
+        The file.
 
     Raises:
-        InputError: the run has no records, damaged files, or `out` cannot be written.
+        InputError: no run or no records there, damaged files, a file that cannot be written, or packages missing.
     """
-    return save_page(render(read_run(folder.path)), out or folder.path / "report.html")
-
-
-def render(run: Run) -> str:
-    """The page of a run, as HTML."""
-    return single_page(run).html()
+    path = Path(run.path if isinstance(run, RunFolder) else run)
+    return save_text(single_page(read_run(path)).html(), Path(out or path / "report.html"))
 
 
 def single_page(run: Run) -> Page:
@@ -46,10 +51,15 @@ def single_page(run: Run) -> Page:
         subtitle=_subtitle(run),
         verdict=verdict(run.records, run.unit),
         cards=_cards(run.last),
-        figures=all_figures(run.records, list(run.geometries), run.class_names, run.unit),
+        figures=run_figures(run),
         tables=[_measures(run), *_layers(run), *run_tables(run)],
         csv=("records.csv", records_csv([run])),
     )
+
+
+def run_figures(run: Run) -> list[Figure]:
+    """The figures of a run, in reading order."""
+    return [*run_curves(run.records, run.unit), *geometry_figures([run])]
 
 
 def verdict(records: Sequence[Record], unit: str = "epoch") -> str:

@@ -1,160 +1,206 @@
-"""Figures and tables of several surveyed landscapes, from the numbers that an experiment keeps of them."""
+"""The figures that an experiment may ask for, by their `kind`."""
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import itertools
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neuralcollapse.report.comparison_figures import FRAME
-from neuralcollapse.report.figures import COLORS, Figure, plain_numbers
-from neuralcollapse.report.page import Cell, Table
-from neuralcollapse.runs.reading import number
+from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
+from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
+from neuralcollapse.report.landscape_figures import energy_figure, gap_figure
+from neuralcollapse.reproduce.checks import Results
+from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
+from neuralcollapse.runs.reading import Group, by_layer, grouped, label, number
 
-Survey = Mapping[str, Any]
-_FLOOR = 1e-16  # gaps below this are drawn here on log axes
+COST_PARTS = {
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer_state": "optimiser state",
+    "peak": "peak of a step",
+}
+MIB = 2**20
+_COSTS = {  # title, unit, how many of it in a number, format, caption
+    "parameters": ("Trainable parameters", "", 1, ",", "Counted."),
+    "step_seconds": (
+        "Time of a training step",
+        "ms",
+        1000,
+        ",.1f",
+        "Median of steps taken in turns on one {device}: forward, loss, backward, update.",
+    ),
+    "memory": (
+        "Memory of a training step",
+        "MiB",
+        1 / MIB,
+        ",.1f",
+        "Measured: tensors of the weights, their gradients, the optimiser's state, and the most held at once.",
+    ),
+}
 
 
-def energy_figure(surveys: Sequence[Survey]) -> Figure | None:
-    """Objective over the global minimum against index, a dot for each critical point of each model."""
-    data = []
-    for survey, color in zip(surveys, itertools.cycle(COLORS), strict=False):
-        if not survey["atlas"]:
-            continue
-        lowest = min(entry["objective"] for entry in survey["atlas"])
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": html.escape(title(survey)),
-                "x": [entry["index"] for entry in survey["atlas"]],
-                "y": plain_numbers([entry["objective"] / lowest for entry in survey["atlas"]], 9),
-                "text": [f"{_label(entry)}, {entry['verdict'].replace('_', ' ')}" for entry in survey["atlas"]],
-                "marker": {"color": color, "size": 8},
-                "hovertemplate": "%{text}<br>index %{x}, %{y:.4f} times the minimum<extra></extra>",
-            }
-        )
-    if not data:
-        return None
-    layout = {
-        **FRAME,
-        "xaxis": {"title": {"text": "index (negative eigenvalues)"}},
-        "yaxis": {"title": {"text": "objective / minimum"}},
-    }
-    caption = "The critical points of the atlases. Only those at the minimum, 1, have no way down (index 0)."
-    said = "; ".join(
-        f"{html.unescape(trace['name'])}: {len(trace['x'])} points, index up to {max(trace['x'])}" for trace in data
+def curve(results: Results, key: str, log: bool = False) -> Figure:
+    """A number by epoch, a line for each group."""
+    return comparison_curve(grouped(results.runs), key, log=log)
+
+
+def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:
+    """A number at the end against the values of an axis, a line for each value of the others."""
+    groups = grouped(results.runs)
+    lines: dict[str, list[Group]] = {}
+    for group in groups:
+        rest = ", ".join(text for name, text in group.labels.items() if name != axis)
+        lines.setdefault(rest or label(key), []).append(group)
+    marks = []
+    for (name, members), color in zip(lines.items(), itertools.cycle(COLORS), strict=False):
+        ordered = sorted(members, key=lambda group: float(group.labels[axis]))
+        x, y = [float(group.labels[axis]) for group in ordered], [group.mean(key) for group in ordered]
+        spreads = [group.spread(key) for group in ordered]
+        errors = () if all(map(math.isnan, spreads)) else spreads
+        hover = f"{axis} {{x}}: {{y:.4g}}"
+        marks.append(Line(name, x, y, color, markers=True, errors=errors, hover=hover))
+    ticks = sorted({x for mark in marks for x in mark.x})
+    seeds = max(len(group.runs) for group in groups)
+    caption = f"{key_meaning(key)} At the end, by {axis}." + (
+        " Bars: standard deviation over seeds." if seeds > 1 else ""
     )
-    return Figure("energy", "Energy against index", caption, f"Critical points. {said}.", data, layout)
-
-
-def _label(entry: Mapping[str, Any]) -> str:
-    return str(entry["name"]) if entry.get("family") == "low rank" else f"groups {entry['name']}"
-
-
-def gap_figure(surveys: Sequence[Survey]) -> Figure | None:
-    """The largest certified gap of the recorded trajectories, by iteration."""
-    data = []
-    for survey, color in zip(surveys, itertools.cycle(COLORS), strict=False):
-        steps: dict[int, list[float]] = {}
-        longest = max(path[-1][0] for path in survey["trajectories"])
-        for path in survey["trajectories"]:
-            last = {iteration: gap for iteration, _, gap in path if gap is not None}
-            current = math.inf
-            for iteration in range(longest + 1):
-                current = last.get(iteration, current)
-                steps.setdefault(iteration, []).append(current)
-        points = [(i, max(max(gaps), _FLOOR)) for i, gaps in steps.items() if i > 0 and math.isfinite(max(gaps))]
-        if points:
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": html.escape(title(survey)),
-                    "x": [i for i, _ in points],
-                    "y": plain_numbers([gap for _, gap in points], 4),
-                    "line": {"color": color, "width": 2},
-                    "hovertemplate": "iteration %{x}: %{y:.2e}",
-                }
-            )
-    if not data:
-        return None
-    layout = {
-        **FRAME,
-        "xaxis": {"title": {"text": "iteration of L-BFGS"}, "type": "log", "dtick": 1},
-        "yaxis": {"type": "log", "exponentformat": "power", "title": {"text": "certified gap"}},
-    }
-    caption = "How far above the global minimum a point can be at most, from the point alone; the worst of some starts."
-    said = "; ".join(f"{html.unescape(trace['name'])} ends at {trace['y'][-1]:.1e}" for trace in data)
-    return Figure("gaps", "Certified gap by iteration", caption, f"Certified gaps. {said}.", data, layout)
-
-
-def survey_tables(surveys: Sequence[Survey]) -> list[Table]:
-    """A row for each model, and one for each critical point."""
-    rows = []
-    for survey in surveys:
-        verdicts = Counter(survey["starts"]["verdicts"])
-        kinds = Counter(entry["verdict"] for entry in survey["atlas"])
-        gap = max(survey["starts"]["gaps"])
-        minimum = survey["minimum"]
-        rows.append(
-            [
-                Cell(title(survey)),
-                Cell("none known" if minimum is None else f"{minimum:.8f}", sort=minimum),
-                Cell(f"{len(survey['starts']['verdicts']):,}", sort=len(survey["starts"]["verdicts"])),
-                Cell(f"{verdicts['global_minimum']:,}", sort=verdicts["global_minimum"]),
-                Cell(f"{gap:.1e}", sort=gap),
-                Cell(str(len(survey["atlas"])), sort=len(survey["atlas"])),
-                Cell(str(kinds["strict_saddle"]), sort=kinds["strict_saddle"]),
-            ]
-        )
-    header = (
-        "model",
-        "global minimum",
-        "random starts",
-        "end at the minimum",
-        "largest certified gap",
-        "critical points",
-        "strict saddles",
+    values = (
+        f"{mark.name}: " + ", ".join(f"{x:g}: {number(y)}" for x, y in zip(mark.x, mark.y, strict=True))
+        for mark in marks
     )
-    points = [
-        [
-            Cell(title(survey)),
-            Cell(entry["name"]),
-            Cell(f"{entry['objective']:.8f}", sort=entry["objective"]),
-            Cell(entry["verdict"].replace("_", " ")),
-            Cell(str(entry["index"]), sort=entry["index"]),
-            Cell(number(entry["least_eigenvalue"]), sort=entry["least_eigenvalue"]),
-            Cell(number(entry["nc2"]), sort=entry["nc2"]),
-        ]
-        for survey in surveys
-        for entry in survey["atlas"]
+    return Figure(
+        figure_name("along", axis, key),
+        f"{key_title(key)} by {axis}",
+        caption,
+        f"{key_title(key)}. {'; '.join(values)}.",
+        marks,
+        Axis(axis, log=min(ticks, default=1) > 0, ticks=ticks),
+        key_axis(key, log),
+    )
+
+
+def by_depth(results: Results, key: str, log: bool = False) -> Figure:
+    """A number from layer to layer, at the end (solid) and before training (dotted)."""
+    marks = []
+    for group, color in zip(grouped(results.runs), itertools.cycle(COLORS), strict=False):
+        runs = [run for run in group.runs if run.last.layers]
+        for end in (True, False):
+            records = [(run, run.last if end else run.first) for run in runs]
+            found = [by_layer(run, record, key) for run, record in records if record.layers]
+            if not found:
+                continue
+            means = [mean(column) for column in zip(*(part.values() for part in found), strict=True)]
+            name, dash = (group.name, "solid") if end else (f"{group.name}, untrained", "dot")
+            numbers, texts = range(1, len(means) + 1), list(found[0])
+            marks.append(Line(name, numbers, means, color, dash, markers=True, texts=texts, hover="{text}: {y:.4g}"))
+    values = "; ".join(f"{mark.name}: {', '.join(map(number, mark.y))}" for mark in marks)
+    caption = f"{key_meaning(key)} From the first measured layer to the features that the classifier sees."
+    return Figure(
+        figure_name("depth", key),
+        f"{key_title(key)} by depth",
+        caption,
+        f"{key_title(key)} by layer. {values}.",
+        marks,
+        Axis("layer", whole=True),
+        key_axis(key, log),
+    )
+
+
+def minority(results: Results, axis: str) -> Figure:
+    """The cosine between the rows of the smallest classes against the imbalance, beside that of the exact minimiser."""
+    ordered = sorted(grouped(results.runs), key=lambda group: float(group.labels[axis]))
+    ratios = [float(group.labels[axis]) for group in ordered]
+    found = [[x for run in group.runs if (x := minority_cosine(run)) is not None] for group in ordered]
+    means, minima = [mean(row) for row in found], [cosine_at_minimum(group.runs[0]) for group in ordered]
+    marks = [
+        Line("exact minimiser", ratios, minima, GREY, "dash", markers=True),
+        Line("network", ratios, means, COLORS[0], markers=True, errors=[_half_range(row) for row in found]),
     ]
-    columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
-    note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
-    return [
-        Table("The models", rows, header, sortable=True),
-        Table("Critical points", points, columns, note, sortable=True),
+    values = "; ".join(
+        f"ratio {x:g}: network {number(a)}, exact {number(b)}" for x, a, b in zip(ratios, means, minima, strict=True)
+    )
+    caption = (
+        "Mean cosine between the classifier's rows of the smallest classes: -1/(K-1) in a simplex, 1 where they "
+        "coincide (minority collapse). Bars: range over seeds."
+    )
+    return Figure(
+        "minority",
+        "Minority collapse",
+        caption,
+        f"Cosines. {values}.",
+        marks,
+        Axis("samples of a large class / of a small one", log=True, ticks=ratios),
+        Axis("cosine", range=(-0.3, 1.1)),
+    )
+
+
+def cost(results: Results, of: str) -> Figure | None:
+    """Bars of what a training step costs: parameters, step_seconds, or memory (weights, gradients, state, peak)."""
+    costs = results.costs
+    if not costs:
+        return None
+    title, unit, scale, form, caption = _COSTS[of]
+    networks = list(dict.fromkeys(item["labels"].get("network", "") for item in costs))
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for item in costs:
+        kinds.setdefault(", ".join(text for axis, text in item["labels"].items() if axis != "network"), []).append(item)
+    if of == "memory":
+        title += f" of {networks[0]}" if networks[0] else ""
+        x = list(COST_PARTS.values())
+        firsts = {
+            name: [item for item in items if item["labels"].get("network", "") == networks[0]]
+            for name, items in kinds.items()
+        }
+        bars = {name: [scale * items[0][part] for part in COST_PARTS] for name, items in firsts.items() if items}
+    else:
+        x = networks
+        bars = {name: [scale * item[of] for item in items] for name, items in kinds.items()}
+    hover = f"{{y:{form}}} {unit}".strip()
+    marks = [
+        Bars(name, x, [float(y) for y in ys], color, hover)
+        for (name, ys), color in zip(bars.items(), itertools.cycle(COLORS), strict=False)
     ]
+    values = "; ".join(
+        f"{name}: " + ", ".join(f"{a} {y:,.6g} {unit}".strip() for a, y in zip(x, ys, strict=True))
+        for name, ys in bars.items()
+    )
+    return Figure(
+        figure_name("cost", of),
+        title,
+        caption.format(device=device(costs)),
+        f"{title}. {values}.",
+        marks,
+        y=Axis(unit, from_zero=True),
+    )
 
 
-def survey_csv(surveys: Sequence[Survey]) -> str:
-    """A line for each random start: its model, where it ended, its verdict and certified gap."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("model", "start", "objective", "gap", "verdict"))
-    for survey in surveys:
-        starts = survey["starts"]
-        for i, row in enumerate(zip(starts["objectives"], starts["gaps"], starts["verdicts"], strict=True)):
-            writer.writerow((survey["name"], i, f"{row[0]:.12g}", f"{row[1]:.3g}", row[2]))
-    return text.getvalue()
+def energy(results: Results) -> Figure | None:
+    """Objective against index at the critical points of the models."""
+    return energy_figure(results.surveys)
 
 
-def title(survey: Survey) -> str:
-    """What a model is called."""
-    return ", ".join(survey["labels"].values()) or str(survey["name"])
+def gaps(results: Results) -> Figure | None:
+    """Certified gaps by iteration."""
+    return gap_figure(results.surveys) if results.surveys else None
+
+
+FIGURES: dict[str, Callable[..., Figure | None]] = {
+    "curve": curve,
+    "axis": along,
+    "depth": by_depth,
+    "minority": minority,
+    "cost": cost,
+    "energy": energy,
+    "gaps": gaps,
+}
+"""What an experiment may ask for; options are checked against the annotations of these functions."""
+
+
+def device(costs: Sequence[Mapping[str, Any]]) -> str:
+    """Where the costs were measured."""
+    return "CPU" if costs[0]["device"] == "cpu" else str(costs[0]["device"])
+
+
+def _half_range(row: Sequence[float]) -> float:
+    return (max(row) - min(row)) / 2 if len(row) > 1 else math.nan

@@ -214,7 +214,7 @@ class ExperimentFolder:
                 kept = surveys.read(place)
                 there: Any = kept[0] if kept else run.config
             elif (place / "config.yaml").is_file():
-                from neuralcollapse.training.run import read_config
+                from neuralcollapse.training.run_config import read_config
 
                 there = read_config(RunFolder(place))
                 same = {name: getattr(run.config, name) for name in CHANGEABLE if name != "epochs"}

@@ -25,20 +25,7 @@ def facts(config: SurveyConfig, on_message: Callable[[str], None] = lambda text:
     """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, and gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
-    found = survey(Model(**values), starts=starts, seed=seed, on_message=on_message)
-    return {
-        "minimum": found.minimum,
-        "atlas": [entry.record() for entry in found.atlas],
-        "coverage": found.coverage,
-        "starts": {
-            "objectives": found.starts.objectives.tolist(),
-            "gaps": found.starts.gaps.tolist(),
-            "verdicts": list(found.starts.verdicts),
-        },
-        "trajectories": [
-            [[step.iteration, step.objective, step.gap] for step in solution.history] for solution in found.trajectories
-        ],
-    }
+    return survey(Model(**values), starts=starts, seed=seed, on_message=on_message).record()
 
 
 def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -59,6 +60,23 @@ class Survey:
     spectra: dict[str, Tensor]
     way: tuple[Entry, list[Point]] | None
     phase: Phase | None
+
+    def record(self) -> dict[str, Any]:
+        """Its numbers, for JSON; of each trajectory the iteration, objective and gap of its steps."""
+        return {
+            "minimum": self.minimum,
+            "atlas": [entry.record() for entry in self.atlas],
+            "coverage": self.coverage,
+            "starts": {
+                "objectives": self.starts.objectives.tolist(),
+                "gaps": self.starts.gaps.tolist(),
+                "verdicts": list(self.starts.verdicts),
+            },
+            "trajectories": [
+                [[step.iteration, step.objective, step.gap] for step in solution.history]
+                for solution in self.trajectories
+            ],
+        }
 
 
 def survey(

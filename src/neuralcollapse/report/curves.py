@@ -1,0 +1,150 @@
+"""Numbers by epoch (or step): several of one run, or one of several runs side by side."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Sequence
+
+from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
+from neuralcollapse.runs.folder import MEASURES, Record
+from neuralcollapse.runs.reading import Group, common_unit, label, number, value
+
+_HEAD = (("objective", "the head"), ("minimum", "exact minimum"), ("lower_bound", "bound from the head"))
+
+
+def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
+    """The curves of one run, in reading order; `unit` is what its records count."""
+    figures = [
+        split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
+        split_curve(records, unit, "accuracy", "Share of samples classified rightly.", Axis(percent=True)),
+        measure_curve(
+            records,
+            unit,
+            "variability",
+            ("nc1", "nc1_quotient", "nc1_cdnv"),
+            "NC1: variability within classes",
+            "Spread of the features within classes against spread between them, on the training set. Falls to 0.",
+            Axis(log=True),
+        ),
+        measure_curve(
+            records,
+            unit,
+            "simplex",
+            ("nc2", "nc2_means", "nc3"),
+            "NC2 and NC3: distance from the simplex",
+            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0.",
+            Axis(from_zero=True),
+        ),
+    ]
+    return [*figures, head_curve(records, unit)] if any(record.head for record in records) else figures
+
+
+def split_curve(records: Sequence[Record], unit: str, key: str, caption: str, axis: Axis) -> Figure:
+    """A number on the training set and, where there is one, on the test set."""
+    splits = ("train", "test") if any(record.test for record in records) else ("train",)
+    lines = [(split, [value(record, f"{split}.{key}") for record in records]) for split in splits]
+    return _figure(records, unit, lines, key, key.capitalize(), caption, axis)
+
+
+def measure_curve(
+    records: Sequence[Record], unit: str, name: str, keys: Sequence[str], title: str, caption: str, axis: Axis
+) -> Figure:
+    """Some of the measures."""
+    lines = [(label(key), [value(record, key) for record in records]) for key in keys]
+    return _figure(records, unit, lines, name, title, caption, axis)
+
+
+def head_curve(records: Sequence[Record], unit: str) -> Figure:
+    """The last layer's objective, the exact minimum for its class counts, and the lower bound from its class means."""
+    lines = [(text, [value(record, f"head.{key}") for record in records]) for key, text in _HEAD]
+    caption = (
+        "The last layer as a point of the unconstrained feature model: its objective, the exact global minimum for "
+        "its class counts and decays, and the lower bound that its class means certify. "
+        f"At the end {number(value(records[-1], 'head.ratio'))} times the minimum."
+    )
+    return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
+
+
+def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
+    """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
+    unit = common_unit(run for group in groups for run in group.runs)
+    marks: list[Band | Line] = []
+    for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
+        epochs, rows = _by_epoch(group, key)
+        if len(group.runs) > 1:
+            low, high = ([extreme(row, default=math.nan) for row in rows] for extreme in (min, max))
+            marks.append(Band(group.name, epochs, low, high, color))
+        marks.append(Line(group.name, epochs, [mean(row) for row in rows], color))
+    ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
+    seeds = max(len(group.runs) for group in groups)
+    over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
+    return Figure(
+        figure_name("curve", key),
+        key_title(key),
+        f"{key_meaning(key)}{over}",
+        f"{key_title(key)} by {unit}. At the end: {ends}.",
+        marks,
+        Axis(unit, whole=True),
+        key_axis(key, log),
+        read_together=True,
+    )
+
+
+def key_axis(key: str, log: bool) -> Axis:
+    """The axis of the number `key`."""
+    return Axis(label(key), log=log, from_zero=not log)
+
+
+def key_title(key: str) -> str:
+    """What people call the number `key`, with a capital."""
+    text = label(key)
+    return text[:1].upper() + text[1:]
+
+
+def key_meaning(key: str) -> str:
+    """What the number `key` is, in a sentence."""
+    if key in MEASURES:
+        text = MEASURES[key][1]
+        text = text if text.startswith("tr") else text[:1].upper() + text[1:]
+        return f"{text}. On the training set."
+    return {
+        "train.accuracy": "Share of training samples classified rightly.",
+        "test.accuracy": "Share of test samples classified rightly.",
+        "head.ratio": "The last layer's objective over the exact minimum for its class counts and decays.",
+    }.get(key, f"{key_title(key)}.")
+
+
+def figure_name(*parts: str) -> str:
+    """The parts as a name that is fit for a file."""
+    return re.sub(r"[^\w-]+", "-", "-".join(parts))
+
+
+def mean(row: Sequence[float]) -> float:
+    """The mean; NaN of nothing."""
+    return sum(row) / len(row) if row else math.nan
+
+
+def _figure(
+    records: Sequence[Record],
+    unit: str,
+    lines: Sequence[tuple[str, list[float]]],
+    name: str,
+    title: str,
+    caption: str,
+    axis: Axis,
+) -> Figure:
+    epochs = [record.epoch for record in records]
+    marks = [Line(text, epochs, values, color) for (text, values), color in zip(lines, COLORS, strict=False)]
+    ends = ", ".join(f"{text} from {number(values[0])} to {number(values[-1])}" for text, values in lines)
+    alt = f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}."
+    return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
+
+
+def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
+    """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
+    found = [{record.epoch: value(record, key) for record in run.records} for run in group.runs]
+    epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
+    rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
+    return epochs, rows

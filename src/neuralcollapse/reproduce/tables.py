@@ -1,0 +1,136 @@
+"""Tables of an experiment: means over seeds, what a training step costs, and surveyed landscapes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from neuralcollapse.report.comparison import NUMBERS, as_number
+from neuralcollapse.report.landscape_figures import Numbers, survey_name
+from neuralcollapse.report.page import Cell, Table
+from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
+from neuralcollapse.runs.reading import Group, label, number
+
+
+def group_table(groups: Sequence[Group]) -> Table:
+    """A row for each group: means over seeds, with standard deviations."""
+    keys = [key for key in NUMBERS if any(not math.isnan(group.mean(key)) for group in groups)]
+    seeds = max(len(group.runs) for group in groups)
+    axes = list(groups[0].labels)
+    counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
+    rows = []
+    for group in groups:
+        parameters = group.runs[0].environment.get("parameters")
+        rows.append(
+            [
+                *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
+                Cell(str(len(group.runs)), sort=len(group.runs)),
+                *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
+                *(Cell(group.reading(key), sort=group.mean(key)) for key in keys),
+            ]
+        )
+    header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))
+    note = "At the end, on the training set but for the test accuracy."
+    if seeds > 1:
+        note += " Mean ± standard deviation over seeds."
+    return Table("The runs at their end", rows, header, note, sortable=True)
+
+
+def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
+    """What a training step costs, measured, with ratios to the first configuration of the same network."""
+    axes = list(costs[0]["labels"])
+    base = {item["labels"].get("network", ""): item for item in reversed(costs)}
+    rows = []
+    for item in costs:
+        first = base[item["labels"].get("network", "")]
+        saved = 100 * (1 - item["parameters"] / max(first["parameters"], 1))
+        rows.append(
+            [
+                *(Cell(item["labels"][axis]) for axis in axes),
+                Cell(f"{item['parameters']:,}", f"{-saved:+.2f} %" if item is not first else "", item["parameters"]),
+                *(
+                    Cell(
+                        f"{item[part] / MIB:,.2f}",
+                        f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first and first[part] else "",
+                        item[part],
+                    )
+                    for part in COST_PARTS
+                ),
+                Cell(
+                    f"{1000 * item['step_seconds']:.1f}",
+                    f"{100 * (item['step_seconds'] / first['step_seconds'] - 1):+.1f} %" if item is not first else "",
+                    item["step_seconds"],
+                ),
+            ]
+        )
+    header = (*axes, "parameters", "weights, MiB", "gradients, MiB", "optimiser, MiB", "peak, MiB", "step, ms")
+    note = (
+        f"Measured on one {device(costs)}: memory of the tensors, the most held at once during a "
+        "step, and the median time of steps taken in turns. Below: against the first row of the network."
+    )
+    return Table("What a training step costs", rows, header, note, sortable=True)
+
+
+def survey_tables(surveys: Sequence[Numbers]) -> list[Table]:
+    """A row for each model, and one for each critical point."""
+    rows = []
+    for survey in surveys:
+        verdicts = Counter(survey["starts"]["verdicts"])
+        kinds = Counter(entry["verdict"] for entry in survey["atlas"])
+        gap = max(survey["starts"]["gaps"])
+        minimum = survey["minimum"]
+        rows.append(
+            [
+                Cell(survey_name(survey)),
+                Cell("none known" if minimum is None else f"{minimum:.8f}", sort=minimum),
+                Cell(f"{len(survey['starts']['verdicts']):,}", sort=len(survey["starts"]["verdicts"])),
+                Cell(f"{verdicts['global_minimum']:,}", sort=verdicts["global_minimum"]),
+                Cell(f"{gap:.1e}", sort=gap),
+                Cell(str(len(survey["atlas"])), sort=len(survey["atlas"])),
+                Cell(str(kinds["strict_saddle"]), sort=kinds["strict_saddle"]),
+            ]
+        )
+    header = (
+        "model",
+        "global minimum",
+        "random starts",
+        "end at the minimum",
+        "largest certified gap",
+        "critical points",
+        "strict saddles",
+    )
+    points = [
+        [
+            Cell(survey_name(survey)),
+            Cell(entry["name"]),
+            Cell(f"{entry['objective']:.8f}", sort=entry["objective"]),
+            Cell(entry["verdict"].replace("_", " ")),
+            Cell(str(entry["index"]), sort=entry["index"]),
+            Cell(number(entry["least_eigenvalue"]), sort=entry["least_eigenvalue"]),
+            Cell(number(entry["nc2"]), sort=entry["nc2"]),
+        ]
+        for survey in surveys
+        for entry in survey["atlas"]
+    ]
+    columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
+    note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
+    return [
+        Table("The models", rows, header, sortable=True),
+        Table("Critical points", points, columns, note, sortable=True),
+    ]
+
+
+def survey_csv(surveys: Sequence[Numbers]) -> str:
+    """A line for each random start: its model, where it ended, its verdict and certified gap."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("model", "start", "objective", "gap", "verdict"))
+    for survey in surveys:
+        starts = survey["starts"]
+        for i, row in enumerate(zip(starts["objectives"], starts["gaps"], starts["verdicts"], strict=True)):
+            writer.writerow((survey["name"], i, f"{row[0]:.12g}", f"{row[1]:.3g}", row[2]))
+    return text.getvalue()
