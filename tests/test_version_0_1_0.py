@@ -44,10 +44,10 @@ def test_a_page_is_written(name, tmp_path):
 @pytest.mark.parametrize("name", ["run-learned", "run-etf"])
 def test_checkpoints_are_measured_to_the_same_numbers(name, capsys):
     main(["measure", str(OLD / name), "--json"])
-    measured = json.loads(capsys.readouterr().out)
+    measured = json.loads(capsys.readouterr().out)["records"]
     for new, old in zip(measured, lines(OLD / name)[1:], strict=True):
         assert new["epoch"] == old["epoch"]
-        found = new.get("measures", new)
+        found = new["measures"]
         assert {key: found[key] for key in old["measures"]} == pytest.approx(old["measures"], rel=1e-6)
 
 

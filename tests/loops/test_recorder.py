@@ -206,7 +206,7 @@ def test_classes_without_samples_have_no_mean_on_the_page(loader, tmp_path):
 
 
 def test_geometries_are_thinned_and_the_ends_kept(loader, tmp_path, monkeypatch):
-    monkeypatch.setattr("neuralcollapse.loops.recorder._GEOMETRIES", 5)
+    monkeypatch.setattr("neuralcollapse.loops.kept._GEOMETRIES", 5)
     recorder = measured(loader, tmp_path / "run", epochs=12)
     kept = [geometry.epoch for geometry in recorder.folder.geometries()]
     assert len(kept) == 5

@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 import os
@@ -268,15 +267,10 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
     assert [epoch for epoch, _ in run.checkpoints()] == [5, 99_999, 100_000]
 
 
-def test_geometries_are_thinned_evenly_in_the_root_of_the_epoch(tmp_path):
-    run = RunFolder.create(tmp_path)
-    for epoch in range(101):
-        run.write_geometry(Geometry(epoch, np.eye(2), np.ones(2), np.eye(2), np.zeros(2)))
-        run.thin_geometries(11)
-    kept = [geometry.epoch for geometry in run.geometries()]
-    assert (len(kept), kept[0], kept[-1]) == (11, 0, 100)
-    assert kept[1] <= 4
-    assert max(b - a for a, b in itertools.pairwise(kept)) <= 30
+def test_the_geometries_of_other_epochs_are_deleted(tmp_path):
+    run = full_run(tmp_path)
+    run.keep_geometries([0, 3, 9])
+    assert [geometry.epoch for geometry in run.geometries()] == [0, 3]
 
 
 def test_a_folder_is_checked_without_a_trace(tmp_path):
@@ -378,7 +372,7 @@ def test_copies_and_folders_beside_the_files_of_epochs_are_ignored(tmp_path, fol
     (tmp_path / folder / f"epoch-00009{place.suffix}").mkdir()
     assert [geometry.epoch for geometry in run.geometries()] == list(range(5))
     assert [epoch for epoch, _ in run.checkpoints()] == list(range(5))
-    run.thin_geometries(3)
+    run.keep_geometries(range(3))
     run.rewind(1)
     assert len(run.checkpoints()) == 2
     assert place.exists()

@@ -12,11 +12,13 @@ import neuralcollapse as nc
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.pixels import Pixels
 from neuralcollapse.networks.build import build_network
-from neuralcollapse.report.figures import all_figures
+from neuralcollapse.report.curves import head_curve
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
-from neuralcollapse.training.run import read_config, remeasure, resume, train
+from neuralcollapse.training.remeasure import remeasure
+from neuralcollapse.training.run import resume, train
+from neuralcollapse.training.run_config import read_config
 from tests.conftest import SHORT
 
 BARE = replace(SHORT, loggers=())
@@ -53,9 +55,11 @@ def test_a_run_folder_holds_config_environment_records_geometry_and_weights(shor
 
 def test_checkpoints_measure_as_the_records_say(short_run):
     records = {record.epoch: record for record in short_run.records()}
-    for epoch, values in remeasure(short_run, progress=False).items():
-        assert values["nc1"] == pytest.approx(records[epoch].measures["nc1"], rel=1e-6)
-        assert values["accuracy"] == records[epoch].train["accuracy"]
+    found = remeasure(short_run, progress=False)
+    assert [record.epoch for record in found] == [2, 4]
+    for record in found:
+        assert record.measures == pytest.approx(records[record.epoch].measures, rel=1e-6)
+        assert record.train["accuracy"] == records[record.epoch].train["accuracy"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(short_run, tmp_path):
@@ -79,9 +83,9 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert all(head["lower_bound"] <= head["minimum"] <= head["objective"] for head in heads)
     assert heads[-1]["ratio"] < heads[0]["ratio"] / 2
     assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
-    (figure,) = [figure for figure in all_figures(run.records(), [], []) if figure.name == "head"]
-    assert figure.data[0]["y"] == pytest.approx([head["objective"] for head in heads], rel=1e-4)
-    again = remeasure(run, certify_head=True, progress=False)[4]["head"]
+    objective = head_curve(run.records(), "epoch").marks[0]
+    assert list(objective.y) == pytest.approx([head["objective"] for head in heads], rel=1e-4)
+    again = remeasure(run, certify_head=True, progress=False)[-1].head
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
 
@@ -98,10 +102,12 @@ def test_weights_of_another_network_are_refused(short_run, tmp_path):
     state = load_file(short_run.checkpoints()[0][1])
     state["fc.weight"] = torch.zeros(10, 99)
     save_file(state, run.checkpoint(1))
-    with pytest.raises(nc.InputError, match=r"cannot load .*epoch-00001.safetensors"):
+    with pytest.raises(
+        nc.InputError, match=r"expected fc.weight .*got float32 \(10, 99\) in .*epoch-00001.safetensors"
+    ):
         remeasure(run, progress=False)
     run.checkpoint(1).write_bytes(b"\x80\x04junk")
-    with pytest.raises(nc.InputError, match=r"cannot load .*epoch-00001.safetensors"):
+    with pytest.raises(nc.InputError, match=r"cannot read .*epoch-00001.safetensors"):
         remeasure(run, progress=False)
 
 
@@ -162,7 +168,7 @@ def test_a_run_records_the_loss_that_it_trains(loss, tmp_path):
         columns, model = logits.detach().double().T, nc.ufm.losses.find_loss(loss)
         expected = float(model.value(columns, model.targets(split.labels, 10)).mean())
         assert found["loss"] == pytest.approx(expected, rel=1e-5)
-    assert remeasure(run, progress=False)[1]["loss"] == pytest.approx(run.records()[-1].train["loss"], rel=1e-5)
+    assert remeasure(run, progress=False)[0].train["loss"] == pytest.approx(run.records()[-1].train["loss"], rel=1e-5)
 
 
 def test_with_its_own_decays_the_head_is_certified_against_them(tmp_path):
@@ -186,8 +192,8 @@ def test_a_narrow_resnet_trains_on_the_digits(tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     assert len(run.records()) == 2
     assert json.loads(run.read_text("environment.json"))["image_shape"] == [1, 8, 8]
-    (values,) = remeasure(run, progress=False).values()
-    assert values["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    (record,) = remeasure(run, progress=False)
+    assert record.measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
@@ -199,7 +205,7 @@ def test_other_precisions_train(precision, short_run, tmp_path):
     assert found.measures["nc1"] != wanted.measures["nc1"]
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert load_file(run.checkpoint(1))["fc.weight"].dtype == kind
-    assert remeasure(run, progress=False)[1]["nc1"] == pytest.approx(found.measures["nc1"], rel=1e-4)
+    assert remeasure(run, progress=False)[0].measures["nc1"] == pytest.approx(found.measures["nc1"], rel=1e-4)
 
 
 def test_channels_last_gives_the_same_run(tmp_path):
@@ -265,7 +271,7 @@ def test_inner_layers_are_recorded_as_measure_gives_them(tmp_path):
     assert {name.removeprefix("network.") for name in layers} == set(names)
     for name, values in layers.items():
         assert values["nc1"] == pytest.approx(expected[name.removeprefix("network.")]["nc1"], rel=1e-5)
-    again = remeasure(run, progress=False)[1]["layers"]
+    again = remeasure(run, progress=False)[0].layers
     assert {name: part["nc1"] for name, part in again.items()} == pytest.approx(
         {name: part["nc1"] for name, part in layers.items()}, rel=1e-6
     )
@@ -418,7 +424,7 @@ OWN = {"width": None, "depth": None, "feature_dim": None}  # options of the MLP,
 
 def test_a_head_that_is_not_defined_last_is_found_by_its_name(mine, tmp_path):
     run = train(replace(BARE, **OWN, network=f"{mine}:head_first", epochs=1), tmp_path / "run", progress=False)
-    assert remeasure(run, progress=False, trust_code=True)[1]["nc1"] == pytest.approx(
+    assert remeasure(run, progress=False, trust_code=True)[0].measures["nc1"] == pytest.approx(
         run.records()[-1].measures["nc1"], rel=1e-6
     )
 
@@ -439,7 +445,7 @@ def test_a_layer_that_does_not_make_the_logits_is_refused(mine, tmp_path):
 def test_a_network_that_holds_a_layer_twice_is_kept_and_read_again(mine, tmp_path):
     run = train(replace(BARE, **OWN, network=f"{mine}:tied", epochs=1), tmp_path / "run", progress=False)
     found = remeasure(run, progress=False, trust_code=True)
-    assert found[1]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
+    assert found[0].measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "error"), [("RuntimeError", RuntimeError), ("OSError", FileNotFoundError)])
@@ -471,7 +477,7 @@ def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
 
     assert read_config(run).rotation == "fast"
     again = remeasure(run, progress=False)
-    assert again[2]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    assert again[-1].measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
     resumed = resume(run.path, {"epochs": 3}, progress=False)
     assert [record.measures for record in resumed.records()] == [record.measures for record in whole.records()]
     values["rotation"] = "blocks"

@@ -153,8 +153,11 @@ def run(
 
 
 def some_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of `count` places, spread evenly."""
-    return torch.linspace(0, count - 1, min(ROWS, count), device=device).round().long()
+    """At most `ROWS` of `count` places, spread evenly.
+
+    In float64 whatever the default type is: Lightning makes that bfloat16 in `forward`, which cannot count to 300.
+    """
+    return torch.linspace(0, count - 1, min(ROWS, count), dtype=torch.float64, device=device).round().long()
 
 
 def _copied(output: Any) -> Any:

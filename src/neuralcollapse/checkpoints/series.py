@@ -1,4 +1,4 @@
-"""The checkpoints of a training measured one after the other, into a run folder that later ones can join."""
+"""Checkpoints measured one after another: those of any training, into a run folder that later ones can join."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ from neuralcollapse.runs.plain import parse_json, plain, read_text
 from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
-_OPTIONS = (  # what records depend on
+# What the records depend on.
+_OPTIONS = (
     "layers",
     "ignore_index",
     "num_classes",
@@ -75,42 +76,42 @@ def measure_checkpoints(
 ) -> list[Record]:
     """Measure checkpoints in the order of training: one record for each, in a run folder if asked for.
 
-    With `out`, a later call goes on: what was measured stays, checkpoints that are new or have changed are measured,
-    and each record comes in its place. Afterwards the model has the weights that it had.
+    With `out`, a later call goes on: what was measured stays, and checkpoints that are new or have changed are measured
+    and put in their place. Afterwards the model has the weights that it had before.
 
     Args:
-        model: the network that was trained; where its weights lie in a file is found out (see `fit_weights`).
-        checkpoints: a glob pattern, a path, or a list of them: .safetensors or files of torch (.pt, .pth, .ckpt, .bin,
-            .tar), of which nothing but tensors and plain values is ever loaded.
+        model: the network that was trained; the prefix of its weights' names in a file is found (see `fit_weights`).
+        checkpoints: a glob pattern, a path, or a list of them: .safetensors files or torch files (.pt, .pth, .ckpt,
+            .bin, .tar), from which only tensors and plain values are ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
         classifier: dotted name of the last layer, or the layer itself; found when not given.
         test_loader: adds loss and accuracy on the test set to the records.
         out: the run folder, new or one of an earlier call with the same model, data and options.
-        force: begin anew in `out`, if there is nothing in it that others made or that is still needed.
-        prefix: what stands before the model's names in the files, where several would do.
+        force: overwrite what is in `out`, if it holds nothing that others made or that is still needed.
+        prefix: of the weights' names in the files, where several would fit.
         progress: show a progress bar for each checkpoint (on a terminal only).
         config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
         class_names: of the K classes.
         on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
-        given: files and folders beside the checkpoints that are still needed, such as the data's: an `out` that holds
+        given: files and folders beside the checkpoints that are still needed, such as the data: an `out` that holds
             one of them is not overwritten.
         options: of `neuralcollapse.Recorder` (layers, ignore_index, pairwise, head_decay, device, ...).
 
     Returns:
-        The records in the order of training, of earlier calls too. What their `epoch` counts is read from the names of
-        the files (see `training_order`).
+        The records in the order of training, those of earlier calls included. What their `epoch` counts is read from
+        the names of the files (see `training_order`).
 
     Raises:
-        InputError: no checkpoints, one that cannot be read or does not fit the model (those before it are kept in
-            `out`), `out` is in use, written by another process, or was measured otherwise; as `neuralcollapse.measure`.
+        InputError: there are no checkpoints, one cannot be read or does not fit the model (those before it are kept in
+            `out`), `out` is in use, written by another process, or was measured with other options; as
+            `neuralcollapse.measure`.
     """
-    check_model(model)
+    model = check_model(model)
     check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
     own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
     check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)
     files = find_checkpoints(checkpoints)
-    model = getattr(model, "_orig_mod", model)
     recorder = Recorder(
         loader,
         test_loader,
@@ -130,6 +131,34 @@ def measure_checkpoints(
     with _locked(out, recorder):
         run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out), [*given, *files])
         return _measured(run, model, files, prefix, on_checkpoint)
+
+
+def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterator[Record]:
+    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before.
+
+    Args:
+        recorder: measures them; its `out` is not the run folder.
+        model: the network that the run trained.
+        run: the folder.
+
+    Raises:
+        InputError: it holds no checkpoints, or one that is damaged, was changed or does not fit the model.
+    """
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
+    with _weights_restored(model):
+        for epoch, path in checkpoints:
+            yield _measure_file(recorder, model, epoch, path)
+
+
+def _measure_file(recorder: Recorder, model: nn.Module, number: int, path: Path, prefix: str | None = None) -> Record:
+    """Load a checkpoint into the model and measure it."""
+    fit_weights(model, read_weights(path), path, prefix=prefix)
+    try:
+        return recorder.measure(model, number)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _measured(
@@ -171,7 +200,7 @@ class _Done:
 
 @dataclass
 class _Run:
-    """What was measured, by the checkpoints' names; the ledger on disk is the truth, the records follow it."""
+    """What was measured, by checkpoint. The ledger on disk decides, and records.jsonl is written from it."""
 
     recorder: Recorder
     done: dict[str, _Done]
@@ -201,7 +230,7 @@ class _Run:
                         raise ValueError("expected the size and the time of each file")
                     done[name] = _Done(size, mtime_ns, Record.from_json(json.dumps(record)))
             except (ValueError, TypeError, AttributeError):
-                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure anew in another folder") from None
+                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure in another folder") from None
         return cls(recorder, done, given)
 
     @property
@@ -215,7 +244,7 @@ class _Run:
         return self.recorder.out
 
     def take_in(self, files: Sequence[Path]) -> Order:
-        """The order of what was measured and what is given; earlier records get new numbers where it takes them."""
+        """The order of what was measured before and is given now; earlier records get new numbers if need be."""
         given = {known_as(path) for path in files}
         gone = [name for name in self.done if name not in given]
         order = training_order([*files, *(Path("/", name) for name in gone)])
@@ -233,7 +262,7 @@ class _Run:
     def _renumber(self, numbers: Mapping[str, int]) -> None:
         folder = RunFolder.open(self._place)
         folder.sweep()
-        moves = []  # a kill in between may lose a picture of the means, never give it another number
+        moves = []  # a kill in between may lose a geometry, but never leaves one under a wrong number
         for name, done in self.done.items():
             old, new = done.record.epoch, numbers[name]
             self.done[name] = replace(done, record=replace(done.record, epoch=new))
@@ -250,19 +279,15 @@ class _Run:
             folder.write_text("config.yaml", json.dumps(described, indent=2) + "\n")
 
     def has(self, path: Path) -> bool:
-        """Whether the file was measured as it is."""
+        """Whether the file was measured as it is now."""
         done = self.done.get(known_as(path))
         return done is not None and (done.size, done.mtime_ns) == _stamp(path)
 
     def measure(self, model: nn.Module, number: int, path: Path, prefix: str | None) -> None:
         """Load a checkpoint into the model, measure it and keep the record."""
-        stamp = _stamp(path)  # before it is read: what changes meanwhile is measured again
+        stamp = _stamp(path)  # before it is read: a file that changes meanwhile is measured again
         try:
-            fit_weights(model, read_weights(path), path, prefix=prefix)
-            try:
-                record = self.recorder.measure(model, number)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
+            record = _measure_file(self.recorder, model, number, path, prefix)
             self.done[known_as(path)] = _Done(*stamp, record)
             if self.recorder.out is not None:
                 self._write()
@@ -274,7 +299,9 @@ class _Run:
     def _kept(self) -> str:
         if self.recorder.out is None or not self.done:
             return ""
-        return f" (the {len(self.done)} measured before are kept in {self._place}: mend it, or leave it out, and go on)"
+        return (
+            f" (the {len(self.done)} measured before are kept in {self._place}: repair it, or leave it out, and go on)"
+        )
 
     def _write(self) -> None:
         content = {
@@ -314,10 +341,10 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _locked(out: str | Path | None, recorder: Recorder) -> Iterator[None]:
-    """Keep other writers out of a folder that is there; a new one is locked when it is made."""
+    """Keep other writers out of an existing folder; a new one is locked when it is made."""
     folder = RunFolder(out) if out is not None and RunFolder(out).path.is_dir() else None
     if folder is not None and not os.path.lexists(folder.path / "records.jsonl"):
-        folder = None  # nothing of ours to join
+        folder = None  # it holds nothing that this call could join
     if folder is not None:
         folder.lock()
     try:

@@ -96,7 +96,7 @@ def _run_folder(options: argparse.Namespace) -> int:
         )
     try:
         from neuralcollapse.checkpoints.series import Checkpoint
-        from neuralcollapse.training.run import remeasure
+        from neuralcollapse.training.remeasure import remeasure
     except ImportError as error:
         raise needs_train(error) from None
     if (folder.path / "checkpoints.json").is_file():
@@ -109,18 +109,24 @@ def _run_folder(options: argparse.Namespace) -> int:
             f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
             "records; weights kept elsewhere are measured by --network, --checkpoints and --data"
         )
-    results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
-    files = dict(folder.checkpoints())
-    found = [Checkpoint(files[epoch], "epoch", record_of(values, epoch), True) for epoch, values in results.items()]
+    samples: list[int] = []
+    records = remeasure(
+        folder,
+        certify_head=options.certify_head,
+        trust_code=options.trust_code,
+        on_record=lambda record, capture: samples.append(capture.moments.num_samples),
+    )
+    found = [
+        Checkpoint(path, "epoch", record, True) for (_, path), record in zip(folder.checkpoints(), records, strict=True)
+    ]
     page = folder.path / "report.html"
     if options.json:
-        records = [(str(checkpoint.path), checkpoint.record) for checkpoint in found]
-        print_records(options.path, page if page.is_file() else None, "epoch", records)
+        named = [(str(checkpoint.path), checkpoint.record) for checkpoint in found]
+        print_records(options.path, page if page.is_file() else None, "epoch", named)
         return 0
     for checkpoint in found:
         print(line(checkpoint))
-    last = found[-1].record
-    print_last(last, "epoch", results[last.epoch]["num_samples"])
+    print_last(records[-1], "epoch", samples[-1])
     print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
     return 0
 

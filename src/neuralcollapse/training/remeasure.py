@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from neuralcollapse.capture.collect import Capture
 from neuralcollapse.checkpoints.series import measure_run
 from neuralcollapse.data.load import Batches, load_data
 from neuralcollapse.loops.loaders import MappedBatches
@@ -16,7 +19,12 @@ from neuralcollapse.training.step import Classification
 
 
 def remeasure(
-    run: RunFolder, *, certify_head: bool = False, progress: bool = True, trust_code: bool = False
+    run: RunFolder,
+    *,
+    certify_head: bool = False,
+    progress: bool = True,
+    trust_code: bool = False,
+    on_record: Callable[[Record, Capture], None] | None = None,
 ) -> list[Record]:
     """A record of each checkpoint that a run has kept, in order; the run folder stays as it is.
 
@@ -25,6 +33,7 @@ def remeasure(
         certify_head: compare the last layer with its exact optimum.
         progress: show a progress bar for each checkpoint (on a terminal only).
         trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
+        on_record: called with each record and the capture that it was made from.
 
     Raises:
         InputError: there are no checkpoints, the configuration does not fit, it names code and `trust_code` is not set,
@@ -46,5 +55,6 @@ def remeasure(
         head_decay=head_decay(config) if certify_head else None,
         loss=module.loss,
         progress=progress,
+        on_record=on_record,
     )
     return list(measure_run(recorder, network, run))

@@ -29,7 +29,7 @@ def read_config(run: RunFolder) -> TrainConfig:
 
 
 def needs_trust(config: TrainConfig) -> str | None:
-    """What training or measuring by a configuration would import or load beyond installed libraries; None if nothing."""
+    """What training or measuring by a configuration would import or load beyond installed libraries, or None."""
     code = code_named(config.network, config.network_options)
     hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
     if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
