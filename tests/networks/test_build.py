@@ -56,7 +56,7 @@ def test_the_fixed_classifier_has_the_frame_asked_for_and_blocks_by_default(rota
         ("simplex", nc.ETFClassifier, {}),
         ("orthoplex", nc.OrthoplexClassifier, {"rotation": "none", "learn_scale": True}),
         ("orthoplex", nc.OrthoplexClassifier, {}),
-        ("softmax_code", nc.CodeClassifier, {"learn_scale": True}),
+        ("softmax_code", nc.SoftmaxCodeClassifier, {"learn_scale": True}),
     ],
 )
 def test_a_frame_by_its_name(frame, kind, options):

@@ -1,4 +1,4 @@
-"""Minority collapse: how aligned the classifier's rows of the smallest classes are, in a run and at the exact minimum."""
+"""Minority collapse: how aligned the rows of the smallest classes are, in a run and at the exact minimum."""
 
 from __future__ import annotations
 
