@@ -128,7 +128,6 @@ def lines(run: Path) -> int:
 def kill_twenty_times(folder: Path) -> None:
     """In a process of its own: prints what `test_killed_at_twenty_moments...` looks at."""
     torch.set_num_threads(1)
-    import jsonargparse  # noqa: F401
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
 
@@ -194,7 +193,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_one_never_killed(tmp_path):
 KINDS = {
     "sgd": {"augment": "crop+flip"},
     "adam": {"optimizer": "adam", "augment": "flip", "schedule": "cosine"},
-    "adamw": {"optimizer": "adamw", "classifier": "etf", "learn_scale": True},
+    "adamw": {"optimizer": "adamw", "frame": "simplex", "learn_scale": True},
     "lbfgs": {"optimizer": "lbfgs", "lbfgs_iterations": 3, "batch_size": 100},
     "online": {"measure": "online", "augment": "flip"},
     "decays": {"decay_on": "classifier", "feature_decay": 1e-4, "schedule": "multistep", "milestones": (1, 2)},

@@ -242,7 +242,7 @@ def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
 
 
 def pixel_statistics(how: str, data: Data) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 255, that --normalize stands for.
+    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize.
 
     Raises:
         InputError: neither a name nor numbers, or another number of them than there are channels.

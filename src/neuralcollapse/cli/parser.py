@@ -140,7 +140,9 @@ class ConfigFile(argparse.Action):
             found = read_mapping(Path(file))
             for name in self.own:
                 if found.pop(name, None):
-                    raise InputError(f"{file}: {name} is for the command line, not for a file: give --{name}")
+                    raise InputError(
+                        f"{file}: {name} is for the command line, not for a file: give --{name.replace('_', '-')}"
+                    )
             namespace.out = found.pop("out", None) or namespace.out
             found = with_new_names(found, "train")
             check_names(found, file)

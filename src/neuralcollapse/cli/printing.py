@@ -50,17 +50,16 @@ def print_json(value: Any) -> None:
     print(json.dumps(nan_to_none(value), indent=2))
 
 
-def record_of(values: Mapping[str, Any], epoch: int) -> Record:
-    """What `measure` returns, as a record: all that it holds but the number of samples."""
-    apart = ("loss", "accuracy", "head", "layers", "num_samples")
+def record_of_features(values: Mapping[str, Any]) -> Record:
+    """What `measure_features` returns, as a record; its epoch means nothing."""
+    apart = ("accuracy", "head", "num_samples")
     return Record(
-        epoch=epoch,
+        epoch=0,
         seconds=math.nan,
         learning_rate=math.nan,
-        train={name: values[name] for name in ("loss", "accuracy") if name in values},
+        train={"accuracy": values["accuracy"]} if "accuracy" in values else {},
         measures={name: value for name, value in values.items() if name not in apart},
         head=values.get("head", {}),
-        layers=values.get("layers", {}),
     )
 
 

@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     values: dict[str, Any] = options.values or {}
     if options.print_config:
         _print_config(TrainConfig(**values), options.out)
-        return 0
+        raise SystemExit(0)  # as --help does
     try:
         import yaml  # noqa: F401  a run folder's configuration is YAML
 

@@ -84,7 +84,7 @@ def build_network(
         learn_scale: learn the length of the fixed classifier's rows.
         rotation: of the fixed classifier: "blocks" (the default of a simplex), "none" or "fast" (the default of an
             orthoplex), as for `ETFClassifier`. A network from elsewhere that brings a fixed classifier keeps its own.
-        options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
+        options: of the network; None means the default: in_features (64), width (512) and depth (3) of
             the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
             from elsewhere what it takes.
 

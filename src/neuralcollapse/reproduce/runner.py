@@ -1,4 +1,4 @@
-"""Runs an experiment in one folder: the runs, costs and surveys that are missing, so that it can be stopped at any time.
+"""Runs an experiment in one folder: whatever runs, costs and surveys are missing, so it can be stopped at any time.
 
 experiment.yaml    the experiment's own text, with the scale and the changes it was run with
 RUN/               a run folder (`records.RunFolder`), or a survey (`surveys`)

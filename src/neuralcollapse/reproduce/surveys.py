@@ -21,7 +21,7 @@ _MOST = 10**5  # steps, and directions down
 
 
 def facts(config: SurveyConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """What `ufm.survey` finds, in plain numbers: the minimum, the atlas, where the starts end, and gaps step by step."""
+    """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, and gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
     return survey(Model(**values), starts=starts, seed=seed, on_message=on_message).record()

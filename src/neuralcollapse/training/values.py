@@ -10,9 +10,9 @@ _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "o
 
 
 def read(kind: Any, text: str) -> object:
-    """The value that a text on the command line or in a YAML file stands for.
+    """The value of a type, read from text on the command line or in a YAML file.
 
-    "null" stands for None where an option may be left out. Lists are written `a,b`, with or without brackets, mappings
+    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, mappings
     as JSON or YAML, truth values as true or false. Text that does not fit the type stays text, for `fits` to refuse.
     """
     origin, parts = get_origin(kind), get_args(kind)
