@@ -180,3 +180,11 @@ def test_every_page_is_on_the_site():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     pages = {file.relative_to(ROOT / "docs").as_posix() for file in (ROOT / "docs").rglob("*.md")}
     assert not [page for page in sorted(pages) if f" {page}\n" not in navigation]
+
+
+def test_the_picture_of_the_rooms_shows_the_imports_as_they_are(monkeypatch):
+    pytest.importorskip("grimp")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import draw_rooms
+
+    assert draw_rooms.TARGET.read_text() == draw_rooms.svg(), "draw it again: python tools/draw_rooms.py"

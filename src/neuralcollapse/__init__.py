@@ -1,11 +1,21 @@
 """Measure, prove and use neural collapse in PyTorch.
 
-The public names stand in `__init__.pyi`; each is loaded when first used, so that importing this package costs next to
-nothing.
+The public names are listed in `__init__.pyi`. Each is loaded when it is first used, so that importing this package
+costs next to nothing.
 """
 
-import lazy_loader
+import warnings as _warnings
+
+import lazy_loader as _lazy_loader
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+_load, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)
+
+_RENAMED = {"CodeClassifier": "SoftmaxCodeClassifier"}  # name of version 0.1.0 -> name of today
+
+
+def __getattr__(name: str) -> object:
+    if name in _RENAMED:
+        _warnings.warn(f"{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+    return _load(_RENAMED.get(name, name))

@@ -16,10 +16,10 @@ from .geometry.moments import ClassMoments as ClassMoments
 from .geometry.pairs import worst_pairs as worst_pairs
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
-from .heads.beyond_simplex import CodeClassifier as CodeClassifier
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
+from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier
 from .heads.etf import ETFClassifier as ETFClassifier
-from .heads.etf import fix_classifier as fix_classifier
+from .heads.fix import fix_classifier as fix_classifier
 from .loops.huggingface import CollapseTrainerCallback as CollapseTrainerCallback
 from .loops.lightning import CollapseCallback as CollapseCallback
 from .loops.recorder import Recorder as Recorder

@@ -1,4 +1,4 @@
-"""Checks of the tensors that users hand in, each said once: what was expected, what came, what to do."""
+"""Checks of the tensors and numbers that users pass in. Errors say what was expected, what was given, what to do."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from neuralcollapse.errors import InputError, one_line
 
 
 def as_tensor(values: Any, name: str) -> Tensor:
-    """A tensor of an array or list of numbers; `name` says in errors what it is."""
+    """An array or list of numbers as a tensor; `name` is what errors call it."""
     try:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -33,8 +33,8 @@ def check_features(features: Tensor) -> None:
 
 
 def check_finite(values: Tensor, name: str = "features") -> None:
-    """Raise if any of `values` (features, weights) is NaN or infinite, saying how many and in which rows."""
-    if bool(torch.isfinite(values.sum())):  # one cheap pass: a NaN or an infinity survives a sum
+    """Raise if any of `values` (features, weights) is NaN or infinite; the error says how many and in which rows."""
+    if bool(torch.isfinite(values.sum())):  # one cheap pass: NaN and infinity survive a sum
         return
     bad = ~torch.isfinite(values)
     count = int(bad.sum())
@@ -44,12 +44,12 @@ def check_finite(values: Tensor, name: str = "features") -> None:
     shown = ", ".join(str(row) for row in rows[:5]) + (", ..." if len(rows) > 5 else "")
     raise InputError(
         f"expected finite {name}, got {count} NaN or infinite of {values.numel()} values in {len(rows)} rows "
-        f"(rows {shown}): mend or drop them"
+        f"(rows {shown}): correct or drop them"
     )
 
 
 def check_labels(labels: Tensor, num_samples: int, name: str = "labels") -> Tensor:
-    """Labels (or predicted classes) as int64, after checking shape (N,) and type; for the range `check_label_range`."""
+    """Labels (or predicted classes) as int64, after checking shape (N,) and dtype, but not the range."""
     if not isinstance(labels, Tensor):
         raise InputError(f"expected {name} as a torch.Tensor, got {type(labels).__name__}: use torch.as_tensor")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
@@ -85,7 +85,7 @@ def check_label_range(lowest: int, highest: int, num_classes: int) -> None:
 
 
 def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: int, feature_dim: int) -> None:
-    """Raise unless weight is (K, d) and bias (K,), both finite and floating-point; None passes."""
+    """Raise unless weight is (K, d) and bias is (K,) or None, both finite and floating-point, or both are None."""
     if weight is None:
         if bias is not None:
             raise InputError("expected a weight beside the bias, got none: pass weight (K, d) too")
@@ -114,14 +114,14 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
 
 
 def check_count(value: object, name: str, least: int) -> int:
-    """The value as an int; raise unless it is an integer (NumPy's too) of at least `least`."""
+    """The value as an int; raise unless it is an integer (also NumPy's) of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise InputError(f"expected {name} to be an integer of at least {least}, got {value!r}: give such a number")
     return int(value)
 
 
 def check_real(value: object, name: str, *, zero: bool = False) -> float:
-    """The value as a float; raise unless it is a finite real number above 0 (or 0, where allowed)."""
+    """The value as a float; raise unless it is a finite real number above 0 (or equal to 0, with `zero`)."""
     real = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not real or value < 0 or (value == 0 and not zero):  # type: ignore[operator]
         raise InputError(f"expected {name} to be {'0 or ' if zero else ''}positive and finite, got {value!r}")
@@ -129,7 +129,7 @@ def check_real(value: object, name: str, *, zero: bool = False) -> float:
 
 
 def check_etf_exists(num_classes: int, dim: int) -> None:
-    """Raise unless K >= 2 unit vectors with all cosines -1/(K-1) fit in `dim` dimensions (d >= K-1)."""
+    """Raise unless K >= 2 unit vectors with all cosines -1/(K-1) fit into d dimensions, d >= K-1."""
     check_count(num_classes, "num_classes", 2)
     check_count(dim, "dim", 1)
     if dim < num_classes - 1:

@@ -10,7 +10,7 @@ from torch.nn.functional import layer_norm, linear, rms_norm
 
 import neuralcollapse as nc
 from neuralcollapse.geometry import measures as formulas
-from neuralcollapse.geometry.means import Means
+from neuralcollapse.geometry.means import CentredMeans
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]
 NEAR = {torch.float32: 0.001, torch.float16: 0.003, torch.bfloat16: 0.01}  # with what 16 bits put into real directions
@@ -186,7 +186,7 @@ def test_small_but_real_directions_are_kept(made, num_classes, dtype, means_dtyp
 @pytest.mark.parametrize("exact_svd", [8, 512])
 def test_a_wide_spectrum_above_the_rounding_is_measured_whole(dtype, exact_svd, monkeypatch):
     """Variances down to 1e-7 of the whole in any directions: rounding to bfloat16 puts 1e-8 into each."""
-    monkeypatch.setattr("neuralcollapse.geometry.rows._EXACT_SVD", exact_svd)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._EXACT_SVD", exact_svd)
     torch.manual_seed(0)
     variances = torch.logspace(0, -7, 320)
     variances = (variances / variances.sum()).clamp(min=1e-7)
@@ -207,7 +207,7 @@ def test_large_matrices_by_their_gram_matrix_lose_the_same_directions(monkeypatc
     features = (features[:, :rank] @ torch.randn(rank, shape[1])).to(dtype)
     moments = nc.ClassMoments.from_batch(features, labels, shape[0])
     plain = measured(moments)
-    monkeypatch.setattr("neuralcollapse.geometry.rows._EXACT_SVD", 4)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._EXACT_SVD", 4)
     large = measured(moments)
     assert plain[1] == large[1] == rank
     assert large[0]["nc1"] == pytest.approx(plain[0]["nc1"], rel=1e-4)
@@ -292,7 +292,7 @@ def test_a_weight_perpendicular_to_the_means_up_to_rounding_has_no_duality(dtype
 
 def test_the_directions_are_found_once_and_shared(normalised):
     features, labels, _ = normalised
-    means = Means(nc.ClassMoments.from_batch(features, labels, 100))
+    means = CentredMeans(nc.ClassMoments.from_batch(features, labels, 100))
     assert means.directions is means.directions
     assert means.directions.vectors.shape == (64, 63)
     assert "rank 63" in means.left_out

@@ -8,7 +8,6 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.geometry import pairs
-from neuralcollapse.geometry.means import Means
 from neuralcollapse.geometry.measures import PAIRWISE_MEASURES
 
 
@@ -75,7 +74,7 @@ def test_the_standard_error_is_that_of_the_drawn_values(moments, monkeypatch):
     sample = pairs.draw(50, 90, torch.device("cpu"))
     table = {(i, j): value for i, j, value in by_hand(moments)}
     drawn = [table[min(i, j), max(i, j)] for i, j in zip(*(ends.tolist() for ends in sample), strict=True)]
-    found = pairs.cdnv(Means(moments), sample)
+    found = pairs.cdnv(CentredMeans(moments), sample)
     assert found.mean == pytest.approx(np.mean(drawn), rel=1e-12)
     assert found.error == pytest.approx(np.std(drawn, ddof=1) / math.sqrt(90), rel=1e-12)
 
@@ -83,7 +82,7 @@ def test_the_standard_error_is_that_of_the_drawn_values(moments, monkeypatch):
 @pytest.mark.parametrize("tile", [1024, 7])
 @pytest.mark.parametrize("count", [1, 4, 5_000])
 def test_the_worst_pairs_are_those_of_all_pairs_in_order(moments, monkeypatch, tile, count):
-    monkeypatch.setattr("neuralcollapse.geometry.rows._TILE", tile)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._TILE", tile)
     expected = sorted(by_hand(moments), key=lambda pair: -pair[2])[:count]
     found = nc.worst_pairs(moments, count)
     assert [(pair.first, pair.second) for pair in found] == [pair[:2] for pair in expected]

@@ -100,7 +100,7 @@ def test_codes_that_cannot_be_are_refused(arguments, options, message):
 
 @pytest.mark.parametrize("tile", [1024, 4])
 def test_coherence_is_the_largest_cosine(monkeypatch, tile):
-    monkeypatch.setattr("neuralcollapse.geometry.rows._TILE", tile)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._TILE", tile)
     torch.manual_seed(0)
     rows = torch.randn(13, 5)
     assert nc.coherence(rows) == pytest.approx(largest_cosine(nn_unit(rows.double())), rel=1e-12)

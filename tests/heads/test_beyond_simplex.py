@@ -14,7 +14,7 @@ LAYERS = {
     "odd": lambda **options: nc.OrthoplexClassifier(6, 9, **options),
     "full": lambda **options: nc.OrthoplexClassifier(5, 10, **options),
     "rotated": lambda **options: nc.OrthoplexClassifier(6, 10, rotation="fast", seed=3, **options),
-    "code": lambda **options: nc.CodeClassifier(3, 10, steps=20, **options),
+    "code": lambda **options: nc.SoftmaxCodeClassifier(3, 10, steps=20, **options),
 }
 
 
@@ -111,9 +111,9 @@ def test_measures_take_them_as_classifiers(make):
         (lambda: nc.OrthoplexClassifier(4, 9), "at most 2d = 8 classes .*got K=9: use a softmax code"),
         (lambda: nc.OrthoplexClassifier(4, 1), "num_classes"),
         (lambda: nc.OrthoplexClassifier(4, 6, rotation="nearest"), "rotation 'none' or 'fast', got 'nearest'"),
-        (lambda: nc.CodeClassifier(4, 9, rotation="fast"), "rotation 'none', got 'fast'"),
-        (lambda: nc.CodeClassifier(4, 9, scale=-1), "scale to be positive"),
-        (lambda: nc.CodeClassifier(1, 9), "dim to be an integer of at least 2"),
+        (lambda: nc.SoftmaxCodeClassifier(4, 9, rotation="fast"), "rotation 'none', got 'fast'"),
+        (lambda: nc.SoftmaxCodeClassifier(4, 9, scale=-1), "scale to be positive"),
+        (lambda: nc.SoftmaxCodeClassifier(1, 9), "dim to be an integer of at least 2"),
         (lambda: LAYERS["code"]()(torch.ones(2, 4)), r"features of dimension 3, got \(2, 4\)"),
     ],
 )

@@ -198,7 +198,7 @@ KINDS = {
     "other K": lambda: nc.ETFClassifier(64, 11, bias=False),
     "orthoplex": lambda: nc.OrthoplexClassifier(64, 10),
     "turned orthoplex": lambda: nc.OrthoplexClassifier(64, 10, rotation="fast"),
-    "code": lambda: nc.CodeClassifier(64, 10, steps=2),
+    "code": lambda: nc.SoftmaxCodeClassifier(64, 10, steps=2),
 }
 
 

@@ -419,7 +419,7 @@ def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_o
         (8, 9, "simplex", nc.ETFClassifier),
         (8, 10, "orthoplex", nc.OrthoplexClassifier),
         (8, 16, "orthoplex", nc.OrthoplexClassifier),
-        (8, 17, "softmax_code", nc.CodeClassifier),
+        (8, 17, "softmax_code", nc.SoftmaxCodeClassifier),
     ],
 )
 def test_the_frame_is_the_best_known_for_so_many_classes_and_says_its_name(dim, num_classes, frame, kind):
@@ -467,7 +467,7 @@ def test_an_embedding_that_shares_the_weight_stays_as_it_is():
     network["lm_head"].weight = network["embedding"].weight
     before = network["embedding"].weight.clone()
     nc.fix_classifier(network, "lm_head")
-    assert isinstance(network["lm_head"], nc.CodeClassifier)
+    assert isinstance(network["lm_head"], nc.SoftmaxCodeClassifier)
     assert [name for name, _ in network.named_parameters()] == ["embedding.weight"]
     assert torch.equal(network["embedding"].weight, before)
     network["lm_head"](network["embedding"](torch.tensor([3, 4]))).sum().backward()

@@ -70,7 +70,7 @@ class Lora(nn.Module, BaseTunerLayer):
         (parametrizations.spectral_norm(nn.Conv2d(6, 4, 1)), (2, 6, 3, 3), -3),
         (nn.ModuleList([nc.ETFClassifier(6, 4)])[0], (2, 6), -1),
         (nc.ETFClassifier(6, 4, axis=-3), (2, 6, 3, 3), -3),
-        (nc.CodeClassifier(6, 4, steps=2), (2, 6), -1),
+        (nc.SoftmaxCodeClassifier(6, 4, steps=2), (2, 6), -1),
     ],
     ids=lambda value: type(value).__name__,
 )

@@ -20,7 +20,7 @@ def run(name, nc1, start=10.0, accuracy=1.0, test=0.9, layers=None, **labels):
 
 
 def look(kind, *runs, surveys=(), costs=(), **options):
-    (finding,) = judge([{"kind": kind, "say": "so", **options}], Results(runs, surveys, costs)).findings
+    (finding,) = judge([{"kind": kind, "statement": "so", **options}], Results(runs, surveys, costs)).findings
     return finding.holds
 
 
@@ -132,12 +132,12 @@ def test_the_verdict_counts_what_holds(holds, word):
 @pytest.mark.parametrize(
     ("check", "message"),
     [
-        ({"kind": "ends", "say": "s"}, "check: no 'ends'.*'end'"),
-        ({"kind": "end", "say": "s", "key": "nc9"}, "no number 'nc9'"),
-        ({"kind": "end", "say": "s", "kye": "nc1"}, "check 'end'"),
+        ({"kind": "ends", "statement": "s"}, "check: no 'ends'.*'end'"),
+        ({"kind": "end", "statement": "s", "key": "nc9"}, "no number 'nc9'"),
+        ({"kind": "end", "statement": "s", "kye": "nc1"}, "check 'end'"),
         ({"kind": "saddles"}, "expected `say`"),
         (
-            {"kind": "fewer", "say": "s", "of": "wieghts", "less": {}, "more": {}, "percent": 1},
+            {"kind": "fewer", "statement": "s", "of": "wieghts", "less": {}, "more": {}, "percent": 1},
             "expected `of` as one of parameters",
         ),
     ],

@@ -186,7 +186,7 @@ def test_two_at_once_share_the_runs_and_what_one_leaves_undone_the_other_takes_u
 
     monkeypatch.setattr(training, "train", train)
     try:
-        folder.run(progress=False, tell=tell)
+        folder.run(progress=False, on_message=tell)
     finally:
         child.kill()
         child.communicate()

@@ -1,15 +1,19 @@
-"""Numbers and moments joined over the processes of torch.distributed."""
+"""Numbers, moments and buffers of a network, joined over the processes of torch.distributed."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.distributed
+from torch import nn
 
 from neuralcollapse.geometry.moments import ClassMoments
 
 
 def num_processes() -> int:
-    """How many there are."""
+    """The number of processes."""
     return torch.distributed.get_world_size()
 
 
@@ -21,9 +25,9 @@ def summed(device: torch.device, *values: float) -> list[float]:
 
 
 def merged(moments: ClassMoments) -> ClassMoments:
-    """The moments of all processes' samples, joined in the order of the processes; all of them must call this.
+    """The moments of the samples of all processes, joined in their order; all of them must call this.
 
-    One process after another sends its own, so that a process never holds more than three.
+    One process after another sends its own, so no process ever holds more than three.
     """
     joined = ClassMoments.zeros(
         moments.num_classes, moments.feature_dim, moments.packed.device, means_dtype=moments.means.dtype
@@ -33,3 +37,22 @@ def merged(moments: ClassMoments) -> ClassMoments:
         torch.distributed.broadcast(part, rank)
         joined.absorb(ClassMoments(part, *moments.shape))
     return joined
+
+
+@contextmanager
+def first_buffers(model: nn.Module) -> Iterator[None]:
+    """Inside, every process has the first one's buffers; afterwards it has its own again. All of them must call this.
+
+    The running means and variances of batch normalisation differ between processes, as each of them sees its own
+    samples; a network that is measured must be the same in all.
+    """
+    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    own = [buffer.clone() for buffer in buffers]
+    for buffer in buffers:
+        torch.distributed.broadcast(buffer, 0)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, kept in zip(buffers, own, strict=True):
+                buffer.copy_(kept)

@@ -19,10 +19,12 @@ from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.checkpoints.order import Order, find_checkpoints, known_as, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
+from neuralcollapse.loops.loaders import check_loader
+from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.folder import Record, RunFolder, finite
 from neuralcollapse.runs.plain import parse_json, plain, read_text
+from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
 _OPTIONS = (  # what records depend on
@@ -183,6 +185,7 @@ class _Run:
         if not isinstance(described, dict) or "checkpoints" not in described:
             RunFolder.check_free(out, force=recorder.force, given=given)
             return cls(recorder, {}, given)
+        described = with_new_names(described, "train", quiet=True)
         wanted = finite(plain(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:

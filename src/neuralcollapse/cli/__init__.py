@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import Any
 
 from neuralcollapse.cli import landscape, measure, report, reproduce, train
-from neuralcollapse.cli.printing import spelled
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.cli.parser import Parser, hyphenated
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, RenamedWarning
+from neuralcollapse.runs.renamed import with_new_flags
 
 _EXAMPLES = """\
 examples:
   neuralcollapse train                                      digits, an MLP, half a minute, a page
-  neuralcollapse train --classifier etf --feature_dim 10    the same with a fixed ETF classifier
+  neuralcollapse train --frame simplex --feature-dim 10     the same with a classifier fixed to a simplex ETF
   neuralcollapse measure features.npz                       arrays features, labels [, weight, bias]
   neuralcollapse measure runs/digits-mlp-learned            the checkpoints of a run
-  neuralcollapse measure --model timm:resnet18 --checkpoints 'ckpts/*' --data imagefolder:pets
+  neuralcollapse measure --network timm:resnet18 --checkpoints 'ckpts/*' --data imagefolder:pets
   neuralcollapse report runs/digits-mlp-learned             make the page again
   neuralcollapse landscape --samples 30,10,5,2              solve and draw an unconstrained feature model
   neuralcollapse reproduce                                  the paper's experiments, each by name
@@ -28,18 +29,17 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    arguments = hyphenated(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     try:
-        parser = _parser()
-        if arguments[:1] == ["train"]:
-            return train.run(arguments[1:])
-        options = parser.parse_args([spelled(argument, "_", "-") for argument in arguments])
-        command: Callable[[argparse.Namespace], int] | None = getattr(options, "run", None)
-        if command is None:
-            parser.print_help()
+        if arguments:
+            arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]
+        options = _parser().parse_args(arguments)
+        if options.run is None:
+            _parser().print_help()
             return 0
-        return command(options)
+        code: int = options.run(options)
+        return code
     except InputError as error:
         print(f"neuralcollapse: error: {error}", file=sys.stderr)
         return 2
@@ -51,24 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{message}; see '{self.prog} --help'")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="neuralcollapse",
-        description="Measure, prove and use neural collapse.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    from importlib.metadata import version
-
+def _parser() -> Parser:
+    parser = Parser(prog="neuralcollapse", description="Measure, prove and use neural collapse.", epilog=_EXAMPLES)
     parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
-    commands.add_parser("train", help="train a network, measure collapse as it goes, write a run folder and its page")
-    for command in (measure, landscape, reproduce, report):
+    parser.set_defaults(run=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
+    for command in (train, measure, landscape, reproduce, report):
         command.add(commands)
     return parser
 
@@ -76,3 +64,5 @@ def _parser() -> _Parser:
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     if issubclass(category, NeuralCollapseWarning):
         print(f"neuralcollapse: warning: {message}", file=sys.stderr)
+    elif issubclass(category, RenamedWarning):
+        print(f"neuralcollapse: note: {message}", file=sys.stderr)

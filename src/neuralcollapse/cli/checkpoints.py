@@ -1,16 +1,16 @@
-"""`neuralcollapse measure --checkpoints`: those of any training, with the network and the data that names stand for."""
+"""`neuralcollapse measure --checkpoints`: the checkpoints of any training, given its network and data by name."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
+from neuralcollapse.cli.parser import add_options
+from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -26,13 +26,30 @@ _BATCH = 512
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GUESSING = 1.2  # times 1/K: an accuracy up to here is as good as none
 
+_NETWORK_AND_DATA = (
+    "network",
+    "data",
+    "feature_dim",
+    "stem",
+    "frame",
+    "learn_scale",
+    "rotation",
+    "network_options",
+    "image_size",
+    "channels",
+    "samples_per_class",
+)
+"""Options of `train` that say what the network is and what it is measured on; kept in the run folder."""
+
+_OWN = ("checkpoints", "normalize", "layer", "batch_size", "prefix", "device", "out", "force")
+
 
 def add(parser: argparse.ArgumentParser) -> None:
-    """Its options."""
+    """Add the options."""
     group = parser.add_argument_group(
         "checkpoints of any training",
-        "One record for each checkpoint, in the order of training, in a run folder with its page. The same command "
-        "again goes on: it measures what is new or has changed. Only weights are loaded, whatever prefix they have.",
+        "One record for each checkpoint, in the order of training, in a run folder with its\npage. The same command "
+        "again goes on: it measures what is new or has changed.\nOnly weights are loaded, whatever prefix they have.",
     )
     add = group.add_argument
     add(
@@ -41,8 +58,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         metavar="GLOB",
         help=".safetensors, or files of torch (.pt, .pth, .ckpt, .bin, .tar) without pickled objects; quote patterns",
     )
-    add("--model", metavar="NAME", help="the network, by a name that 'train --network' takes, as in timm:resnet18")
-    add("--data", metavar="NAME", help="the training set, by a name that 'train --data' takes, as in imagefolder:PATH")
+    add_options(group, ["network", "data"], defaults=False)
     add(
         "--normalize",
         metavar="HOW",
@@ -51,56 +67,30 @@ def add(parser: argparse.ArgumentParser) -> None:
         "imagenet: ImageNet's; unit: from 0 to 1; half: from -1 to 1; or your own, of pixels from 0 to 1, as in "
         "0.49,0.48,0.45/0.25,0.24,0.26",
     )
-    add("--classifier", metavar="LAYER", help="the layer that makes the logits, by its name (found by itself)")
-    add("--layers", nargs="+", metavar="LAYER", help="inner layers to measure too, by their names in the model")
-    add("--feature-dim", type=int, metavar="D", help="of the features that the classifier sees, as in 'train'")
-    add("--stem", choices=("imagenet", "small"), help="first layers of a ResNet, as in 'train' (imagenet)")
-    add("--head", choices=("learned", "etf"), help="the classifier that was trained: learned (default), or a fixed ETF")
-    add("--learn-scale", action="store_true", default=None, help="with --head etf: the length of its rows was learned")
-    add("--rotation", choices=("blocks", "none", "fast"), help="with --head etf: its frame (blocks; fast in 0.1.0)")
-    add("--network-options", metavar="JSON", help="more options of the network, as in '{\"width\": 64}'")
-    add("--image-size", type=int, metavar="N", help="resize images to N x N pixels")
-    add("--channels", type=int, metavar="C", help="3 repeats grey images to three channels")
-    add("--samples-per-class", type=int, metavar="N", help="measure on N samples of each class only, for a quick look")
+    add("--layer", metavar="NAME", help="the layer that makes the logits, by its dotted name (found if not given)")
+    add_options(group, ["layers", *_NETWORK_AND_DATA[2:]])
     add("--batch-size", type=int, metavar="N", help=f"samples at a time; the numbers do not depend on it ({_BATCH})")
-    add("--prefix", metavar="TEXT", help="what stands before the model's names in the files, where several would do")
+    add("--prefix", metavar="TEXT", help="what comes before the network's names in the files, if several fit")
     add("--device", metavar="NAME", help="where to run: cpu, cuda, mps, ... (cuda if there is one)")
-    add("--out", metavar="RUN", help="the run folder (runs/DATA-MODEL-checkpoints)")
+    add("--out", metavar="RUN", help="the run folder (runs/DATA-NETWORK-checkpoints)")
     add("--force", action="store_true", default=None, help="overwrite an earlier run in that folder")
+    parser.set_defaults(values=None, sources=None)
 
 
-OPTIONS = (
-    "checkpoints",
-    "model",
-    "data",
-    "normalize",
-    "classifier",
-    "layers",
-    "feature_dim",
-    "stem",
-    "head",
-    "learn_scale",
-    "rotation",
-    "network_options",
-    "image_size",
-    "channels",
-    "samples_per_class",
-    "batch_size",
-    "prefix",
-    "device",
-    "out",
-    "force",
-)
-"""The options above, None where they were not given."""
+def given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options above that were given."""
+    own = {name: getattr(options, name) for name in _OWN if getattr(options, name) is not None}
+    return own | (options.values or {})
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    for name in ("checkpoints", "model", "data"):
-        if getattr(options, name) is None:
+    for name in ("checkpoints", "network", "data"):
+        if name not in given(options):
             raise InputError(
-                f"expected --model, --data and --checkpoints together, got no --{name}: add it, as in 'neuralcollapse "
-                'measure --model timm:resnet18 --data imagefolder:PATH --checkpoints "ckpts/*.safetensors"\''
+                f"expected --network, --data and --checkpoints together, got no --{name}: add it, as in "
+                "'neuralcollapse measure --network timm:resnet18 --data imagefolder:PATH --checkpoints "
+                '"ckpts/*.safetensors"\''
             )
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"expected --batch-size to be at least 1, got {options.batch_size}")
@@ -110,18 +100,20 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.data.load import Batches
         from neuralcollapse.report.single import write_page
         from neuralcollapse.runs.folder import RunFolder
+        from neuralcollapse.runs.reading import read_run
+        from neuralcollapse.training.config import TrainConfig
         from neuralcollapse.training.network import network_for
-        from neuralcollapse.training.run import named_paths
+        from neuralcollapse.training.run_config import named_paths
     except ImportError as error:
         raise needs_train(error) from None
     files = find_checkpoints(options.checkpoints)  # before the data are read
-    config = _config(options)
-    out = Path(options.out or f"runs/{file_name(options.data)}-{file_name(options.model)}-checkpoints")
+    config = TrainConfig(**options.values)
+    out = Path(options.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-checkpoints")
     if options.force:
         RunFolder.check_free(out, force=True, given=[*files, *named_paths(config)])
     device = _device(options.device)
     data = _data(config, options)
-    model, classifier = _inside(network_for(config, data), options.classifier)
+    model, layer = _unwrapped(network_for(config, data), options.layer)
     _normalised(model, options.normalize or "data", data, device)
     paths: dict[int, str] = {}
 
@@ -129,14 +121,14 @@ def run(options: argparse.Namespace) -> int:
         record = checkpoint.record
         paths[record.epoch] = str(checkpoint.path)
         if not options.json:
-            print(_line(checkpoint), flush=True)
+            print(line(checkpoint), flush=True)
 
     decay = (options.weight_decay, options.feature_decay, options.bias_decay)
     records = measure_checkpoints(
         model.to(device),
         options.checkpoints,
         Batches(data.train, options.batch_size or _BATCH, device=device),
-        classifier,
+        layer,
         test_loader=Batches(data.test, options.batch_size or _BATCH, device=device) if len(data.test.labels) else None,
         out=out,
         force=bool(options.force),
@@ -148,46 +140,51 @@ def run(options: argparse.Namespace) -> int:
         layers=list(config.layers),
         ignore_index=options.ignore_index,
         min_count=options.min_count,
-        pairwise=pairwise(options),
+        pairwise=options.pairwise,
         head_decay=decay if options.certify_head else None,
         device=device,
     )
     page = write_page(RunFolder.open(out))
+    unit = read_run(out).unit
     if options.json:
-        listed = [{"checkpoint": paths.get(record.epoch), **asdict(record)} for record in records]
-        print_json({"run": str(out), "page": str(page), "unit": _unit(out), "records": listed})
+        print_records(out, page, unit, [(paths.get(record.epoch), record) for record in records])
+        return 0
+    last = records[-1]
+    print_last(last, unit, len(data.train.labels))
+    print(f"run   {out}\npage  {page}")
+    if last.train["accuracy"] <= _GUESSING / data.num_classes:
+        print(
+            "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
+            "are those of the training"
+        )
     else:
-        _print_last(records[-1], _unit(out), data, out, page)
+        print("next  open the page; when there are more checkpoints, the same command again adds them")
     return 0
 
 
-def _config(options: argparse.Namespace) -> TrainConfig:
-    """The network and the data, as a training here would have them."""
-    from neuralcollapse.training.config import TrainConfig
+def print_records(run: Path, page: Path | None, unit: str, records: Sequence[tuple[str | None, Record]]) -> None:
+    """JSON of many records, each with the checkpoint that it is of."""
+    listed = [{"checkpoint": path, **asdict(record)} for path, record in records]
+    print_json({"run": str(run), "page": page and str(page), "unit": unit, "records": listed})
 
-    try:
-        network_options = json.loads(options.network_options or "{}")
-    except ValueError as error:
-        raise InputError(
-            f"expected --network-options as JSON, as in '{{\"width\": 64}}', got {options.network_options!r} ({error})"
-        ) from None
-    given = {
-        "samples_per_class": options.samples_per_class,
-        "image_size": options.image_size,
-        "channels": options.channels,
-        "feature_dim": options.feature_dim,
-        "stem": options.stem,
-        "classifier": options.head,
-        "learn_scale": options.learn_scale,
-        "rotation": options.rotation,
-        "layers": tuple(name for text in options.layers or () for name in text.split(",") if name),
-    }
-    return TrainConfig(
-        data=options.data,
-        network=options.model,
-        network_options=network_options,
-        **{name: value for name, value in given.items() if value is not None},
-    )
+
+def line(checkpoint: Checkpoint) -> str:
+    """A checkpoint and the first of its numbers."""
+    record = checkpoint.record
+    numbers = [f"accuracy {record.train.get('accuracy', math.nan):.4f}"]
+    for name in ("nc1", "nc2", "nc3"):
+        numbers.append(f"{name.upper()} {record.measures.get(name, math.nan):<8.3g}")
+    before = "" if checkpoint.fresh else " (measured before)"
+    return f"{checkpoint.unit} {record.epoch:<6} {'  '.join(numbers)}  {checkpoint.path}{before}"
+
+
+def print_last(record: Record, unit: str, samples: int) -> None:
+    """The last record as a table."""
+    from neuralcollapse.runs.reading import after
+
+    print(f"\ncollapse {after(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
+    print_measures(record)
+    print_accuracies(record)
 
 
 def _device(name: str | None) -> Any:
@@ -225,15 +222,15 @@ def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
     return replace(data, class_names=(*data.class_names, *others))
 
 
-def _inside(network: nn.Module, classifier: str | None) -> tuple[nn.Module, str]:
-    """The network itself, where one from elsewhere came wrapped, and the name of its classifier in it."""
+def _unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
+    """A network from elsewhere without its wrapper, and the name of the layer in it that makes the logits."""
     from neuralcollapse.networks.build import classifier_name
     from neuralcollapse.networks.external import Outside
 
     name = classifier_name(network)
     if isinstance(network, Outside) and name.startswith("network."):
         network, name = network.network, name.removeprefix("network.")
-    return network, classifier or name
+    return network, layer or name
 
 
 def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
@@ -248,7 +245,7 @@ def pixel_statistics(how: str, data: Data) -> tuple[Sequence[float], Sequence[fl
     """Mean and standard deviation of each channel, of pixels from 0 to 255, that --normalize stands for.
 
     Raises:
-        InputError: neither a name nor numbers, or as many as there are no channels.
+        InputError: neither a name nor numbers, or another number of them than there are channels.
     """
     if how == "data":
         return data.mean, data.std
@@ -279,56 +276,15 @@ def _numbers(how: str) -> tuple[Sequence[float], Sequence[float]]:
 
 def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> dict[str, Any]:
     """What the run folder keeps of how it was measured; None for what was not asked for."""
-    kept = (
-        "data",
-        "network",
-        "classifier",
-        "feature_dim",
-        "network_options",
-        "image_size",
-        "channels",
-        "samples_per_class",
-    )
+    kept = {name: getattr(config, name) for name in _NETWORK_AND_DATA}
+    if config.frame == "learned":
+        del kept["rotation"]
+    else:
+        kept["rotation"] = config.frame_rotation
     return {
-        **{name: getattr(config, name) for name in kept},
-        "stem": options.stem,
-        "learn_scale": options.learn_scale,
-        **({"rotation": config.rotation} if config.classifier == "etf" else {}),
+        **kept,
+        "stem": options.values.get("stem"),
+        "learn_scale": options.values.get("learn_scale"),
         "num_classes": data.num_classes,
         "normalize": options.normalize or "data",
     }
-
-
-def _unit(out: Path) -> str:
-    from neuralcollapse.runs.reading import read_run
-
-    return read_run(out).unit
-
-
-def _line(checkpoint: Checkpoint) -> str:
-    record = checkpoint.record
-    numbers = [f"accuracy {record.train.get('accuracy', math.nan):.4f}"]
-    for name in ("nc1", "nc2", "nc3"):
-        numbers.append(f"{name.upper()} {record.measures.get(name, math.nan):<8.3g}")
-    before = "" if checkpoint.fresh else " (measured before)"
-    return f"{checkpoint.unit} {record.epoch:<6} {'  '.join(numbers)}  {checkpoint.path}{before}"
-
-
-def _print_last(record: Record, unit: str, data: Data, out: Path, page: Path) -> None:
-    from neuralcollapse.runs.reading import after
-
-    samples = len(data.train.labels)
-    print(f"\ncollapse {after(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
-    print_table(record.measures)
-    print_head({"head": record.head} if record.head else {})
-    print_layers(record.layers)
-    test = f"   test accuracy {record.test['accuracy']:.4f}" if record.test else ""
-    print(f"\ntrain accuracy {record.train['accuracy']:.4f}{test}")
-    print(f"run   {out}\npage  {page}")
-    if record.train["accuracy"] <= _GUESSING / data.num_classes:
-        print(
-            "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
-            "are those of the training"
-        )
-    else:
-        print("next  open the page; when there are more checkpoints, the same command again adds them")

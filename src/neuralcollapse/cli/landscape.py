@@ -13,7 +13,7 @@ from neuralcollapse.errors import InputError
 
 
 def add(commands: Any) -> None:
-    """Its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "landscape",
         help="solve, certify and draw an unconstrained feature model",
@@ -22,7 +22,6 @@ def add(commands: Any) -> None:
         epilog="examples:\n  neuralcollapse landscape\n"
         "  neuralcollapse landscape --samples 30,10,5,2 --dim 5 --bias-decay 0.01\n"
         "  neuralcollapse landscape --classes 10 --dim 12 --loss mse --no-bias --starts 1000\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--classes", type=int, metavar="K", help="classes (4, or as many as --samples lists)")
     parser.add_argument("--dim", type=int, metavar="d", help="feature dimension (K + 2)")
@@ -94,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         starts=options.starts,
         method=options.method,
         seed=options.seed,
-        tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+        on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     written = save_page(landscape_page(found), options.format, out)
     ends: dict[tuple[str, str], list[float]] = {}

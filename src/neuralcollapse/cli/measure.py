@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import zipfile
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli import checkpoints
-from neuralcollapse.cli.printing import needs_train, pairwise, print_head, print_json, print_layers, print_table
+from neuralcollapse.cli.checkpoints import line, print_last, print_records
+from neuralcollapse.cli.printing import needs_train, print_json, print_measures, record_of
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import RunFolder
 
@@ -20,23 +22,22 @@ _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
 
 
 def add(commands: Any) -> None:
-    """Its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "measure",
         help="measure a file of features, the checkpoints of a run, or those of any training",
         description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
-        "labels (N,), and if there is one the classifier's weight (K, d) and bias (K,)), in the checkpoints of a "
-        "run folder, or in those of any training, given its network and data.",
+        "labels (N,), and the classifier's weight (K, d) and bias (K,) where it has them), in the checkpoints of "
+        "a run folder, or in those of any training, given its network and data.",
         epilog="examples:\n"
         "  neuralcollapse measure features.npz --json\n"
         "  neuralcollapse measure runs/digits-mlp-learned\n"
-        "  neuralcollapse measure --model timm:resnet18 --checkpoints 'ckpts/*.safetensors' --data imagefolder:PATH "
+        "  neuralcollapse measure --network timm:resnet18 --checkpoints 'ckpts/*.safetensors' --data imagefolder:PATH "
         "--image-size 224 --normalize imagenet\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("path", type=Path, nargs="?", help="a .npz or .safetensors file, or a run folder")
     parser.add_argument(
-        "--num-classes", type=int, metavar="K", help="classes, where the weight or the data do not tell"
+        "--num-classes", type=int, metavar="K", help="number of classes, if it cannot be read from the weight or data"
     )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
@@ -64,12 +65,13 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    given = [name for name in checkpoints.OPTIONS if getattr(options, name) is not None]
+    options.pairwise = _pairwise(options)
+    given = checkpoints.given(options)
     if options.path is None:
         if not given:
             raise InputError(
-                "expected a file of features, a run folder, or --model, --data and --checkpoints; see 'neuralcollapse "
-                "measure --help'"
+                "expected a file of features, a run folder, or --network, --data and --checkpoints; see "
+                "'neuralcollapse measure --help'"
             )
         _check_decays(options)
         if options.certify_head and options.weight_decay is None:
@@ -80,41 +82,51 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(
             f"expected either {options.path} or the checkpoints of a training ({flags}), got both: leave one out"
         )
-    if options.path.is_dir():
-        folder = RunFolder.open(options.path)
-        for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
-        for_files += [*(getattr(options, name) for name in _DECAYS)]
-        if options.no_pairwise or any(value is not None for value in for_files):
-            raise InputError(
-                "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
-            )
-        try:
-            from neuralcollapse.training.run import remeasure
-        except ImportError as error:
-            raise needs_train(error) from None
-        if (folder.path / "checkpoints.json").is_file():
-            raise InputError(
-                f"expected the run folder of a training, got that of measured checkpoints: 'neuralcollapse report "
-                f"{options.path}' shows it"
-            )
-        if not folder.checkpoints():
-            raise InputError(
-                f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
-                "records; weights kept elsewhere are measured by --model, --checkpoints and --data"
-            )
-        results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
-        if options.json:
-            print_json([{"epoch": epoch, **values} for epoch, values in results.items()])
-            return 0
-        for epoch, values in results.items():
-            print(f"epoch {epoch}, training set, {values['num_samples']} samples, accuracy {values['accuracy']:.4f}\n")
-            print_table(values)
-            print_head(values)
-            print_layers(values.get("layers", {}))
-            print()
-        print(f"next  neuralcollapse report {options.path}")
-        return 0
+    return _run_folder(options) if options.path.is_dir() else _file(options)
 
+
+def _run_folder(options: argparse.Namespace) -> int:
+    """Measure the kept checkpoints of a run again."""
+    folder = RunFolder.open(options.path)
+    for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
+    for_files += [*(getattr(options, name) for name in _DECAYS)]
+    if options.no_pairwise or any(value is not None for value in for_files):
+        raise InputError(
+            "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
+        )
+    try:
+        from neuralcollapse.checkpoints.series import Checkpoint
+        from neuralcollapse.training.run import remeasure
+    except ImportError as error:
+        raise needs_train(error) from None
+    if (folder.path / "checkpoints.json").is_file():
+        raise InputError(
+            f"expected the run folder of a training, got that of measured checkpoints: 'neuralcollapse report "
+            f"{options.path}' shows it"
+        )
+    if not folder.checkpoints():
+        raise InputError(
+            f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
+            "records; weights kept elsewhere are measured by --network, --checkpoints and --data"
+        )
+    results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
+    files = dict(folder.checkpoints())
+    found = [Checkpoint(files[epoch], "epoch", record_of(values, epoch), True) for epoch, values in results.items()]
+    page = folder.path / "report.html"
+    if options.json:
+        records = [(str(checkpoint.path), checkpoint.record) for checkpoint in found]
+        print_records(options.path, page if page.is_file() else None, "epoch", records)
+        return 0
+    for checkpoint in found:
+        print(line(checkpoint))
+    last = found[-1].record
+    print_last(last, "epoch", results[last.epoch]["num_samples"])
+    print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
+    return 0
+
+
+def _file(options: argparse.Namespace) -> int:
+    """Measure a file of features."""
     _check_decays(options)
     arrays, unused = read_features(options.path)
     from neuralcollapse.capture.features import measure_features
@@ -127,22 +139,33 @@ def run(options: argparse.Namespace) -> int:
         options.num_classes,
         ignore_index=options.ignore_index,
         min_count=options.min_count,
-        pairwise=pairwise(options),
+        pairwise=options.pairwise,
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
+    record = record_of(values, 0)
     if options.json:
-        print_json(values)
+        nothing = {"epoch": None}  # nobody knows how long the network was trained
+        print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (all but NC bias go to 0 under collapse)\n")
-    print_table(values)
-    print_head(values)
+    print_measures(record)
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _pairwise(options: argparse.Namespace) -> bool | int:
+    """The value of `pairwise=` that --no-pairwise and --pairs stand for."""
+    if options.pairs is None:
+        return not options.no_pairwise
+    if options.no_pairwise:
+        raise InputError("expected --pairs or --no-pairwise, got both: give one")
+    pairs: int = options.pairs
+    return pairs
 
 
 def _check_decays(options: argparse.Namespace) -> None:

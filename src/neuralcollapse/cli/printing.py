@@ -1,38 +1,29 @@
-"""What the commands share: tables, JSON, the spelling of flags."""
+"""What several commands print: the measures of a record as a table, and JSON."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import MEASURES, finite
+from neuralcollapse.runs.folder import MEASURES, Record, finite
 
 
-def print_layers(layers: Mapping[str, Mapping[str, float]]) -> None:
-    """NC1 of inner layers, a line each."""
-    for number, (name, values) in enumerate(layers.items()):
-        if number == 0:
-            print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
-        print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
-
-
-def print_head(values: Mapping[str, Any]) -> None:
-    """What the head certificate says, in a line."""
-    if "head" in values:
-        head = values["head"]
+def print_measures(record: Record) -> None:
+    """The measures of a record with their meanings, its head certificate and its inner layers."""
+    print_table(record.measures)
+    if record.head:
+        head = record.head
         print(
             f"\n  {'head':<27} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
             f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
         )
-
-
-def needs_train(error: ImportError) -> InputError:
-    """The error of a command whose packages are missing."""
-    return InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'")
+    for number, (name, values) in enumerate(record.layers.items()):
+        if number == 0:
+            print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
+        print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
 
 
 def print_table(values: Mapping[str, float]) -> None:
@@ -47,28 +38,31 @@ def print_table(values: Mapping[str, float]) -> None:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
 
 
+def print_accuracies(record: Record) -> None:
+    """The accuracies of a record, in a line."""
+    test = f"   test accuracy {record.test['accuracy']:.4f}" if record.test else ""
+    print(f"\ntrain accuracy {record.train['accuracy']:.4f}{test}")
+
+
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
     print(json.dumps(finite(value), indent=2))
 
 
-def spelled(argument: str, old: str, new: str) -> str:
-    """A flag's name with `new` for `old`, so that --feature-dim and --feature_dim both work everywhere."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument.partition("=")
-    return "--" + name[2:].replace(old, new) + equals + value
+def record_of(values: Mapping[str, Any], epoch: int) -> Record:
+    """What `measure` returns, as a record: all that it holds but the number of samples."""
+    apart = ("loss", "accuracy", "head", "layers", "num_samples")
+    return Record(
+        epoch=epoch,
+        seconds=math.nan,
+        learning_rate=math.nan,
+        train={name: values[name] for name in ("loss", "accuracy") if name in values},
+        measures={name: value for name, value in values.items() if name not in apart},
+        head=values.get("head", {}),
+        layers=values.get("layers", {}),
+    )
 
 
-def pairwise(options: argparse.Namespace) -> bool | int:
-    """What --no-pairwise and --pairs say.
-
-    Raises:
-        InputError: both were given.
-    """
-    if options.pairs is None:
-        return not options.no_pairwise
-    if options.no_pairwise:
-        raise InputError("expected --pairs or --no-pairwise, got both: give one")
-    pairs: int = options.pairs
-    return pairs
+def needs_train(error: ImportError) -> InputError:
+    """The error of a command whose packages are missing."""
+    return InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'")

@@ -14,7 +14,7 @@ FORMAT_HELP = "html (a page), png, svg or pdf (a folder of figures), markdown (t
 
 
 def add(commands: Any) -> None:
-    """Its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "report",
         help="one page from one or many runs, side by side; or figures for a paper",
@@ -22,10 +22,9 @@ def add(commands: Any) -> None:
         "an experiment that 'reproduce' ran; it works offline. Or its figures as files, each fit for a column of a "
         "paper; or its tables as Markdown.",
         epilog="examples:\n  neuralcollapse report runs/digits-mlp-learned --out collapse.html\n"
-        "  neuralcollapse report runs/digits-mlp-learned runs/digits-mlp-etf --out both.html\n"
+        "  neuralcollapse report runs/digits-mlp-learned runs/digits-mlp-simplex --out both.html\n"
         "  neuralcollapse report runs/optimizers-laptop --format pdf --out figures\n"
         "  neuralcollapse report runs/optimizers-laptop --format markdown\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="RUN", help="run folders, or the folder of an experiment"

@@ -11,18 +11,17 @@ from neuralcollapse.cli.printing import needs_train, print_json
 
 
 def add(commands: Any) -> None:
-    """Its options."""
+    """Add the command and its options."""
     parser = commands.add_parser(
         "reproduce",
         help="the paper's experiments, each by name, at smoke, laptop or paper scale",
         description="Run an experiment of the paper as a set of runs and write its page: the figures, the table, the "
-        "claim, and whether the numbers support it. What was stopped goes on when the command is given again; what is "
-        "whole is not run again. Without a name: the list of experiments.",
+        "claim, and whether the numbers support it. After a stop, give the same command again: runs that are complete "
+        "are not repeated. Without a name: the list of experiments.",
         epilog="examples:\n  neuralcollapse reproduce\n"
         "  neuralcollapse reproduce optimizers --scale smoke\n"
         "  neuralcollapse reproduce fixed-etf --data fashion-mnist:FOLDER\n"
         "  neuralcollapse reproduce losses --show > mine.yaml       to change it; then: reproduce mine.yaml\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="an experiment, or a YAML file of your own")
     parser.add_argument("--scale", default="laptop", metavar="SCALE", help="smoke (seconds), laptop, or paper (a GPU)")
@@ -66,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{experiment.name}, {experiment.scale}: {count} runs{done}; {needs}", file=sys.stderr, flush=True)
     again = f"to go on: give the same command again ({count} runs in {out})"
     try:
-        folder.run(progress=True, tell=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
+        folder.run(progress=True, on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
     except Stopped as stopped:
         print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
         return 128 + stopped.signum
@@ -85,14 +84,16 @@ def run(options: argparse.Namespace) -> int:
                 "folder": str(out),
                 "page": str(place),
                 "verdict": page.claim.word,
-                "findings": [{"say": say, "holds": holds, "detail": detail} for holds, say, detail in findings],
+                "findings": [
+                    {"statement": statement, "holds": holds, "detail": detail} for holds, statement, detail in findings
+                ],
             }
         )
         return 0
     print(f"\n{experiment.title}\n  {experiment.claim}\n")
-    for holds, say, detail in findings:
+    for holds, statement, detail in findings:
         mark = {True: "holds   ", False: "does not", None: "untested"}[holds]
-        print(f"  {mark}  {say}\n            {detail}")
+        print(f"  {mark}  {statement}\n            {detail}")
     print(f"\n{page.verdict}\npage  {place}\nnext  open it in a browser; figures for a paper: ", end="")
     print(f"neuralcollapse report {out} --format pdf")
     return 0

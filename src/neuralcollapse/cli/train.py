@@ -1,78 +1,121 @@
-"""`neuralcollapse train`: options from TrainConfig, a run or one taken up again, its page."""
+"""`neuralcollapse train`: a run from options and YAML files, or one that is resumed, and its page."""
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-from neuralcollapse.cli.printing import needs_train, print_head, print_json, print_layers, print_table, spelled
+from neuralcollapse.cli.parser import ConfigFile, add_options
+from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training.config import TrainConfig, check_names, check_value, types
+from neuralcollapse.runs.plain import plain
+from neuralcollapse.training.config import TrainConfig
+
+_SECTIONS = {
+    "data": "data",
+    "network": "network",
+    "loss": "optimisation",
+    "measure_every": "what is measured and kept",
+    "accelerator": "hardware",
+    "seed": "random numbers",
+}
+"""Sections of the help by the option that each begins with."""
 
 
-def run(arguments: list[str]) -> int:
-    """The command; its options come from TrainConfig, by jsonargparse."""
-    try:
-        import jsonargparse
-        import yaml  # noqa: F401  jsonargparse reads config files with it
-
-        from neuralcollapse.loops.measuring import is_primary
-        from neuralcollapse.report.single import write_page
-        from neuralcollapse.training.resume import Stopped
-        from neuralcollapse.training.run import needs_trust, read_config, resume, train
-    except ImportError as error:
-        raise needs_train(error) from None
-    parser = jsonargparse.ArgumentParser(
-        prog="neuralcollapse train",
-        description="Train a network, measure collapse as it goes, write a run folder and its page.",
-        epilog="examples: neuralcollapse train --epochs 100 --classifier etf --feature_dim 10 --out runs/etf; "
-        "neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam; "
-        "neuralcollapse train --resume runs/etf",
-        usage="neuralcollapse train [--config FILE] [--out RUN] [--force] [--json] [--resume RUN] [--trust_code] "
+def add(commands: Any) -> None:
+    """Add the command and its options."""
+    parser = commands.add_parser(
+        "train",
+        help="train a network, measure collapse as it goes, write a run folder and its page",
+        description="Train a network, measure collapse as it goes, write a run folder and its page. Every option can "
+        "also stand in a YAML file: --print-config prints one.",
+        epilog="examples:\n"
+        "  neuralcollapse train --epochs 100 --frame simplex --feature-dim 10 --out runs/simplex\n"
+        "  neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam\n"
+        "  neuralcollapse train --print-config > run.yaml\n"
+        "  neuralcollapse train --config run.yaml --seed 1\n"
+        "  neuralcollapse train --resume runs/simplex\n",
+        usage="neuralcollapse train [--config FILE ...] [--out RUN] [--force] [--json] [--resume RUN] [--trust-code] "
         "[--OPTION VALUE ...]",
-        exit_on_error=False,
+        allow_abbrev=False,
     )
-    parser.add_argument("--config", action="config", help="a YAML file with any of the options below")
-    parser.add_argument("--out", type=str | None, help="the run folder (runs/DATA-NETWORK-CLASSIFIER)")
-    parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
-    parser.add_argument("--resume", type=str | None, metavar="RUN", help="go on with a run that was stopped")
     parser.add_argument(
-        "--trust_code",
+        "--config",
+        nargs="+",
+        action=ConfigFile,
+        metavar="FILE",
+        help="YAML files with options; of an option that is given several times the last value counts",
+    )
+    parser.add_argument("--print-config", action="store_true", help="print the options as YAML for --config, and stop")
+    parser.add_argument("--out", metavar="RUN", help="the run folder (default: runs/DATA-NETWORK-FRAME)")
+    parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+    parser.add_argument(
+        "--trust-code",
         action="store_true",
         help="import the code that the configuration in a run folder names, as in network: my_module:function",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_class_arguments(TrainConfig)
-    arguments = [_listed(spelled(argument, "-", "_")) for argument in _joined(arguments)]
-    parsed = _parse(parser, arguments)
-    options = {name: parsed[name] for name in types()}
-    if parsed.resume:
-        if parsed.out or parsed.force:
+    parser.add_argument("--json", action="store_true", help="print JSON: the last record, the run and the page")
+    for title, names in _sections():
+        add_options(parser.add_argument_group(title), names)
+    parser.set_defaults(run=run, values=None, sources=None)
+
+
+def _sections() -> Iterator[tuple[str, list[str]]]:
+    """Title and options of each section of the help."""
+    waiting = [item.name for item in fields(TrainConfig)]
+    while waiting:
+        first, *others = waiting
+        names = [first, *takewhile(lambda name: name not in _SECTIONS, others)]
+        waiting = waiting[len(names) :]
+        yield _SECTIONS[first], names
+
+
+def run(options: argparse.Namespace) -> int:
+    """The command."""
+    values: dict[str, Any] = options.values or {}
+    if options.print_config:
+        _print_config(TrainConfig(**values), options.out)
+        return 0
+    try:
+        import yaml  # noqa: F401  a run folder's configuration is YAML
+
+        from neuralcollapse.report.single import write_page
+        from neuralcollapse.training.resume import Stopped
+        from neuralcollapse.training.run import resume, train
+        from neuralcollapse.training.run_config import needs_trust, read_config
+        from neuralcollapse.training.trainer import is_primary
+    except ImportError as error:
+        raise needs_train(error) from None
+    if options.resume:
+        if options.out or options.force:
             raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
-        out = Path(parsed.resume)
-        files: list[Path] = []
-        given = parser.parse_args(arguments, defaults=False)
-        changes = {name: given[name] for name in types() if name in given}
+        out = Path(options.resume)
     else:
-        config = TrainConfig(**options)
-        files = [Path(str(file)) for file in parsed.config or ()]
-        if not parsed.trust_code and not any(argument.startswith("--network=") for argument in arguments):
-            _check_trusted(needs_trust(config), files)
-        out = Path(parsed.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-{config.classifier}")
+        config = TrainConfig(**values)
+        if not options.trust_code:
+            _check_trusted(config, needs_trust(config), options.sources or {})
+        name = f"{file_name(config.data)}-{file_name(config.network)}-{config.frame.replace('_', '-')}"
+        out = Path(options.out or f"runs/{name}")
 
     try:
-        if parsed.resume:
-            folder = resume(out, changes, trust_code=parsed.trust_code)
+        if options.resume:
+            folder = resume(out, values, trust_code=options.trust_code)
         else:
-            # a run's own configuration may be given for the run that takes its place, which writes it anew
-            own = (out / "config.yaml").resolve()
-            needed = [file for file in files if file.resolve() != own and file.resolve().is_relative_to(out.resolve())]
+            # a run's own configuration may be given for the run that takes its place, which writes it again
+            files = [
+                file.resolve() for file in options.config or () if file.resolve() != (out / "config.yaml").resolve()
+            ]
+            needed = [file for file in files if file.is_relative_to(out.resolve())]
             also: dict[str, Any] = {"given": needed} if needed else {}
-            folder = train(config, out, force=parsed.force, **also)
+            folder = train(config, out, force=options.force, **also)
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""
@@ -87,95 +130,58 @@ def run(arguments: list[str]) -> int:
         return 0
     page = write_page(folder)
     last = folder.records()[-1]
-    values: dict[str, Any] = {"epoch": last.epoch, "train": last.train, "test": last.test, "measures": last.measures}
-    if last.head:
-        values["head"] = last.head
-    if last.layers:
-        values["layers"] = last.layers
-    if parsed.json:
-        print_json({"run": str(folder.path), "page": str(page), **values})
+    if options.json:
+        print_json({"run": str(folder.path), "page": str(page), **asdict(last)})
         return 0
     how = "on the training set" if last.source == "eval" else "from the training steps of the last epoch"
     print(f"collapse after {last.epoch} epochs, {how} (all but NC bias go to 0)\n")
-    print_table(last.measures)
-    print_head({"head": last.head} if last.head else {})
-    print_layers(last.layers)
-    test = f"   test accuracy {last.test['accuracy']:.4f}" if last.test else ""
-    print(f"\ntrain accuracy {last.train['accuracy']:.4f}{test}")
+    print_measures(last)
+    print_accuracies(last)
     print(f"run   {folder.path}\npage  {page}")
-    if options["classifier"] == "learned" and not parsed.resume:
+    if not options.resume and config.frame == "learned":
         print(
-            "next  open the page; or fix the classifier: add --classifier etf --feature_dim K, K the number of classes"
+            "next  open the page; or fix the classifier: add --frame simplex --feature-dim K, K the number of classes"
         )
     else:
-        print("next  open the page; or compare with another classifier, loss or optimiser: neuralcollapse train --help")
+        print("next  open the page; or compare with another frame, loss or optimiser: neuralcollapse train --help")
     return 0
 
 
-def _check_trusted(code: str | None, files: Sequence[Path]) -> None:
-    """Raise where a configuration that asks for code is that of a run folder.
+def _print_config(config: TrainConfig, out: str | None) -> None:
+    try:
+        import yaml
+    except ImportError as error:
+        raise needs_train(error) from None
+    values = plain(asdict(config))
+    print(yaml.safe_dump(({"out": out} if out else {}) | values, sort_keys=False), end="")
+
+
+def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, Path]) -> None:
+    """Raise where the file that asks for code belongs to a run folder.
+
+    Args:
+        config: the configuration.
+        code: what it would import or load, in words; None for nothing.
+        sources: the files that its options came from.
 
     Raises:
-        InputError: it is.
+        InputError: it does.
     """
-    for file in files:
-        if code is not None and any((file.parent / name).exists() for name in ("records.jsonl", "environment.json")):
-            raise InputError(
-                f"{file} asks to {code}, and a run folder is data: if you trust it, allow that with --trust-code"
-            )
+    from neuralcollapse.networks.external import code_named
+
+    if code is None:
+        return
+    if code_named(config.network, {}) is not None:
+        name = "network"
+    else:
+        name = "data" if code_named(config.network, config.network_options) is None else "network_options"
+    file = sources.get(name)
+    if file is not None and any((file.parent / other).exists() for other in ("records.jsonl", "environment.json")):
+        raise InputError(
+            f"{file} asks to {code}, and a run folder is data: if you trust it, allow that with --trust-code"
+        )
 
 
 def file_name(text: str) -> str:
-    """What can stand in a file's name of a data set or network: the last part of a path or dotted name."""
+    """A data set's or network's name as a part of a file's name: the last part of a path or dotted name."""
     return re.sub(r"[^\w.-]+", "-", re.split(r"[/\\]", text.rstrip("/\\"))[-1]) or "run"
-
-
-def _joined(arguments: list[str]) -> list[str]:
-    """Each option and its value joined by "=" where jsonargparse needs help: lists (--layers a,b, or a b) and flags."""
-    joined: list[str] = []
-    waiting = list(arguments)
-    while waiting:
-        argument = waiting.pop(0)
-        kind = types().get(argument.removeprefix("--").replace("-", "_")) if argument.startswith("--") else None
-        following: list[str] = []
-        while (
-            waiting
-            and not waiting[0].startswith("--")
-            and (get_origin(kind) is tuple or (kind is bool and not following))
-        ):
-            following.append(waiting.pop(0))
-        if kind is bool:
-            argument += f"={following[0] if following else 'true'}"
-        elif following:
-            argument += f"={','.join(following)}"
-        joined.append(argument)
-    return joined
-
-
-def _listed(argument: str) -> str:
-    """A list written a,b as jsonargparse reads one: [a,b]."""
-    name, equals, value = argument.partition("=")
-    kind = types().get(name.removeprefix("--"))
-    if not equals or get_origin(kind) is not tuple or value.startswith(("[", "(")):
-        return argument
-    return f"{name}=[{value}]"
-
-
-def _parse(parser: Any, arguments: list[str]) -> Any:
-    """Parse with jsonargparse; its errors in one line, unknown options with the nearest known."""
-    known = {name.lstrip("-") for action in parser._actions for name in action.option_strings}
-    for argument in arguments:
-        name = re.split(r"[=.+]", argument[2:])[0]
-        if argument.startswith("--") and name not in known:
-            check_names({name: None}, "train")
-    try:
-        return parser.parse_args(arguments)
-    except Exception as error:  # jsonargparse raises argparse's, its own and its YAML reader's
-        unknown = re.search(r"Option '(\w+)' is not accepted", str(error))
-        if unknown:
-            check_names({unknown[1]: None}, "train --config")
-        wrong = re.search(r'key "(\w+)".*(?:Got|Given) value: (.*)', str(error), re.DOTALL)
-        if wrong and wrong[1] in types():
-            check_value(wrong[1], wrong[2].strip().splitlines()[0])
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise InputError(f"train: {' '.join(lines)[:300]}; see 'neuralcollapse train --help'") from None

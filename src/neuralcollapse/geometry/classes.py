@@ -1,4 +1,4 @@
-"""The classes that are measured where they are not all: a list, or those with enough samples."""
+"""Which classes are measured, when not all are: a list of them, or those with enough samples."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from neuralcollapse.checks import as_tensor, check_count, check_label_range
 from neuralcollapse.errors import InputError, listed
 
-LEFT_OUT = -1  # the label, after `ClassSubset.relabel`, of samples of other classes
+LEFT_OUT = -1  # the label that `ClassSubset.relabel` gives to samples of other classes
 
 
 def frequent_classes(counts: Tensor, at_least: int) -> Tensor:
-    """The classes with at least so many samples, in order.
+    """The classes with at least `at_least` samples, in order.
 
-    Of a language model's vocabulary many tokens come once or never in a data set: their means say nothing.
+    Many tokens of a language model's vocabulary occur once or never in a data set: their means say nothing.
 
     Args:
-        counts: (K,) samples of each class.
+        counts: (K,) the number of samples of each class.
         at_least: 1 or more.
 
     Raises:
-        InputError: no class has as many.
+        InputError: no class has that many.
     """
     check_count(at_least, "at_least", 1)
     kept = (counts.to(torch.int64) >= at_least).nonzero().flatten()
@@ -35,10 +35,10 @@ def frequent_classes(counts: Tensor, at_least: int) -> Tensor:
 
 
 def label_counts(labels: Tensor, num_classes: int) -> Tensor:
-    """(K,) how often each class comes among labels (N,).
+    """(K,) the number of labels of each class, for labels (N,).
 
     Raises:
-        InputError: labels that are no classes.
+        InputError: labels outside 0..K-1.
     """
     if len(labels):
         lowest, highest = (int(end) for end in torch.aminmax(labels))
@@ -52,16 +52,16 @@ def chosen_classes(
     num_classes: int,
     counts: Callable[[], Tensor],
 ) -> ClassSubset | None:
-    """The classes to measure, where they are not all: those given, or those with at least `min_count` samples.
+    """The classes given, or those with at least `min_count` samples; None for all classes.
 
     Args:
         classes: class numbers.
         min_count: 1 or more.
         num_classes: K.
-        counts: gives the (K,) samples of each class, when they are needed.
+        counts: returns the (K,) number of samples of each class; called only if `min_count` is given.
 
     Raises:
-        InputError: both are given, or as `ClassSubset` and `frequent_classes`.
+        InputError: both are given, or for the reasons of `ClassSubset` and `frequent_classes`.
     """
     if min_count is None:
         return None if classes is None else ClassSubset(classes, num_classes)
@@ -71,7 +71,7 @@ def chosen_classes(
 
 
 class ClassSubset:
-    """Some of K classes, numbered anew from 0 in their order.
+    """Some of K classes, renumbered from 0 in their order.
 
     Args:
         classes: their numbers, in any order.
@@ -81,7 +81,7 @@ class ClassSubset:
         classes: (n,) int64, sorted.
 
     Raises:
-        InputError: numbers that are no classes, come twice, or none at all.
+        InputError: numbers outside 0..K-1, repeated numbers, or an empty list.
     """
 
     def __init__(self, classes: Tensor | Sequence[int], num_classes: int) -> None:
@@ -106,10 +106,10 @@ class ClassSubset:
         return len(self.classes)
 
     def relabel(self, labels: Tensor, ignore_index: int | None = None) -> Tensor:
-        """(N,) labels from 0 to K-1 as numbers of this subset; LEFT_OUT for other classes and for `ignore_index`.
+        """(N,) labels in 0..K-1 as numbers of this subset; LEFT_OUT for other classes and for `ignore_index`.
 
         Raises:
-            InputError: labels that are no classes.
+            InputError: labels outside 0..K-1.
         """
         self._places = self._places.to(labels.device)
         ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
@@ -120,5 +120,5 @@ class ClassSubset:
         return self._places[labels.masked_fill(ignored, 0)].masked_fill(ignored, LEFT_OUT)
 
     def rows(self, values: Tensor) -> Tensor:
-        """The classes' part of a (K, ...) tensor, such as a classifier's weight or bias."""
+        """The rows of these classes in a (K, ...) tensor, such as a classifier's weight or bias."""
         return values[self.classes.to(values.device)]

@@ -1,7 +1,7 @@
 """The simplex equiangular tight frame (ETF), the one nearest to given vectors, and the orthoplex.
 
-K unit vectors with all pairwise cosines equal to -1/(K-1), the least that K vectors can share.
-They span K-1 dimensions and sum to zero. Source: Papyan, Han, Donoho (PNAS 2020), definition 1.
+A simplex ETF is K unit vectors with all pairwise cosines equal to -1/(K-1), the smallest value that all cosines of K
+vectors can have. They span K-1 dimensions and sum to zero. Source: Papyan, Han, Donoho (PNAS 2020), definition 1.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ def simplex_etf(
 ) -> Tensor:
     r"""A simplex ETF: :math:`\sqrt{K/(K-1)}\,(I - \frac1K 11^\top) P^\top`, one unit row for each class.
 
-    P (d, K) has orthonormal columns. Without a generator the frame is canonical: P is the first K
-    coordinates, or, for d = K-1, the K-th direction is dropped by one Householder reflection (see
-    `drop_ones`). With a generator the frame is turned by a rotation drawn uniformly (Haar).
+    P (d, K) has orthonormal columns. Without a generator the frame is canonical: P is the first K coordinates or, for
+    d = K-1, one Householder reflection removes the direction of ones (see `drop_ones`). With a generator, a uniformly
+    drawn (Haar) rotation is applied.
 
     Args:
         num_classes: K >= 2.
-        dim: d >= K-1; K when not given.
+        dim: d >= K-1; K by default.
         generator: draws the rotation; the same seed gives the same frame.
-        dtype: of the result, torch's default when not given; the frame is built in float64.
-        device: of the result.
+        dtype: dtype of the result, by default torch's; the frame is built in float64.
+        device: device of the result.
 
     Returns:
         (K, d) unit rows with pairwise cosines -1/(K-1).
@@ -75,14 +75,15 @@ def orthoplex(
 ) -> Tensor:
     r"""K of the 2d vectors +-e_i of an orthoplex: row 2i is e_i, row 2i+1 is -e_i.
 
-    Their largest cosine is 0, and no K >= d+2 unit vectors have a smaller one (Rankin 1955). An even K sums to zero.
+    Their largest cosine is 0, and no K >= d+2 unit vectors have a smaller one (Rankin 1955). For even K they sum to
+    zero.
 
     Args:
         num_classes: K from 2 to 2d.
         dim: d.
-        generator: draws a rotation uniformly (Haar); none when not given.
-        dtype: of the result, torch's default when not given; the frame is built in float64.
-        device: of the result.
+        generator: draws a uniform (Haar) rotation; by default there is none.
+        dtype: dtype of the result, by default torch's; the frame is built in float64.
+        device: device of the result.
 
     Returns:
         (K, d) unit rows.
@@ -115,7 +116,7 @@ def frame_name(num_classes: int, dim: int) -> str:
 
 
 def check_orthoplex_exists(num_classes: int, dim: int) -> None:
-    """Raise unless K >= 2 of the 2d vectors +-e_i can be had."""
+    """Raise unless 2 <= K <= 2d, the number of the vectors +-e_i."""
     check_count(num_classes, "num_classes", 2)
     check_count(dim, "dim", 1)
     if num_classes > 2 * dim:
@@ -128,10 +129,10 @@ def check_orthoplex_exists(num_classes: int, dim: int) -> None:
 def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:
     r"""The scaled simplex ETF nearest to K vectors: :math:`\min_{s \ge 0, E} |V - s E|_F`.
 
-    Orthogonal Procrustes: with T (K, K-1) an orthonormal basis of the vectors that sum to zero and
-    T'V = A S B' (thin SVD), the minimiser is E = sqrt(K/(K-1)) T A B' and s = <V, E>/K. Unlike a
-    polar factor of V itself this stays a simplex ETF when V is rank deficient: then several are as near (along
-    directions that V lacks, or that are only its rounding, any turn will do), and one of them is returned.
+    Orthogonal Procrustes: with T (K, K-1) an orthonormal basis of the vectors that sum to zero and `T'V = A S B'` (thin
+    SVD), the minimiser is `E = sqrt(K/(K-1)) T A B'` and `s = <V, E>/K`. Unlike a polar factor of V itself, this is a
+    simplex ETF even when V is rank deficient. Then the nearest one is not unique, since the missing directions may be
+    rotated freely, and one of them is returned.
 
     Args:
         vectors: (K, d) floating-point, d >= K-1, one row for each class.
@@ -161,10 +162,10 @@ def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drop_ones(features: Tensor) -> Tensor:
-    r"""T h for h of K-1 coordinates, T (K, K-1) an orthonormal basis of the vectors that sum to zero.
+    r"""`T h` for h of K-1 coordinates, T (K, K-1) an orthonormal basis of the vectors that sum to zero.
 
-    T is the Householder reflection that takes the K-th axis to 1/sqrt(K), less its last column:
-    (T h)_k = h_k - sum(h)/(sqrt(K)(sqrt(K)-1)) for k < K, and sum(h)/sqrt(K) for the last. O(K) a row.
+    T is the Householder reflection that maps the K-th axis to the vector of ones over sqrt(K), without its last column:
+    `(T h)_k = h_k - sum(h)/(sqrt(K)(sqrt(K)-1))` for k < K, and `sum(h)/sqrt(K)` for the last. O(K) a row.
 
     Args:
         features: (..., K-1).
@@ -178,7 +179,7 @@ def drop_ones(features: Tensor) -> Tensor:
 
 
 def _haar_rows(count: int, dim: int, generator: torch.Generator) -> Tensor:
-    """`count` orthonormal rows in `dim` dimensions, uniformly distributed (QR with the signs of R mended)."""
+    """`count` orthonormal rows in `dim` dimensions, uniformly distributed (QR with the diagonal of R made positive)."""
     gaussian = torch.randn(dim, count, generator=generator, dtype=torch.float64, device=generator.device)
     q, r = torch.linalg.qr(gaussian.cpu())
     return (q * r.diagonal().sign()).T

@@ -1,10 +1,11 @@
-"""The class means about the mean of the samples, over the classes seen: what the measures start from.
+"""The centred class means of the classes seen, and which of their directions are more than rounding.
 
-What is only the rounding of the features' own type has no geometry. Along a unit vector u rounding adds a variance of
-some eps^2/25 sum_j u_j^2 E h_j^2, in which a coordinate that is small, but exact, has a small part. What float32
-computes before (the mean in a LayerNorm) may err in all coordinates at once, which adds up to d times as much (Cauchy
-and Schwarz): for float32 features of equal coordinates the bound is eps^2 E |h|^2. Values that lay on a grid before may
-round alike in all coordinates too, so what is a little larger is rounding where a gap parts it from all that is kept.
+Directions that hold only the rounding of the features' own dtype have no geometry. Along a unit vector u, rounding adds
+a variance of about `eps^2/25 sum_j u_j^2 E h_j^2`, to which a coordinate that is small, but exact, contributes little.
+What float32 computed earlier (the mean in a LayerNorm) may err in all coordinates at once, which adds up to d times as
+much (Cauchy-Schwarz): for float32 features of equal coordinates the bound is `eps^2 E |h|^2`. Values that lay on a grid
+before may also round alike in all coordinates, so a direction with a little more variance still counts as rounding if
+a gap separates it from all directions that are kept.
 """
 
 from __future__ import annotations
@@ -16,64 +17,71 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuralcollapse.errors import Undefined
+from neuralcollapse.geometry.matrix import BlockedMatrix, Noise, between_directions
 from neuralcollapse.geometry.moments import ClassMoments, in_float32
 from neuralcollapse.geometry.rounding import NAMES
-from neuralcollapse.geometry.rows import Noise, Rows, between_directions
-from neuralcollapse.geometry.undefined import Undefined
 
 OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
-# Of the largest entry of the class means: entries of mu_k - mu_G below it are rounding alone.
+# Entries of mu_k - mu_G below this share of the largest entry of the class means are rounding alone.
 _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}
 _SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps
 _TINY = 1e-300
-_PRODUCTS = 8  # spacings of their type, that the sums of products of the scatter may be off along a direction
-# Of eps^2 E h_j^2: a variance along a direction that is rounding, and one that is if the next is so many times larger.
+_PRODUCTS = 8  # spacings by which the sums of products in the scatter may be off along a direction
+# As shares of eps^2 E h_j^2: a variance up to the first is rounding; up to the second it is if the next larger one is
+# _GAP times as large. tests/geometry/test_means.py holds them to features of known rank in each dtype.
 _ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
-# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs tell: up to this much
-# more, a direction counts as rounding if its class means are no further apart than its own scatter explains, and so
-# much nearer than along any direction that is kept.
+# A LayerNorm of rows whose mean is far larger than their spread errs by more than its outputs show. Up to _FAR_ROWS
+# times as much, a direction counts as rounding if its class means are no further apart than _EXPLAINED times what its
+# own scatter explains, and _FAR_GAP times nearer than along any direction that is kept.
 _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 
 
 class Directions(NamedTuple):
-    """Orthonormal directions that the class means span, without those that are rounding alone."""
+    """Orthonormal directions that the centred class means span, without those that are rounding alone."""
 
     vectors: Tensor  # (d, r)
     between: Tensor  # (r,) variance of the class means along each, over the classes
     within: Tensor  # (r,) variance about the class means, over the samples
 
 
-class Means:
-    """The class means about the mean of the samples, over the classes seen."""
+class CentredMeans:
+    """The matrix M of rows mu_k - mu_G over the classes seen, mu_G the mean of the samples.
+
+    Attributes:
+        seen: (K',) the numbers of the classes that have samples.
+        unseen: the numbers of the others.
+        left_out: which directions were left out as rounding, in words, once `directions` has been read.
+    """
 
     def __init__(self, moments: ClassMoments) -> None:
         self.moments = moments
         self.seen = moments.counts.nonzero().flatten()
         self.complete = len(self.seen) == moments.num_classes
         self.unseen = (moments.counts == 0).nonzero().flatten().tolist()
-        self.left_out = ""  # which directions were, once they have been asked for
+        self.left_out = ""
         self._dropped = 0
 
     @cached_property
-    def centred(self) -> Rows:
-        """M, the rows mu_k - mu_G; undefined below two classes or when all means coincide."""
+    def matrix(self) -> BlockedMatrix:
+        """M; `Undefined` for fewer than two classes, or when all means coincide."""
         moments = self.moments
         if len(self.seen) == 0:
             raise Undefined("no samples were seen")
         if len(self.seen) == 1:
             raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
         index = None if self.complete else self.seen
-        rounding = _ROUNDING[moments.means.dtype] * Rows(moments.means, index).largest
-        rows = Rows(moments.means, index, moments.global_mean, math.sqrt(moments.feature_dim) * rounding)
-        size = rows.largest
-        if not math.isfinite(size * size * rows.count * rows.dim):
+        rounding = _ROUNDING[moments.means.dtype] * BlockedMatrix(moments.means, index).largest
+        matrix = BlockedMatrix(moments.means, index, moments.global_mean, math.sqrt(moments.feature_dim) * rounding)
+        size = matrix.largest
+        if not math.isfinite(size * size * matrix.count * matrix.dim):
             raise Undefined(OVERFLOW)
         if size <= rounding:
             raise Undefined("all class means coincide, so there is no spread between classes")
-        rows.noise = self._noise
-        if not bool(rows.norms.any()):
+        matrix.noise = self._noise
+        if not bool(matrix.norms.any()):
             raise Undefined(f"all class means coincide up to the rounding of {self._type}")
-        return rows
+        return matrix
 
     @cached_property
     def covariance(self) -> Tensor:
@@ -82,26 +90,26 @@ class Means:
 
     @cached_property
     def directions(self) -> Directions:
-        """Of S_B; undefined when all are rounding alone."""
-        rows = self.centred
+        """The directions of S_B; `Undefined` when all are rounding alone."""
+        matrix = self.matrix
         vectors, squares = between_directions(
-            rows, lambda vectors, squares: self._rounding_alone(vectors, squares / rows.count)
+            matrix, lambda vectors, squares: self._rounding_alone(vectors, squares / matrix.count)
         )
         kept = len(squares)
         if self._dropped:
             self.left_out = (
-                f"{self._dropped} of {min(rows.count - 1, rows.dim)} directions of the class means hold only the "
+                f"{self._dropped} of {min(matrix.count - 1, matrix.dim)} directions of the class means hold only the "
                 f"rounding of {self._type}: nc1 is taken over the other {kept} (rank {kept})"
             )
         if kept == 0:
             raise Undefined(f"the class means differ only by the rounding of {self._type}")
-        return Directions(vectors, squares / rows.count, self._within(vectors))
+        return Directions(vectors, squares / matrix.count, self._within(vectors))
 
     def _within(self, vectors: Tensor) -> Tensor:
         return ((self.covariance @ vectors) * vectors).sum(0).clamp_(min=0)
 
     def _rounding_alone(self, vectors: Tensor, between: Tensor) -> Tensor:
-        """(r,) bool: the directions along which all that varies, within classes and between, may be rounding."""
+        """(r,) bool: the directions along which all variance, within classes and between them, may be rounding."""
         eps, dim = self.moments.rounding, self.moments.feature_dim
         weights = vectors.square()
         size, spread, scatter = (part @ weights for part in (*self._sizes, self.covariance.diagonal()))
@@ -111,13 +119,13 @@ class Means:
         )
         if eps > 0:
             lost |= self._typed(eps, between, self._within(vectors), size, spread, scatter)
-        self._dropped = int((lost & ~zero).sum())  # what is zero but for float64 is zero
+        self._dropped = int((lost & ~zero).sum())  # not those that are zero up to float64
         return lost
 
     def _typed(
         self, eps: float, between: Tensor, within: Tensor, size: Tensor, spread: Tensor, scatter: Tensor
     ) -> Tensor:
-        """(r,) bool: the directions that hold no more than the rounding of a type with this spacing."""
+        """(r,) bool: the directions that hold no more than the rounding of a dtype with this spacing."""
         dim = self.moments.feature_dim
         computed = dim * min(eps, _SINGLE) ** 2
         unsure = _PRODUCTS * (_SINGLE if in_float32(eps, dim) else _DOUBLE) * scatter
@@ -131,25 +139,25 @@ class Means:
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
-        """(d,) E h_j^2 and the variance of h_j: over the samples, or with the classes alike where that is more."""
+        """(d,) `E h_j^2` and the variance of h_j: over samples, or with equal weight for each class if that is more."""
         moments = self.moments
         within, shift = self.covariance.diagonal(), moments.global_mean
         counts = moments.counts[self.seen].double()
         totals = [torch.zeros_like(shift) for _ in range(4)]
-        rows = Rows(moments.means, None if self.complete else self.seen)
-        for part in rows.parts():
-            means = rows.block(part)
+        given = BlockedMatrix(moments.means, None if self.complete else self.seen)
+        for part in given.parts():
+            means = given.block(part)
             for place, squares in ((0, means.square()), (2, (means - shift).square())):
                 totals[place] += counts[part] @ squares / counts.sum()
-                totals[place + 1] += squares.mean(0) * (len(means) / rows.count)
+                totals[place + 1] += squares.mean(0) * (len(means) / given.count)
         return torch.maximum(totals[0] + within, totals[1]), torch.maximum(totals[2] + within, totals[3])
 
     @cached_property
     def _noise(self) -> Noise:
         """What the rounding of the features may leave in each class mean.
 
-        The most that it moves a sample, eps/2, over the samples; and the most on average, eps^2/12, where it moves all
-        samples alike, so that the class has no spread.
+        The larger of two variances: eps^2/4 over the number of samples, as rounding moves a sample by eps/2 at most;
+        and eps^2/12 less the spread of the class, as rounding may move all samples of a class without spread alike.
         """
         moments, size = self.moments, self._sizes[0]
         counts = moments.counts[self.seen].double()
@@ -159,21 +167,16 @@ class Means:
 
     @property
     def _type(self) -> str:
-        """The coarsest type that took part."""
+        """The name of the coarsest dtype involved."""
         eps = max(self.moments.rounding, torch.finfo(self.moments.means.dtype).eps)
         return NAMES.get(eps, f"a type of spacing {eps:.1e}")
 
 
 def _with_those_below_a_gap(alone: Tensor, perhaps: Tensor, sizes: Tensor, gap: float) -> Tensor:
-    """`alone`, with the smallest of those that it may be, up to the last whose next larger is `gap` times as large."""
+    """`alone`, and the smallest sizes of `perhaps` up to the last gap, where the next size is `gap` times as large."""
     ordered, order = sizes.sort()
     ends = (alone | perhaps)[order][:-1].cumprod(0).bool() & (ordered[1:] > gap * ordered[:-1])
     count = int(ends.nonzero().max()) + 1 if bool(ends.any()) else 0
     more = alone.clone()
     more[order[:count]] = True
     return more
-
-
-def as_means(moments: ClassMoments, means: Means | None) -> Means:
-    """The means of the moments, or what has been made of them already."""
-    return means or Means(moments)

@@ -1,14 +1,14 @@
 """ClassMoments: counts, means and within-class scatter of labelled features, in one exact pass.
 
-How the pass stays exact. For a class with n_a samples seen (mean m_a) and a batch with n_b more
-(mean m_b), the joint scatter is
+How the pass stays exact. For a class with n_a samples so far (mean m_a) and a batch with n_b more (mean m_b), the joint
+scatter is
 
     S_ab = S_a + sum_i (h_i - m_b)(h_i - m_b)' + (n_a n_b / n) (m_b - m_a)(m_b - m_a)',   n = n_a + n_b.
 
-Centre the batch not at its mean but at c = m_b - sqrt(n_a/n) (m_b - m_a): then the one product
-sum_i (h_i - c)(h_i - c)' is the second and third term together. It is a sum of squares, so nothing
-cancels, wherever the features lie and however far a mean has moved; and after centring the values
-are small, so the product itself may run in float32. Joint merging is Chan, Golub, LeVeque (1983).
+The batch is centred not at its mean but at `c = m_b - sqrt(n_a/n) (m_b - m_a)`: the single product
+`sum_i (h_i - c)(h_i - c)'` is then the second and third term together. It is a sum of squares, so nothing cancels,
+wherever the features lie and however far a mean has moved. After centring the values are small, so the product itself
+may run in float32. Merging follows Chan, Golub, LeVeque (1983).
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from neuralcollapse.geometry.rounding import rounding
 
 # Rows are centred in blocks of at most this many values, so that float64 copies stay in cache (4 MB).
 _BLOCK_VALUES = 2**19
-# A float32 product takes the centred rows of several blocks, up to this many: few rows leave it half as fast.
+# A float32 product takes the centred rows of several blocks, up to this many: with few rows it is half as fast.
 _PRODUCT_ROWS = 2048
-# Class means are gone over in blocks of this many, where a copy of all of them would double the memory.
+# Class means are processed in blocks of this many, since a copy of all of them would double the memory.
 _MEANS_ROWS = 4096
-# Below this dimension the product is cheap, and its rounding averages over too few entries: float64.
+# Below this dimension products run in float64: they are cheap, and rounding averages over too few entries.
 _FLOAT32_FROM_DIM = 256
-# A float32 product whose trace leaves this range may have under- or overflowed: it is run again in float64.
+# A block whose trace leaves this range might under- or overflow in float32: its product runs in float64.
 _SAFE_TRACE = (1e-24, 1e36)
-# A row with this share of the trace would leave the others to float32's rounding: float64 again.
+# A block in which one row has this share of the trace would lose the other rows to float32's rounding: float64 too.
 _DOMINANT = 0.25
 
 
@@ -44,23 +44,23 @@ class ClassMoments:
     Attributes:
         num_classes: K.
         feature_dim: d.
-        means: (K, d) mu_k; zero for a class not seen.
-        spreads: (K,) sum over the samples of a class of |h - mu_k|^2.
+        means: (K, d) mu_k; zero for a class without samples.
+        spreads: (K,) sum over the samples of a class of `|h - mu_k|^2`.
         packed: the whole state as one float64 vector (counts, spreads, means, upper triangle of the scatter in a
-            d x d matrix, and `rounding`); the others are views of it. Float32 means lie two to a place. One without
-            the last value, as version 0.1.0 kept it, is taken for that of float32 features.
+            d x d matrix, and `rounding`); the other attributes are views of it. Float32 means lie two to an entry. A
+            vector without the last entry, as in version 0.1.0, is taken for the state of float32 features.
 
-    Make one with `from_batch` or `zeros`, add batches in place with `update`, join two with `merge`.
-    Features may be float16, bfloat16, float32 (products in float32 after centring) or float64
-    (products in float64); labels any integer type. Works on any device.
+    Create one with `from_batch` or `zeros`, add batches in place with `update`, combine two with `merge`. Features may
+    be float16, bfloat16, float32 (products in float32 after centring) or float64 (products in float64), labels of any
+    integer dtype, on any device.
 
-    Float32 products leave a relative error of some 1e-10 in NC1 (their diagonal is taken in float64); where the scatter
-    is far larger in one direction than along the class means, of up to 1e-7 times that ratio. Give
+    Float32 products leave a relative error of about 1e-10 in NC1 (their diagonal is taken in float64). If the scatter
+    is far larger in one direction than along the class means, the error is up to 1e-7 times that ratio; give
     `features.double()` to be exact there too.
 
-    With `means_dtype=torch.float32` the class means, most of the state when K is large, take half the memory. They
-    then carry a relative error of some 1e-7 of their size, offset included: well for features of a spread like
-    their size (language models), not for collapsed ones far from the origin.
+    With `means_dtype=torch.float32` the class means, most of the state when K is large, take half the memory. They then
+    have a relative error of about 1e-7 of their size, offset included: good for features whose spread is like their
+    size (language models), not for collapsed features far from the origin.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class ClassMoments:
         with torch.inference_mode(False):  # a view as another type, made inside, could not be updated outside
             means = means if means_dtype == torch.float64 else means.view(means_dtype)
         self.means = means[: num_classes * feature_dim].view(num_classes, feature_dim)
-        self._upper = scatter.view(feature_dim, feature_dim)  # only its upper triangle is kept up
+        self._upper = scatter.view(feature_dim, feature_dim)  # only its upper triangle is used
 
     @classmethod
     def zeros(
@@ -126,7 +126,7 @@ class ClassMoments:
 
     @classmethod
     def from_means(cls, counts: Tensor, means: Tensor) -> ClassMoments:
-        """The moments of (K,) samples a class that all lie at its mean, a row of (K, d): no spread."""
+        """The moments of counts (K,) samples that all lie at their class means (K, d), so without spread."""
         check_features(means)
         moments = cls.zeros(means.shape[0], means.shape[1], means.device)
         moments._counts.copy_(check_labels(counts, means.shape[0], "counts"))
@@ -136,29 +136,29 @@ class ClassMoments:
 
     @property
     def counts(self) -> Tensor:
-        """(K,) int64: samples seen of each class."""
+        """(K,) int64: the number of samples of each class."""
         return self._counts.to(torch.int64)
 
     @property
     def num_samples(self) -> int:
-        """N, the samples seen of all classes."""
+        """N, the number of samples of all classes."""
         return int(self._counts.sum())
 
     @property
     def rounding(self) -> float:
-        """Spacing (eps) of the coarsest type that the features were rounded to, by their values; 0 for exact ones."""
+        """Spacing (eps) of the coarsest dtype the features were rounded to, judged by their values; 0 if exact."""
         return float(self._coarsest)
 
     def round_at_least(self, spacing: float) -> None:
-        """Say that the features were rounded to a type with this spacing (eps) before they came here.
+        """Record that the features were once rounded to a dtype with this spacing (eps).
 
-        Their values no longer tell it where they were averaged in a finer type.
+        Their values no longer show it if they were averaged in a finer dtype afterwards.
         """
         self._coarsest.clamp_(min=spacing)
 
     @property
     def global_mean(self) -> Tensor:
-        """(d,) float64, the mean over the samples (not over the classes); zero when none was seen."""
+        """(d,) float64, the mean over the samples (not over the classes); zero without samples."""
         total = self.means.new_zeros(self.feature_dim, dtype=torch.float64)
         for counts, means in zip(self._counts.split(_MEANS_ROWS), self.means.split(_MEANS_ROWS), strict=True):
             total += counts @ means.double()
@@ -166,17 +166,17 @@ class ClassMoments:
 
     @property
     def scatter(self) -> Tensor:
-        """(d, d) within-class scatter: the SUM over all samples of (h - mu_y)(h - mu_y)'."""
+        """(d, d) within-class scatter: the sum (not the mean) over all samples of `(h - mu_y)(h - mu_y)'`."""
         return self._upper.triu() + self._upper.triu(1).T
 
     @property
     def within_covariance(self) -> Tensor:
-        """(d, d) S_W = scatter / N, averaged over the samples."""
+        """(d, d) `S_W = scatter / N`, averaged over the samples."""
         return self.scatter / self._counts.sum().clamp(min=1)
 
     @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor, *, ignore_index: int | None = None) -> ClassMoments:
-        """Add a batch in place and return self; on wrong input nothing has changed.
+        """Add a batch in place and return self; on wrong input nothing changes.
 
         Args:
             features: (N, d) float16, bfloat16, float32 or float64; N = 0 is allowed.
@@ -184,7 +184,7 @@ class ClassMoments:
             ignore_index: samples with this label are left out.
 
         Raises:
-            InputError: wrong shapes or types, labels out of range, NaN or infinite features.
+            InputError: wrong shapes or dtypes, labels out of range, NaN or infinite features.
         """
         check_features(features)
         if features.shape[1] != self.feature_dim:
@@ -209,7 +209,7 @@ class ClassMoments:
         return self
 
     def _add(self, features: Tensor, labels: Tensor, rows: int) -> None:
-        """Add up to _PRODUCT_ROWS samples, by blocks of `rows`: float32 ones in one product at the end."""
+        """Add up to _PRODUCT_ROWS samples in blocks of `rows`; the float32 blocks in one product at the end."""
         dim = self.feature_dim
         single = in_float32(torch.finfo(features.dtype).eps, dim)
         waiting, diagonal = 0, 0.0 * self._upper[0]
@@ -229,10 +229,10 @@ class ClassMoments:
             diagonal += self._upper.diagonal()
             with full_precision(features.device):
                 add_gram(self._upper, small[:waiting])
-            self._upper.diagonal().copy_(diagonal)  # its float32 sums grow, and round, the most
+            self._upper.diagonal().copy_(diagonal)  # in float32 its sums would grow, and round, the most
 
     def _centred(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The block's rows less their centres c, as float64; counts and means move on."""
+        """The rows of a block minus their centres c, in float64. Updates counts and means."""
         exact = _scratch("exact", features.shape, torch.float64, features.device).copy_(features)
         classes, index = labels.unique(return_inverse=True)  # work on the classes of this block alone
         shape = (len(classes), self.feature_dim)
@@ -257,10 +257,10 @@ class ClassMoments:
         return exact
 
     def merge(self, other: ClassMoments) -> ClassMoments:
-        """The moments of both sets of samples, as a new object; neither side changes.
+        """The moments of both sets of samples, as a new object; neither operand changes.
 
         Raises:
-            InputError: another number of classes or dimension.
+            InputError: the two differ in K, d or the dtype of the means.
         """
         if self.shape != other.shape:
             mine, theirs = (f"K={k}, d={d}" for k, d, _ in (self.shape, other.shape))
@@ -274,7 +274,7 @@ class ClassMoments:
         return merged
 
     def absorb(self, other: ClassMoments) -> None:
-        """Add the samples of `other` (same K, d and device) in place; `other` stays as it was."""
+        """Add the samples of `other` (of the same K, d and device) in place; `other` does not change."""
         total = self._counts + other._counts
         share = other._counts / total.clamp(min=1)
         both = self._counts * share  # n_a n_b / n; zero where one side has no samples
@@ -290,11 +290,11 @@ class ClassMoments:
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:
-        """(K, d, type of the means): with `packed`, what it takes to make these moments again."""
+        """(K, d, dtype of the means): together with `packed`, the arguments of the constructor."""
         return self.num_classes, self.feature_dim, self.means.dtype
 
     def __reduce__(self) -> tuple[object, ...]:
-        return ClassMoments, (self.packed, *self.shape)  # the views are made anew
+        return ClassMoments, (self.packed, *self.shape)  # pickled views would no longer share memory
 
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"
@@ -302,13 +302,13 @@ class ClassMoments:
 
 
 def in_float32(eps: float, feature_dim: int) -> bool:
-    """Whether the products of features of a type with this spacing are taken in float32."""
+    """Whether products of features of a dtype with this spacing run in float32."""
     return feature_dim >= _FLOAT32_FROM_DIM and eps > torch.finfo(torch.float64).eps
 
 
 def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """(N,) bool, the rows whose label is not `ignore_index`; they must be finite, and an error counts all rows."""
-    kept = labels.to(torch.int64) != ignore_index  # in a narrower type -100 would be 156
+    """(N,) bool, the rows whose label is not `ignore_index`; they must be finite (errors number the rows as given)."""
+    kept = labels.to(torch.int64) != ignore_index  # in uint8, -100 would be 156
     if not bool(kept.all()):
         check_finite(torch.where(kept[:, None], features, 0))
     return kept
@@ -324,7 +324,7 @@ def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = t
     """The length of `ClassMoments.packed`: 2K + K d + d^2 + 1, with K d / 2 (rounded up) for float32 means.
 
     Raises:
-        InputError: means of another type.
+        InputError: means of another dtype.
     """
     if means_dtype not in (torch.float64, torch.float32):
         raise InputError(f"expected means_dtype torch.float64 or torch.float32, got {means_dtype}")
@@ -334,7 +334,7 @@ def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = t
 
 
 def add_gram(upper: Tensor, rows: Tensor) -> None:
-    """Add the upper triangle of rows' rows. On a CPU only its blocks are multiplied out: up to 44 % less work."""
+    """Add the upper triangle of `R'R` for R = rows. On a CPU only blocks of it are computed: up to 44 % less work."""
     dim = rows.shape[1]
     step = max(256, -(-dim // 8)) if rows.device.type == "cpu" else dim
     for start in range(0, dim, step):
@@ -349,7 +349,7 @@ _buffers = threading.local()
 
 
 def _scratch(name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a block, kept from one batch to the next: asking for fresh pages costs as much as the arithmetic."""
+    """Memory for a block, reused from batch to batch: allocating fresh pages costs as much as the arithmetic."""
     size = math.prod(shape)
     key = (name, device, dtype)
     kept: dict[object, Tensor] = _buffers.__dict__.setdefault("kept", {})

@@ -1,8 +1,8 @@
-"""Float32 products in full float32: no autocast, no TF32, no bfloat16 inside, whatever the user has set.
+"""Float32 products in full float32, without autocast, TF32 or bfloat16, whatever the user has set.
 
-PyTorch has two ways to allow less: an old one (`set_float32_matmul_precision`, `allow_tf32`), which refuses to be read
-once the new one was used, and a new one (`torch.backends.*.fp32_precision`), of which each level takes over what the
-level above says until it is given its own value. Where the new one exists it holds what either has set.
+PyTorch has two settings for reduced precision. The old one (`set_float32_matmul_precision`, `allow_tf32`) raises when
+it is read after the new one was used. In the new one (`torch.backends.*.fp32_precision`) each level inherits from the
+level above until it is given a value of its own. Where the new one exists, it also reflects what the old one set.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _FULL = ("ieee", "none", "highest")
 
 
 class _Setting:
-    """The precision of float32 products on one kind of device: forced while anyone needs it, then as it was."""
+    """The precision of float32 products on one kind of device: forced while any thread needs it, then restored."""
 
     def __init__(self, backend: str) -> None:
         self._backend = backend
@@ -52,7 +52,7 @@ class _Setting:
             torch.set_float32_matmul_precision(value)
 
     def _own(self) -> str:
-        """Its own value, "none" where it takes over that of a level above: seen by changing those for a moment."""
+        """Its own value, "none" if it inherits from a level above: found by changing those levels for a moment."""
         found = self._read()
         if not _NEW:
             return found
@@ -69,16 +69,17 @@ class _Setting:
         return "none" if follows else found
 
 
+# The private functions behind `torch.backends.*.fp32_precision`: the public attributes cannot be read level by level.
 _get: Any = getattr(torch._C, "_get_fp32_precision_getter", None)
 _set: Any = getattr(torch._C, "_set_fp32_precision_setter", None)
 _NEW = _get is not None and _set is not None  # from PyTorch 2.9 on
 _cuda = _Setting("cuda")
-_other = _Setting("mkldnn") if _NEW else _cuda  # the old setting is one for all
+_other = _Setting("mkldnn") if _NEW else _cuda  # the old setting is the same for all devices
 
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 products on the device are of full precision inside; the user's settings are left as they were found."""
+    """Inside this context float32 products on the device have full precision; the user's settings are restored."""
     automatic = torch.is_autocast_enabled(device.type)
     setting = _cuda if device.type == "cuda" else _other
     with torch.autocast(device.type, enabled=False) if automatic else nullcontext(), setting.full():

@@ -1,8 +1,8 @@
-"""The type that features were rounded to, seen from their values: what rounding alone can have put into them.
+"""The dtype that features were rounded to, judged by their values, and so how much of them may be rounding.
 
-Features may lie in a wider type than the one that they were computed in (`features.float()` of a bfloat16 network,
-`features.double()`). Values rounded to a type have, one in two, its last bit set; small integers, one-hot vectors and
-other exact values are held by every type but do not use the last bit.
+Features may be stored in a wider dtype than the one they were computed in (`features.float()` of a bfloat16 network,
+`features.double()`). Half of all values rounded to a dtype have its last bit set. Small integers, one-hot vectors and
+other exact values fit into every dtype, but do not use the last bit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in 
 }
 _COARSE = (torch.bfloat16, torch.float16, torch.float32)
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-_LOOKED_AT = 1024  # values, or four rows where those are more
-_TOO_FEW = 16  # values other than zero that say nothing about their type
-_LAST_BIT_USED = 0.05  # of the values: one half is expected, less where sums cancel, and none of exact values
+_LOOKED_AT = 1024  # values, or four rows if those are more
+_TOO_FEW = 16  # so few nonzero values say nothing about their dtype
+_LAST_BIT_USED = 0.05  # share of values: about one half is expected, fewer after sums that cancel, none if exact
 
 
 def rounding(features: Tensor) -> float:
-    """The spacing (eps) of the coarsest type that the (N, d) values look rounded to; 0 for exact values."""
+    """The spacing (eps) of the coarsest dtype that the (N, d) values appear to be rounded to; 0 for exact values."""
     own = torch.finfo(features.dtype).eps
     wanted = max(4, _LOOKED_AT // features.shape[1])
     rows = features.detach()[:: max(1, len(features) // wanted)][:wanted].cpu()
@@ -39,13 +39,13 @@ def rounding(features: Tensor) -> float:
 
 
 def _lower(values: Tensor) -> Tensor:
-    """Those below the largest power of two that was reached: integers use the last bit at the top alone."""
+    """The values below the largest power of two reached: integers use the last bit only above it."""
     exponents = torch.frexp(values.double().abs()).exponent
     return values[exponents < exponents.max()]
 
 
 def _last_bits(values: Tensor) -> float:
-    """The share of the values whose last bit is set; 0 when they are too few to tell."""
+    """The share of the values whose last bit is set; 0 for too few values."""
     if len(values) < _TOO_FEW // 2:
         return 0.0
     return float((values.view(_BITS[values.element_size()]) & 1).double().mean())

@@ -1,4 +1,4 @@
-"""The softmax code: K unit vectors in d dimensions, as far apart as they get, for any K."""
+"""The softmax code: K unit vectors in d dimensions that are as far apart as possible, for any K."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.rows import as_rows, at_least_two, tiles
+from neuralcollapse.geometry.matrix import as_matrix, tiles
 
-_COSINES = 2**24  # that are held at a time
+_COSINES = 2**24  # cosines held in memory at a time
+# First and last temperature, rate and momentum: tests/geometry/test_softmax_code.py holds them to best known codes.
 _TEMPERATURES = (0.1, 0.001)
 _RATE, _MOMENTUM = 2.0, 0.9
 
@@ -28,32 +29,33 @@ def softmax_code(
     r"""K unit rows that minimise :math:`\tau \log \sum_k \sum_{j \ne k} e^{\langle w_k, w_j \rangle / \tau}`.
 
     As the temperature falls (from 0.1 to 0.001) this becomes the largest cosine between two rows. It is the softmax
-    code of the generalised neural collapse with features equal to the rows (self-duality): in the cases that we
-    tried it ends with larger one-vs-rest distances than rows and features optimised apart. The sum is over all pairs
-    at once: a mean over rows of such logarithms may let two rows coincide, which is cheap for the other rows.
+    code of generalised neural collapse with features equal to the rows (self-duality); in the cases tried it ends with
+    larger one-vs-rest distances than when rows and features are optimised separately. The logarithm is taken of one sum
+    over all pairs: a mean over rows of such logarithms may let two rows coincide, which costs the other rows little.
 
-    Gradient steps with momentum on the sphere, each row's gradient divided by its own share of the sum; from random
-    rows, deterministic by seed on one kind of machine. In two dimensions the regular polygon is returned, which is
-    exact.
+    The method is gradient descent with momentum on the sphere from random rows, each row's gradient divided by its
+    share of the sum; on one kind of machine it is deterministic given the seed. In two dimensions the exact solution,
+    the regular polygon, is returned.
 
-    What it reaches (largest cosine): K=12, d=3 0.4472, the icosahedron; K=24, d=3 0.723, the best known; with 3,000
-    steps K=240, d=8 0.5, the roots of E8 (from most seeds). What it costs: 4 K^2 d operations a step, and memory for
-    a few K x d matrices and 16 million cosines.
+    Largest cosines reached: 0.4472 for K=12, d=3 (the icosahedron); 0.723 for K=24, d=3 (the best known); with 3,000
+    steps 0.5 for K=240, d=8 (the roots of E8, from most seeds). Cost: 4 K^2 d operations a step, and memory for a few
+    K x d matrices and 16 million cosines.
 
     Args:
         num_classes: K >= 2.
         dim: d >= 2.
-        seed: of the random start.
-        steps: of the descent. On one thread K=4,096, d=512 takes half a second a step and goes from 0.23 (random rows)
-            to 0.082 in 30 steps, 0.057 in 100: for tens of thousands of classes take tens, or a GPU.
-        dtype: of the result; computed in float32, for less than 2,000 classes in float64.
+        seed: seed of the random start.
+        steps: steps of the descent. On one thread K=4,096, d=512 takes half a second a step, and the largest cosine
+            goes from 0.23 (random rows) to 0.082 in 30 steps and 0.057 in 100: for tens of thousands of classes use
+            tens of steps, or a GPU.
+        dtype: dtype of the result. It is computed in float32, for fewer than 2,000 classes in float64.
         device: where it is computed and kept.
 
     Returns:
         (K, d) unit rows.
 
     Raises:
-        InputError: K or d below 2, or a wrong number of steps.
+        InputError: K or d below 2, or a negative number of steps.
 
     Source: Jiang et al., Generalized Neural Collapse for a Large Number of Classes, ICML 2024.
     """
@@ -81,19 +83,19 @@ def softmax_code(
 
 
 def coherence(rows: Tensor) -> float:
-    """The largest cosine between two of K vectors (K, d), by tiles, never K x K.
+    """The largest cosine between two of K vectors (K, d), computed in tiles, never as a K x K matrix.
 
     -1/(K-1) for a simplex ETF, 0 for an orthoplex.
 
     Raises:
-        InputError: no (K, d) floating-point matrix of at least two rows, or a row of zero length.
+        InputError: not a (K, d) floating-point matrix of at least two rows, or a row of zero length.
     """
-    vectors = as_rows(rows)
-    if vectors.count < 2 or not bool(vectors.norms.all()):
+    matrix = as_matrix(rows)
+    if matrix.count < 2 or not bool(matrix.norms.all()):
         raise InputError("expected at least two rows, none of zero length: they have no angles otherwise")
     largest = -1.0
-    for first, second in tiles(at_least_two(vectors)):
-        cosines = vectors.unit(first) @ vectors.unit(second).T
+    for first, second in tiles(matrix):
+        cosines = matrix.unit(first) @ matrix.unit(second).T
         if first == second:
             cosines.fill_diagonal_(-1)
         largest = max(largest, float(cosines.max()))
@@ -101,7 +103,7 @@ def coherence(rows: Tensor) -> float:
 
 
 def _push(rows: Tensor, temperature: float) -> Tensor:
-    """Each row's neighbours, weighted by its softmax over them: its gradient, divided by its share of the sum."""
+    """(K, d) the gradient of each row over its share of the sum: its neighbours, weighted by a softmax of cosines."""
     pushes = torch.empty_like(rows)
     size = max(1, _COSINES // len(rows))
     for start in range(0, len(rows), size):
@@ -112,7 +114,7 @@ def _push(rows: Tensor, temperature: float) -> Tensor:
 
 
 def _tangent(vectors: Tensor, rows: Tensor) -> Tensor:
-    """What remains of the vectors when their part along the rows is taken out."""
+    """The vectors without their components along the rows."""
     return vectors - (vectors * rows).sum(1, keepdim=True) * rows
 
 

@@ -14,13 +14,13 @@ from neuralcollapse.heads.fixed import FixedClassifier
 
 
 class OrthoplexClassifier(FixedClassifier):
-    r"""Logits s W h + b with the rows of W the 2m vectors +-e_i of an orthoplex, m = ceil(K/2) <= d.
+    r"""Logits `s W h + b` where the rows of W are the vectors +-e_i of an orthoplex, i up to m = ceil(K/2) <= d.
 
-    The best that K >= d+2 unit vectors can do is a largest cosine of 0 (Rankin 1955), up to K = 2d; these have it.
+    For d+2 <= K <= 2d no unit vectors have a smaller largest cosine than 0 (Rankin 1955), which is that of these rows.
     There is no weight matrix: class 2i has the logit s h_i, class 2i+1 the logit -s h_i. O(K) a sample.
 
     Args:
-        in_features: d >= K/2. Of d > m features the first m are used (all of them with `rotation`).
+        in_features: d >= K/2. If d > m, the first m features are used (all of them with rotation="fast").
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
         options: scale, learn_scale, rotation ("none" or "fast"), seed, device, dtype, as for `ETFClassifier`.
@@ -48,19 +48,20 @@ class OrthoplexClassifier(FixedClassifier):
         return torch.stack([used, -used], -1).flatten(-2)[..., : self.num_classes]
 
 
-class CodeClassifier(FixedClassifier):
-    """Logits s W h + b with W an optimised softmax code (`softmax_code`), for any K.
+class SoftmaxCodeClassifier(FixedClassifier):
+    """Logits `s W h + b` with W an optimised softmax code (`softmax_code`), for any K.
 
-    The rows are a (K, d) buffer, saved in the state dict: a matrix as in `nn.Linear`, but with no gradient and no
-    optimiser state.
+    The rows are a (K, d) buffer that the state dict keeps: a matrix as in `nn.Linear`, without gradient or optimiser
+    state.
 
     Args:
         in_features: d >= 2.
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
-        steps: of the optimisation (see `softmax_code` for what it costs).
-        options: scale, learn_scale, seed, device, dtype, as for `ETFClassifier`; there is no rotation to choose, since
-            the rows have no preferred directions.
+        steps: steps of the optimisation (`softmax_code` says what they cost).
+        seed: seed of the optimisation's random start.
+        options: scale, learn_scale, device, dtype, as for `ETFClassifier`; there is no rotation to choose, since the
+            rows have no preferred directions.
 
     Shapes: (..., d) -> (..., K).
 

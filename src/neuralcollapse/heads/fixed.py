@@ -1,4 +1,4 @@
-"""FixedClassifier: what last layers with fixed rows share, whatever their frame."""
+"""FixedClassifier: what last layers with fixed rows share, whatever their frame, the fast rotation included."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from torch import Tensor, nn
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.frames import frame_name
-from neuralcollapse.heads.rotation import FastRotation
 
 
 class FixedClassifier(nn.Module):
-    """Logits s W h + b with fixed unit rows W: bias, scale, rotation and checkpoints; a frame gives the rows.
+    """Logits `s W h + b` with fixed unit rows W: bias, scale, rotation and checkpoints. A subclass gives the rows.
 
     Args:
         in_features: d.
@@ -25,22 +24,22 @@ class FixedClassifier(nn.Module):
         bias: learn a bias b (K,), zero at first.
         scale: s, the length of every row.
         learn_scale: make s a parameter instead of a constant.
-        rotation: "none", or "fast": turn the frame by a seeded orthonormal transform.
-        seed: of the rotation.
-        axis: where the features are in the input and the logits in the output, counted from the end: -1, or -3 for
-            maps (N, d, H, W) as a 1x1 convolution takes them.
+        rotation: "none", or "fast": rotate the frame by a seeded orthonormal transform.
+        seed: seed of the rotation.
+        axis: the axis of the features in the input and of the logits in the output, counted from the end: -1, or -3
+            for maps (N, d, H, W) as a 1x1 convolution takes them.
         device, dtype: of bias and scale.
 
     Shapes: (..., d) -> (..., K), or with axis=-3 (..., d, H, W) -> (..., K, H, W).
 
-    The state dict names its frame: one that was saved from another frame is refused. In that of version 0.1.0, which
-    did not, the buffers tell which it was.
+    The state dict names its frame, and the state of another frame is refused. States of version 0.1.0 name none: for
+    these the frame is recognised by the buffers.
 
     Raises:
-        InputError: scale not positive and finite, an axis that is not negative, or a rotation by another name.
+        InputError: a scale that is not positive and finite, an axis that is not negative, or an unknown rotation.
     """
 
-    frame = ""  # its name
+    frame = ""
     rotations: tuple[str, ...] = ("none", "fast")
     scale: Tensor
     bias: nn.Parameter | None
@@ -92,7 +91,7 @@ class FixedClassifier(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """(K, d) the matrix s W that the layer stands for, made anew at each request."""
+        """(K, d) the matrix `s W` that the layer stands for, computed on each access."""
         with torch.autocast(self.scale.device.type, enabled=False):
             rows = self._rows()
             return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))
@@ -112,11 +111,11 @@ class FixedClassifier(nn.Module):
         return features if self.axis == -1 else features.movedim(self.axis, -1)
 
     def _rows(self) -> Tensor:
-        """(K, d) unit rows of the frame, before any rotation, in the dtype of the scale."""
+        """(K, d) unit rows of the frame before the fast rotation, in the dtype of the scale."""
         raise NotImplementedError
 
     def _product(self, features: Tensor) -> Tensor:
-        """The logits s W h of (..., d) features that have been rotated."""
+        """The logits `s W h` of (..., d) features to which the fast rotation has been applied."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -129,15 +128,15 @@ class FixedClassifier(nn.Module):
         )
 
     def frame_words(self) -> str:
-        """The frame in full, as the state dict names it: two layers of the same words have the same rows."""
+        """The frame in full, as the state dict names it: two layers with the same words have the same rows."""
         return _words(self.frame, self._rotation_kept(), self.num_classes, self.in_features)
 
     def _rotation_kept(self) -> str:
-        """The rotation, one name for those that make the same rows here."""
+        """The name of the rotation, the same for two rotations that give the same rows."""
         return self.rotation_name
 
     def get_extra_state(self) -> Tensor:
-        """The name of the frame, as the bytes of its text: formats that hold only tensors keep it too."""
+        """The frame in full as UTF-8 bytes in a tensor: file formats that hold only tensors can keep it."""
         return torch.tensor(list(self.frame_words().encode()), dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
@@ -151,7 +150,7 @@ class FixedClassifier(nn.Module):
             where: what errors call the layer, such as "fc".
 
         Raises:
-            InputError: another frame, rotation, K or d, or a state of version 0.1.0 that does not tell.
+            InputError: another frame, rotation, K or d.
         """
         own, place = self.frame_words(), f"the state dict's {where or 'layer'}"
         named = held.get("_extra_state")
@@ -175,7 +174,7 @@ class FixedClassifier(nn.Module):
             raise InputError(f"{place} has the frame {found}, and this layer {own}: build it {how}")
 
     def _unnamed(self, held: Mapping[str, Any]) -> str:
-        """The frame of a state dict of version 0.1.0: a rotation left entries of its own, K and d chose the frame."""
+        """The frame of a state dict of version 0.1.0, from the buffers of its rotation and from K and d."""
         rotation, dim, classes = "none", self.in_features, self.num_classes
         if "rows" in held:
             return _words("softmax_code", rotation, *held["rows"].shape)
@@ -189,7 +188,7 @@ class FixedClassifier(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self.__dict__.setdefault("axis", -1)
+        self.__dict__.setdefault("axis", -1)  # version 0.1.0 had none
         if "rotation_name" not in self.__dict__:  # a layer pickled whole by version 0.1.0
             turned = "nearest" if getattr(self, "nearest", None) is not None else "none"
             self.rotation_name = "fast" if self.rotation is not None else turned
@@ -222,3 +221,53 @@ class FixedClassifier(nn.Module):
 
 def _words(frame: str, rotation: str, num_classes: int, dim: int) -> str:
     return f"{frame}, rotation={rotation!r}, K={num_classes}, d={dim}"
+
+
+class FastRotation(nn.Module):
+    """A seeded orthonormal transform of d features: random signs, a reversal and a Walsh-Hadamard transform, twice.
+
+    The Walsh-Hadamard transform acts on the first p features, p the largest power of two up to d. Over a grid of
+    `p = a b` it is a product with two small matrices, so it runs as two matmuls: O(d sqrt(d)) a sample. Since p > d/2,
+    two rounds with a reversal in between mix every feature, the first ones last.
+
+    Shapes: (..., d) -> (..., d).
+    """
+
+    signs: Tensor
+
+    def __init__(self, dim: int, seed: int = 0, *, device: torch.device | str | None = None) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        signs = torch.randint(0, 2, (2, dim), generator=generator).to(device=device, dtype=torch.int8) * 2 - 1
+        self.register_buffer("signs", signs)
+        bits = dim.bit_length() - 1
+        self._grid = (2 ** (bits // 2), 2 ** (bits - bits // 2))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(..., d) to (..., d); lengths and angles are kept."""
+        for signs in self.signs:
+            features = self._mix((features * signs.to(features.dtype)).flip(-1))
+        return features
+
+    def inverse(self, features: Tensor) -> Tensor:
+        """The inverse, which is the transposed transform."""
+        for signs in self.signs.flip(0):
+            features = self._mix(features).flip(-1) * signs.to(features.dtype)
+        return features
+
+    def _mix(self, features: Tensor) -> Tensor:
+        """The Walsh-Hadamard transform of the first p features; it is its own inverse."""
+        rows, columns = self._grid
+        left, right = _hadamard(rows, features), _hadamard(columns, features)
+        grid = features[..., : rows * columns].unflatten(-1, (rows, columns))
+        mixed = (left @ (grid @ right)).flatten(-2)
+        rest = features[..., rows * columns :]
+        return torch.cat([mixed.to(rest.dtype), rest], dim=-1)
+
+
+def _hadamard(size: int, like: Tensor) -> Tensor:
+    """The orthonormal Walsh-Hadamard matrix of a power of two."""
+    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
+    while matrix.shape[0] < size:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / math.sqrt(2)
+    return matrix

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
-from neuralcollapse.loops.options import check_names, check_restarts, check_values, options_of
-from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
+from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequential
+from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import Record
@@ -170,7 +170,7 @@ class CollapseTrainerCallback(TrainerCallback):
             **given,
         )
 
-    def _loader(self, dataset: Any, most: int | None = None) -> Prepared:
+    def _loader(self, dataset: Any, most: int | None = None) -> MappedBatches:
         """The data as the trainer would hand them to the model, the share of this process; `most` batches of a stream.
 
         Where mixed precision trains weights that are in half precision themselves, autocast would have converted the
@@ -185,7 +185,7 @@ class CollapseTrainerCallback(TrainerCallback):
                 f"{type(dataset).__name__}: give dataset= (and test_dataset=)"
             )
         prepared = trainer.get_test_dataloader(dataset)  # that of evaluation would be kept for later evaluations
-        loader = in_order(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
+        loader = sequential(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
         weights: Any = trainer.model
         kinds = {value.dtype for value in weights.parameters() if value.is_floating_point()}
         half = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else None
@@ -196,7 +196,7 @@ class CollapseTrainerCallback(TrainerCallback):
                 return batch
             return {name: value.to(half) if _is_real(value) else value for name, value in batch.items()}
 
-        return Prepared(loader, prepare, most if stream else None)
+        return MappedBatches(loader, prepare, most if stream else None)
 
     def _steps(self, args: TrainingArguments) -> int | None:
         """Batches of evaluation that hold as many samples as all steps of the training."""
@@ -208,7 +208,7 @@ class CollapseTrainerCallback(TrainerCallback):
         model: Any = self.trainer.model
         if count == self._measured or recorder is None:
             return
-        with _unpatched(model), same_buffers(model, self.trainer.args.world_size):
+        with _unpatched(model):
             record = recorder.measure(model, count, learning_rate=self._rate)
         self._measured = count
         wanted = control.should_log

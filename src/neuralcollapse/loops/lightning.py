@@ -13,25 +13,24 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from neuralcollapse.capture.collect import Capture
+from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
-from neuralcollapse.loops.measuring import MeasuringCallback, numbers
-from neuralcollapse.loops.options import check_loader, check_names, check_values, options_of
-from neuralcollapse.loops.processes import Prepared, in_order, same_buffers
-from neuralcollapse.loops.recorder import HeadDecay, Recorder
+from neuralcollapse.loops.kept import HeadDecay
+from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
+from neuralcollapse.loops.options import check_names, check_values, options_of
+from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.folder import Record, RunFolder
 
 # Trainers of the package's other name take callbacks of that name alone.
 _OTHER = tuple(filter(None, [getattr(sys.modules.get("pytorch_lightning"), "Callback", None)]))
 _SPLIT = ("FSDP", "DeepSpeed", "ModelParallel")  # strategies that split the weights
 
 
-class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
+class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
     """Measures collapse before training, every few epochs, and after the last, of any LightningModule.
 
     Three lines in a script: the import, and
@@ -55,16 +54,14 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         classifier: dotted name of the last layer within the LightningModule, or the layer itself; found when not
             given.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
-        layers: dotted names of inner layers to measure too.
-        head_decay: as for `neuralcollapse.Recorder`.
-        out: the run folder, with report.html written anew after every measurement; without it there is none.
+        out: the run folder, with report.html written after every measurement; without it no folder is made. A
+            `RunFolder` of the caller's gets the records, and no page.
         force: overwrite an earlier run in `out`.
-        loss: of logits (N, K) and labels (N,), their mean loss.
         sharded: in each of several processes the loaders given here give its own share of the samples; without it
             they are split, each sample for one process, and must be DataLoaders.
         progress: show a bar while measuring (on a terminal only).
-        on_record: called with each record and the capture behind it.
-        options: as for `neuralcollapse.Recorder` (nc4, pairwise, ignore_index, config, class_names, ...).
+        options: as for `neuralcollapse.Recorder` (layers, head_decay, loss, on_record, nc4, pairwise, ignore_index,
+            config, class_names, ...).
 
     Attributes:
         records: of all measurements, in order.
@@ -84,53 +81,77 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         layers: Sequence[str] = (),
         head_decay: HeadDecay | None = None,
         *,
-        out: str | Path | None = None,
+        out: str | Path | RunFolder | None = None,
         force: bool = False,
-        loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
         sharded: bool = False,
         progress: bool = False,
-        on_record: Callable[[Record, Capture], None] | None = None,
         **options: Any,
     ) -> None:
         known = options_of(CollapseCallback, Recorder)
         check_names(options, known, "CollapseCallback", ("resume", "unit", "writes"))
-        given: dict[str, Any] = {"layers": layers, "head_decay": head_decay, "out": out, "force": force, "loss": loss}
-        given |= {"classifier": classifier, "sharded": sharded, "progress": progress, "on_record": on_record}
-        check_values(given | options)
+        options |= {"classifier": classifier, "layers": layers, "head_decay": head_decay, "force": force}
+        made = isinstance(out, RunFolder)
+        check_values({**options, "out": None if made else out, "sharded": sharded, "progress": progress})
+        self.loader = None if loader is None else check_loader(loader)
         self.wants_test = test_loader is not False
-        super().__init__(
-            () if loader is None else check_loader(loader),
-            check_loader(test_loader, "test_loader") if self.wants_test and test_loader is not None else None,
-            classifier,
-            every,
-            layers,
-            head_decay,
-            loss=loss,
-            sharded=sharded,
-            progress=progress,
-            on_record=on_record,
-        )
-        self.given = loader
-        self.out = None if out is None else Path(out)
-        self.force = force
+        given = test_loader if self.wants_test else None
+        self.test_loader = None if given is None else check_loader(given, "test_loader")
+        self.every = every if callable(every) else check_count(every, "every", 1)
+        self.out = Path(out) if isinstance(out, str | os.PathLike) else out
+        self.sharded = sharded
+        self.progress = progress
         self.options = options
         self.recorder: Recorder | None = None
+        self._rate = math.nan
+        self._measured: int | None = None  # the last epoch that was
+        self._seconds: float | None = None  # what the run had taken where this fit goes on from it
+
+    @property
+    def records(self) -> list[Record]:
+        """Of all measurements, in order."""
+        return self.recorder.records if self.recorder else []
 
     @property
     def state_key(self) -> str:
         """The name of the callback's state in checkpoints: two of them may measure into different folders."""
-        return self._generate_state_key(out=self.out and self.out.name)
+        place = self.out.path if isinstance(self.out, RunFolder) else self.out
+        return self._generate_state_key(out=place and place.name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a fit that goes on from here needs to know."""
+        seconds = self.recorder.seconds if self.recorder else self._seconds or 0.0
+        return {"seconds": seconds, "measured_epoch": self._measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self._seconds, self._measured = state_dict["seconds"], state_dict["measured_epoch"]
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Find the data, take up or begin the run folder, and measure the network as training begins."""
+        """Find the data, make or reopen the run folder, and measure the network, unless it was already."""
         self.recorder = self._recorder(trainer, pl_module)
-        self.records = self.recorder.records
-        super().on_train_start(trainer, pl_module)
+        self._rate = _learning_rate(trainer)
+        if self.recorder.online is not None:
+            self._measured = self._measured or 0  # no step has shown anything yet that could be measured
+        elif self._measured is None:
+            self._measure(pl_module, trainer.current_epoch)
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Note the learning rate: by the end of the epoch the schedule has moved on."""
+        self._rate = _learning_rate(trainer)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Measure, if this epoch is one to be measured."""
+        epoch = trainer.current_epoch + 1
+        wanted = self.every(epoch) if callable(self.every) else epoch % self.every == 0
+        if wanted or epoch == trainer.max_epochs:
+            record = self._measure(pl_module, epoch)
+            pl_module.log_dict(_numbers(record), logger=False)  # for other callbacks; the loggers have it already
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Measure the end, when training stopped between two measurements, and let others write in the run folder."""
-        super().on_train_end(trainer, pl_module)
-        if self.recorder is not None and self.recorder.folder is not None:
+        """Measure the end, if training stopped between two measurements, and let others write in the run folder."""
+        if self._measured not in (None, trainer.current_epoch):
+            self._measure(pl_module, trainer.current_epoch)
+        if self.recorder is not None and self.recorder.folder is not None and self.recorder.folder is not self.out:
             self.recorder.folder.unlock()
 
     def _recorder(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Recorder:
@@ -141,34 +162,27 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         recorder = Recorder(
             _prepared(train, trainer, module),
             None if test is None else _prepared(test, trainer, module),
-            self.classifier,
             out=None if getattr(trainer, "fast_dev_run", False) else self.out,
-            force=self.force,
-            resume=self._measured_epoch is not None,
-            head_decay=self.head_decay,
+            resume=self._measured is not None,
             writes=trainer.is_global_zero,
-            on_record=self.on_record,
-            config={**_settings(trainer, module), **(self.options.get("config") or {})},
-            layers=self.layers,
-            loss=self.loss,
             sharded=trainer.world_size > 1,
             progress=self.progress and trainer.is_global_zero,
-            **{name: value for name, value in self.options.items() if name != "config"},
+            **{**self.options, "config": {**_settings(trainer, module), **(self.options.get("config") or {})}},
         )
-        if self._measured_epoch is not None:
-            recorder.resume(self._measured_epoch)
+        if self._measured is not None:
+            recorder.resume(self._measured, seconds=self._seconds)
         return recorder
 
     def _loaders(self, trainer: lightning.Trainer) -> tuple[Any, Any]:
         """The data to measure on: the share of this process."""
         place = (trainer.global_rank, trainer.world_size)
-        asis = self.sharded or trainer.world_size == 1
-        if self.given is None:
+        as_given = self.sharded or trainer.world_size == 1
+        if self.loader is None:
             train = _own(trainer.train_dataloader, trainer, trainer.num_training_batches)
         else:
-            train = self.loader if asis else in_order(self.given, *place)
+            train = self.loader if as_given else sequential(self.loader, *place)
         if self.test_loader is not None:
-            return train, self.test_loader if asis else in_order(self.test_loader, *place)
+            return train, self.test_loader if as_given else sequential(self.test_loader, *place)
         found: Any = trainer.val_dataloaders if self.wants_test else None
         if isinstance(found, Sequence) and len(found) == 1:
             found = found[0]
@@ -179,61 +193,72 @@ class CollapseCallback(MeasuringCallback, *_OTHER):  # type: ignore[misc]
         trainer, recorder = module.trainer, self.recorder
         assert recorder is not None
         try:
-            with same_buffers(module, trainer.world_size), _validating(trainer, module):
+            with _validating(trainer, module):
                 record = recorder.measure(module, epoch, learning_rate=self._rate)
         except (TypeError, NotImplementedError) as error:
             raise InputError(
                 f"expected {type(module).__name__}.forward to take a batch's inputs alone and run them through "
-                f"{self.classifier or 'its last layer'}, got {type(error).__name__} ({error}): define it so, or give a "
+                f"{self.options['classifier'] or 'its last layer'}, got {type(error).__name__} ({error}): define it so, or give a "
                 "loader of (inputs, labels) that fit"
             ) from error
-        self._measured_epoch, self.records = epoch, recorder.records
+        self._measured = epoch
         for logger in trainer.loggers:
-            logger.log_metrics(numbers(record), step=trainer.global_step)
-        if recorder.folder is not None:
+            # "epoch" as Lightning adds it to what a module logs
+            logger.log_metrics({**_numbers(record), "epoch": trainer.current_epoch}, step=trainer.global_step)
+        if recorder.folder is not None and recorder.folder is not self.out:
             write_page(recorder.folder)
         return record
 
-    def _log(self, module: lightning.LightningModule, record: Record, **options: Any) -> None:
-        super()._log(module, record, logger=False, **options)  # for other callbacks; the loggers have it
+
+def _numbers(record: Record) -> dict[str, float]:
+    """What loggers get of a record."""
+    return {**record.flat(), "epochs": float(record.epoch), "learning_rate": record.learning_rate}
+
+
+def _learning_rate(trainer: lightning.Trainer) -> float:
+    return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
 
 def _own(loader: Any, trainer: lightning.Trainer, batches: float) -> Iterable[Any]:
     """The trainer's own data, in order; of a stream, which may have no end, as many batches as the trainer takes."""
-    several = isinstance(loader, Sequence | Mapping)  # Lightning's way to say: a batch of each
+    several = isinstance(loader, Sequence | Mapping)  # to Lightning that means a batch of each
     if several or not isinstance(loader, DataLoader):
         if several or trainer.world_size > 1:
-            return in_order(loader)  # which says what was expected
+            return sequential(loader)  # which raises and says what it expected
         stream = check_loader(loader, "the trainer's data")
     else:
         check_loader(loader, "the trainer's data")
-        stream = in_order(loader, trainer.global_rank, trainer.world_size)
+        stream = sequential(loader, trainer.global_rank, trainer.world_size)
         if not isinstance(loader.dataset, IterableDataset):
             return stream
-    return stream if math.isinf(batches) else Prepared(stream, lambda batch: batch, int(batches))
+    return stream if math.isinf(batches) else MappedBatches(stream, lambda batch: batch, int(batches))
 
 
-def _prepared(loader: Iterable[Any], trainer: lightning.Trainer, module: Any) -> Prepared:
+def _prepared(loader: Iterable[Any], trainer: lightning.Trainer, module: Any) -> MappedBatches:
     """The batches of a loader as Lightning hands them to a step: converted, moved, and through the user's hooks."""
 
     @torch.no_grad()
     def prepare(batch: Any) -> Any:
         batch = trainer.precision_plugin.convert_input(batch)
+        # Lightning's loops call this private method: it runs the hook of the module or of the data module, whichever
+        # has one, and there is no public way to ask for that.
         batch = module._on_before_batch_transfer(batch, dataloader_idx=0)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=0)
 
-    return Prepared(loader, prepare)
+    return MappedBatches(loader, prepare)
 
 
 @contextmanager
 def _validating(trainer: lightning.Trainer, module: Any) -> Iterator[None]:
-    """Inside, hooks that augment in training see validation, and `forward` has the precision plugin's context.
+    """Inside, the trainer says that it validates, and `forward` runs in the context of the precision plugin.
 
-    That of mixed precision but for its autocast: what is measured are the weights, and those are in full precision.
+    So hooks of the user's that augment only in training leave the batches alone. The autocast of mixed precision is
+    off: the weights, which are what is measured, are in full precision.
     """
     stage, modes = trainer.state.stage, [(part, part.training) for part in module.modules()]
+    # Of a compiled module Lightning keeps the plain `forward` in this private place; a compiled one may skip hooks.
     compiled, own = getattr(module, "_compiler_ctx", None), module.__dict__.get("forward")
-    forward = compiled["original_forward"] if compiled else module.forward  # a compiled one may skip hooks
+    forward = compiled["original_forward"] if compiled else module.forward
 
     @functools.wraps(forward)
     def in_precision(*args: Any, **kwargs: Any) -> Any:

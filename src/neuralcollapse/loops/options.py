@@ -1,35 +1,27 @@
-"""What measures while a network trains is checked when it is made: the names, types and values of its options."""
+"""The options of what measures while a network trains: their names and values are checked when they are given."""
 
 from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
-from types import GeneratorType
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, default_collate
 
-from neuralcollapse.capture import arguments
-from neuralcollapse.capture.batches import unpack
+from neuralcollapse.capture.arguments import check_device
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
-from neuralcollapse.errors import InputError, did_you_mean, listed, one_line
+from neuralcollapse.errors import InputError, did_you_mean, listed
 from neuralcollapse.geometry.pairs import draw
-
-_UNITS = ("epoch", "step", "checkpoint")
-_BATCH = 64  # samples of an iterable data set at a time
-_BUILT_IN = ("builtins", "itertools")  # whose iterators can be run through once
 
 
 def options_of(*functions: Callable[..., Any], without: Sequence[str] = ()) -> list[str]:
-    """What these can be given by name, and what they hand on to the measuring pass."""
+    """The names of the functions' own arguments, and of those that they pass on to the measuring pass."""
     found = [each for function in functions for each in inspect.signature(function).parameters.values()]
     named = {each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
     passed_on = inspect.signature(collect).parameters.keys() - {"model", "loader", "classifier"}
@@ -37,10 +29,10 @@ def options_of(*functions: Callable[..., Any], without: Sequence[str] = ()) -> l
 
 
 def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken: Sequence[str] = ()) -> None:
-    """Raise unless each option is known, and none of those that `owner` sets itself.
+    """Raise unless each option is known and is not one that `owner` sets itself.
 
     Raises:
-        InputError: the first that is not, with the nearest name that is.
+        InputError: naming the first wrong option, and the nearest right one.
     """
     known = [name for name in known if name not in taken]
     for name in options:
@@ -52,139 +44,51 @@ def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken:
 
 
 def check_values(options: Mapping[str, Any]) -> None:
-    """Raise unless each option's value is of its type and in its range, as far as that shows without a network.
+    """Raise unless each option's value is of the right type and range, as far as that shows without a network.
 
     Raises:
-        InputError: the first that is not.
+        InputError: naming the first wrong value.
     """
     for name, value in options.items():
-        if name in _VALUES:
-            _VALUES[name](value, name)
+        if value is None and name in _OPTIONAL:
+            continue
+        if name in _CHECKS:
+            _CHECKS[name](value, name)
+        elif name in _EXPECTED:
+            fits, expected = _EXPECTED[name]
+            if not fits(value):
+                raise InputError(f"expected {name} {expected}, got {value!r}")
     if options.get("classes") is not None and options.get("min_count") is not None:
         raise InputError("expected classes or min_count, got both: give one")
+    out = options.get("out")
+    if isinstance(out, str | os.PathLike) and Path(out).exists() and not Path(out).is_dir():
+        raise InputError(f"expected out as the path of a run folder, got the file {out}: choose another")
 
 
-def check_loader(loader: Any, name: str = "loader") -> Any:
-    """A loader that can be run through again and again; an iterable data set is handed back as one.
-
-    Raises:
-        InputError: something else, or an iterator, which can be run through once.
-    """
-    if isinstance(loader, IterableDataset):
-        check_restarts(loader, name)
-        return Stream(loader)
-    arguments.check_loader(loader, name)
-    check_restarts(loader, name)
-    check_restarts(getattr(loader, "dataset", None), name)
-    return loader
+def _is_flag(value: Any) -> bool:
+    return isinstance(value, bool | np.bool_)
 
 
-class Stream:
-    """The batches of an iterable data set that gives samples (inputs, label), or batches already."""
-
-    def __init__(self, dataset: IterableDataset[Any]) -> None:
-        self.dataset = dataset
-
-    def __iter__(self) -> Iterator[Any]:
-        items = iter(self.dataset)
-        for first in islice(items, 1):
-            items = chain([first], items)
-            if as_tensor(unpack(first)[1], "labels").dim():
-                yield from items
-            while rows := list(islice(items, _BATCH)):
-                yield default_collate(rows)
+def _is_function(value: Any) -> bool:
+    return callable(value) and not isinstance(value, type)
 
 
-def check_restarts(source: Any, name: str) -> None:
-    """Raise if a second run through `source` would go on where the first one ended.
-
-    A class of the user's may begin anew in `__iter__` and hand itself back: only the iterators of Python itself, given
-    as they are or kept and handed out again, certainly do not. Nothing is drawn from any.
-    """
-    kept = [source, *getattr(source, "__dict__", {}).values()]
-    if any(_runs_once(each) for each in kept) and _runs_once(first := iter(source)) and first is iter(source):
-        raise InputError(
-            f"expected {name} as a loader that can be run through for each measurement, got a "
-            f"{type(source).__name__} that is used up by the first: give a DataLoader, a list of batches, or an object "
-            "whose __iter__ begins anew"
-        )
-
-
-def _runs_once(value: Any) -> bool:
-    one_by_one = isinstance(value, Iterator) and type(value).__module__ in _BUILT_IN
-    return one_by_one or isinstance(value, GeneratorType) or type(value).__name__.endswith("DataLoaderIter")
-
-
-def _flag(value: Any, name: str) -> None:
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"expected {name} True or False, got {value!r}")
-
-
-def _function(value: Any, name: str) -> None:
-    if not callable(value) or isinstance(value, type):
-        raise InputError(f"expected {name} as a function, got {value!r}")
-
-
-def _text(value: Any, name: str) -> None:
-    if not isinstance(value, str):
-        raise InputError(f"expected {name} as a text, got {value!r}")
-
-
-def _optional(check: Callable[[Any, str], None]) -> Callable[[Any, str], None]:
-    return lambda value, name: None if value is None else check(value, name)
-
-
-def _unit(value: Any, name: str) -> None:
-    if value not in _UNITS:
-        hint = did_you_mean(value, _UNITS) if isinstance(value, str) else ""
-        raise InputError(f"expected {name} as one of {', '.join(_UNITS)}, got {value!r}{hint}")
-
-
-def _classifier(value: Any, name: str) -> None:
-    if not isinstance(value, str | nn.Module) and value is not None:
-        raise InputError(f"expected {name} as the dotted name of the last layer, such as 'fc', got {value!r}")
-
-
-def _layers(value: Any, name: str) -> None:
+def _are_names(value: Any) -> bool:
     sound = isinstance(value, Iterable) and not isinstance(value, nn.Module | Tensor)
-    if not sound or not all(isinstance(each, str) for each in value):
-        raise InputError(f"expected {name} as dotted names of inner layers, such as ['layer3'], got {value!r}")
+    return sound and all(isinstance(each, str) for each in value)
 
 
-def _integer(value: Any, name: str) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise InputError(f"expected {name} as an integer, got {value!r}")
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
 
 
-def _count(value: Any, name: str) -> None:
-    check_count(value, name, 1)
-
-
-def _classes(value: Any, name: str) -> None:
+def _check_classes(value: Any, name: str) -> None:
     given = as_tensor(list(value) if isinstance(value, set | range) else value, name)
     if given.dim() != 1 or not len(given) or given.is_floating_point() or given.dtype == torch.bool:
         raise InputError(f"expected {name} as a list of class numbers, got {value!r}")
 
 
-def _device(value: Any, name: str) -> None:
-    try:
-        device = torch.device(value)
-    except (RuntimeError, TypeError) as error:
-        raise InputError(f"expected {name} such as 'cpu' or 'cuda:0', got {value!r} ({one_line(error)})") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"expected a {name} that is there, got {value!r} and no CUDA: leave it out, or give 'cpu'")
-
-
-def _means_dtype(value: Any, name: str) -> None:
-    if value not in (torch.float32, torch.float64):
-        raise InputError(f"expected {name} torch.float64 or torch.float32, got {value!r}")
-
-
-def _pairwise(value: Any, name: str) -> None:
-    draw(2, value, torch.device("cpu"))
-
-
-def _head_decay(value: Any, name: str) -> None:
+def _check_head_decay(value: Any, name: str) -> None:
     if not isinstance(value, tuple):
         check_real(value, name)
         return
@@ -197,47 +101,43 @@ def _head_decay(value: Any, name: str) -> None:
         check_real(value[2], f"{name}'s bias decay", zero=True)
 
 
-def _mapping(value: Any, name: str) -> None:
-    if not isinstance(value, Mapping):
-        raise InputError(f"expected {name} as a dict, such as {{'data': 'my pictures'}}, got {value!r}")
+# Where None stands for "not given".
+_OPTIONAL = (
+    *("classifier", "out", "head_decay", "config", "on_record", "on_checkpoint", "prefix", "online", "environment"),
+    *("num_classes", "ignore_index", "classes", "min_count", "device"),
+)
 
+_FLAG = (_is_flag, "True or False")
+_FUNCTION = (_is_function, "as a function")
+_UNITS = ("epoch", "step", "checkpoint")
 
-def _words(value: Any, name: str) -> None:
-    if isinstance(value, str | Mapping) or not isinstance(value, Iterable):
-        raise InputError(f"expected {name} as a list of names, got {value!r}")
+_EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "classifier": (
+        lambda value: isinstance(value, str | nn.Module),
+        "as the dotted name of the last layer, such as 'fc'",
+    ),
+    "layers": (_are_names, "as dotted names of inner layers, such as ['layer3']"),
+    "out": (_is_path, "as the path of a run folder"),
+    "unit": (lambda value: value in _UNITS, f"as one of {', '.join(_UNITS)}"),
+    "config": (lambda value: isinstance(value, Mapping), "as a dict, such as {'data': 'my pictures'}"),
+    "environment": (lambda value: isinstance(value, Mapping), "as a dict, such as {'test_samples': 100}"),
+    "class_names": (
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping),
+        "as a list of names",
+    ),
+    "prefix": (lambda value: isinstance(value, str), "as a text"),
+    "inside": (lambda value: isinstance(value, str), "as the dotted name of a part of the network"),
+    "ignore_index": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "as an integer"),
+    "means_dtype": (lambda value: value in (torch.float32, torch.float64), "torch.float64 or torch.float32"),
+    **dict.fromkeys(("force", "resume", "nc4", "writes", "next_token", "sharded", "progress"), _FLAG),
+    **dict.fromkeys(("on_record", "on_checkpoint", "online", "loss"), _FUNCTION),
+}
 
-
-def _out(value: Any, name: str) -> None:
-    if not isinstance(value, str | os.PathLike) or isinstance(value, bytes) or not os.fspath(value):
-        raise InputError(f"expected {name} as the path of a run folder, got {value!r}")
-    if Path(value).exists() and not Path(value).is_dir():
-        raise InputError(f"expected {name} as the path of a run folder, got the file {value}: choose another")
-
-
-_VALUES: dict[str, Callable[[Any, str], None]] = {
-    "classifier": _classifier,
-    "layers": _layers,
-    "out": _optional(_out),
-    "force": _flag,
-    "resume": _flag,
-    "unit": _unit,
-    "head_decay": _optional(_head_decay),
-    "pairwise": _pairwise,
-    "nc4": _flag,
-    "config": _optional(_mapping),
-    "class_names": _words,
-    "writes": _flag,
-    "on_record": _optional(_function),
-    "on_checkpoint": _optional(_function),
-    "prefix": _optional(_text),
-    "num_classes": _optional(_count),
-    "ignore_index": _optional(_integer),
-    "next_token": _flag,
-    "classes": _optional(_classes),
-    "min_count": _optional(_count),
-    "means_dtype": _means_dtype,
-    "device": _optional(_device),
-    "loss": _function,
-    "sharded": _flag,
-    "progress": _flag,
+_CHECKS: dict[str, Callable[[Any, str], object]] = {
+    "head_decay": _check_head_decay,
+    "pairwise": lambda value, name: draw(2, value, torch.device("cpu")),
+    "num_classes": lambda value, name: check_count(value, name, 1),
+    "min_count": lambda value, name: check_count(value, name, 1),
+    "classes": _check_classes,
+    "device": lambda value, name: check_device(value),
 }

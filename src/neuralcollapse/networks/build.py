@@ -1,4 +1,4 @@
-"""Networks by name, with their classifier at `.fc`, learned or fixed to a simplex ETF."""
+"""Networks by name, with their classifier at `.fc`, its rows learned or fixed to a frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.heads.etf import fix_classifier
+from neuralcollapse.heads.fix import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.networks.external import outside_network
 from neuralcollapse.networks.resnet import ResNet
@@ -44,7 +44,8 @@ class MLP(nn.Module):
         return self.fc(self.features(images))
 
 
-_ROTATIONS = ("blocks", "none", "fast")
+_FRAMES = ("learned", "simplex", "orthoplex", "softmax_code")
+_ROTATIONS = {"simplex": ("blocks", "none", "fast"), "orthoplex": ("none", "fast"), "softmax_code": ("none",)}
 _OPTIONS = {
     "mlp": ("in_features", "width", "depth"),
     "resnet18": ("in_channels",),
@@ -61,8 +62,9 @@ def build_network(
     classifier: str = "learned",
     stem: str = "imagenet",
     *,
+    frame: str | None = None,
     learn_scale: bool = False,
-    rotation: str = "blocks",
+    rotation: str | None = None,
     **options: Any,
 ) -> nn.Module:
     """A network by name, with its classifier at `.fc` (see also `classifier_name`).
@@ -74,29 +76,26 @@ def build_network(
         num_classes: K >= 2.
         feature_dim: d of the features that `.fc` sees; the network's own when not given. The MLP's last layer has d
             units, a ResNet's last block d channels; a network from elsewhere gets a linear map to d.
-        classifier: "learned" (nn.Linear) or "etf": an `ETFClassifier`, d >= K-1, with a bias where the learned one has
-            it.
+        classifier: "learned", or "etf" for frame="simplex": for callers that do not use `frame`.
         stem: of a ResNet: "imagenet" (7x7 convolution with stride 2, max-pool) or "small" (3x3, for small images).
+        frame: rows of the classifier: "learned" (nn.Linear), "simplex" (`ETFClassifier`, d >= K-1), "orthoplex"
+            (`OrthoplexClassifier`, d >= K/2) or "softmax_code" (any K and d). A fixed classifier has a bias where the
+            learned one has it.
         learn_scale: learn the length of the fixed classifier's rows.
-        rotation: of the fixed classifier: "blocks", "none" or "fast", as for `ETFClassifier`. A network from elsewhere
-            that brings a fixed classifier keeps its own.
+        rotation: of the fixed classifier: "blocks" (the default of a simplex), "none" or "fast" (the default of an
+            orthoplex), as for `ETFClassifier`. A network from elsewhere that brings a fixed classifier keeps its own.
         options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
             the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
             from elsewhere what it takes.
 
     Raises:
-        InputError: an unknown network (the nearest name is offered), classifier or option, a stem for what is no
-            ResNet, d < K-1 for "etf", or a network from elsewhere that cannot be had.
+        InputError: an unknown network (the nearest name is offered), frame or option, a stem for a network that is no
+            ResNet, a frame that cannot hold K classes in d dimensions, or a network from elsewhere that cannot be
+            built.
     """
     check_count(num_classes, "num_classes", 2)
-    if classifier not in ("learned", "etf"):
-        raise InputError(f"expected classifier 'learned' or 'etf', got {classifier!r}")
-    if learn_scale and classifier != "etf":
-        raise InputError("learn_scale is for classifier='etf': a learned classifier has its own lengths")
-    if rotation not in _ROTATIONS:
-        raise InputError(f"expected rotation {', '.join(map(repr, _ROTATIONS))}, got {rotation!r}")
-    if rotation != "blocks" and classifier != "etf":
-        raise InputError(f"rotation is for classifier='etf', got {rotation!r}: a learned classifier has no frame")
+    frame = _frame(classifier, frame)
+    _check_frame_options(frame, learn_scale, rotation)
     if stem != "imagenet" and (name == "mlp" or ":" in name):
         raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
     options = {key: value for key, value in options.items() if value is not None}
@@ -105,20 +104,10 @@ def build_network(
     else:
         network = _own_network(name, num_classes, feature_dim, stem, options)
     if isinstance(network.fc, FixedClassifier):
-        learned = isinstance(network.fc.scale, nn.Parameter)
-        if (classifier, learn_scale) != ("etf", learned):
-            raise InputError(
-                f"{name} brings its own {type(network.fc).__name__}, got classifier={classifier!r}, "
-                f"learn_scale={learn_scale}: use classifier='etf', learn_scale={learned}, or have it end in an "
-                "nn.Linear"
-            )
-        if rotation not in ("blocks", network.fc.rotation_name):
-            raise InputError(
-                f"{name} brings its own {type(network.fc).__name__} with rotation={network.fc.rotation_name!r}, got "
-                f"rotation={rotation!r}: leave it out"
-            )
-    elif classifier == "etf":
-        network.fc = fix_classifier(network.fc, frame="simplex", learn_scale=learn_scale, rotation=rotation)
+        _check_own(name, network.fc, frame, learn_scale, rotation)
+    elif frame != "learned":
+        turned = {} if rotation is None else {"rotation": rotation}
+        network.fc = fix_classifier(network.fc, frame=frame, learn_scale=learn_scale, **turned)
     return network
 
 
@@ -126,6 +115,48 @@ def classifier_name(network: nn.Module) -> str:
     """The dotted path of a built network's classifier in `named_modules`, for `measure` and `fix_classifier`."""
     name: str = getattr(network, "classifier_name", "fc")  # torch.compile's wrapper passes this on
     return name
+
+
+def _frame(classifier: str, frame: str | None) -> str:
+    """The frame that is asked for, by either name."""
+    if classifier not in ("learned", "etf"):
+        raise InputError(f"expected classifier 'learned' or 'etf', got {classifier!r}: other frames go by frame=")
+    named = {"etf": "simplex"}.get(classifier, classifier)
+    if frame is None:
+        return named
+    if frame not in _FRAMES:
+        raise InputError(
+            f"expected frame {', '.join(map(repr, _FRAMES))}, got {frame!r}{did_you_mean(str(frame), _FRAMES)}"
+        )
+    if named not in ("learned", frame):
+        raise InputError(f"expected classifier or frame, got classifier={classifier!r}, frame={frame!r}: leave one out")
+    return frame
+
+
+def _check_frame_options(frame: str, learn_scale: bool, rotation: str | None) -> None:
+    if learn_scale and frame == "learned":
+        raise InputError("learn_scale is for a fixed frame, such as frame='simplex': learned rows have any length")
+    if rotation in (None, "blocks") and frame == "learned":
+        return
+    if frame == "learned":
+        raise InputError(f"rotation is for a fixed frame, such as frame='simplex', got {rotation!r} for learned rows")
+    if rotation is not None and rotation not in _ROTATIONS[frame]:
+        raise InputError(f"expected rotation {', '.join(map(repr, _ROTATIONS[frame]))} for {frame}, got {rotation!r}")
+
+
+def _check_own(name: str, head: FixedClassifier, frame: str, learn_scale: bool, rotation: str | None) -> None:
+    """Raise unless the fixed classifier that a network brings is the one that is asked for."""
+    learned = isinstance(head.scale, nn.Parameter)
+    if (frame, learn_scale) != (head.frame, learned):
+        raise InputError(
+            f"{name} brings its own {type(head).__name__}, got frame={frame!r}, learn_scale={learn_scale}: use "
+            f"frame={head.frame!r}, learn_scale={learned}, or have it end in an nn.Linear"
+        )
+    if rotation not in (None, "blocks", head.rotation_name):
+        raise InputError(
+            f"{name} brings its own {type(head).__name__} with rotation={head.rotation_name!r}, got "
+            f"rotation={rotation!r}: leave it out"
+        )
 
 
 def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str, options: dict[str, Any]) -> nn.Module:

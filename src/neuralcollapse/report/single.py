@@ -126,7 +126,7 @@ def _subtitle(run: Run) -> str:
     config, environment = run.config, run.environment
     dim = run.geometries[-1].means.shape[1] if run.geometries else environment.get("feature_dim")
     parts = (
-        (config.get("classifier"), "{} classifier"),
+        (config.get("frame"), "{} classifier"),
         (environment.get("num_classes"), "K = {}"),
         (dim or config.get("feature_dim"), "d = {}"),
         (environment.get("train_samples"), "{} training samples"),

@@ -16,9 +16,9 @@ from neuralcollapse.runs.reading import Group, Run, by_layer, check_key, grouped
 
 @dataclass(frozen=True)
 class Finding:
-    """One check: what it says, whether that holds (None: these runs cannot tell), and the numbers behind it."""
+    """One check: a statement, whether it holds (None: these runs cannot decide it), and the numbers behind it."""
 
-    say: str
+    statement: str
     holds: bool | None
     detail: str
 
@@ -32,18 +32,18 @@ class Verdict:
     @property
     def word(self) -> str:
         """Supported (every check holds), partly supported, not supported (none holds) or not tested."""
-        told = [finding.holds for finding in self.findings if finding.holds is not None]
-        if not told:
+        decided = [finding.holds for finding in self.findings if finding.holds is not None]
+        if not decided:
             return "not tested"
-        if all(told) and len(told) == len(self.findings):
+        if all(decided) and len(decided) == len(self.findings):
             return "supported"
-        return "partly supported" if any(told) else "not supported"
+        return "partly supported" if any(decided) else "not supported"
 
     @property
     def sentence(self) -> str:
         """The word, how many checks hold, and which do not."""
-        failed = [finding.say for finding in self.findings if finding.holds is False]
-        open_ = [finding.say for finding in self.findings if finding.holds is None]
+        failed = [finding.statement for finding in self.findings if finding.holds is False]
+        open_ = [finding.statement for finding in self.findings if finding.holds is None]
         count = sum(finding.holds is True for finding in self.findings)
         text = f"{self.word.capitalize()}: {count} of {len(self.findings)} checks hold"
         if failed:
@@ -77,22 +77,23 @@ def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
     validate(checks, "checks")
     findings = []
     for check in checks:
-        options = {name: item for name, item in check.items() if name not in ("kind", "say")}
+        options = {name: item for name, item in check.items() if name not in ("kind", "statement")}
         holds, detail = _KINDS[str(check["kind"])](results, **options)
-        findings.append(Finding(str(check["say"]), holds, detail))
+        findings.append(Finding(str(check["statement"]), holds, detail))
     return Verdict(findings)
 
 
 def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every check names a kind and options that there are.
+    """Raise unless every check has a statement, a known kind and options that it takes.
 
     Raises:
         InputError: naming the first that does not.
     """
     for check in checks:
-        if "say" not in check:
-            raise InputError(f"{source}: check {check['kind']!r}: expected `say`, what the check says in plain words")
-        validate_item({name: item for name, item in check.items() if name != "say"}, _KINDS, f"{source}: check")
+        if "statement" not in check:
+            raise InputError(f"{source}: check {check['kind']!r}: expected `statement`, what it checks in plain words")
+        options = {name: item for name, item in check.items() if name != "statement"}
+        validate_item(options, _KINDS, f"{source}: check")
 
 
 def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]], source: str) -> None:
@@ -128,10 +129,10 @@ _FITS: dict[str, Callable[[Any], bool]] = {  # options by their annotations
 
 COSTS = ("parameters", "weights", "gradients", "optimizer_state", "peak", "step_seconds")
 
-Told = tuple[bool | None, str]
+Outcome = tuple[bool | None, str]
 
 
-def end(results: Results, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> Told:
+def end(results: Results, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> Outcome:
     """A number at the end of every run lies within bounds."""
     found = [value(run.last, key) for run in results.runs]
     if not found:
@@ -141,7 +142,7 @@ def end(results: Results, key: str, at_least: float = -math.inf, at_most: float 
     return all(at_least <= x <= at_most for x in found), detail
 
 
-def falls(results: Results, key: str, times: float) -> Told:
+def falls(results: Results, key: str, times: float) -> Outcome:
     """A number falls by a factor in every run, from the first record to the last."""
     if not results.runs:
         return None, "no such run"
@@ -154,7 +155,7 @@ def falls(results: Results, key: str, times: float) -> Told:
     )
 
 
-def alike(results: Results, key: str, axis: str, within: float) -> Told:
+def alike(results: Results, key: str, axis: str, within: float) -> Outcome:
     """Groups that differ on one axis only have means that lie within a distance."""
     differences = [(abs(a.mean(key) - b.mean(key)), a, b) for a, b in _pairs(grouped(results.runs), axis)]
     if not differences:
@@ -164,7 +165,7 @@ def alike(results: Results, key: str, axis: str, within: float) -> Told:
     return worst <= within, f"{label(key)} differs by at most {worst:.4f} ({named}); asked at most {within:g}"
 
 
-def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[str, str], within: float) -> Told:
+def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[str, str], within: float) -> Outcome:
     """The mean over seeds of the groups with the labels `less` is at most `within` below that of those with `more`."""
     groups = grouped(results.runs)
     found = [
@@ -179,7 +180,7 @@ def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[
     return worst <= within, f"{label(key)} {-worst:+.4f} at worst ({named}); asked no more than {within:g} below"
 
 
-def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str, str], percent: float) -> Told:
+def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str, str], percent: float) -> Outcome:
     """A cost of a training step is lower by so many percent.
 
     `of` is one of parameters, weights, gradients, optimizer_state, peak, step_seconds; `less` and `more` are labels of
@@ -198,10 +199,10 @@ def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str,
     return holds, f"{of.replace('_', ' ')}: {'; '.join(parts)}; asked {percent:g} % less"
 
 
-def interpolates(results: Results, key: str, accuracy: float) -> Told:
+def interpolates(results: Results, key: str, accuracy: float) -> Outcome:
     """Every run that fits its training set (train accuracy) has a lower number than every run that does not.
 
-    Of those that do not, a dead network may have none: then, if the others agree, these runs cannot tell.
+    A network that does not fit may be dead and have no such number: if the others agree, these runs cannot decide.
     """
     fits = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
     others = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
@@ -217,7 +218,7 @@ def interpolates(results: Results, key: str, accuracy: float) -> Told:
     return (None if holds and dead else holds), detail
 
 
-def grows(results: Results, key: str, axis: str, by: float) -> Told:
+def grows(results: Results, key: str, axis: str, by: float) -> Outcome:
     """A number is higher at the largest value of an axis than at the smallest, by at least `by`, whatever the rest."""
     rows: dict[tuple[str, ...], list[Group]] = {}
     for group in grouped(results.runs):
@@ -234,7 +235,7 @@ def grows(results: Results, key: str, axis: str, by: float) -> Told:
     return (holds if rows else None), f"{label(key)} {'; '.join(parts)}; asked a rise of at least {by:g}"
 
 
-def deeper(results: Results, key: str, correlation: float) -> Told:
+def deeper(results: Results, key: str, correlation: float) -> Outcome:
     """A number falls from layer to layer at the end of every run: Spearman's rank correlation with depth."""
     found = {}
     for run in results.runs:
@@ -249,7 +250,7 @@ def deeper(results: Results, key: str, correlation: float) -> Told:
     return found[worst] <= correlation, detail
 
 
-def minimizer(results: Results, within: float) -> Told:
+def minimizer(results: Results, within: float) -> Outcome:
     """The cosine between the rows of small classes is that of the exact minimiser with the same class counts."""
     parts, worst = [], 0.0
     for group in grouped(results.runs):
@@ -267,21 +268,21 @@ def minimizer(results: Results, within: float) -> Told:
     return worst <= within, f"cosine of {'; '.join(parts)}; apart by at most {worst:.3f}; asked {within:g}"
 
 
-def merges(results: Results, near: float) -> Told:
+def merges(results: Results, near: float) -> Outcome:
     """Where the exact minimiser has minority collapse (cosine 1) the network's small classes have a cosine near 1."""
-    parts, holds, told = [], True, False
+    parts, holds, decided = [], True, False
     for run in results.runs:
         found = minority_cosine(run)
         if found is not None and cosine_at_minimum(run) > 0.999:
-            told = True
+            decided = True
             holds = holds and found >= near
             parts.append(f"{run.name}: {found:.3f}")
-    if not told:
+    if not decided:
         return None, "no run lies beyond the line of minority collapse"
     return holds, f"cosine of {'; '.join(parts)}, where the minimiser has 1; asked at least {near:g}"
 
 
-def certified(results: Results, gap: float) -> Told:
+def certified(results: Results, gap: float) -> Outcome:
     """Every random start ends at a certified global minimum, with a gap of at most so much."""
     if not results.surveys:
         return None, "no survey"
@@ -293,7 +294,7 @@ def certified(results: Results, gap: float) -> Told:
     return good == starts and worst <= gap, detail
 
 
-def saddles(results: Results) -> Told:
+def saddles(results: Results) -> Outcome:
     """Every critical point of the atlas but the lowest is a certified strict saddle."""
     atlases = {survey["name"]: survey["atlas"] for survey in results.surveys if survey["atlas"]}
     if not atlases:
@@ -308,7 +309,7 @@ def saddles(results: Results) -> Told:
     return len(strict) == len(higher) and all(count == 1 for count in minima), detail
 
 
-_KINDS: dict[str, Callable[..., Told]] = {
+_KINDS: dict[str, Callable[..., Outcome]] = {
     function.__name__: function
     for function in (
         end,

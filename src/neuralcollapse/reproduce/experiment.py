@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.plain import parse_yaml
+from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names
 
 SCALES = ("smoke", "laptop", "paper")
@@ -124,8 +125,10 @@ def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = N
     return parse(text_of(name), Path(name).stem if name.endswith((".yaml", ".yml")) else name, scale, changes)
 
 
-def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """An experiment from its YAML text (see `find_experiment`)."""
+def parse(
+    text: str, name: str, scale: str, changes: Mapping[str, Any] | None = None, *, quiet: bool = False
+) -> Experiment:
+    """An experiment from its YAML text (see `find_experiment`); `quiet` leaves out the notes on names that changed."""
     if scale not in SCALES:
         raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{did_you_mean(scale, SCALES)}")
     try:
@@ -141,14 +144,18 @@ def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = 
     kind = whole.get("kind", "train")
     if kind not in ("train", "landscape"):
         raise InputError(f"{name}: expected kind 'train' or 'landscape', got {kind!r}")
-    options = {**_named(whole, "options", name), **_named(part, "options", name)}
+
+    def renamed(options: Mapping[str, Any]) -> Mapping[str, Any]:
+        return with_new_names(options, "train", quiet=quiet) if kind == "train" else options
+
+    options = {**renamed(_named(whole, "options", name)), **renamed(_named(part, "options", name))}
     vary = {**_named(whole, "vary", name), **_named(part, "vary", name)}
     vary = {axis: values for axis, values in vary.items() if values}  # a scale drops an axis by leaving it empty
     costs = _named(part if "costs" in part else whole, "costs", name)
     seeds = part.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{name}: {scale}: expected seeds as a list of numbers, got {seeds!r}")
-    changed = dict(changes or {})
+    changed = renamed(changes or {})
     return Experiment(
         name=name,
         title=str(whole.get("title", name)),
@@ -158,9 +165,12 @@ def parse(text: str, name: str, scale: str, changes: Mapping[str, Any] | None = 
         scale=scale,
         needs=str(part.get("needs", "")),
         minutes=_minutes(part.get("minutes", 0), name),
-        runs=tuple(_plan(name, kind, options, vary, seeds, changed)),
-        costs=tuple(_plan(name, kind, options, costs, [None], changed)) if costs else (),
-        checks=_list(part.get("checks", whole.get("checks")), f"{name}: checks"),
+        runs=tuple(_plan(name, kind, options, vary, seeds, changed, renamed)),
+        costs=tuple(_plan(name, kind, options, costs, [None], changed, renamed)) if costs else (),
+        checks=tuple(
+            with_new_names(check, "check", quiet=quiet)
+            for check in _list(part.get("checks", whole.get("checks")), f"{name}: checks")
+        ),
         figures=_list(part.get("figures", whole.get("figures")), f"{name}: figures"),
     )
 
@@ -172,11 +182,12 @@ def _plan(
     vary: Mapping[str, Any],
     seeds: Sequence[int | None],
     changes: Mapping[str, Any],
+    renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> list[Planned]:
     axes = []
     for axis in vary:
         values = _named(vary, axis, f"{name}: vary")
-        axes.append([(axis, str(value), _named(values, value, f"{name}: {axis}")) for value in values])
+        axes.append([(axis, str(value), renamed(_named(values, value, f"{name}: {axis}"))) for value in values])
     planned = []
     for seed in seeds:
         for combination in itertools.product(*axes):

@@ -42,7 +42,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
             experiment.claim,
             experiment.source,
             verdict.word,
-            [(finding.holds, finding.say, finding.detail) for finding in verdict.findings],
+            [(finding.holds, finding.statement, finding.detail) for finding in verdict.findings],
         ),
         lead=1,
         csv=(

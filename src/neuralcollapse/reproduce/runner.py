@@ -1,4 +1,4 @@
-"""Runs an experiment: what is missing of its runs, costs and surveys, in one folder, from which it can go on any time.
+"""Runs an experiment in one folder: the runs, costs and surveys that are missing, so that it can be stopped at any time.
 
 experiment.yaml    the experiment's own text, with the scale and the changes it was run with
 RUN/               a run folder (`records.RunFolder`), or a survey (`surveys`)
@@ -33,7 +33,7 @@ from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names
 FILE, COSTS = "experiment.yaml", "costs.json"
 _POLL = 1.0  # seconds between looks at the runs of others
 
-Tell = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class ExperimentFolder:
             InputError: none there, or damaged.
         """
         there = _read(path)
-        return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"]))
+        return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"], quiet=True))
 
     @staticmethod
     def is_one(path: Path) -> bool:
@@ -92,18 +92,18 @@ class ExperimentFolder:
         """The runs that are not whole yet, in order."""
         return [run for run in self.experiment.runs if not self._whole(run)]
 
-    def run(self, *, progress: bool = True, tell: Tell = lambda text: None) -> None:
-        """Run what is missing; what is there is not run again.
+    def run(self, *, progress: bool = True, on_message: OnMessage = lambda text: None) -> None:
+        """Run what is missing.
 
-        Where other processes run the same experiment in the same folder, each takes runs that the others have not, and
-        stays until all are whole: what one of them leaves undone, another takes up.
+        Several processes can run the same experiment in the same folder: each takes runs that no other has taken, and
+        all stay until every run is complete, so that one process finishes what another leaves unfinished.
 
         Raises:
             InputError: as `training.run.train`, or a run there with another configuration.
             Stopped: a signal came; to be called again.
         """
         done, began = 0, time.monotonic()
-        waiting, told = self.missing(), False
+        waiting, announced = self.missing(), False
         while waiting:
             elsewhere: list[Planned] = []
             for at, run in enumerate(waiting):
@@ -112,33 +112,33 @@ class ExperimentFolder:
                     seconds = (time.monotonic() - began) / done * (len(waiting) - at)
                     left = f", about {_duration(seconds)} left"
                 try:
-                    done += self._take(run, progress, tell, left)
+                    done += self._take(run, progress, on_message, left)
                 except InUse:
                     elsewhere.append(run)
             if len(elsewhere) == len(waiting):
-                if not told:
+                if not announced:
                     names = listed([run.name for run in elsewhere], 3)
-                    tell(f"waiting for {names}, which another process runs")
-                told = True
+                    on_message(f"waiting for {names}, which another process runs")
+                announced = True
                 time.sleep(_POLL)
             waiting = [run for run in self.missing() if run in elsewhere]
-        told = False
+        announced = False
         while self.experiment.costs and not self._costs_whole():
             try:
                 held = hold(self.path)
             except InUse:
-                if not told:
-                    tell("waiting for what a training step costs, which another process measures")
-                told = True
+                if not announced:
+                    on_message("waiting for what a training step costs, which another process measures")
+                announced = True
                 time.sleep(_POLL)
                 continue
             try:
-                self._measure_costs(tell)
+                self._measure_costs(on_message)
             finally:
                 held.release()
 
-    def _take(self, planned: Planned, progress: bool, tell: Tell, left: str) -> bool:
-        """Run one, unless it is whole by now.
+    def _take(self, planned: Planned, progress: bool, on_message: OnMessage, left: str) -> bool:
+        """Run one, unless it is complete by now; returns whether it ran.
 
         Raises:
             InUse: another process has it.
@@ -153,7 +153,7 @@ class ExperimentFolder:
             if self._whole(planned):
                 return False
             number = self.experiment.runs.index(planned) + 1
-            tell(f"run {number} of {len(self.experiment.runs)}: {planned.name}{left}")
+            on_message(f"run {number} of {len(self.experiment.runs)}: {planned.name}{left}")
             if isinstance(planned.config, SurveyConfig):
                 surveys.write(place, planned.config, surveys.facts(planned.config))
             else:
@@ -207,14 +207,14 @@ class ExperimentFolder:
         return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()
 
     def _check_runs(self) -> None:
-        """Raise where a run of that name is there with another configuration."""
+        """Raise if a run of the same name was made with another configuration."""
         for run in self.experiment.runs:
             place = self.path / run.name
             if isinstance(run.config, SurveyConfig):
                 kept = surveys.read(place)
                 there: Any = kept[0] if kept else run.config
             elif (place / "config.yaml").is_file():
-                from neuralcollapse.training.run import read_config
+                from neuralcollapse.training.run_config import read_config
 
                 there = read_config(RunFolder(place))
                 same = {name: getattr(run.config, name) for name in CHANGEABLE if name != "epochs"}
@@ -226,7 +226,7 @@ class ExperimentFolder:
                 if _plain(old) != _plain(new):
                     raise InputError(
                         f"{place} was run with {name} {old!r}, and the experiment now asks {new!r}: choose another "
-                        "--out, or remove that folder to run it anew"
+                        "--out, or remove that folder to run it again"
                     )
 
     def _costs(self) -> list[dict[str, Any]]:
@@ -240,17 +240,16 @@ class ExperimentFolder:
                     raise ValueError("expected a name and labels")
                 cost |= {name: None if cost[name] is None else number(cost[name]) for name in COST_NAMES}
         except (ValueError, TypeError, KeyError):
-            raise InputError(f"{file} is damaged: remove it to measure the costs anew") from None
+            raise InputError(f"{file} is damaged: remove it to measure the costs again") from None
         return found
 
     def _costs_whole(self) -> bool:
         return [cost["name"] for cost in self._costs()] == [plan.name for plan in self.experiment.costs]
 
-    def _measure_costs(self, tell: Tell) -> None:
-
+    def _measure_costs(self, on_message: OnMessage) -> None:
         from neuralcollapse.training.cost import step_costs
 
-        tell("what a training step costs: memory and time")
+        on_message("what a training step costs: memory and time")
         plans = {plan.name: plan for plan in self.experiment.costs}
         found = step_costs({name: plan.config for name, plan in plans.items() if isinstance(plan.config, TrainConfig)})
         content = [{"name": name, "labels": dict(plans[name].labels), **asdict(cost)} for name, cost in found.items()]
@@ -275,7 +274,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_config(run: Run, source: Path) -> None:
-    """Raise unless the configuration is one of a training: checks and figures draw on what it says.
+    """Raise unless checks and figures can rely on the configuration: it must be one of a training.
 
     Raises:
         InputError: it is not.
@@ -288,7 +287,7 @@ def _check_config(run: Run, source: Path) -> None:
 
 
 def _begun(place: Path) -> bool:
-    """Whether a run got as far as to leave what it can go on from."""
+    """Whether a run has left the files from which it can go on."""
     return all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json"))
 
 

@@ -1,4 +1,4 @@
-"""A survey of a landscape as an experiment keeps it: its configuration and what was found, in two files of a folder."""
+"""A survey of a landscape as an experiment keeps it: two files of a folder, its configuration and what was found."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ CONFIG, FACTS = "model.yaml", "survey.json"
 _MOST = 10**5  # steps, and directions down
 
 
-def facts(config: SurveyConfig, tell: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, their gaps step by step."""
+def facts(config: SurveyConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """What `ufm.survey` finds, in plain numbers: the minimum, the atlas, where the starts end, and gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
-    return survey(Model(**values), starts=starts, seed=seed, tell=tell).record()
+    return survey(Model(**values), starts=starts, seed=seed, on_message=on_message).record()
 
 
 def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
@@ -37,7 +37,7 @@ def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
-    """A kept survey, or None where there is no whole one.
+    """The survey that a folder keeps, or None if it is missing or not complete.
 
     Raises:
         InputError: a file is damaged.
@@ -51,15 +51,15 @@ def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
         return SurveyConfig(**config), found
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"the survey in {folder} is damaged ({one_line(error)}): remove the folder to make it anew"
+            f"the survey in {folder} is damaged ({one_line(error)}): remove the folder to run it again"
         ) from None
 
 
 def _check(found: Any) -> None:
-    """Raise unless tables and figures can be made of the facts; numbers of starts that are undefined become NaN.
+    """Raise unless tables and figures can be made from the facts; undefined numbers of starts become NaN.
 
     Raises:
-        ValueError, TypeError, KeyError, AttributeError: they cannot.
+        ValueError, TypeError, KeyError, AttributeError: something is missing or of another kind.
     """
     if found["minimum"] is not None:
         number(found["minimum"])

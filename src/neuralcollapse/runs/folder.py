@@ -18,7 +18,6 @@ bounded in size, checked, and never run.
 from __future__ import annotations
 
 import io
-import math
 import os
 import tempfile
 import zipfile
@@ -299,13 +298,12 @@ class RunFolder:
                 raise InputError(f"{file} is damaged ({why}): delete it to go on without that epoch") from None
             yield found
 
-    def thin_geometries(self, most: int) -> None:
-        """Keep at most so many geometries: the first, the last, and between them more where the epochs are few."""
-        files = self._numbered("geometry")
-        while len(files) > max(most, 2):
-            place = [math.sqrt(_owned.epoch_of(file)) for file in files]
-            spare = min(range(1, len(files) - 1), key=lambda i: place[i + 1] - place[i - 1])
-            files.pop(spare).unlink()
+    def keep_geometries(self, epochs: Iterable[int]) -> None:
+        """Keep the geometries of these epochs, and delete all others."""
+        kept = set(epochs)
+        for file in self._numbered("geometry"):
+            if _owned.epoch_of(file) not in kept:
+                file.unlink()
 
     def _numbered(self, folder: str) -> list[Path]:
         """The files of epochs in a folder, in order; copies under other names are none."""

@@ -12,6 +12,7 @@ from typing import Any
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import MEASURES, Geometry, Record, RunFolder
 from neuralcollapse.runs.plain import read_mapping
+from neuralcollapse.runs.renamed import with_new_names
 
 _SPLITS = ("train", "test")
 
@@ -172,7 +173,7 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
         InputError: no run there, no records, damaged files.
     """
     folder = RunFolder.open(path)
-    config = read_mapping(folder.path / "config.yaml")
+    config = with_new_names(read_mapping(folder.path / "config.yaml"), "train", quiet=True)
     environment = read_mapping(folder.path / "environment.json", yaml=False)
     records, geometries = folder.records(), list(folder.geometries())
     _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)

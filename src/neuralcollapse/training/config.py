@@ -1,18 +1,41 @@
-"""TrainConfig: the one description of a run, for Python, YAML files and flags (no torch)."""
+"""TrainConfig: the one description of a training run, from which its flags and YAML files follow (no torch)."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from functools import cache, wraps
+from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
+from neuralcollapse.runs.renamed import RENAMED, with_new_names
+from neuralcollapse.training.values import choices, described, fits, read
+
+_T = TypeVar("_T")
 
 _RATES = {"sgd": 0.05, "adam": 1e-3, "adamw": 1e-3, "lbfgs": 0.1}
 
+_ROTATIONS = {"simplex": "blocks", "orthoplex": "fast"}  # of a frame when none is given
 
+
+def _takes_old_names(cls: type[_T]) -> type[_T]:
+    """Let a dataclass be made with names that have changed (`neuralcollapse.runs.renamed`)."""
+    made: Callable[..., None] = cls.__init__
+
+    @wraps(made)
+    def __init__(self: Any, *args: Any, **values: Any) -> None:
+        for old, new in RENAMED["train"].items():
+            if old in values:
+                values.pop(new, None)  # dataclasses.replace gives every field beside what changes
+        made(self, *args, **with_new_names(values, "train"))
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+@_takes_old_names
 @dataclass(frozen=True)
 class TrainConfig:
     """A training run.
@@ -24,7 +47,7 @@ class TrainConfig:
         samples_per_class: keep so many training samples of each class (all when not given).
         imbalance: "exponential:R" or "step:R": the first class keeps R times the samples of the last.
         random_labels: give the training samples random labels, each class as often as any other.
-        label_noise: share of training samples of which the label is replaced by another class.
+        label_noise: share of training samples whose label is replaced by another class.
         image_size: resize images to this height and width.
         channels: 3 repeats grey images to three channels.
         augment: random changes of the training images: "crop" (shifted by up to an eighth of the size), "flip"
@@ -36,10 +59,12 @@ class TrainConfig:
         feature_dim: dimension d of the features that the classifier sees (the network's own; 256 for the MLP).
         stem: first layers of a ResNet: "imagenet" (7x7, stride 2, max-pool) or "small" (3x3).
         network_options: more options of the network, by name.
-        classifier: "learned", or "etf": fixed to a simplex ETF, without weights (needs feature_dim >= classes - 1).
-        learn_scale: learn the length of the fixed classifier's rows (with "etf").
-        rotation: how the frame lies among the features (with "etf"): "blocks" (each class on features of its own, for
-            features >= 0), "none" (the paper's: each class on one feature) or "fast" (all classes on all features).
+        frame: rows of the classifier: "learned", or fixed without weights to a "simplex" (ETF; needs feature_dim >=
+            classes - 1), an "orthoplex" (feature_dim >= classes / 2) or a "softmax_code" (any number of classes).
+        learn_scale: learn the length of a fixed frame's rows.
+        rotation: how a fixed frame lies among the features: "blocks" (each class on features of its own, for features
+            >= 0; the default of a simplex, which alone has it), "none" (each class on one feature, as in the paper) or
+            "fast" (all classes on all features; the default of an orthoplex). A softmax code has no rotation.
         loss: "cross_entropy", "label_smoothing[:A]", "focal[:GAMMA]" or "mse".
         optimizer: "sgd", "adam", "adamw" or "lbfgs" (strong Wolfe). The decay is coupled (part of the gradient), but
             for adamw.
@@ -50,11 +75,11 @@ class TrainConfig:
         lbfgs_history: pairs that L-BFGS keeps.
         lbfgs_iterations: iterations of L-BFGS on each batch.
         weight_decay: L2 decay, of all parameters or of the classifier's weight (see decay_on).
-        decay_on: "all": weight_decay on every parameter; "classifier": weight_decay on its weight W, feature_decay on
-            the features H that it sees and bias_decay on its bias b, nothing else, as in the unconstrained feature
-            model: mean loss + (weight_decay |W|^2 + feature_decay |H|^2 + bias_decay |b|^2) / 2, H of all samples.
-        feature_decay: see decay_on.
-        bias_decay: see decay_on.
+        decay_on: "all": weight_decay on every parameter; "classifier": as in the unconstrained feature model, half of
+            weight_decay |W|^2 + feature_decay |H|^2 + bias_decay |b|^2 is added to the mean loss, for the classifier's
+            weight W and bias b and the features H of all samples; nothing else decays.
+        feature_decay: decay of the features that the classifier sees (see decay_on).
+        bias_decay: decay of the classifier's bias (see decay_on).
         schedule: of the learning rate: "step" (times decay_factor every decay_every epochs), "multistep" (at
             milestones), "cosine" (to 0 at the last epoch) or "constant".
         decay_every: epochs between two drops of "step".
@@ -69,7 +94,7 @@ class TrainConfig:
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
             (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy).
         checkpoint_every: epochs between kept weights; the last are always kept.
-        save_seconds: at least so many seconds between saved states to resume from (at ends of epochs).
+        save_seconds: least number of seconds between two saved states to resume from (at ends of epochs).
         loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go.
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: processes on this machine, one a device.
@@ -96,9 +121,9 @@ class TrainConfig:
     feature_dim: int | None = None
     stem: Literal["imagenet", "small"] = "imagenet"
     network_options: dict[str, Any] = field(default_factory=dict)
-    classifier: Literal["learned", "etf"] = "learned"
+    frame: Literal["learned", "simplex", "orthoplex", "softmax_code"] = "learned"
     learn_scale: bool = False
-    rotation: Literal["blocks", "none", "fast"] = "blocks"
+    rotation: Literal["blocks", "none", "fast"] | None = None
     loss: str = "cross_entropy"
     optimizer: Literal["sgd", "adam", "adamw", "lbfgs"] = "sgd"
     epochs: int = 200
@@ -164,10 +189,14 @@ class TrainConfig:
             raise InputError(f"milestones are for schedule=multistep, got schedule={self.schedule}")
         if self.schedule == "multistep" and not self.milestones:
             raise InputError("schedule=multistep needs milestones, such as --milestones 80,120")
-        if self.learn_scale and self.classifier != "etf":
-            raise InputError("learn_scale is for classifier=etf: a learned classifier has its own lengths")
-        if self.rotation != "blocks" and self.classifier != "etf":
-            raise InputError(f"rotation={self.rotation} is for classifier=etf: a learned classifier has no frame")
+        if self.learn_scale and self.frame == "learned":
+            raise InputError("learn_scale is for a fixed frame, such as frame=simplex: learned rows have any length")
+        if self.rotation not in (None, "blocks") and self.frame == "learned":
+            raise InputError(f"rotation={self.rotation} is for a fixed frame, such as frame=simplex, got frame=learned")
+        if self.rotation == "blocks" and self.frame in ("orthoplex", "softmax_code"):
+            raise InputError(f"rotation=blocks is for frame=simplex, got frame={self.frame}: leave it out")
+        if self.rotation == "fast" and self.frame == "softmax_code":
+            raise InputError("a softmax code has no rotation, got rotation=fast: leave it out")
         if self.certify_head and self.weight_decay == 0:
             raise InputError("certify_head needs weight_decay above 0: without decay no minimum exists")
         if self.certify_head and self.decay_on == "classifier" and self.feature_decay == 0:
@@ -193,6 +222,16 @@ class TrainConfig:
     def rate(self) -> float:
         """The learning rate: as given, or the optimiser's own."""
         return _RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def frame_rotation(self) -> str | None:
+        """The rotation: as given, or the frame's own; None where it has none."""
+        return self.rotation or _ROTATIONS.get(self.frame)
+
+    @property
+    def classifier(self) -> str:
+        """The name that version 0.1.0 had for `frame`."""
+        return "etf" if self.frame == "simplex" else self.frame
 
     @property
     def data_options(self) -> dict[str, Any]:
@@ -261,23 +300,47 @@ def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
         if getattr(new, name) != getattr(old, name) and name not in CHANGEABLE:
             raise InputError(
                 f"{name} was {getattr(old, name)!r} and cannot become {getattr(new, name)!r} when a run is resumed: "
-                f"train anew with another --out; what may change: {', '.join(CHANGEABLE)}"
+                f"start another run with another --out; what may change: {', '.join(CHANGEABLE)}"
             )
     if new.epochs != old.epochs and new.schedule == "cosine":
-        raise InputError("epochs cannot change under schedule=cosine, which ends with the last epoch: train anew")
+        raise InputError(
+            "epochs cannot change under schedule=cosine, which ends with the last epoch: start another run"
+        )
     return new
 
 
 def completed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run folder, with what version 0.1.0 left unsaid: its fixed classifiers had the fast rotation."""
-    unsaid = {"rotation": "fast"} if values.get("classifier") == "etf" else {}
-    return unsaid | dict(values)
+    """The options of a run folder by the names of today, with what version 0.1.0 did not write.
+
+    Its fixed classifiers had the fast rotation.
+    """
+    options = with_new_names(values, "train", quiet=True)
+    if options.get("frame") == "simplex":
+        return {"rotation": "fast"} | options
+    return options
 
 
 @cache
 def types() -> dict[str, Any]:
     """The type of each option."""
     return get_type_hints(TrainConfig)
+
+
+@cache
+def descriptions() -> dict[str, str]:
+    """What each option is for: its entry in the docstring of TrainConfig."""
+    found: dict[str, str] = {}
+    name = ""
+    for line in (inspect.getdoc(TrainConfig) or "").partition("Args:\n")[2].splitlines():
+        if not line.startswith(" " * 8):
+            name, _, line = line.partition(":")
+        found[name.strip()] = f"{found.get(name.strip(), '')} {line.strip()}".strip()
+    return found
+
+
+def read_value(name: str, text: str) -> object:
+    """The value of an option that a text stands for (`neuralcollapse.training.values.read`)."""
+    return read(types()[name], text)
 
 
 def check_names(values: Mapping[str, object], source: str) -> None:
@@ -289,43 +352,9 @@ def check_names(values: Mapping[str, object], source: str) -> None:
     for name in values:
         if name not in types():
             raise InputError(
-                f"{source}: no option {name!r}{did_you_mean(str(name), types())}; 'train --help' lists them"
+                f"{source}: no option {name!r}{did_you_mean(str(name), types())}; 'neuralcollapse train --help' lists "
+                "them"
             )
-
-
-def _fits(value: object, kind: Any) -> bool:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return value in parts
-    if origin is tuple:
-        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(isinstance(key, str) for key in value)
-    if parts:  # X | None
-        return any(_fits(value, part) for part in parts)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
-
-
-def _said(kind: Any) -> str:
-    origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal:
-        return "one of " + ", ".join(map(repr, parts))
-    if origin is tuple:
-        return f"a list, each {_said(parts[0])}"
-    if origin is dict:
-        return "a mapping of option names to values"
-    if parts:
-        return " or ".join(_said(part) for part in parts if part is not type(None)) + ", or left out"
-    return f"of type {kind.__name__}"
-
-
-def _choices(kind: Any) -> tuple[Any, ...]:
-    """The values of a Literal, or of the items of a tuple of them; none for other types."""
-    while get_origin(kind) is tuple:
-        kind = get_args(kind)[0]
-    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def check_value(name: str, value: object) -> None:
@@ -335,8 +364,8 @@ def check_value(name: str, value: object) -> None:
         InputError: with what was expected, and the nearest of the names where it has some.
     """
     kind = types()[name]
-    if not _fits(value, kind):
-        raise InputError(_complaint(name, _said(kind), value))
+    if not fits(value, kind):
+        raise InputError(_complaint(name, described(kind), value))
 
 
 def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
@@ -345,7 +374,7 @@ def _require(config: TrainConfig, name: str, holds: bool, what: str) -> None:
 
 
 def _complaint(name: str, what: str, value: object) -> str:
-    known = _choices(types()[name])
+    known = choices(types()[name])
     wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
     hint = did_you_mean(wrong[0], known) if known and wrong and isinstance(wrong[0], str) else ""
     return f"expected {name} to be {what}, got {value!r}{hint}"

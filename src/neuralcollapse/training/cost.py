@@ -54,7 +54,7 @@ class Cost:
 
 
 def step_costs(
-    configs: Mapping[str, TrainConfig], *, steps: int = 12, tell: Callable[[str], None] | None = None
+    configs: Mapping[str, TrainConfig], *, steps: int = 12, on_message: Callable[[str], None] = lambda text: None
 ) -> dict[str, Cost]:
     """What a training step of each configuration costs, on this machine.
 
@@ -67,7 +67,7 @@ def step_costs(
     Args:
         configs: by name. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
         steps: timed steps of each.
-        tell: called with a line of text now and then.
+        on_message: called with a line of text now and then.
 
     Raises:
         InputError: no configurations, steps below 1, L-BFGS, several processes, a precision other than 32-true, a
@@ -78,18 +78,17 @@ def step_costs(
     if not configs:
         raise InputError("expected at least one configuration, got none: give a mapping from names to TrainConfig")
     device = _common_device(configs)
-    say = tell or (lambda line: None)
     runs = {}
     for name, config in configs.items():
         runs[name] = _Steps(config, device)
-        say(f"{name}: {runs[name].parameters:,} parameters")
+        on_message(f"{name}: {runs[name].parameters:,} parameters")
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
     for turn in range(_WARM_UP + steps):
         for name in order:
             seconds[name].append(_seconds(runs[name], device))
         order.append(order.pop(0))
-        say(f"round {turn + 1} of {_WARM_UP + steps}")
+        on_message(f"round {turn + 1} of {_WARM_UP + steps}")
     return {name: run.cost(median(seconds[name][_WARM_UP:])) for name, run in runs.items()}
 
 

@@ -16,28 +16,42 @@ from neuralcollapse.training.config import TrainConfig
 
 
 def network_for(config: TrainConfig, data: Data) -> nn.Module:
-    """The network that a run trains, fresh, in train mode.
+    """The network that a run trains, with new weights, in train mode.
 
     Raises:
-        InputError: it cannot be built or take the images, or its classifier does not make its logits.
+        InputError: it cannot be built or take the images, is too large for this machine, or its classifier does not
+            make its logits.
     """
+    try:
+        network = _built(config, data)
+        _check_takes(network, config, data)
+    except (MemoryError, OverflowError) as error:
+        why: BaseException = error
+    except (RuntimeError, TypeError) as error:
+        if not any(word in str(error) for word in ("alloc", "memory", "verflow", "too large")):
+            raise
+        why = error
+    else:
+        return network
+    raise InputError(f"the network {config.network} is too large for this machine ({one_line(why)})") from None
+
+
+def _built(config: TrainConfig, data: Data) -> nn.Module:
     options: dict[str, Any] = {"width": config.width, "depth": config.depth}
     if config.network == "mlp":
         options["in_features"] = math.prod(data.image_shape)
     elif config.network.startswith("resnet"):
         options["in_channels"] = data.image_shape[0]
-    network = build_network(
+    return build_network(
         config.network,
         data.num_classes,
         config.feature_dim,
-        config.classifier,
-        config.stem,
+        stem=config.stem,
+        frame=config.frame,
         learn_scale=config.learn_scale,
         rotation=config.rotation,
         **(options | config.network_options),
     )
-    _check_takes(network, config, data)
-    return network
 
 
 def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
@@ -54,7 +68,7 @@ def _check_takes(network: nn.Module, config: TrainConfig, data: Data) -> None:
     except (RuntimeError, ValueError, TypeError, AttributeError) as error:
         raise InputError(
             f"the network {config.network} cannot take images {shape[0]}x{shape[1]}x{shape[2]} ({one_line(error)}): "
-            "see --channels, --image_size, --network_options"
+            "see --channels, --image-size, --network-options"
         ) from None
     finally:
         hook.remove()

@@ -1,4 +1,4 @@
-"""Stop anywhere and go on: the state that a run keeps, when it is written, and how it is taken up again."""
+"""Stop anywhere and go on: the signals that end a run, the state that it keeps, and how a run is restored from it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import io
 import json
 import signal
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ import torch
 
 from neuralcollapse.data.load import Batches
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.loops.measuring import MeasuringCallback
+from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.checksums import check_zip, stamped_zip
-from neuralcollapse.runs.folder import RunFolder, write_atomically
+from neuralcollapse.runs.folder import write_atomically
 from neuralcollapse.runs.plain import number, parse_json
-from neuralcollapse.training.config import CHANGEABLE, TrainConfig
-from neuralcollapse.training.optimizers import learning_rate
+from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
+from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.step import Classification
 
 
@@ -42,7 +41,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands.
+    """How far a run is, and everything that its next step depends on.
 
     Attributes:
         epoch: whole epochs trained.
@@ -51,8 +50,8 @@ class State:
         network: its state dict.
         optimizer: its state dict.
         precision: the state of the precision plugin (the scale of 16-mixed).
-        collapse: the state of the measuring callback.
-        origin: what made the weights: the options that may not change (JSON).
+        collapse: the states of the callbacks that measure.
+        origin: the options that made the weights and so may not change, as JSON (`origin_of`).
     """
 
     epoch: int
@@ -65,13 +64,13 @@ class State:
     origin: str
 
     def check_origin(self, config: TrainConfig) -> None:
-        """Raise unless the state was made with these options, those that may change aside.
+        """Raise unless the state was made with these options, apart from those that may change.
 
         Raises:
             InputError: naming the first that differs.
         """
         try:
-            made, said = parse_json(self.origin), json.loads(_origin(config))
+            made, said = completed(parse_json(self.origin)), json.loads(origin_of(config))
             items = made.items()
         except (ValueError, AttributeError):
             raise InputError("the state does not say what made it: delete it to train the run from its start") from None
@@ -83,7 +82,7 @@ class State:
                 )
 
     def write(self, path: Path) -> None:
-        """Write it, whole or not at all."""
+        """Write it: the whole file or nothing."""
         buffer = io.BytesIO()
         torch.save({item.name: getattr(self, item.name) for item in fields(self)}, buffer)
         write_atomically(path, stamped_zip(buffer.getvalue()))
@@ -119,7 +118,7 @@ class State:
 
 
 def _check_stored(content: bytes) -> None:
-    """Raise where a zip declares what it cannot hold; torch keeps all as it is, so that nothing grows when it is read.
+    """Raise if a zip declares more than it holds: torch compresses nothing, so nothing may grow as it is read.
 
     Raises:
         ValueError, zipfile.BadZipFile: it is no such zip.
@@ -133,28 +132,13 @@ def _no_state(path: Path, why: str) -> str:
     return f"{path} is no state to resume from, or damaged ({why}): delete it to train the run from its start"
 
 
-def _origin(config: TrainConfig) -> str:
-    """The options that made the weights; epochs too where the learning rate depends on them."""
+def origin_of(config: TrainConfig) -> str:
+    """The options that made the weights, as JSON; the epochs too if the learning rate depends on them."""
     values = asdict(config)
     kept = {name: value for name, value in values.items() if name not in CHANGEABLE}
     if config.schedule == "cosine":
         kept["epochs"] = config.epochs
     return json.dumps(kept, default=str)
-
-
-class Pace(lightning.Callback):
-    """Sets what depends on the epoch: the order of the samples and the learning rate. Goes before other callbacks."""
-
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Set both."""
-        assert isinstance(pl_module, Classification)
-        self.batches.set_epoch(trainer.current_epoch)
-        rate = learning_rate(pl_module.config, trainer.current_epoch)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
 
 
 class StopSignal:
@@ -190,66 +174,15 @@ class StopSignal:
                 signal.signal(signum, self)
 
 
-class KeepState(lightning.Callback):
-    """Writes the state at ends of epochs, and when a signal came, which ends the training. Goes after the others."""
-
-    def __init__(self, run: RunFolder, collapse: MeasuringCallback, stop: StopSignal, config: TrainConfig) -> None:
-        self.run = run
-        self.collapse = collapse
-        self.stop = stop
-        self.config = config
-        self.total_steps = 0
-        self._written = time.monotonic()
-
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Take the signals over."""
-        self.stop.install()
-
-    def on_train_batch_end(
-        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """End here when a signal came to any process."""
-        assert isinstance(pl_module, Classification)
-        self.total_steps += 1
-        self._end_if_asked(trainer, pl_module, trainer.current_epoch, pl_module.step + 1)
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the state, when it is time, and end when a signal came while measuring."""
-        epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs
-        if not last:
-            self._end_if_asked(trainer, pl_module, epoch, 0)
-        if last or time.monotonic() - self._written >= self.config.save_seconds:
-            self._write(trainer, pl_module, epoch, 0)
-
-    def _end_if_asked(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
-        asked = self.stop.signum is not None
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
-            self._write(trainer, module, epoch, step)
-            raise Stopped(self.stop.signum or signal.SIGTERM, epoch, step)
-
-    def _write(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
-        collapse = self.collapse.state_dict()  # in all processes: it may join their sums
-        if trainer.is_global_zero:
-            State(
-                epoch,
-                step,
-                self.total_steps,
-                module.network.state_dict(),
-                trainer.optimizers[0].state_dict(),
-                trainer.precision_plugin.state_dict(),
-                collapse,
-                _origin(self.config),
-            ).write(self.run.state)
-        self._written = time.monotonic()
-
-
-def take_up(
-    state: State, trainer: lightning.Trainer, module: Classification, batches: Batches, callbacks: list[Any]
+def restore(
+    state: State,
+    trainer: lightning.Trainer,
+    module: Classification,
+    batches: Batches,
+    collapse: CollapseCallback,
+    online: OnlineFeatures | None,
 ) -> None:
-    """Put a trainer that has not begun where the state was.
+    """Put a trainer that has not started where the state was.
 
     Raises:
         InputError: the state is of another network, or further than the data reach.
@@ -265,20 +198,18 @@ def take_up(
     module.step = batches.skip = state.step
     try:
         trainer.precision_plugin.load_state_dict(state.precision)
-        for callback in callbacks:
-            if isinstance(callback, MeasuringCallback):
-                number(state.collapse["seconds"])
-                if not isinstance(state.collapse["measured_epoch"], int | None):
-                    raise ValueError("expected measured_epoch as a number")
-                callback.load_state_dict(state.collapse)
+        number(state.collapse["seconds"])
+        if not isinstance(state.collapse["measured_epoch"], int | None):
+            raise ValueError("expected measured_epoch as a number")
+        collapse.load_state_dict(state.collapse)
+        if online is not None:
+            online.load_state_dict(state.collapse)
     except (RuntimeError, TypeError, ValueError, AttributeError, KeyError) as error:
         raise InputError(f"the state is of another kind of run, or damaged: {one_line(error)}") from None
-    progress: Any = trainer.fit_loop.epoch_progress.current
-    progress.processed = progress.completed = state.epoch
-    trainer.fit_loop.epoch_loop._batches_that_stepped = state.total_steps
-    for callback in callbacks:
-        if isinstance(callback, KeepState):
-            callback.total_steps = state.total_steps
+    # Lightning counts epochs and steps in these trackers. It restores them from checkpoints of its own alone.
+    loop: Any = trainer.fit_loop
+    loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = state.epoch
+    loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = state.total_steps
 
 
 def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:

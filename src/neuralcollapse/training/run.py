@@ -1,45 +1,34 @@
-"""One run from a TrainConfig: data, network, trainer, records, checkpoints."""
+"""A training run from a TrainConfig: begun in a new run folder, or resumed in its own."""
 
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, replace
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning
-import torch
 import yaml
-from safetensors.torch import load_file, save
-from torch import nn
 
-from neuralcollapse.capture.collect import Capture, collect
 from neuralcollapse.data.load import Batches, Data, load_data
-from neuralcollapse.errors import InputError, one_line
+from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
-from neuralcollapse.loops.measuring import MeasuringCallback, is_primary
-from neuralcollapse.loops.recorder import geometry_of, head_record, machine
-from neuralcollapse.networks.external import code_named
-from neuralcollapse.runs.checksums import METADATA, check_safetensors, stamped_safetensors
-from neuralcollapse.runs.folder import Record, RunFolder, write_atomically
-from neuralcollapse.runs.plain import plain, read_mapping
-from neuralcollapse.training.config import TrainConfig, check_names, completed, resumed
-from neuralcollapse.training.losses import loss_function
+from neuralcollapse.loops.lightning import CollapseCallback
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.plain import plain
+from neuralcollapse.training.callbacks import EpochSchedule, SaveState, SaveWeights
+from neuralcollapse.training.config import TrainConfig, resumed
 from neuralcollapse.training.network import network_for
-from neuralcollapse.training.online import OnlineCollapse
+from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.progress import Progress
-from neuralcollapse.training.resume import KeepState, Pace, State, Stopped, StopSignal, take_up
-from neuralcollapse.training.step import Classification
-from neuralcollapse.training.trainer import make_logger, make_trainer, quiet
+from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
+from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
+from neuralcollapse.training.step import NETWORK, Classification
+from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet
 
-_EVAL_BATCH = 512  # samples of a batch when measuring
-_INSIDE = "network."  # where the network is in the module
-_WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar100", "hf", "transformers")
-_GEOMETRIES = 40  # class means are kept at about this many epochs
+EVAL_BATCH = 512  # samples of a batch when measuring
 
 
 def train(
@@ -50,18 +39,21 @@ def train(
     progress: bool = True,
     given: Iterable[str | Path] = (),
 ) -> RunFolder:
-    """Train a network as described, measuring collapse, and leave a run folder.
+    """Train a network as a configuration says, measure collapse meanwhile, and leave a run folder.
 
-    SIGTERM and a first SIGINT end the training after the step at hand; `resume` goes on from there.
+    SIGTERM and a first SIGINT end the training after the current step; `resume` goes on from there.
 
     Args:
         config: the run.
-        out: the run folder; must be new or empty.
-        force: overwrite an earlier run in `out`, if there is nothing in it that others made. It goes when the new run
-            has its first record.
-        progress: show how far it is.
-        given: files that are still needed, such as that of the configuration: a folder that holds one is not
-            overwritten. So are the data and a network's files that `config` names.
+        out: the run folder; it must be new or empty.
+        force: overwrite an earlier run in `out`, if the folder holds nothing else. The earlier run is deleted when the
+            new one has its first record.
+        progress: show how far the training is.
+        given: files that are still needed, such as that of the configuration: a folder that holds one of them, or the
+            data or the network's files that `config` names, is not overwritten.
+
+    Returns:
+        The run folder; `neuralcollapse.read_run` reads it, and `neuralcollapse.write_page` makes its page.
 
     Raises:
         InputError: an unknown data set or network, files that are not as they should be, d < K-1 for an ETF classifier,
@@ -70,10 +62,9 @@ def train(
     """
     needed = [*given, *named_paths(config)]
 
-    def folder(data: Data, network: nn.Module) -> RunFolder:
+    def folder() -> RunFolder:
         run = RunFolder.create(out, force=force, given=needed)
-        run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
-        run.write_text("environment.json", json.dumps(plain(environment(data, network)), indent=2) + "\n")
+        _write_config(run, config)
         return run
 
     if is_primary():
@@ -84,20 +75,23 @@ def train(
 def resume(
     path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True, trust_code: bool = False
 ) -> RunFolder:
-    """Go on with a run that was stopped or killed; its end is bit for bit that of a run never stopped.
+    """Go on with a run that was stopped or killed; it ends bit for bit as if it had never been stopped.
 
-    From the state that the run kept, or from the start where there is none yet. A run that is whole stays as it is,
-    unless `changes` gives it more epochs.
+    It goes on from the state that it saved, or from the start if it had saved none. A run that is complete stays as it
+    is, unless `changes` gives it more epochs.
 
     Args:
         path: the run folder.
         changes: new values of options that may change (`neuralcollapse.training.config.CHANGEABLE`).
-        progress: show how far it is.
+        progress: show how far the training is.
         trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
 
+    Returns:
+        The run folder.
+
     Raises:
-        InputError: no run there or one that another process writes, a damaged state, code named without `trust_code`,
-            a change of what made the weights, fewer epochs than were trained.
+        InputError: there is no run or another process writes it, its state is damaged, it names code and `trust_code`
+            is not set, a change concerns what made the weights, or more epochs were trained than are asked for.
         Stopped: a signal came again.
     """
     run = RunFolder.open(path)
@@ -111,13 +105,13 @@ def resume(
 
 def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_code: bool) -> RunFolder:
     old = read_config(run)
-    _check_trusted(old, run, trust_code)
+    check_trusted(old, run, trust_code)
     config = resumed(old, changes)
     state = State.read(run.state) if run.state.exists() else None
     whole = state is None and _is_whole(run, old)
     if whole and config == old:
         return run
-    if whole or (state is None and len(run.checkpoints()) > 2):  # one killed before its first state has fewer
+    if whole or (state is None and len(run.checkpoints()) > 2):  # a run killed before its first state has fewer
         raise InputError(
             f"{run.path} has no state.pt to go on from, and training from the start would delete its records and "
             "weights: restore it, or train in another folder"
@@ -133,31 +127,34 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
                 f"checkpoints it has with 'neuralcollapse measure {run.path}'"
             )
 
-    def folder(data: Data, network: nn.Module) -> RunFolder:
+    def folder() -> RunFolder:
         run.sweep()
         run.make_folders()
         run.rewind(-1 if state is None else state.epoch)
         if config != old:
-            run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+            _write_config(run, config)
         return run
 
     return _train(config, run.path, folder, state, progress, fresh=False)
 
 
+def _write_config(run: RunFolder, config: TrainConfig) -> None:
+    run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+
+
 def _train(
     config: TrainConfig,
     path: Path,
-    folder: Callable[[Data, nn.Module], RunFolder],
+    folder: Callable[[], RunFolder],
     state: State | None,
     progress: bool,
     *,
     fresh: bool,
 ) -> RunFolder:
-    """The run that `train` (fresh) and `resume` share; `folder` makes the run folder ready."""
-    loss = loss_function(config.loss)
+    """The part that `train` (fresh) and `resume` share; `folder` makes the run folder, or makes it ready again."""
     data = load_data(config.data, **config.data_options)
     lightning.seed_everything(config.seed, verbose=False)
-    network = _network(config, data)
+    network = network_for(config, data)
     module = Classification(network, config, data)
     for name in config.layers:
         find_module(network, name)
@@ -165,7 +162,6 @@ def _train(
         trainer = make_trainer(config, path)
     primary = trainer.is_global_zero
     run = RunFolder(path)
-    many = trainer.world_size > 1
     place: dict[str, Any] = {
         "device": trainer.strategy.root_device,
         "rank": trainer.global_rank,
@@ -174,43 +170,44 @@ def _train(
     batches = Batches(data.train, config.batch_size, shuffle_seed=config.seed, **place)
     module.batch_sizes = batches.sizes
     bar = Progress(config.epochs, len(batches), progress and primary)
-    keep = _spaced(config.epochs, _GEOMETRIES)
-
-    def on_record(record: Record, capture: Capture) -> None:
-        if not primary:
-            return
-        layers = {name.removeprefix(_INSIDE): values for name, values in record.layers.items()}
-        run.append(replace(record, layers=layers))
-        if record.epoch in keep or record.epoch == config.epochs:
-            run.write_geometry(geometry_of(record.epoch, capture))
-        bar.show(record)
-
-    collapse = (OnlineCollapse if config.measure == "online" else MeasuringCallback)(
-        Batches(batches.split, _EVAL_BATCH, **place),
-        Batches(data.test, _EVAL_BATCH, **place) if len(data.test.labels) else None,
-        classifier=module.classifier,
-        every=config.measured,
-        layers=[_INSIDE + name for name in config.layers],
-        head_decay=_head_decay(config) if config.certify_head else None,
-        loss=loss,
-        sharded=many,
+    online = OnlineFeatures(sharded=trainer.world_size > 1) if config.measure == "online" else None
+    collapse = CollapseCallback(
+        Batches(batches.split, EVAL_BATCH, **place),
+        Batches(data.test, EVAL_BATCH, **place) if len(data.test.labels) else False,
+        module.classifier,
+        config.measured,
+        config.layers,
+        head_decay(config) if config.certify_head else None,
+        inside=NETWORK,
+        out=run,
+        loss=module.loss,
+        online=online,
+        sharded=True,
         progress=progress and primary,
-        on_record=on_record,
+        environment=_environment(data),
+        class_names=data.class_names,
+        on_record=lambda record, capture: bar.show(record),
     )
     stop = StopSignal()
+
+    def measuring() -> dict[str, Any]:
+        return collapse.state_dict() | (online.state_dict() if online else {})
+
     callbacks = [
-        Pace(batches),
+        EpochSchedule(batches),
         collapse,
-        _Checkpoints(run, config),
-        KeepState(run, collapse, stop, config),
+        *([online] if online else []),
+        SaveWeights(run, config),
+        SaveState(run, measuring, stop, config),
+        bar,
     ]
     if state is not None:
-        take_up(state, trainer, module, batches, callbacks)
-    trainer.callbacks += [*callbacks, bar]  # type: ignore[attr-defined]
+        restore(state, trainer, module, batches, collapse, online)
+    trainer.callbacks += callbacks  # type: ignore[attr-defined]
     made: RunFolder | None = None  # before that the folder may be another's
     try:
         if primary:
-            made = folder(data, network)
+            made = folder()
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
@@ -227,7 +224,7 @@ def _train(
             f"cannot write the run folder {path}: {error.strerror or error}: free some space or mend the folder{hint}"
         ) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns an interrupt into an exit of its own
-        if fresh and made and made.replaces_earlier:  # before the first record: the earlier run comes back
+        if fresh and made and made.replaces_earlier:  # there is no record yet, so the earlier run is put back
             made.discard()
             raise KeyboardInterrupt("the earlier run is as it was") from None
         raise KeyboardInterrupt from None
@@ -244,75 +241,21 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
     return inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 
 
-class _Checkpoints(lightning.Callback):
-    """Keeps the network's weights every few epochs and at the end."""
-
-    def __init__(self, run: RunFolder, config: TrainConfig) -> None:
-        self.run = run
-        self.config = config
-
-    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
-        epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
-            state = pl_module.network.state_dict()
-            own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            write_atomically(self.run.checkpoint(epoch), stamped_safetensors(save(own, METADATA)))
+def _environment(data: Data) -> dict[str, Any]:
+    """What only the data set can say for environment.json."""
+    return {
+        "test_samples": len(data.test.labels),
+        "image_shape": list(data.image_shape),
+        "pixel_mean": list(data.mean),
+        "pixel_std": list(data.std),
+    }
 
 
-def remeasure(
-    run: RunFolder, *, certify_head: bool = False, progress: bool = True, trust_code: bool = False
-) -> dict[int, dict[str, Any]]:
-    """Measure the kept checkpoints of a run anew on its training set: epoch -> measures, with "head" if certified.
-
-    Args:
-        run: the folder.
-        certify_head: compare the last layer with its exact optimum.
-        progress: show how far it is.
-        trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
-
-    Raises:
-        InputError: no checkpoints, a config that does not fit, code named without `trust_code`, weights of another
-            network, or weights that were changed since they were written.
-    """
-    config = read_config(run)
-    _check_trusted(config, run, trust_code)
-    data = load_data(config.data, **config.data_options)
-    network = _network(config, data)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = Classification(network, config, data).to(device)
-    loader = Batches(data.train, _EVAL_BATCH, device=device)
-    results = {}
-    for epoch, file in run.checkpoints():
-        try:
-            check_safetensors(file)
-            network.load_state_dict(load_file(file))
-        except Exception as error:  # safetensors and torch raise kinds of their own
-            raise InputError(f"cannot load {file} into the run's network: {one_line(error)}") from None
-        layers = [_INSIDE + name for name in config.layers]
-        capture = collect(module, loader, module.classifier, layers=layers, loss=module.loss, progress=progress)
-        results[epoch] = capture.measures()
-        if layers:
-            found = results[epoch]["layers"]
-            results[epoch]["layers"] = {name.removeprefix(_INSIDE): values for name, values in found.items()}
-        if certify_head:
-            results[epoch]["head"] = head_record(capture, _head_decay(config))
-    if not results:
-        raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
-    return results
-
-
-def read_config(run: RunFolder) -> TrainConfig:
-    """The configuration of a run.
-
-    Raises:
-        InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
-    """
-    values = read_mapping(run.path / "config.yaml")
-    check_names(values, str(run.path / "config.yaml"))
-    try:
-        return TrainConfig(**completed(values))
-    except TypeError as error:
-        raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+def head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
+    """The decays of (weight, features, bias) that the last layer is certified with."""
+    if config.decay_on == "all":
+        return config.weight_decay, None, None
+    return config.weight_decay, config.feature_decay, config.bias_decay
 
 
 def _is_whole(run: RunFolder, config: TrainConfig) -> bool:
@@ -321,70 +264,3 @@ def _is_whole(run: RunFolder, config: TrainConfig) -> bool:
         return run.records()[-1].epoch >= config.epochs
     except InputError:
         return False
-
-
-def _network(config: TrainConfig, data: Data) -> nn.Module:
-    """The run's network; one of sizes that no memory holds is the configuration's fault, not the program's."""
-    try:
-        return network_for(config, data)
-    except (MemoryError, OverflowError) as error:
-        why: BaseException = error
-    except (RuntimeError, TypeError) as error:
-        if not any(word in str(error) for word in ("alloc", "memory", "verflow", "too large")):
-            raise
-        why = error
-    raise InputError(f"the network {config.network} is too large for this machine ({one_line(why)})") from None
-
-
-def needs_trust(config: TrainConfig) -> str | None:
-    """What training or measuring by a configuration would import or load beyond the installed libraries; or None."""
-    code = code_named(config.network, config.network_options)
-    hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
-    if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
-        return f"load the data set {config.data}, which may come with a script"
-    return code
-
-
-def _check_trusted(config: TrainConfig, run: RunFolder, trust_code: bool) -> None:
-    code = needs_trust(config)
-    if code is not None and not trust_code:
-        raise InputError(
-            f"{run.path / 'config.yaml'} asks to {code}, and a run folder is data: if you trust it, allow that with "
-            "--trust-code (trust_code=True)"
-        )
-
-
-def named_paths(config: TrainConfig) -> list[Path]:
-    """The files and folders that a configuration names."""
-    found = [config.data] if config.data.startswith((".", "/", "~")) else []
-    for name in (config.data, config.network):
-        kind, colon, place = name.partition(":")
-        found += [place] if colon and kind in _WITH_PATHS else []
-    return [path for path in (Path(place).expanduser() for place in found) if path.parts and path.exists()]
-
-
-def environment(data: Data, network: nn.Module) -> dict[str, object]:
-    """Versions, hardware, and the shapes of data and network, for the record."""
-    return {
-        **machine(),
-        "lightning": version("lightning"),
-        "class_names": list(data.class_names),
-        "class_counts": data.train.labels.bincount(minlength=len(data.class_names)).tolist(),
-        "train_samples": len(data.train.labels),
-        "test_samples": len(data.test.labels),
-        "image_shape": list(data.image_shape),
-        "pixel_mean": list(data.mean),
-        "pixel_std": list(data.std),
-        "parameters": sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad),
-    }
-
-
-def _head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
-    if config.decay_on == "all":
-        return config.weight_decay, None, None
-    return config.weight_decay, config.feature_decay, config.bias_decay
-
-
-def _spaced(last: int, count: int) -> set[int]:
-    """About `count` epochs from 0 to `last`, closer together at first, where more happens."""
-    return {round(last * (i / count) ** 2) for i in range(count + 1)} | set(range(min(last, 5) + 1))

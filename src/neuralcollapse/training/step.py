@@ -18,6 +18,7 @@ from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.optimizers import build_optimizer, decay_groups, penalty
 
+NETWORK = "network"  # where the network is in the module
 _TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
@@ -37,7 +38,8 @@ class Classification(lightning.LightningModule):
         super().__init__()
         self.network = network
         self.config = config
-        self.classifier = f"network.{classifier_name(network)}"
+        self.classifier_name = classifier_name(network)
+        self.classifier = f"{NETWORK}.{self.classifier_name}"
         self.pixels = Pixels(data.mean, data.std, data.channels)
         self.augment = augmentation(config.augment, data.image_shape[1:])
         self.loss = loss_function(config.loss)
@@ -59,10 +61,14 @@ class Classification(lightning.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) uint8 images to (N, K) logits."""
-        return self.network(self.pixels(images).contiguous(memory_format=self._format))
+        return self.network(self.inputs(images))
+
+    def inputs(self, images: Tensor) -> Tensor:
+        """What the network sees of (N, C, H, W) uint8 images when they are not augmented."""
+        return self.pixels(images).contiguous(memory_format=self._format)
 
     def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """The mean loss of a batch, plus the decays that the optimiser does not see to."""
+        """The mean loss of a batch, plus the decays that the optimiser does not add."""
         self._seed_step()
         images, labels = batch
         inputs = self.pixels(images)
@@ -88,7 +94,7 @@ class Classification(lightning.LightningModule):
         self.step += 1
 
     def on_train_epoch_end(self) -> None:
-        """Begin to count anew."""
+        """Begin to count again."""
         self.step = 0
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -110,7 +116,7 @@ class Classification(lightning.LightningModule):
             self.seen = (inputs[0], logits)
 
     def _seed_step(self) -> None:
-        """Seed torch's generators anew for each step of each process."""
+        """Seed torch's generators for this step of this process."""
         parts = (self.config.seed, self.current_epoch, self.step, self.global_rank)
         seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)

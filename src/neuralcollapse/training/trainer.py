@@ -14,6 +14,7 @@ import lightning
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
@@ -82,6 +83,11 @@ def make_logger(name: str, path: Path) -> Logger:
         raise InputError(
             f"the logger {name} does not start: {one_line(error)}: set it up, or leave it out of --loggers"
         ) from None
+
+
+def is_primary() -> bool:
+    """Whether this is the process that writes and prints: the first of those that train together."""
+    return int(getattr(rank_zero_only, "rank", None) or 0) == 0
 
 
 @contextmanager

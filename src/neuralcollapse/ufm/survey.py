@@ -85,7 +85,7 @@ def survey(
     starts: int = 100,
     method: str = "lbfgs",
     seed: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    on_message: Callable[[str], None] = lambda text: None,
 ) -> Survey:
     """Look at a landscape from all sides.
 
@@ -94,24 +94,24 @@ def survey(
         starts: random starts, descended together by L-BFGS.
         method: of the trajectories that are recorded step by step.
         seed: of the starts.
-        tell: called with a line about each stage as it begins.
+        on_message: called with a line about each stage as it begins.
     """
     minimum: float | None = None
     lowest: Point | None = None
-    tell("the global minimum")
+    on_message("the global minimum")
     try:
         lowest, minimum = global_minimizer(model), global_minimum(model)
     except InputError as error:
-        tell(f"no exact minimum: {error}")
+        on_message(f"no exact minimum: {error}")
     entries: list[Entry] = []
-    tell("the atlas of critical points")
+    on_message("the atlas of critical points")
     try:
         entries = atlas(model)
     except InputError as error:
-        tell(f"no atlas: {error}")
-    tell(f"{starts} random starts")
+        on_message(f"no atlas: {error}")
+    on_message(f"{starts} random starts")
     ends = many_starts(model, starts, seed=seed)
-    tell(f"trajectories by {method}")
+    on_message(f"trajectories by {method}")
     begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
     trajectories = [minimize(model, point, method, seed=seed) for point in begin]
 
@@ -127,12 +127,12 @@ def survey(
     }
     way = None
     if saddles and model.feature_dim >= model.num_classes - 1:
-        tell("the way out of a saddle")
+        on_message("the way out of a saddle")
         saddle = max(saddles, key=lambda entry: len(entry.partition))
         way = (saddle, way_out(model, saddle))
     phase = None
     if not model.balanced and model.loss.convex:
-        tell("the phase diagram of minority collapse")
+        on_message("the phase diagram of minority collapse")
         phase = minority_phase(model)
     return Survey(model, minimum, entries, coverage(model) if entries else "", ends, trajectories, spectra, way, phase)
 

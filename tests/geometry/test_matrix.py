@@ -1,10 +1,10 @@
-"""Rows gives float64 blocks of vectors as they lie in memory, and the products of all of them."""
+"""BlockedMatrix gives float64 blocks of vectors as they lie in memory, and the products of all of them."""
 
 import pytest
 import torch
 
-from neuralcollapse.geometry.rows import Rows, between_directions, triangle
-from neuralcollapse.geometry.undefined import Undefined
+from neuralcollapse.errors import Undefined
+from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions, triangle
 
 
 @pytest.fixture
@@ -18,12 +18,12 @@ def parts():
 @pytest.mark.parametrize("indexed", [False, True])
 @pytest.mark.parametrize("shifted", [False, True])
 def test_blocks_and_products_are_those_of_the_rows_that_are_meant(parts, monkeypatch, tile, indexed, shifted):
-    monkeypatch.setattr("neuralcollapse.geometry.rows._TILE", tile)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._TILE", tile)
     vectors, index, shift = parts
-    rows = Rows(vectors, index if indexed else None, shift if shifted else None)
+    rows = BlockedMatrix(vectors, index if indexed else None, shift if shifted else None)
     expected = (vectors[index] if indexed else vectors).double() - (shift if shifted else 0)
     assert (rows.count, rows.dim) == tuple(expected.shape)
-    assert torch.equal(rows.rows, expected)
+    assert torch.equal(rows.whole, expected)
     assert torch.equal(rows.block(slice(2, 6)), expected[2:6])
     assert torch.equal(rows.block(torch.tensor([3, 0])), expected[[3, 0]])
     assert torch.allclose(rows.gram, expected.T @ expected, rtol=1e-13)
@@ -37,7 +37,7 @@ def test_blocks_and_products_are_those_of_the_rows_that_are_meant(parts, monkeyp
 
 
 def test_a_row_of_rounding_has_no_direction():
-    rows = Rows(torch.tensor([[1.0, 0], [1e-9, 0]]), rounding=1e-6)
+    rows = BlockedMatrix(torch.tensor([[1.0, 0], [1e-9, 0]]), rounding=1e-6)
     assert rows.norms.tolist() == [1, 0]
     with pytest.raises(Undefined, match="number 1"):
         rows.unit(slice(None))
@@ -45,10 +45,10 @@ def test_a_row_of_rounding_has_no_direction():
 
 @pytest.mark.parametrize("tile", [3, 8, 1024])
 def test_the_triangle_has_the_singular_values_and_right_vectors_of_all_rows(monkeypatch, tile):
-    monkeypatch.setattr("neuralcollapse.geometry.rows._TILE", tile)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._TILE", tile)
     torch.manual_seed(0)
     vectors = torch.randn(29, 6, dtype=torch.float64) @ torch.diag(torch.tensor([1, 1, 1e-3, 1e-6, 1e-9, 0.0]).double())
-    upper = triangle(Rows(vectors))
+    upper = triangle(BlockedMatrix(vectors))
     assert upper.shape == (6, 6)
     assert torch.allclose(upper.T @ upper, vectors.T @ vectors, rtol=1e-12, atol=1e-15)
     found, expected = torch.linalg.svdvals(upper), torch.linalg.svdvals(vectors)
@@ -57,11 +57,11 @@ def test_the_triangle_has_the_singular_values_and_right_vectors_of_all_rows(monk
 
 def test_directions_of_many_narrow_means_come_from_the_triangle(monkeypatch):
     """A spectrum too wide for the Gram matrix: its smallest direction has a share of 1e-12 of the squares."""
-    monkeypatch.setattr("neuralcollapse.geometry.rows._EXACT_SVD", 4)
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._EXACT_SVD", 4)
     torch.manual_seed(0)
     scales = torch.diag(torch.logspace(0, -6, 6, dtype=torch.float64))
     vectors = torch.randn(40, 6, dtype=torch.float64) @ scales
-    directions, squares = between_directions(Rows(vectors))
+    directions, squares = between_directions(BlockedMatrix(vectors))
     _, singular, right = torch.linalg.svd(vectors, full_matrices=False)
     assert torch.allclose(squares.sort(descending=True).values, singular.square(), rtol=1e-8)
     assert torch.allclose((directions.T @ right.T).abs(), torch.eye(6, dtype=torch.float64), atol=1e-7)

@@ -1,0 +1,149 @@
+"""What a run keeps of a measurement: the record, the geometry, and what environment.json says of the run."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from neuralcollapse.capture.collect import Capture
+from neuralcollapse.runs.records import Geometry, Record
+from neuralcollapse.ufm.head import certify_head_moments
+
+HeadDecay = float | tuple[float, float | None, float | None]
+
+_GEOMETRY_CLASSES = 200  # as many as the page's figures can show
+_GEOMETRY_VALUES = 2**20  # K d: a file of at most 8 MB, for the means and the weight
+_GEOMETRIES = 60  # at most 500 MB in all
+_LISTED_CLASSES = 10_000  # a list of more makes environment.json slow to read
+
+
+def record_of(
+    capture: Capture,
+    epoch: int,
+    *,
+    test: Mapping[str, float] | None = None,
+    seconds: float = math.nan,
+    learning_rate: float = math.nan,
+    head_decay: HeadDecay | None = None,
+    pairwise: bool | int = True,
+    source: str = "eval",
+) -> Record:
+    """The record of a capture."""
+    values = capture.measures(pairwise=pairwise)
+    return Record(
+        epoch=epoch,
+        seconds=seconds,
+        learning_rate=learning_rate,
+        train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
+        test=dict(test or {}),
+        layers=values.pop("layers", {}),
+        measures={name: value for name, value in values.items() if name != "num_samples"},
+        head={} if head_decay is None else _head(capture, head_decay),
+        source=source,
+    )
+
+
+def _head(capture: Capture, decay: HeadDecay) -> dict[str, float]:
+    """The certificate of the last layer, for a decay of its weight or for those of (weight, features, bias)."""
+    weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
+    return certify_head_moments(
+        capture.moments,
+        capture.loss,
+        capture.weight,
+        capture.bias,
+        weight_decay,
+        feature_decay,
+        bias_decay=bias_decay,
+    ).record()
+
+
+def geometry_of(epoch: int, capture: Capture) -> Geometry | None:
+    """The class means and the classifier of a capture, or None where they are too large to be kept.
+
+    They are kept for the page's figures: where there are at most 200 classes and K d is at most 2^20. The mean of a
+    class without samples is NaN. `spread` says at which epochs they stay.
+    """
+    moments = capture.moments
+    if moments.num_classes > _GEOMETRY_CLASSES or moments.means.numel() > _GEOMETRY_VALUES:
+        return None
+    means = moments.means.cpu().numpy().copy()
+    means[(moments.counts == 0).cpu().numpy()] = math.nan
+    bias = np.zeros(moments.num_classes) if capture.bias is None else capture.bias.float().cpu().numpy()
+    return Geometry(epoch, means, moments.global_mean.cpu().numpy(), capture.weight.float().cpu().numpy(), bias)
+
+
+def spread(epochs: Iterable[int], most: int | None = None) -> list[int]:
+    """Which of the measured epochs keep their geometry: at most 60 of them.
+
+    The first and the last stay. When there is one too many, the one goes whose neighbours are nearest to each other in
+    the square root of the epoch, so that early epochs, in which more happens, lie closer together.
+
+    What stays depends on the epochs alone, and what was dropped once never comes back as more epochs follow. So a run
+    that was killed and resumed ends with the same files as one that ran through.
+    """
+    most = _GEOMETRIES if most is None else most
+    kept: list[int] = []
+    for epoch in sorted(epochs):
+        kept.append(epoch)
+        if len(kept) > max(most, 2):
+            place = [math.sqrt(each) for each in kept]
+            kept.pop(min(range(1, len(kept) - 1), key=lambda at: place[at + 1] - place[at - 1]))
+    return kept
+
+
+def environment_of(
+    model: nn.Module,
+    capture: Capture,
+    class_names: Sequence[str] = (),
+    test_samples: int = 0,
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What environment.json says: the same keys for every run, None where something is not known.
+
+    Args:
+        model: the network.
+        capture: of the training set.
+        class_names: of all classes of the data set.
+        test_samples: the number of samples in the test set.
+        more: what the caller knows of the data; it goes before what is found here.
+    """
+    moments = capture.moments
+    names = [str(name) for name in class_names]
+    if capture.classes is not None and len(names) > moments.num_classes:
+        names = [names[k] for k in capture.classes.tolist() if k < len(names)]
+    few = moments.num_classes <= _LISTED_CLASSES
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in ("neuralcollapse", "torch", "torchmetrics", "numpy", "lightning")},
+        "torch": str(torch.__version__),
+        "machine": platform.machine(),
+        "cpu_count": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "class_names": names if few and len(names) == moments.num_classes else None,
+        "class_counts": moments.counts.tolist() if few else None,
+        "num_classes": moments.num_classes,
+        "feature_dim": moments.feature_dim,
+        "train_samples": moments.num_samples,
+        "test_samples": test_samples,
+        "image_shape": None,
+        "pixel_mean": None,
+        "pixel_std": None,
+        "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        **(more or {}),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

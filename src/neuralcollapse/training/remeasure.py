@@ -1,0 +1,50 @@
+"""The checkpoints that a run has kept, measured again on its training set."""
+
+from __future__ import annotations
+
+import torch
+
+from neuralcollapse.checkpoints.series import measure_run
+from neuralcollapse.data.load import Batches, load_data
+from neuralcollapse.loops.loaders import MappedBatches
+from neuralcollapse.loops.recorder import Recorder
+from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.training.network import network_for
+from neuralcollapse.training.run import EVAL_BATCH, head_decay
+from neuralcollapse.training.run_config import check_trusted, read_config
+from neuralcollapse.training.step import Classification
+
+
+def remeasure(
+    run: RunFolder, *, certify_head: bool = False, progress: bool = True, trust_code: bool = False
+) -> list[Record]:
+    """A record of each checkpoint that a run has kept, in order; the run folder stays as it is.
+
+    Args:
+        run: the folder.
+        certify_head: compare the last layer with its exact optimum.
+        progress: show a progress bar for each checkpoint (on a terminal only).
+        trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
+
+    Raises:
+        InputError: there are no checkpoints, the configuration does not fit, it names code and `trust_code` is not set,
+            or weights are of another network, or were changed since they were written.
+    """
+    config = read_config(run)
+    check_trusted(config, run, trust_code)
+    data = load_data(config.data, **config.data_options)
+    network = network_for(config, data)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = Classification(network, config, data).to(device)
+    recorder = Recorder(
+        MappedBatches(
+            Batches(data.train, EVAL_BATCH, device=device),
+            lambda batch: (module.inputs(batch[0].to(device)), batch[1]),
+        ),
+        classifier=module.classifier_name,
+        layers=config.layers,
+        head_decay=head_decay(config) if certify_head else None,
+        loss=module.loss,
+        progress=progress,
+    )
+    return list(measure_run(recorder, network, run))

@@ -1,0 +1,60 @@
+"""The configuration of a run folder: how it is read, and which code and files it names."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+
+from neuralcollapse.errors import InputError
+from neuralcollapse.networks.external import code_named
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.plain import read_mapping
+from neuralcollapse.training.config import TrainConfig, check_names, completed
+
+_WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar100", "hf", "transformers")
+
+
+def read_config(run: RunFolder) -> TrainConfig:
+    """The configuration of a run.
+
+    Raises:
+        InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
+    """
+    values = read_mapping(run.path / "config.yaml")
+    check_names(values, str(run.path / "config.yaml"))
+    try:
+        return TrainConfig(**completed(values))
+    except TypeError as error:
+        raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+
+
+def needs_trust(config: TrainConfig) -> str | None:
+    """What training or measuring by a configuration would import or load beyond installed libraries; None if nothing."""
+    code = code_named(config.network, config.network_options)
+    hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
+    if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
+        return f"load the data set {config.data}, which may come with a script"
+    return code
+
+
+def check_trusted(config: TrainConfig, run: RunFolder, trust_code: bool) -> None:
+    """Raise if the configuration of a run folder asks for code, unless the user trusts it.
+
+    Raises:
+        InputError: it does, and `trust_code` is False.
+    """
+    code = needs_trust(config)
+    if code is not None and not trust_code:
+        raise InputError(
+            f"{run.path / 'config.yaml'} asks to {code}, and a run folder is data: if you trust it, allow that with "
+            "--trust-code (trust_code=True)"
+        )
+
+
+def named_paths(config: TrainConfig) -> list[Path]:
+    """The files and folders that a configuration names."""
+    found = [config.data] if config.data.startswith((".", "/", "~")) else []
+    for name in (config.data, config.network):
+        kind, colon, place = name.partition(":")
+        found += [place] if colon and kind in _WITH_PATHS else []
+    return [path for path in (Path(place).expanduser() for place in found) if path.parts and path.exists()]
