@@ -86,7 +86,7 @@ def simplex_motion(
         Points3D("classifier rows", rows, colors, names, 4, "diamond", hover="classifier row of class {text}"),
     ]
     if vertices is not None:
-        marks.append(Points3D("vertices of the simplex", vertices, ["#94a3b8"] * len(vertices), size=12, symbol="ring"))
+        marks.append(Points3D("vertices of the simplex", vertices, "#94a3b8", size=12, symbol="ring"))
     seen_in = (
         "projected to three dimensions so that the simplex's vertices lie apart (angles are not the true ones)"
         if vertices is not None
