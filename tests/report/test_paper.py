@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from matplotlib import rc_context, rcParams
 from matplotlib.colors import to_hex
-from neuralcollapse.report.figures import Figure, cosine_map
 from PIL import Image
 
 from neuralcollapse import InputError
