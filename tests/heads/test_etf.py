@@ -259,7 +259,8 @@ def test_fix_classifier_gives_each_class_features_of_its_own_unless_told_otherwi
 
 def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
     """With the plain frame silenced features take their classes with them (0.5 to 0.8 in such networks)."""
-    from neuralcollapse.data.load import Batches, load_data
+    from neuralcollapse.data.batches import Batches
+    from neuralcollapse.data.load import load_data
     from neuralcollapse.data.pixels import Pixels
 
     data = load_data("digits")

@@ -157,8 +157,11 @@ def run_hooked(
 
 
 def spot_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of the indices below `count`, evenly spread."""
-    return torch.linspace(0, count - 1, min(ROWS, count), device=device).round().long()
+    """At most `ROWS` of the indices below `count`, evenly spread.
+
+    In float64 whatever the default type is: Lightning makes that bfloat16 in `forward`, which cannot count to 300.
+    """
+    return torch.linspace(0, count - 1, min(ROWS, count), dtype=torch.float64, device=device).round().long()
 
 
 def _copied(output: Any) -> Any:
