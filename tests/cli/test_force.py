@@ -20,7 +20,7 @@ from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import resume, train
 
 NETWORK = [
-    "--model",
+    "--network",
     "mlp",
     "--network-options",
     '{"width": 32, "depth": 2}',

@@ -242,7 +242,7 @@ def test_a_step_trains_as_the_config_says(monkeypatch):
         ({"precision": "bf16-mixed"}, "expected precision 32-true, got bf16-mixed"),
         ({"accelerator": "mps"}, "expected accelerator auto"),
         ({"batch_size": 1438}, "at most the 1437 training samples, got 1438"),
-        ({"classifier": "etf", "feature_dim": 8}, "simplex ETF"),
+        ({"frame": "simplex", "feature_dim": 8}, "simplex ETF"),
     ],
 )
 def test_what_cannot_be_measured_is_an_input_error(options, message):

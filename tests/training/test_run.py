@@ -12,7 +12,7 @@ import neuralcollapse as nc
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.pixels import Pixels
 from neuralcollapse.networks.build import build_network
-from neuralcollapse.report.curves import head_curve
+from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
@@ -83,8 +83,8 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert all(head["lower_bound"] <= head["minimum"] <= head["objective"] for head in heads)
     assert heads[-1]["ratio"] < heads[0]["ratio"] / 2
     assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
-    objective = head_curve(run.records(), "epoch").marks[0]
-    assert list(objective.y) == pytest.approx([head["objective"] for head in heads], rel=1e-4)
+    (figure,) = [figure for figure in run_curves(run.records()) if figure.name == "head"]
+    assert figure.marks[0].y == pytest.approx([head["objective"] for head in heads], rel=1e-4)
     again = remeasure(run, certify_head=True, progress=False)[-1].head
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
@@ -463,13 +463,16 @@ def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
     whole = train(replace(config, epochs=3), tmp_path / "whole", progress=False)
     run = train(config, tmp_path / "old", progress=False)
     values = yaml.safe_load(run.read_text("config.yaml"))
-    assert values.pop("rotation") == "fast"
+    assert (values.pop("rotation"), values.pop("frame")) == ("fast", "simplex")
+    values["classifier"] = "etf"
     run.write_text("config.yaml", yaml.safe_dump(values))
     for _, file in run.checkpoints():
         save_file({name: value for name, value in load_file(file).items() if "_extra_state" not in name}, file)
     state = torch.load(run.state, weights_only=True)
     state["network"] = {name: value for name, value in state["network"].items() if "_extra_state" not in name}
-    state["origin"] = state["origin"].replace('"rotation": "fast", ', "")
+    origin = state["origin"].replace('"rotation": "fast", ', "")
+    state["origin"] = origin.replace('"frame": "simplex"', '"classifier": "etf"')
+    assert "frame" not in state["origin"]
     torch.save(state, run.state)
 
     assert read_config(run).rotation == "fast"
@@ -488,3 +491,27 @@ def test_only_what_the_first_version_left_unsaid_is_completed():
     assert completed({"classifier": "etf", "rotation": "none"})["rotation"] == "none"
     assert completed({"classifier": "learned"}) == {"frame": "learned"}
     assert completed({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("frame", "options"),
+    [
+        ("orthoplex", {}),
+        ("orthoplex", {"rotation": "none", "learn_scale": True}),
+        ("softmax_code", {"learn_scale": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* hold no simplex ETF")
+def test_more_classes_than_a_simplex_holds_train_with_another_frame(frame, options, tmp_path):
+    """K = 10 classes in d = 6 features: measured, kept, measured again and resumed as what they are."""
+    quick = {"width": 16, "depth": 2, "feature_dim": 6, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
+    run = train(TrainConfig(frame=frame, epochs=2, **quick, **options), tmp_path / "run", progress=False)
+    values = yaml.safe_load(run.read_text("config.yaml"))
+    assert values["frame"] == frame
+    assert read_config(run) == TrainConfig(frame=frame, epochs=2, **quick, **options)
+    assert "fc.scale" in load_file(run.checkpoint(2))
+    again = remeasure(run, progress=False)[-1]
+    assert again.measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    assert resume(run.path, {"epochs": 3}, progress=False).records()[-1].epoch == 3
+    with pytest.raises(nc.InputError, match="d >= K-1 = 9"):
+        train(TrainConfig(frame="simplex", **quick), tmp_path / "simplex", progress=False)
