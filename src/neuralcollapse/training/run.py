@@ -21,6 +21,7 @@ from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.callbacks import EpochSchedule, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
+from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.progress import Progress
@@ -153,6 +154,7 @@ def _train(
     fresh: bool,
 ) -> RunFolder:
     """The part that `train` (fresh) and `resume` share; `folder` makes the run folder, or makes it ready again."""
+    loss = loss_function(config.loss)  # an unknown one is refused before the data are read
     data = load_data(config.data, **config.data_options)
     lightning.seed_everything(config.seed, verbose=False)
     network = network_for(config, data)
@@ -181,7 +183,7 @@ def _train(
         head_decay(config) if config.certify_head else None,
         inside=NETWORK,
         out=run,
-        loss=module.loss,
+        loss=loss,
         online=online,
         sharded=True,
         progress=progress and primary,
@@ -222,7 +224,7 @@ def _train(
             raise
         hint = f"; then go on with 'neuralcollapse train --resume {path}'" if kept or not fresh else ""
         raise InputError(
-            f"cannot write the run folder {path}: {error.strerror or error}: free some space or mend the folder{hint}"
+            f"cannot write the run folder {path}: {error.strerror or error}: free some space or repair the folder{hint}"
         ) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns an interrupt into an exit of its own
         if fresh and made and made.replaces_earlier:  # there is no record yet, so the earlier run is put back
