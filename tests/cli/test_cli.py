@@ -359,7 +359,8 @@ def test_code_may_be_named_on_the_command_line_but_not_in_the_file_of_a_run_fold
     assert [config.network for config in configured] == ["my_net:build", "mlp", "my_net:build"]
     capsys.readouterr()
     file.write_text("network: timm:resnet18\nnetwork_options: {checkpoint_path: evil.pth}\n")
-    assert "asks to give timm the option" in refused(capsys, "train", "--config", file, "--network", "timm:resnet34")
+    for flags in (["--network", "timm:resnet34"], ["--network-options.drop", "0.1"]):
+        assert "asks to give timm the option" in refused(capsys, "train", "--config", file, *flags)
 
 
 # Names of version 0.1.0
