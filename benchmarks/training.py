@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import Row, Table
 from neuralcollapse.capture.collect import collect
-from neuralcollapse.data.load import Batches, Data, Split
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data
+from neuralcollapse.data.splits import Split
 from neuralcollapse.networks.build import build_network
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.callbacks import EpochSchedule, SaveState

@@ -545,6 +545,20 @@ def test_landscape_prints_the_minimum_atlas_and_ends_and_writes_a_page(tmp_path,
     assert values["ends"][0]["starts"] == 5
 
 
+def test_a_landscape_in_other_formats(tmp_path, capsys):
+    flags = ["landscape", "--classes", "3", "--dim", "3", "--samples", "2", "--starts", "2"]
+    assert main([*flags, "--format", "markdown", "--out", str(tmp_path / "l.md"), "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)["files"]
+    assert files[:2] == [str(tmp_path / "l.md"), str(tmp_path / "figures/energy.png")]
+    assert "(figures/gaps.png)" in (tmp_path / "l.md").read_text()
+    figures = [*flags, "--format", "svg", "--out", str(tmp_path / "svg")]
+    assert main(figures) == 0
+    assert {"energy.svg", "gaps.svg", "spectrum.svg"} == {path.name for path in (tmp_path / "svg").iterdir()}
+    capsys.readouterr()
+    assert "energy.svg exists" in refused(capsys, *figures)
+    assert "png, svg, pdf, markdown" in refused(capsys, *flags, "--format", "jpeg")
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -175,7 +175,7 @@ def test_a_function_of_ones_own_and_a_fixed_classifier(place, capsys):
         flags = ["--network", "nets_of_mine:make", "--data", "digits", "--checkpoints", "last.safetensors"]
         result = measured(capsys, *flags, "--network-options", '{"width": 12}', "--frame", "simplex")
         assert result["records"][0]["measures"]["nc2"] == pytest.approx(0, abs=1e-5)
-        assert "lacks 1 of the model's 4 weights" in refused(
+        assert "is missing 1 of the model's 4 weights" in refused(
             capsys, *flags, "--network-options", '{"width": 12}', "--out", "x"
         )
     finally:
@@ -256,7 +256,7 @@ class Bomb:
         ([*MLP, "--network", "mpl", *ALL], "did you mean 'mlp'"),
         (
             [*MLP, "--network", "resnet18", "--network-options", "{}", *ALL],
-            "lacks 105 of the model's",
+            "is missing 105 of the model's",
         ),
         ([*MLP, "--data", "digit", *ALL], "did you mean 'digits'"),
         ([*MLP, "--network-options", "width=3", *ALL], "expected network_options to be a mapping"),
@@ -344,7 +344,7 @@ def load_file_of(path):
 
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.data.load", None)
+    monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
     assert "neuralcollapse[train]" in refused(capsys, *MLP, "--checkpoints", "ckpts/*.pt")
 
 

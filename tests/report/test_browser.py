@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from neuralcollapse.report.comparison import several_page
+from neuralcollapse.report.comparison import comparison_page
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import read_runs
@@ -60,7 +60,7 @@ def files(runs, tmp_path_factory):
     numbers = [("b", 9.5), ("a", 10), ("c", math.nan), ("d", -2), ("e", 1e-3), ("f", 2e3)]
     rows = [[name, Cell("" if math.isnan(x) else f"{x:.1e}", sort=x)] for name, x in numbers]
     table = Table("Numbers", rows, ("name", "number"), sortable=True)
-    pages = {"one": single_page(runs[1]), "two": several_page(runs), "table": Page("t", "", "", [], [], [table])}
+    pages = {"one": single_page(runs[1]), "two": comparison_page(runs), "table": Page("t", "", "", [], [], [table])}
     for name, page in pages.items():
         (folder / f"{name}.html").write_text(page.html(), encoding="utf-8")
     return folder
@@ -207,7 +207,7 @@ def test_the_list_of_runs_changes_figure_caption_and_words(visit):
 def test_runs_named_by_numbers_are_the_ones_that_are_chosen(runs, visit, files):
     one, two = runs
     named = [replace(one, name="start"), replace(two, name="10"), replace(one, name="2")]
-    (files / "numbers.html").write_text(several_page(named).html(), encoding="utf-8")
+    (files / "numbers.html").write_text(comparison_page(named).html(), encoding="utf-8")
     page = visit("numbers")
     show(page)
     page.locator("#cosines-run").select_option(label="10")
@@ -255,7 +255,7 @@ def test_the_runs_sort_by_their_numbers(visit, runs):
 
 def test_a_run_without_a_count_of_parameters_comes_last(runs, visit, files):
     bare = replace(runs[0], name="bare", environment={})
-    (files / "bare.html").write_text(several_page([runs[0], bare]).html(), encoding="utf-8")
+    (files / "bare.html").write_text(comparison_page([runs[0], bare]).html(), encoding="utf-8")
     page = visit("bare")
     page.get_by_role("button", name="parameters").click()
     assert column(page, 1) == ["plain", "bare"]

@@ -3,10 +3,10 @@ from dataclasses import replace
 
 import pytest
 
-from neuralcollapse.report.comparison import run_table, setting_tables, several_page, several_verdict
+from neuralcollapse.report.comparison import comparison_page, comparison_verdict, run_table, setting_tables
 from neuralcollapse.report.single import state
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run, read_run
+from neuralcollapse.runs.records import Record
 
 
 def record(accuracy=1.0, **measures):
@@ -34,7 +34,7 @@ def test_the_word_goes_by_the_stated_limits(last, word):
 
 def test_the_verdict_counts_the_runs():
     runs = [run("a", record(nc1=0.01, nc2_means=0.1, nc3=0.1)), run("b", record(nc1=2.0)), run("c", record(nc1=3.0))]
-    assert several_verdict(runs) == (
+    assert comparison_verdict(runs) == (
         "Of 3 runs: 1 collapsed to a simplex, 2 not collapsed; NC1 at the end from 0.01 to 3."
     )
 
@@ -57,7 +57,7 @@ def test_what_runs_differ_in_and_what_they_share():
 
 def test_a_page_of_two_runs_holds_their_figures(short_run):
     first = read_run(short_run.path)
-    page = several_page([first, replace(first, name="other")])
+    page = comparison_page([first, replace(first, name="other")])
     names = [figure.name for figure in page.figures]
     assert names[:2] == ["curve-nc1", "curve-nc2"]
     assert names[-2:] == ["cosines", "simplex-motion"]

@@ -5,7 +5,11 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from neuralcollapse.report.landscape import landscape_figures, landscape_page, summary
+from neuralcollapse.report.landscape import landscape_page, summary
+from neuralcollapse.report.landscape_figures import LANDSCAPE_FIGURES, energy_figure, gap_figure, landscape_figures
+from neuralcollapse.report.markdown import markdown
+from neuralcollapse.report.paper import save_figures
+from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import minority_phase, survey
 
@@ -36,28 +40,68 @@ def test_a_survey_finds_the_minimum_the_saddles_and_a_way_out(balanced):
 
 def test_every_figure_is_valid_plotly_and_plain_json(unequal):
     figures = landscape_figures(unequal)
-    assert [figure.name for figure in figures] == ["energy", "gaps", "spectrum", "way-out", "phase"]
+    assert tuple(figure.name for figure in figures) == LANDSCAPE_FIGURES
     for figure in figures:
-        go.Figure(data=figure.data, layout=figure.layout, frames=[go.Frame(frame) for frame in figure.frames])
-        json.dumps([figure.data, figure.layout, figure.frames], allow_nan=False)
+        found = plotly_spec(figure)
+        go.Figure(found["data"], found["layout"], [go.Frame(frame) for frame in found["frames"]])
+        json.dumps(found, allow_nan=False)
         assert figure.alt
 
 
 def test_the_energy_figure_holds_the_atlas(balanced):
     figure = landscape_figures(balanced)[0]
-    points = {(x, y) for trace in figure.data for x, y in zip(trace["x"], trace["y"], strict=True)}
-    expected = {(entry.index, float(f"{entry.objective:.9g}")) for entry in balanced.atlas}
-    assert points == expected
+    points = {(x, y) for mark in figure.marks for x, y in zip(mark.x, mark.y, strict=True)}
+    assert points == {(entry.index, entry.objective) for entry in balanced.atlas}
+
+
+def test_several_models_have_their_energies_over_the_minimum(balanced, unequal):
+    models = [{**found.record(), "labels": {"model": name}} for found, name in ((balanced, "a"), (unequal, "b"))]
+    figure = energy_figure(models)
+    assert [mark.name for mark in figure.marks] == ["a", "b"]
+    for mark, found in zip(figure.marks, (balanced, unequal), strict=True):
+        assert min(mark.y) == 1
+        assert max(mark.y) == pytest.approx(max(entry.objective for entry in found.atlas) / found.minimum)
+        assert mark.x[mark.y.index(1)] == 0
+    assert len(energy_figure(models * 6).marks) == len(gap_figure(models * 6).marks) == 12  # though colours repeat
+
+
+def test_the_gap_of_several_models_is_the_largest_of_their_starts_and_falls(balanced, unequal):
+    models = [{**found.record(), "name": name} for found, name in ((balanced, "a"), (unequal, "b"))]
+    for mark, found in zip(gap_figure(models).marks, (balanced, unequal), strict=True):
+        assert mark.y[-1] == pytest.approx(max(path.history[-1].gap for path in found.trajectories))
+        assert mark.y[0] > 1e3 * mark.y[-1]
+
+
+def test_the_gaps_of_one_model_are_those_of_each_start(balanced):
+    figure = gap_figure([balanced.record()])
+    assert len(figure.marks) == 2 * len(balanced.trajectories)
+    certified, true = figure.marks[:2]
+    assert (certified.dash, true.dash) == ("solid", "dot")
+    assert certified.y[-1] == balanced.trajectories[0].history[-1].gap
+    assert all(above <= gap + 1e-12 for above, gap in zip(true.y, certified.y, strict=True))
+
+
+def test_without_an_atlas_or_gaps_there_is_no_figure(balanced):
+    bare = {**balanced.record(), "atlas": [], "minimum": None, "trajectories": [[[0, 1.0, None], [1, 0.5, None]]]}
+    assert energy_figure([bare]) is energy_figure([bare, bare]) is None
+    assert gap_figure([bare]) is gap_figure([bare, bare]) is None
+
+
+def test_the_page_is_also_markdown_and_figures_for_a_paper(unequal, tmp_path):
+    page = landscape_page(unequal)
+    assert "| 0 \\| 1 \\| 2 |" in markdown(page)
+    paths = save_figures(page.figures, tmp_path, "svg")
+    assert [path.stem for path in paths] == ["energy", "gaps", "spectrum", "phase"]
 
 
 def test_families_are_told_apart_in_figure_table_and_summary(balanced):
-    traces = {trace["name"]: trace for trace in landscape_figures(balanced)[0].data}
-    assert list(traces) == ["global minimum", "strict saddle", "strict saddle, low rank"]
-    assert traces["strict saddle, low rank"]["text"] == ["rank 1: line at -1, 0, 1"]
-    assert traces["strict saddle"]["text"] == ["groups 3", "groups 2+1"]
-    assert len({(trace["marker"]["color"], trace["marker"]["symbol"]) for trace in traces.values()}) == 3
+    marks = {mark.name: mark for mark in landscape_figures(balanced)[0].marks}
+    assert list(marks) == ["global minimum", "strict saddle", "strict saddle, low rank"]
+    assert marks["strict saddle, low rank"].texts == ["rank 1: line at -1, 0, 1"]
+    assert marks["strict saddle"].texts == ["groups 3", "groups 2+1"]
+    assert len({(mark.color, mark.hollow) for mark in marks.values()}) == 3
     assert "(3 by partitions, 1 of low rank)" in summary(balanced)
-    page = landscape_page(balanced)
+    page = landscape_page(balanced).html()
     assert balanced.coverage in page
     assert "rank 1: line at -1, 0, 1" in page
 
@@ -81,7 +125,7 @@ def test_minority_rows_coincide_exactly_beyond_the_line():
 
 
 def test_the_page_states_what_the_survey_found(unequal):
-    page = landscape_page(unequal)
+    page = landscape_page(unequal).html()
     assert summary(unequal) in page
     assert f"{unequal.minimum:.8g}" in page
     assert "0 | 1 | 2" in page
@@ -95,6 +139,6 @@ def test_focal_and_low_dimensions_are_surveyed_without_claims():
     low = survey(Model(5, 2, 3, 0.004, 0.004, 0.01), starts=4)
     assert low.minimum is None
     assert low.way is None
-    landscape_page(focal)
-    landscape_page(low)
+    landscape_page(focal).html()
+    landscape_page(low).html()
     assert np.isfinite(low.starts.gaps.numpy()).all()

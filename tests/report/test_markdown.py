@@ -1,9 +1,9 @@
-from neuralcollapse.report.figures import Figure
+from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.markdown import escaped, markdown
 from neuralcollapse.report.page import Cell, Claim, Page, Table
 
 FINDINGS = [(True, "first", "1"), (False, "second", "2 < 3"), (None, "third", "?")]
-FIGURE = Figure("f", "F", "c", "a curve of a &amp; b", [], {"height": 1})
+FIGURE = Figure("f", "F", "c", "a curve of a & b", [])
 TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Hidden", [["y", "2"]], narrow=True)]
 
 

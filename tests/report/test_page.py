@@ -7,15 +7,15 @@ from html.parser import HTMLParser
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.report import single
-from neuralcollapse.report.comparison import several_page
+from neuralcollapse.report.comparison import comparison_page
 from neuralcollapse.report.single import shown, single_page, verdict, write_page
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import Run, read_run
+from neuralcollapse.runs.records import Record
 
 
 def render(run: RunFolder) -> str:
-    return single.render(read_run(run.path))
+    return single_page(read_run(run.path)).html()
 
 
 @pytest.fixture(scope="module")
@@ -100,12 +100,12 @@ def test_a_run_of_little_has_a_page_in_its_unit(unit):
     page = single_page(run)
     assert page.title == "Neural collapse: mine"
     assert page.subtitle == ""
-    assert {figure.layout["xaxis"]["title"]["text"] for figure in page.figures} == {unit}
+    assert {figure.x.title for figure in page.figures} == {unit}
     assert page.tables[0].header == ("measure", f"{unit} 0", f"{unit} 2,000")
     assert f",{unit},seconds" in page.csv[1].splitlines()[0]
     others = {"epoch", "step", "checkpoint"} - {unit}
-    said = [page.verdict, *(figure.alt + figure.caption for figure in page.figures), *page.tables[0].header]
-    assert not [text for text in said for other in others if other in text]
+    words = [page.verdict, *(figure.alt + figure.caption for figure in page.figures), *page.tables[0].header]
+    assert not [text for text in words for other in others if other in text]
     page.html()
 
 
@@ -114,11 +114,11 @@ def test_runs_of_different_units_are_side_by_side():
         records = [Record(count, 1.0, 0.1, {"accuracy": 0.5}, {}, {"nc1": 1.0 / (count + 1)}) for count in (0, 5)]
         return Run(unit, {"unit": unit}, {}, records)
 
-    page = several_page([run("step"), run("epoch")])
-    assert page.figures[0].layout["xaxis"]["title"]["text"] == "step or epoch"
+    page = comparison_page([run("step"), run("epoch")])
+    assert page.figures[0].x.title == "step or epoch"
     assert page.tables[0].header[2] == "steps or epochs"
     assert page.csv[1].splitlines()[0].startswith("run,seed,step,")
-    assert several_page([run("step")]).tables[0].header[2] == "steps"
+    assert comparison_page([run("step")]).tables[0].header[2] == "steps"
     page.html()
 
 

@@ -15,44 +15,36 @@ from PIL import Image
 
 from neuralcollapse import InputError
 from neuralcollapse.report import paper
-from neuralcollapse.report.figures import Figure, all_figures, cosine_map
-from neuralcollapse.report.landscape import phase_figure, spectrum_figure
+from neuralcollapse.report.class_means import cosine_map, simplex_motion
+from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap, Line
+from neuralcollapse.report.landscape_figures import energy_figure, gap_figure, phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
-from neuralcollapse.reproduce.figures import energy_figure, gap_figure
+from neuralcollapse.report.single import run_figures
 from neuralcollapse.runs.folder import Geometry
+from neuralcollapse.runs.reading import read_run
 from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]
 ODD = "a<b>&$x_1$ 漢字"
 BLUE, AMBER = "#3b82f6", "#f59e0b"
+NAN = math.nan
+PLAIN = Axis()
 
 
-def figure(data, layout=None, name="some", title="Some title") -> Figure:
-    return Figure(name, title, "", "What it shows", data, layout or {})
+def figure(marks, x=PLAIN, y=PLAIN, name="some", title="Some title") -> Figure:
+    return Figure(name, title, "", "What it shows", marks, x, y)
 
 
-def line(y, x=None, name="curve", **rest) -> dict:
-    x = list(range(len(y))) if x is None else x
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": name,
-        "x": x,
-        "y": y,
-        "line": {"color": BLUE, "width": 2},
-    } | rest
+def line(y, x=None, name="curve", **rest) -> Line:
+    return Line(name, list(range(len(y))) if x is None else x, y, rest.pop("color", BLUE), **rest)
 
 
-def bar(y, x=("one", "two"), **rest) -> dict:
-    return {"type": "bar", "x": list(x), "y": y, "name": "bars", "marker": {"color": BLUE}} | rest
+BOTH = [line([1, NAN, 3]), Dots("other", [0, 1], [2, 2], AMBER)]
+LOG = Axis(log=True)
 
 
-BOTH = [line([1, None, 3]), line([2, 2, 2], name="other", mode="markers")]
-
-
-def heat(z, **rest) -> dict:
-    cells = {"x": list(range(len(z[0]))), "y": list(range(len(z))), "z": z, "zmin": -1, "zmax": 1}
-    return {"type": "heatmap", "colorscale": "RdBu", "colorbar": {"title": {"text": "cos"}}} | cells | rest
+def heat(z, x=None, y=None) -> HeatMap:
+    return HeatMap(x or list(range(len(z[0]))), y or list(range(len(z))), np.array(z), -1, 1, "cos")
 
 
 def labels(axis) -> list[str]:
@@ -70,12 +62,12 @@ def legend(drawing) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def run_figures(short_run):
-    return all_figures(short_run.records(), list(short_run.geometries()), NAMES)
+def figures(short_run):
+    return run_figures(read_run(short_run.path))
 
 
-def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left_out(run_figures, tmp_path):
-    paths = save_figures(run_figures, tmp_path / "new" / "folder", "svg")
+def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left_out(figures, tmp_path):
+    paths = save_figures(figures, tmp_path / "new" / "folder", "svg")
     assert [path.name for path in paths] == [
         "loss.svg",
         "accuracy.svg",
@@ -89,25 +81,24 @@ def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left
     assert "NC1: variability within classes" not in found
 
 
-def test_curves_hold_the_pages_numbers_colours_and_axes(run_figures):
-    page = next(figure for figure in run_figures if figure.name == "variability")
+def test_curves_hold_the_pages_numbers_colours_and_axes(figures):
+    page = next(figure for figure in figures if figure.name == "variability")
     drawing = draw(page)
     (ax,) = drawing.axes
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
-    assert len(ax.lines) == len(page.data) == 3
-    for drawn, trace in zip(ax.lines, page.data, strict=True):
-        np.testing.assert_array_equal(drawn.get_xdata(), trace["x"])
-        np.testing.assert_array_equal(drawn.get_ydata(), trace["y"])
-        assert to_hex(drawn.get_color()) == trace["line"]["color"]
+    assert len(ax.lines) == len(page.marks) == 3
+    for drawn, mark in zip(ax.lines, page.marks, strict=True):
+        np.testing.assert_array_equal(drawn.get_xdata(), mark.x)
+        np.testing.assert_array_equal(drawn.get_ydata(), mark.y)
+        assert to_hex(drawn.get_color()) == mark.color
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "NC1", "")
 
 
-def test_a_heat_map_of_a_run_is_square_and_shows_its_last_epoch(run_figures):
-    page = next(figure for figure in run_figures if figure.name == "cosines")
+def test_a_heat_map_of_a_run_is_square_and_shows_its_last_epoch(figures):
+    page = next(figure for figure in figures if figure.name == "cosines")
     ax, bar_ax = draw(page).axes
     (mesh,) = ax.collections
-    expected = np.array(page.data[0]["z"], dtype=float)
-    np.testing.assert_array_equal(mesh.get_array().filled(np.nan), expected)
+    np.testing.assert_array_equal(mesh.get_array().filled(np.nan), page.marks[0].z[-1])
     assert ax.get_aspect() == 1
     assert bar_ax.get_title() == "cos"
     assert labels(ax.xaxis) == labels(ax.yaxis) == NAMES
@@ -134,7 +125,8 @@ def test_another_process_writes_the_same_bytes_and_loads_no_pyplot(tmp_path):
     code = f"""
 import sys
 from pathlib import Path
-from neuralcollapse.report.figures import Figure
+from math import nan
+from neuralcollapse.report.figure import Axis, Dots, Figure, Line
 from neuralcollapse.report.paper import save_figures
 assert "matplotlib" not in sys.modules
 for kind in ("png", "svg", "pdf"):
@@ -148,14 +140,9 @@ assert "matplotlib.pyplot" not in sys.modules
 
 
 def test_names_are_shown_as_they_are_and_never_as_markup_or_mathematics(tmp_path):
-    escaped = "a&lt;b&gt;&amp;$x_1$ 漢字"
-    page = figure(
-        [line([1, 2], name=escaped), line([2, 1], name="$\\frac$ \ud800\x00")],
-        {"xaxis": {"title": {"text": f"{escaped}<br>below"}}, "yaxis": {"title": {"text": "$$$"}}},
-        title="\ud800",
-    )
-    named = {"type": "category"}
-    map_page = figure([heat([[0.5]], x=[escaped], y=[ODD])], {"xaxis": named, "yaxis": named}, name="map")
+    lines = [line([1, 2], name=ODD), line([2, 1], name="$\\frac$ \ud800\x00")]
+    page = figure(lines, Axis(f"{ODD}\nbelow"), Axis("$$$"), title="\ud800")
+    map_page = figure([heat([[0.5]], [ODD], [ODD])], name="map")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_figures([page, map_page], tmp_path, "pdf")
@@ -164,59 +151,43 @@ def test_names_are_shown_as_they_are_and_never_as_markup_or_mathematics(tmp_path
     assert texts(cells).count(ODD) == 2
 
 
-def test_none_leaves_a_gap_in_a_line_and_no_logarithm_does_too():
-    (ax,) = draw(figure([line([1, None, 3, 4])])).axes
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan, 3, 4])
-    (ax,) = draw(figure([line([1, 0, 3, -4])], {"yaxis": {"type": "log"}})).axes
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, np.nan, 3, np.nan])
-    draw(figure([line([None, None])], {"yaxis": {"type": "log"}}))
+def test_undefined_leaves_a_gap_in_a_line_and_no_logarithm_does_too():
+    (ax,) = draw(figure([line([1, NAN, 3, 4])])).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, NAN, 3, 4])
+    (ax,) = draw(figure([line([1, 0, 3, -4])], y=LOG)).axes
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [1, NAN, 3, NAN])
+    draw(figure([line([NAN, NAN])], y=LOG))
     draw(figure([]))
 
 
-def test_widths_dashes_and_markers():
-    (ax,) = draw(
-        figure(
-            [
-                line([1, 2], line={"color": BLUE, "width": 4, "dash": "dot"}),
-                {
-                    "type": "scatter",
-                    "mode": "markers",
-                    "name": "a",
-                    "x": [1],
-                    "y": [2],
-                    "marker": {"color": AMBER, "size": 9},
-                },
-                line([1, 2], mode="lines+markers"),
-            ]
-        )
-    ).axes
-    dotted, markers, both = ax.lines
+def test_dashes_and_markers():
+    marks = [line([1, 2], dash="dot"), Dots("a", [1], [2], AMBER), line([1, 2], markers=True), line([3])]
+    (ax,) = draw(figure([*marks, Dots("b", [1], [2], AMBER, hollow=True)])).axes
+    dotted, dots, both, single, hollow = ax.lines
     assert dotted.get_linestyle() == "--"  # matplotlib's word for any pattern
-    assert dotted.get_linewidth() == 2 * both.get_linewidth()
     assert dotted.get_marker() == "none"
-    assert (markers.get_linestyle(), markers.get_marker()) == ("None", "o")
-    assert to_hex(markers.get_markerfacecolor()) == AMBER
-    assert markers.get_markersize() == 1.5 * both.get_markersize()
+    assert (dots.get_linestyle(), dots.get_marker()) == ("None", "o")
+    assert to_hex(dots.get_markerfacecolor()) == AMBER
     assert (both.get_linestyle(), both.get_marker()) == ("-", "o")
+    assert single.get_marker() == "o"
+    assert (hollow.get_marker(), hollow.get_markerfacecolor()) == ("D", "none")
 
 
 def test_a_band_is_one_area_of_its_own_colour_without_an_edge():
     x, low, high = [1, 2, 3], [1, 2, 1], [3, 5, 4]
-    edge = {"line": {"width": 0, "color": BLUE}, "showlegend": False}
-    band = [line(low, x, **edge), line(high, x, fill="tonexty", fillcolor="rgba(255,0,51,0.2)", **edge)]
-    drawing = draw(figure([*band, line([2, 3, 2], x)], {"yaxis": {"type": "log"}}))
+    drawing = draw(figure([Band("a", x, low, high, "#ff0033"), line([2, 3, 2], x)], y=LOG))
     (ax,) = drawing.axes
     assert len(ax.lines) == 1
     (area,) = ax.collections
-    np.testing.assert_allclose(area.get_facecolor()[0], [1, 0, 0.2, 0.2])
+    np.testing.assert_allclose(area.get_facecolor()[0], [1, 0, 0.2, 0.18])
     assert area.get_linewidth() == [0]
     corners = np.concatenate([path.vertices for path in area.get_paths()])
     assert set(zip(x * 2, low + high, strict=True)) <= set(map(tuple, corners))
     assert legend(drawing) == []
 
 
-def test_error_bars_end_where_the_array_says():
-    (ax,) = draw(figure([line([1, None, 3], error_y={"type": "data", "array": [0.5, 0.1, 1]}, mode="markers")])).axes
+def test_error_bars_end_where_they_should():
+    (ax,) = draw(figure([line([1, NAN, 3], errors=[0.5, 0.1, 1])])).axes
     (stems,) = ax.collections
     ends = [segment[:, 1].tolist() for segment in stems.get_segments() if len(segment)]
     assert [0.5, 1.5] in ends
@@ -224,13 +195,13 @@ def test_error_bars_end_where_the_array_says():
 
 
 def test_bars_of_a_group_stand_side_by_side():
-    data = [bar([0.2, 0.4], name="train"), bar([0.5, None], name="test", marker={"color": AMBER})]
-    layout = {"barmode": "group", "xaxis": {"type": "category"}, "yaxis": {"tickformat": ".0%"}}
-    drawing = draw(figure(data, layout, title="Accuracy: of two"))
+    names = ["one", "two"]
+    marks = [Bars("train", names, [0.2, 0.4], BLUE), Bars("test", names, [0.5, 0.1], AMBER)]
+    drawing = draw(figure(marks, y=Axis(percent=True), title="Accuracy: of two"))
     (ax,) = drawing.axes
     first, second = ax.containers
     assert [patch.get_height() for patch in first] == [0.2, 0.4]
-    assert [patch.get_height() for patch in second] == [0.5, 0]
+    assert [patch.get_height() for patch in second] == [0.5, 0.1]
     for place, (left, right) in enumerate(zip(first, second, strict=True)):
         assert left.get_x() + left.get_width() <= right.get_x()
         assert left.get_x() + right.get_x() + right.get_width() == pytest.approx(2 * place)
@@ -246,7 +217,7 @@ def test_low_and_high_have_the_pages_colours():
     from plotly.offline import get_plotlyjs
 
     low, high = re.search(r"[,{]RdBu:\[\[0,\"(rgb\([\d,]+\))\"\].*?\[1,\"(rgb\([\d,]+\))\"\]", get_plotlyjs()).groups()
-    ax = draw(figure([heat([[-1, 0, None, 1]])])).axes[0]
+    ax = draw(figure([heat([[-1, 0, NAN, 1]])])).axes[0]
     (mesh,) = ax.collections
     mesh.update_scalarmappable()
     drawn = [tuple(round(255 * part) for part in color) for color in mesh.get_facecolor()]
@@ -257,34 +228,27 @@ def test_low_and_high_have_the_pages_colours():
 
 
 def test_cells_of_a_heat_map_on_log_axes_part_at_geometric_means():
-    layout = {"xaxis": {"type": "log", "range": [0, 2]}, "yaxis": {"type": "log"}}
-    ax = draw(figure([heat([[0, 1, 0]], x=[1, 10, 100], y=[4]), line([1, 9], [2, 3])], layout)).axes[0]
+    marks = [heat([[0, 1, 0]], [1, 10, 100], [4]), line([1, 9], [2, 3])]
+    ax = draw(figure(marks, Axis(log=True, range=(1, 100)), LOG)).axes[0]
     corners = ax.collections[0].get_coordinates()
     np.testing.assert_allclose(corners[0, :, 0], np.power(10.0, [-0.5, 0.5, 1.5, 2.5]))
     assert ax.get_xlim() == pytest.approx((1, 100))
 
 
-def test_axes_follow_the_layout():
-    layout = {
-        "xaxis": {"title": {"text": "epoch"}, "tickformat": "d", "dtick": 1},
-        "yaxis": {"type": "log", "range": [-3, 1], "title": {"text": "gap"}},
-    }
-    (ax,) = draw(figure([line([1, 2, 3])], layout)).axes
+def test_axes_are_as_they_are_asked_for():
+    (ax,) = draw(figure([line([1, 2, 3])], Axis("epoch", whole=True), Axis("gap", log=True, range=(1e-3, 10)))).axes
     assert ax.get_ylim() == pytest.approx((1e-3, 10))
     assert {"10⁻³", "10⁰"} <= set(labels(ax.yaxis))
     assert {"0", "1", "2"} <= set(labels(ax.xaxis))
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("epoch", "gap")
-    ticks = {"type": "log", "tickvals": [64, 256], "ticktext": ["64", "256<br>all"]}
-    (ax,) = draw(figure([line([1, 2, 3], [64, 128, 256])], {"xaxis": ticks})).axes
-    assert labels(ax.xaxis) == ["64", "256\nall"]
+    (ax,) = draw(figure([line([1, 2, 3], [64, 128, 256])], Axis(log=True, ticks=[64, 256]))).axes
+    assert labels(ax.xaxis) == ["64", "256"]
     assert len(ax.xaxis.get_minorticklocs()) == 0
     (ax,) = draw(figure([line([0, 2e7])])).axes
     assert {"0", "5M", "20M"} <= set(labels(ax.yaxis))
-    (ax,) = draw(figure([line([5, 6])], {"yaxis": {"rangemode": "tozero"}})).axes
+    (ax,) = draw(figure([line([5, 6])], y=Axis(from_zero=True))).axes
     assert ax.get_ylim()[0] == 0
-    (ax,) = draw(figure([line([5, 6])], {"yaxis": {"range": [0, 10], "autorange": "reversed"}})).axes
-    assert ax.get_ylim() == (10, 0)
-    (ax,) = draw(figure([line([-5, 6])], {"yaxis": {"zeroline": True}})).axes
+    (ax,) = draw(figure([line([-5, 6])], y=Axis(zero_line=True))).axes
     assert [drawn.get_ydata() for drawn in ax.lines][1:] == [[0, 0]]
 
 
@@ -314,7 +278,7 @@ def test_the_users_own_settings_count_for_nothing_and_stay(tmp_path):
 
 def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ImportError, match="matplotlib"):
+    with pytest.raises(InputError, match=r"matplotlib.*neuralcollapse\[train\]"):
         save_figures([figure([line([1, 2])])], tmp_path / "out", "png")
     assert not (tmp_path / "out").exists()
 
@@ -329,7 +293,7 @@ def test_without_matplotlib_the_error_names_it(tmp_path, monkeypatch):
     ],
 )
 def test_log_axes_have_some_ticks_however_long_they_are(low, high, shown):
-    (ax,) = draw(figure([line([low, high])], {"yaxis": {"type": "log"}})).axes
+    (ax,) = draw(figure([line([low, high])], y=LOG)).axes
     bottom, top = ax.get_ylim()
     inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
     assert shown <= set(inside)
@@ -337,7 +301,7 @@ def test_log_axes_have_some_ticks_however_long_they_are(low, high, shown):
 
 
 def test_ticks_of_many_decades_are_evenly_apart():
-    (ax,) = draw(figure([line([1e-16, 1])], {"yaxis": {"type": "log"}})).axes
+    (ax,) = draw(figure([line([1e-16, 1])], y=LOG)).axes
     bottom, top = ax.get_ylim()
     inside = [text.get_text() for text in ax.yaxis.get_ticklabels() if bottom <= text.get_position()[1] <= top]
     plain = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
@@ -359,11 +323,11 @@ def test_a_legend_stands_outside_of_the_axes_which_keep_their_height(count, abov
     assert ax.bbox.height / drawing.dpi > 1.4
 
 
-def test_a_legend_is_there_when_the_page_has_one():
-    two = [line([1, 2], name="a"), line([1, 2], name="b", showlegend=False)]
-    assert legend(draw(figure(two))) == []
-    assert legend(draw(figure(two, {"showlegend": True}))) == ["a"]
-    assert legend(draw(figure([two[0], two[0] | {"name": "c"}], {"showlegend": False}))) == []
+def test_a_legend_is_there_when_it_has_something_to_tell_apart():
+    one, two = line([1, 2], name="a"), line([1, 2], name="b")
+    assert legend(draw(figure([one]))) == []
+    assert legend(draw(figure([one, two]))) == ["a", "b"]
+    assert legend(draw(figure([one, two, line([1, 2], name="c", legend=False)]))) == ["a", "b"]
 
 
 def test_long_class_names_do_not_push_a_heat_map_away():
@@ -376,31 +340,19 @@ def test_long_class_names_do_not_push_a_heat_map_away():
     assert ax.bbox.width / drawing.dpi > 1
 
 
-@pytest.mark.parametrize(
-    ("trace", "what"),
-    [
-        ({"type": "pie", "values": [1]}, "type 'pie'"),
-        (line([1, 2], fill="tozerox"), "fill 'tozerox'"),
-        (line([1, 2], line={"color": BLUE, "dash": "5px"}), "line.dash '5px'"),
-        (line([1, 2], error_y={"type": "percent", "value": 1}), "error_y.type 'percent'"),
-        (line([1, 2], yaxis="y2"), "yaxis 'y2'"),
-        (bar([1, 2], orientation="h"), "orientation 'h'"),
-        (heat([[1]], colorscale="Jet"), "colorscale 'Jet'"),
-    ],
-)
-def test_what_cannot_be_drawn_is_refused_and_nothing_is_written(trace, what, tmp_path):
-    with pytest.raises(ValueError, match=f"^figure 'bad': no way to draw the {re.escape(what)} for a paper$"):
-        save_figures([figure([line([1, 2])]), figure([trace], name="bad")], tmp_path / "out", "svg")
-    assert not (tmp_path / "out").exists()
+def test_what_has_depth_is_refused():
+    geometry = Geometry(1, np.eye(3), np.zeros(3), np.eye(3), np.zeros(3))
+    with pytest.raises(ValueError, match="three dimensions"):
+        draw(simplex_motion([geometry], list("abc")))
 
 
 def test_every_kind_of_figure_of_a_landscape_can_be_drawn():
     energy = {"name": "1+1", "verdict": "global_minimum", "objective": 0.5, "index": 0}
     path = [[0, 1.0, 0.5], [1, 0.6, 1e-3], [9, 0.5, 1e-17]]
-    surveys = [{"name": "some", "labels": {}, "atlas": [energy], "trajectories": [path]}]
+    survey = {"name": "some", "labels": {}, "minimum": 0.5, "atlas": [energy], "trajectories": [path]}
     phase = Phase([1, 10, 100], [0.1, 1, 10], [[-1, 0, 1], [0, 0, math.nan], [1, 1, 1]], 4, 100, 0.0)
     found = SimpleNamespace(phase=phase, spectra={"saddle": np.array([-1.0, 0, 2])})
-    pages = [energy_figure(surveys), gap_figure(surveys), spectrum_figure(found), phase_figure(found)]
-    for page, lines, maps in zip(pages, (1, 1, 2, 1), (0, 0, 0, 1), strict=True):  # a line at zero in the spectrum
+    pages = [energy_figure([survey]), gap_figure([survey]), spectrum_figure(found), phase_figure(found)]
+    for page, lines, maps in zip(pages, (1, 2, 2, 1), (0, 0, 0, 1), strict=True):  # a line at zero in the spectrum
         ax = draw(page).axes[0]
         assert (len(ax.lines), len(ax.collections)) == (lines, maps)

@@ -4,8 +4,8 @@ import pytest
 
 from neuralcollapse import InputError
 from neuralcollapse.reproduce.checks import Finding, Results, Verdict, judge, validate
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Record
 
 NAN = math.nan
 

@@ -6,9 +6,11 @@ import random
 import pytest
 
 from neuralcollapse import InputError
+from neuralcollapse.report.landscape_figures import energy_figure, gap_figure
+from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig
-from neuralcollapse.reproduce.figures import gap_figure, survey_csv, survey_tables
+from neuralcollapse.reproduce.tables import survey_csv, survey_tables
 
 CONFIG = SurveyConfig(3, 2, 5, 1e-3, 1e-3, starts=2)
 FACTS = {
@@ -53,6 +55,12 @@ def test_whatever_is_changed_a_survey_can_be_shown_or_is_refused(tmp_path, seed)
                 pytest.fail(f"expected one line, got {error}")
             continue
         shown = [{"name": "a", "labels": {}, **found}]
-        gap_figure(shown)
+        for figure in (energy_figure(shown), energy_figure(shown * 2), gap_figure(shown), gap_figure(shown * 2)):
+            if figure is not None:
+                plotly_spec(figure)
         survey_tables(shown)
         survey_csv(shown)
+
+
+def test_a_survey_is_there_only_when_whole(tmp_path):
+    assert surveys.read(tmp_path) is None

@@ -21,9 +21,8 @@ import torch
 import yaml
 
 from neuralcollapse import InputError, cli
+from neuralcollapse.runs import tensors
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training import callbacks as callbacks_module
-from neuralcollapse.training import resume as resume_module
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.resume import State, Stopped, StopSignal
 from neuralcollapse.training.run import resume, train
@@ -509,14 +508,14 @@ def test_what_came_after_the_state_is_made_again(tmp_path, quick):
     config = replace(QUICK, checkpoint_every=1)
     whole = train(config, tmp_path / "whole", progress=False).path
     states = []
-    original = resume_module.write_atomically
+    original = tensors.write_atomically
 
     def write(path, content):
-        states.append(content)
+        states.extend([content] if path.name == "state.pt" else [])
         return original(path, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume_module, "write_atomically", write)
+        patch.setattr(tensors, "write_atomically", write)
         run = train(replace(config, save_seconds=0), tmp_path / "run", progress=False)
     assert len(states) == 3
     run.state.write_bytes(states[0])
@@ -591,8 +590,7 @@ def test_the_state_before_stays_whole_when_the_disk_is_full(stopped, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(callbacks_module, "write_atomically", full)
-        patch.setattr(resume_module, "write_atomically", full)
+        patch.setattr(tensors, "write_atomically", full)
         with pytest.raises(InputError, match=r"No space left on device.*then go on with .*--resume"):
             resume(stopped.path, progress=False)
     assert stopped.state.read_bytes() == before

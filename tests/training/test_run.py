@@ -12,7 +12,7 @@ import neuralcollapse as nc
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.pixels import Pixels
 from neuralcollapse.networks.build import build_network
-from neuralcollapse.report.curves import head_curve
+from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
@@ -83,8 +83,8 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert all(head["lower_bound"] <= head["minimum"] <= head["objective"] for head in heads)
     assert heads[-1]["ratio"] < heads[0]["ratio"] / 2
     assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
-    objective = head_curve(run.records(), "epoch").marks[0]
-    assert list(objective.y) == pytest.approx([head["objective"] for head in heads], rel=1e-4)
+    (figure,) = [figure for figure in run_curves(run.records()) if figure.name == "head"]
+    assert figure.marks[0].y == pytest.approx([head["objective"] for head in heads], rel=1e-4)
     again = remeasure(run, certify_head=True, progress=False)[-1].head
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 

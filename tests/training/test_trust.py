@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from neuralcollapse import InputError
 from neuralcollapse.cli import main
-from neuralcollapse.networks.external import code_named
+from neuralcollapse.networks.external import untrusted_code
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.remeasure import remeasure
 from neuralcollapse.training.run import resume
@@ -120,17 +120,17 @@ def test_a_network_of_ones_own_is_trained_as_ever_and_measured_when_trusted(tmp_
     ],
 )
 def test_what_counts_as_code(name, options, allowed):
-    assert (code_named(name, options) is None) == allowed
+    assert (untrusted_code(name, options) is None) == allowed
 
 
 def test_a_configuration_that_asks_for_a_kernel_of_the_hub_is_refused(tmp_path):
     pytest.importorskip("transformers")
-    from neuralcollapse.networks.external import outside_network
+    from neuralcollapse.networks.external import external_network
 
     config = {"model_type": "vit", "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "image_size": 16}
     (tmp_path / "config.json").write_text(json.dumps(config | {"attn_implementation": "someone/kernel"}))
     with pytest.raises(InputError, match="code from the hub is never run"):
-        outside_network(f"transformers:{tmp_path}", 3, None, {})
+        external_network(f"transformers:{tmp_path}", 3, None, {})
 
 
 def test_weights_that_were_changed_are_named_and_not_measured(short_run, tmp_path, capsys):

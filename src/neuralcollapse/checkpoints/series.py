@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.capture.arguments import check_model
-from neuralcollapse.checkpoints.order import Order, find_checkpoints, known_as, training_order
+from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.runs.folder import Record, RunFolder, finite
-from neuralcollapse.runs.plain import parse_json, plain, read_text
+from neuralcollapse.runs.files import as_builtin, nan_to_none, parse_json, read_text
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
@@ -185,7 +186,7 @@ def _measured(
             if fresh:
                 run.measure(model, number, path, prefix)
             if on_checkpoint is not None:
-                on_checkpoint(Checkpoint(path, order.unit, run.done[known_as(path)].record, fresh))
+                on_checkpoint(Checkpoint(path, order.unit, run.done[short_name(path)].record, fresh))
     return run.records
 
 
@@ -215,7 +216,7 @@ class _Run:
             RunFolder.check_free(out, force=recorder.force, given=given)
             return cls(recorder, {}, given)
         described = with_new_names(described, "train", quiet=True)
-        wanted = finite(plain(recorder.describe(model)))
+        wanted = nan_to_none(as_builtin(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:
                 raise InputError(
@@ -228,7 +229,7 @@ class _Run:
                 for name, (size, mtime_ns, record) in parse_json(read_text(out / _LEDGER)).items():
                     if type(size) is not int or type(mtime_ns) is not int:
                         raise ValueError("expected the size and the time of each file")
-                    done[name] = _Done(size, mtime_ns, Record.from_json(json.dumps(record)))
+                    done[name] = _Done(size, mtime_ns, Record.from_dict(record))
             except (ValueError, TypeError, AttributeError):
                 raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure in another folder") from None
         return cls(recorder, done, given)
@@ -243,9 +244,9 @@ class _Run:
         assert self.recorder.out is not None
         return self.recorder.out
 
-    def take_in(self, files: Sequence[Path]) -> Order:
+    def take_in(self, files: Sequence[Path]) -> TrainingOrder:
         """The order of what was measured before and is given now; earlier records get new numbers if need be."""
-        given = {known_as(path) for path in files}
+        given = {short_name(path) for path in files}
         gone = [name for name in self.done if name not in given]
         order = training_order([*files, *(Path("/", name) for name in gone)])
         if gone and order.counted and (len(gone) == len(self.done) or not training_order(files).counted):
@@ -255,13 +256,13 @@ class _Run:
             )
         self.recorder.unit = order.unit
         if self.recorder.out is not None and not self.recorder.force and (self._place / "records.jsonl").is_file():
-            self._renumber({known_as(path): number for number, path in order.checkpoints})
+            self._renumber({short_name(path): number for number, path in order.checkpoints})
             self.recorder.resume()
         return order
 
     def _renumber(self, numbers: Mapping[str, int]) -> None:
         folder = RunFolder.open(self._place)
-        folder.sweep()
+        folder.remove_temporary()
         moves = []  # a kill in between may lose a geometry, but never leaves one under a wrong number
         for name, done in self.done.items():
             old, new = done.record.epoch, numbers[name]
@@ -280,7 +281,7 @@ class _Run:
 
     def has(self, path: Path) -> bool:
         """Whether the file was measured as it is now."""
-        done = self.done.get(known_as(path))
+        done = self.done.get(short_name(path))
         return done is not None and (done.size, done.mtime_ns) == _stamp(path)
 
     def measure(self, model: nn.Module, number: int, path: Path, prefix: str | None) -> None:
@@ -288,7 +289,7 @@ class _Run:
         stamp = _stamp(path)  # before it is read: a file that changes meanwhile is measured again
         try:
             record = _measure_file(self.recorder, model, number, path, prefix)
-            self.done[known_as(path)] = _Done(*stamp, record)
+            self.done[short_name(path)] = _Done(*stamp, record)
             if self.recorder.out is not None:
                 self._write()
         except InputError as error:
@@ -305,7 +306,7 @@ class _Run:
 
     def _write(self) -> None:
         content = {
-            name: (done.size, done.mtime_ns, json.loads(done.record.to_json()))
+            name: (done.size, done.mtime_ns, done.record.to_dict())
             for name, done in sorted(self.done.items(), key=lambda item: item[1].record.epoch)
         }
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())

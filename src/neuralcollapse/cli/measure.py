@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -210,7 +210,7 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise InputError(
             f"expected a .npz or .safetensors file, got {path.name} (pickled files are never loaded): {how}"
         )
-    names: Sequence[str]
+    arrays: Mapping[str, Any]
     try:
         if path.suffix == ".npz":
             from neuralcollapse.runs.arrays import read_arrays
@@ -222,12 +222,9 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
             most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
             arrays, others = read_arrays(path, _ARRAYS, most=most)
         else:
-            from safetensors import safe_open
+            from neuralcollapse.runs.tensors import read_tensors
 
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                arrays = {name: file.get_tensor(name) for name in _ARRAYS if name in names}
-            others = sorted(set(names) - set(arrays))
+            arrays, others = read_tensors(path, _ARRAYS)
     except InputError:
         raise
     except ValueError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.plain import parse_yaml, read_mapping
+from neuralcollapse.runs.files import parse_yaml, read_mapping
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, read_value, types
 

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import MEASURES, Record, finite
+from neuralcollapse.runs.files import nan_to_none
+from neuralcollapse.runs.records import MEASURES, Record
 
 
 def print_measures(record: Record) -> None:
@@ -46,7 +47,7 @@ def print_accuracies(record: Record) -> None:
 
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
-    print(json.dumps(finite(value), indent=2))
+    print(json.dumps(nan_to_none(value), indent=2))
 
 
 def record_of_features(values: Mapping[str, Any]) -> Record:

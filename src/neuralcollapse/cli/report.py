@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import print_json
+from neuralcollapse.cli.printing import needs_train, print_json
 from neuralcollapse.errors import InputError
 
 FORMAT_HELP = "html (a page), png, svg or pdf (a folder of figures), markdown (tables)"
@@ -29,12 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="RUN", help="run folders, or the folder of an experiment"
     )
-    parser.add_argument(
-        "--format",
-        default="html",
-        metavar="FORMAT",
-        help=FORMAT_HELP,
-    )
+    parser.add_argument("--format", default="html", metavar="FORMAT", help=FORMAT_HELP)
     parser.add_argument(
         "--out",
         type=Path,
@@ -121,9 +116,13 @@ def _page(paths: Sequence[Path]) -> Any:
     """The page of what is there: an experiment, a run, or several runs."""
     from neuralcollapse.report.comparison import comparison_page
     from neuralcollapse.report.single import single_page
-    from neuralcollapse.reproduce.page import experiment_page
-    from neuralcollapse.reproduce.runner import ExperimentFolder
     from neuralcollapse.runs.reading import read_run, read_runs
+
+    try:
+        from neuralcollapse.reproduce.page import experiment_page
+        from neuralcollapse.reproduce.runner import ExperimentFolder
+    except ImportError as error:
+        raise needs_train(error) from None
 
     experiments = [path for path in paths if ExperimentFolder.is_one(path)]
     if experiments and len(paths) > 1:

@@ -20,7 +20,7 @@ from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequenti
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 
 class CollapseTrainerCallback(TrainerCallback):

@@ -23,7 +23,8 @@ from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 
 # Trainers of the package's other name take callbacks of that name alone.
 _OTHER = tuple(filter(None, [getattr(sys.modules.get("pytorch_lightning"), "Callback", None)]))

@@ -27,8 +27,9 @@ from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.loops.kept import HeadDecay, environment_of, geometry_of, record_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
-from neuralcollapse.runs.folder import Record, RunFolder, finite
-from neuralcollapse.runs.plain import plain
+from neuralcollapse.runs.files import as_builtin, nan_to_none
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 
 
 class Recorder:
@@ -193,9 +194,9 @@ class Recorder:
             folder = self._made or RunFolder.open(self.out)
             if self.writes and not self._made:
                 folder.lock()
-                folder.sweep()
+                folder.remove_temporary()
                 folder.make_folders()
-                folder.rewind(epoch)
+                folder.truncate(epoch)
                 self.folder = folder
             text = folder.read_text("records.jsonl").strip()
             self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
@@ -240,11 +241,11 @@ class Recorder:
             names = self.class_names or getattr(_data(self.loader), "classes", None) or ()
             tested = 0 if test is None else test.moments.num_samples
             environment = environment_of(model, capture, names, tested, self.environment)
-            folder.write_text("environment.json", json.dumps(plain(environment), indent=2) + "\n")
+            folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
         if follows:
             folder.append(record)
         else:
-            folder.put(record)
+            folder.insert(record)
         geometry = geometry_of(record.epoch, capture)
         if geometry is not None:
             folder.write_geometry(geometry)
@@ -253,7 +254,7 @@ class Recorder:
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
-        config = finite(plain(self.describe(model)))
+        config = nan_to_none(as_builtin(self.describe(model)))
         folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
         return folder
 

@@ -11,7 +11,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.heads.fix import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.networks.external import outside_network
+from neuralcollapse.networks.external import external_network
 from neuralcollapse.networks.resnet import ResNet
 
 
@@ -100,7 +100,7 @@ def build_network(
         raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
     options = {key: value for key, value in options.items() if value is not None}
     if ":" in name:
-        network: Any = outside_network(name, num_classes, feature_dim, options)
+        network: Any = external_network(name, num_classes, feature_dim, options)
     else:
         network = _own_network(name, num_classes, feature_dim, stem, options)
     if isinstance(network.fc, FixedClassifier):

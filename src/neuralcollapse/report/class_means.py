@@ -11,8 +11,8 @@ import torch
 
 from neuralcollapse.geometry.frames import nearest_simplex_etf, simplex_etf
 from neuralcollapse.report.figure import COLORS, Axis, Figure, HeatMap, Points3D
-from neuralcollapse.runs.folder import Geometry
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Geometry
 
 _MAPS, _MOTIONS = 40, 50  # steps at most, of the heat map and of the motion
 _ALL_STEPS = 60  # of all runs that one figure lets one choose from, together
@@ -86,7 +86,7 @@ def simplex_motion(
         Points3D("classifier rows", rows, colors, names, 4, "diamond", hover="classifier row of class {text}"),
     ]
     if vertices is not None:
-        marks.append(Points3D("vertices of the simplex", vertices, ["#94a3b8"] * len(vertices), size=12, symbol="ring"))
+        marks.append(Points3D("vertices of the simplex", vertices, "#94a3b8", size=12, symbol="ring"))
     seen_in = (
         "projected to three dimensions so that the simplex's vertices lie apart (angles are not the true ones)"
         if vertices is not None

@@ -108,7 +108,7 @@ class Points3D:
     Attributes:
         name: in the legend.
         points: (n, 3), or (steps, n, 3) where they move.
-        colors: of each point.
+        colors: one for each point, or one for all.
         texts: a name for each point.
         size: in pixels.
         symbol: "circle", "diamond" or "ring".
@@ -120,7 +120,7 @@ class Points3D:
 
     name: str
     points: np.ndarray
-    colors: Sequence[str]
+    colors: Sequence[str] | str
     texts: Sequence[str] = ()
     size: int = 7
     symbol: str = "circle"

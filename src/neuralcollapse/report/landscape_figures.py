@@ -12,7 +12,7 @@ import numpy as np
 
 from neuralcollapse.report.class_means import simplex_motion
 from neuralcollapse.report.figure import COLORS, Axis, Dots, Figure, HeatMap, Line
-from neuralcollapse.runs.folder import Geometry
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.survey import Survey
 
@@ -132,7 +132,8 @@ def gap_figure(surveys: Sequence[Numbers]) -> Figure | None:
             if certified
             else "Distance to the minimum; this loss is not convex, so no gap can be certified."
         )
-        alt = f"{len(ends)} starts end at gaps from {min(ends):.1e} to {max(ends):.1e}"
+        what = "certified gaps" if certified else "distances to the minimum"
+        alt = f"{len(ends)} starts end at {what} from {min(ends):.1e} to {max(ends):.1e}"
     kind = "Certified gap" if several else "Gap"
     x, y = Axis("iteration", log=True), Axis(kind.lower(), log=True)
     return Figure("gaps", f"{kind} by iteration", caption, f"{kind} by iteration: {alt}.", marks, x, y)

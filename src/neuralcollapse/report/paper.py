@@ -14,7 +14,7 @@ import numpy as np
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
-from neuralcollapse.runs.folder import write_atomically
+from neuralcollapse.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -182,7 +182,11 @@ def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
 
 def _dots(ax: Any, x: PaperAxis, y: PaperAxis, mark: Dots) -> Any:
     style = {"color": mark.color, "linestyle": "none", "markersize": _DOT, "zorder": 2.5}
-    style |= {"marker": "D", "markerfacecolor": "none"} if mark.hollow else {"marker": "o", "markeredgewidth": 0}
+    style |= (
+        {"marker": "D", "markerfacecolor": "none", "markersize": _DOT - 1}
+        if mark.hollow
+        else {"marker": "o", "markeredgewidth": 0}
+    )
     return ax.plot(x.places(mark.x), y.places(mark.y), **style)[0]
 
 

@@ -128,9 +128,8 @@ def _bars(mark: Bars) -> _Spec:
 
 def _heat_map(mark: HeatMap) -> tuple[_Spec, list[_Spec]]:
     steps = mark.z if mark.z.ndim == 3 else mark.z[None]
-    cells = [{"z": _numbers(z.tolist(), mark.digits)} for z in steps]
+    cells = [{"type": "heatmap", "z": _numbers(z.tolist(), mark.digits)} for z in steps]
     trace = {
-        "type": "heatmap",
         "x": _places(mark.x, mark.digits),
         "y": _places(mark.y, mark.digits),
         "zmin": mark.low,
@@ -146,17 +145,16 @@ def _points(mark: Points3D) -> list[tuple[_Spec, list[_Spec]]]:
     steps = mark.points if mark.points.ndim == 3 else mark.points[None]
     places = [_xyz(points, mark.digits) for points in steps]
     trace: _Spec = {
-        "type": "scatter3d",
         "mode": "markers+text" if mark.labelled else "markers",
         "name": _text(mark.name),
-        "marker": {"size": mark.size, "color": list(mark.colors), "symbol": _SYMBOLS[mark.symbol]},
+        "marker": {"size": mark.size, "color": mark.colors, "symbol": _SYMBOLS[mark.symbol]},
     }
     trace |= {"hovertemplate": _hover(mark.hover) + _UNNAMED} if mark.hover else {"hoverinfo": "skip"}
     trace |= {"text": [_text(text) for text in mark.texts]} if mark.texts else {}
     found = [(trace | places[-1], places)]
     if mark.spokes:
         spokes = [_xyz(_spokes(points), mark.digits) for points in steps]
-        lines: _Spec = {"type": "scatter3d", "mode": "lines", "line": {"color": _SPOKE, "width": 3}}
+        lines: _Spec = {"mode": "lines", "line": {"color": _SPOKE, "width": 3}}
         lines |= {"showlegend": False, "hoverinfo": "skip"}
         found.insert(0, (lines | spokes[-1], spokes))
     return found
@@ -170,7 +168,8 @@ def _spokes(points: np.ndarray) -> np.ndarray:
 
 
 def _xyz(points: np.ndarray, digits: int) -> _Spec:
-    return dict(zip("xyz", (_numbers(column.tolist(), digits) for column in points.T), strict=True))
+    x, y, z = (_numbers(column.tolist(), digits) for column in points.T)
+    return {"type": "scatter3d", "x": x, "y": y, "z": z}
 
 
 def _layout(figure: Figure) -> _Spec:
@@ -207,7 +206,7 @@ def _axis(figure: Figure, which: str) -> _Spec:
         return spec | {"type": "category"} | ({} if axis.named else {"showticklabels": False, "ticks": ""})
     values = _extent(figure, which)
     if axis.log:
-        spec |= {"type": "log", "exponentformat": "power"} | _decades(values)
+        spec |= {"type": "log"} | _decades(values)
     if axis.range:
         spec["range"] = [math.log10(bound) for bound in axis.range] if axis.log else list(axis.range)
     if axis.ticks:
@@ -234,7 +233,9 @@ def _decades(values: Sequence[float]) -> _Spec:
     """Ticks of a logarithmic axis: at 1, 2 and 5 over a decade or so, at powers over several, left open over many."""
     seen = [value for value in values if value > 0]
     ratio = max(seen) / min(seen) if seen else 1
-    return {"dtick": "D2"} if ratio <= 30 else {"dtick": 1} if ratio < 1e8 else {}
+    if ratio >= 1e8:
+        return {"exponentformat": "power"}
+    return {"exponentformat": "e", "dtick": 1 if ratio > 30 else "D2"}
 
 
 def _text(text: str) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.plain import parse_yaml
+from neuralcollapse.runs.files import parse_yaml
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names
 

@@ -8,10 +8,12 @@ import torch
 
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.checkpoints.series import measure_run
-from neuralcollapse.data.load import Batches, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import load_data
 from neuralcollapse.loops.loaders import MappedBatches
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.run import EVAL_BATCH, head_decay
 from neuralcollapse.training.run_config import check_trusted, read_config

@@ -1,0 +1,30 @@
+import pytest
+
+from neuralcollapse.reproduce import surveys
+from neuralcollapse.reproduce.experiment import SurveyConfig
+from neuralcollapse.reproduce.tables import survey_csv, survey_tables
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """A surveyed model, written and read again."""
+    place = tmp_path_factory.mktemp("survey")
+    config = SurveyConfig(3, 4, 2, 0.01, 0.01, starts=5)
+    surveys.write(place, config, surveys.facts(config))
+    again, facts = surveys.read(place)
+    assert again == config
+    return {"name": "m", "labels": {"model": "<i>K = 3</i>"}, **facts}
+
+
+def test_the_tables_count_starts_and_saddles(found):
+    models, points = survey_tables([found])
+    assert [cell.text for cell in models.cells()[0]][2:4] == ["5", "5"]
+    assert models.cells()[0][6].sort == len(found["atlas"]) - 1
+    assert len(points.rows) == len(found["atlas"])
+
+
+def test_a_line_for_each_start(found):
+    lines = survey_csv([found]).splitlines()
+    assert lines[0] == "model,start,objective,gap,verdict"
+    assert len(lines) == 6
+    assert lines[1].endswith("global_minimum")
