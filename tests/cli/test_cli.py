@@ -300,9 +300,13 @@ def test_the_printed_config_keeps_the_run_folder_and_not_what_is_for_the_command
     assert list(printed)[1:] == [item.name for item in fields(TrainConfig)]
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
     asked = []
-    monkeypatch.setattr("neuralcollapse.training.run.train", lambda config, out, *, force: asked.append((out, force)))
-    with pytest.raises(AttributeError):  # there is no run to write a page of
-        main(["train", "--config", str(tmp_path / "config.yaml")])
+
+    def stop(config, out, *, force):
+        asked.append((out, force))
+        raise nc.InputError("not run")
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", stop)
+    main(["train", "--config", str(tmp_path / "config.yaml")])
     assert asked == [(tmp_path / "run", False)]
 
 
@@ -353,8 +357,10 @@ def test_code_may_be_named_on_the_command_line_but_not_in_the_file_of_a_run_fold
     for flags in (["--network", "my_net:build"], ["--network=mlp"], ["--trust-code"]):
         main(["train", "--config", str(file), *flags])
     assert [config.network for config in configured] == ["my_net:build", "mlp", "my_net:build"]
+    capsys.readouterr()
     file.write_text("network: timm:resnet18\nnetwork_options: {checkpoint_path: evil.pth}\n")
-    assert "asks to give timm the option" in refused(capsys, "train", "--config", file, "--network", "timm:resnet34")
+    for flags in (["--network", "timm:resnet34"], ["--network-options.drop", "0.1"]):
+        assert "asks to give timm the option" in refused(capsys, "train", "--config", file, *flags)
 
 
 # Names of version 0.1.0

@@ -115,14 +115,15 @@ class _Option(argparse.Action):
         name = self.option_strings[0].removeprefix("--").replace("-", "_")
         text = ",".join(values) if isinstance(values, list) else values
         known = dict(namespace.values or {})
+        sources = dict(namespace.sources or {})
         if get_origin(types()[name]) is dict and text.startswith("."):
             key, _, word = text[1:].partition("=")
-            value: object = {**known.get(name, {}), key: _yaml(word)}
+            value: object = {**known.get(name, {}), key: _yaml(word)}  # the other entries are still the file's
         else:
             value = read_value(name, text)
+            sources.pop(name, None)
         check_value(name, value)
-        namespace.values = {**known, name: value}
-        namespace.sources = {source: file for source, file in (namespace.sources or {}).items() if source != name}
+        namespace.values, namespace.sources = {**known, name: value}, sources
 
 
 class ConfigFile(argparse.Action):
