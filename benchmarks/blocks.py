@@ -132,10 +132,10 @@ def page(runs: list[Path], quick: bool, say: Callable[[str], None]) -> str:
             "",
             "The settings of the experiment `fixed-etf` at laptop scale, but 16 epochs for its 40, to finish in time:",
             "",
-            "    neuralcollapse train --data fashion-mnist --samples_per_class 200 --image_size 32 --channels 3 "
-            "--network resnet18 --channels_last true --classifier etf --feature_dim 10 --rotation ROTATION "
-            "--optimizer sgd --learning_rate 0.01 --momentum 0.9 --weight_decay 5e-4 --schedule step --decay_every 6 "
-            "--epochs 16 --batch_size 64 --measure_at 1,5,10 --checkpoint_every 16 --loggers csv --seed 0",
+            "    neuralcollapse train --data fashion-mnist --samples-per-class 200 --image-size 32 --channels 3 "
+            "--network resnet18 --channels-last --frame simplex --feature-dim 10 --rotation ROTATION "
+            "--optimizer sgd --learning-rate 0.01 --momentum 0.9 --weight-decay 5e-4 --schedule step --decay-every 6 "
+            "--epochs 16 --batch-size 64 --measure-at 1,5,10 --checkpoint-every 16 --loggers csv --seed 0",
             "",
             "| rotation | epoch | training loss | training accuracy | test accuracy | NC1 | NC2 of the means | NC3 |",
             "| --- | --- | --- | --- | --- | --- | --- | --- |",

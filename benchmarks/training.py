@@ -13,12 +13,14 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from harness import Row, Table
 from neuralcollapse.capture.collect import collect
-from neuralcollapse.data.load import Batches, Data, Split
-from neuralcollapse.loops.measuring import MeasuringCallback
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data
+from neuralcollapse.data.splits import Split
 from neuralcollapse.networks.build import build_network
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.training.callbacks import EpochSchedule, SaveState
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.resume import KeepState, Pace, StopSignal
+from neuralcollapse.training.resume import StopSignal
 from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import quiet
 
@@ -80,12 +82,12 @@ class Ours:
         self.run = RunFolder.create(f"{self.folder.name}/run")
 
     def __call__(self) -> None:
-        keep = KeepState(self.run, MeasuringCallback([]), StopSignal(), replace(CONFIG, save_seconds=1e9))
+        save = SaveState(self.run, dict, StopSignal(), replace(CONFIG, save_seconds=1e9))
         with quiet():
             trainer = lightning.Trainer(
                 max_epochs=1,
                 accelerator="cpu",
-                callbacks=[Pace(self.batches), keep],
+                callbacks=[EpochSchedule(self.batches), save],
                 logger=False,
                 enable_checkpointing=False,
                 enable_progress_bar=False,

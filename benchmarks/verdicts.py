@@ -78,15 +78,10 @@ def random_model(rng: random.Random) -> Model:
 def other_units(model: Model, rng: random.Random) -> tuple[Model, float, float, int]:
     """The same model in other units, with the factors of W and H and of the counts that lead there."""
     samples, balance = rng.randint(1, 4), 10 ** rng.uniform(-3, 3)
-    twin = Model(
-        model.num_classes,
-        model.feature_dim,
-        [samples * n for n in model.counts],
-        model.weight_decay / balance**2,
-        model.feature_decay * balance**2 / samples,
-        model.bias_decay,
-        model.bias,
-        model.loss,
+    twin = model.like(
+        samples_per_class=[samples * n for n in model.counts],
+        weight_decay=model.weight_decay / balance**2,
+        feature_decay=model.feature_decay * balance**2 / samples,
     )
     return twin, balance, 1 / balance, samples
 

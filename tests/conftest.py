@@ -1,7 +1,10 @@
-"""Runs that several tests look at, trained once."""
+"""Fixtures of several test files: runs that are trained once, warnings as the command shows them."""
+
+import warnings
 
 import pytest
 
+from neuralcollapse import NeuralCollapseWarning
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import train
@@ -19,3 +22,12 @@ def short_run(tmp_path_factory) -> RunFolder:
 def default_run(tmp_path_factory) -> RunFolder:
     """What `neuralcollapse train` does with no options (some 25 s)."""
     return train(TrainConfig(), tmp_path_factory.mktemp("runs") / "default", progress=False)
+
+
+@pytest.fixture
+def own_warning_display(monkeypatch):
+    """For tests that call the command: it shows warnings in its own way, which is undone after the test."""
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", NeuralCollapseWarning)
+        yield

@@ -12,7 +12,13 @@ import torch
 from neuralcollapse.runs.reading import read_run
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-FLAGS = {"plain_loop": (), "lightning_module": ("--logs", "logs"), "huggingface_images": ("--trainer", "trainer")}
+FLAGS = {
+    "plain_loop": (),
+    "lightning_module": ("--logs", "logs"),
+    "huggingface_images": ("--trainer", "trainer"),
+    "train_from_python": (),
+}
+OUT = {"train_from_python": ("run-learned", "run-simplex")}
 
 
 @pytest.fixture
@@ -32,11 +38,22 @@ def test_an_example_gives_the_record_and_the_page(name, tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [name, "--epochs", "1", "--out", "run", *FLAGS[name]])
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
-    run = read_run(tmp_path / "run")
-    assert [record.epoch for record in run.records] == [0, 1]
-    assert run.environment["train_samples"] == 1437
-    assert run.last.test
-    assert (tmp_path / "run/report.html").stat().st_size > 1_000_000
+    for out in OUT.get(name, ("run",)):
+        run = read_run(tmp_path / out)
+        assert [record.epoch for record in run.records] == [0, 1]
+        assert run.environment["train_samples"] == 1437
+        assert run.last.test
+        assert (tmp_path / out / "report.html").stat().st_size > 1_000_000
+
+
+@pytest.mark.usefixtures("seeds")
+def test_the_example_of_training_goes_on_where_it_ended(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for epochs in ("1", "2"):
+        monkeypatch.setattr(sys, "argv", ["train_from_python", "--epochs", epochs, "--out", "run"])
+        runpy.run_path(str(EXAMPLES / "train_from_python.py"), run_name="__main__")
+    assert [record.epoch for record in read_run(tmp_path / "run-simplex").records] == [0, 1, 2]
+    assert "run-simplex: 3 records, test accuracy" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("name", "lines"), [("plain_loop", 5), ("lightning_module", 3), ("huggingface_images", 2)])

@@ -13,6 +13,9 @@ from torch.utils.data import DataLoader, TensorDataset
 import neuralcollapse as nc
 from neuralcollapse.cli import main
 from neuralcollapse.runs.folder import RunFolder
+from tests.helpers import record_lines
+
+pytestmark = pytest.mark.usefixtures("own_warning_display")
 
 OLD = Path(__file__).parent / "data" / "v0_1_0"
 EXPECTED = json.loads((OLD / "expected.json").read_text())
@@ -22,14 +25,10 @@ def copied(name: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(OLD / name, tmp_path / name))
 
 
-def lines(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "records.jsonl").read_text().splitlines()]
-
-
 @pytest.mark.parametrize("name", ["run-learned", "run-etf", "recorder", "series"])
 def test_records_are_read_as_they_were_written(name):
     run = nc.read_run(OLD / name)
-    assert [json.loads(record.to_json()) for record in run.records] == lines(OLD / name)
+    assert [json.loads(record.to_json()) for record in run.records] == record_lines(OLD / name)
     assert run.environment["neuralcollapse"] == "0.1.0"
     assert [geometry.epoch for geometry in run.geometries] == [record.epoch for record in run.records]
 
@@ -44,10 +43,10 @@ def test_a_page_is_written(name, tmp_path):
 @pytest.mark.parametrize("name", ["run-learned", "run-etf"])
 def test_checkpoints_are_measured_to_the_same_numbers(name, capsys):
     main(["measure", str(OLD / name), "--json"])
-    measured = json.loads(capsys.readouterr().out)
-    for new, old in zip(measured, lines(OLD / name)[1:], strict=True):
+    measured = json.loads(capsys.readouterr().out)["records"]
+    for new, old in zip(measured, record_lines(OLD / name)[1:], strict=True):
         assert new["epoch"] == old["epoch"]
-        found = new.get("measures", new)
+        found = new["measures"]
         assert {key: found[key] for key in old["measures"]} == pytest.approx(old["measures"], rel=1e-6)
 
 
@@ -57,7 +56,7 @@ def test_a_run_goes_on(name, tmp_path):
     main(["train", "--resume", str(path), "--epochs", "4"])
     run = nc.read_run(path)
     assert [record.epoch for record in run.records] == [0, 1, 2, 3, 4]
-    assert [json.loads(record.to_json()) for record in run.records[:-1]] == lines(OLD / name)
+    assert [json.loads(record.to_json()) for record in run.records[:-1]] == record_lines(OLD / name)
     assert run.last.train["loss"] < run.records[-2].train["loss"]
 
 
@@ -77,7 +76,9 @@ def test_a_recorder_goes_on(tmp_path):
     recorder = nc.Recorder(loader, loader, "2", out=path, resume=True, head_decay=0.01, layers=["0"])
     recorder.measure(network, 3)
     assert [record.epoch for record in RunFolder.open(path).records()] == [0, 1, 2, 3]
-    assert [json.loads(record.to_json()) for record in RunFolder.open(path).records()[:3]] == lines(OLD / "recorder")
+    assert [json.loads(record.to_json()) for record in RunFolder.open(path).records()[:3]] == record_lines(
+        OLD / "recorder"
+    )
 
 
 def test_a_series_goes_on(tmp_path):
@@ -85,7 +86,7 @@ def test_a_series_goes_on(tmp_path):
     arguments = ["--model", "mlp", "--network-options", '{"width": 16, "depth": 2}', "--feature-dim", "10"]
     arguments += ["--data", "digits", "--samples-per-class", "20", "--out", str(path)]
     main(["measure", *arguments, "--checkpoints", str(run / "checkpoints" / "*.safetensors")])
-    for new, old in zip(nc.read_run(path).records, lines(OLD / "series"), strict=True):
+    for new, old in zip(nc.read_run(path).records, record_lines(OLD / "series"), strict=True):
         assert new.epoch == old["epoch"]
         assert new.measures == pytest.approx(old["measures"], rel=1e-6)
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
-from neuralcollapse.capture import collect as collecting
+from neuralcollapse.capture import sums
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
 
 K, D, N, INPUTS = 3, 5, 25, 4  # batches of 8 leave one sample for the last
@@ -332,7 +332,7 @@ def test_an_inner_layer_that_is_missing_silent_or_too_small_is_named(network, lo
 def test_a_second_pass_gives_the_same_nc4(network, loader, monkeypatch):
     want = nc.measure(network, loader)
     assert network.calls == 4
-    monkeypatch.setattr(collecting, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(sums, "_KEEP_BYTES", 0)
     network.calls = 0
     assert nc.measure(network, loader) == want
     assert network.calls == 8
@@ -344,13 +344,13 @@ def test_a_second_pass_gives_the_same_nc4(network, loader, monkeypatch):
 def test_the_second_pass_may_come_in_another_order(network, data, monkeypatch):
     loader = DataLoader(TensorDataset(*data), batch_size=8, shuffle=True)
     want = nc.measure(network, loader)["nc4"]
-    monkeypatch.setattr(collecting, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(sums, "_KEEP_BYTES", 0)
     assert nc.measure(network, loader)["nc4"] == want
 
 
 def test_an_iterator_too_large_to_keep_has_no_nc4_and_says_so(network, loader, data, monkeypatch):
     assert_same(nc.measure(network, iter(loader)), by_hand(network, *data))
-    monkeypatch.setattr(collecting, "_KEEP_BYTES", 0)
+    monkeypatch.setattr(sums, "_KEEP_BYTES", 0)
     with pytest.warns(nc.NeuralCollapseWarning, match="second pass over the loader, which gave 0 samples.*DataLoader"):
         got = nc.measure(network, iter(loader))
     assert math.isnan(got.pop("nc4"))
@@ -660,7 +660,7 @@ def shifted_by_hand(model, sentences):
 @pytest.mark.parametrize("options", [{}, {"classes": [1, 3, 4, 9, 10]}, {"min_count": 5}], ids=str)
 @pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")
 def test_the_class_of_a_position_is_the_next_token(sentences, options, monkeypatch):
-    monkeypatch.setattr("neuralcollapse.capture.forward._LOGITS", 33)  # the loss in parts of three positions
+    monkeypatch.setattr("neuralcollapse.capture.captured._LOGITS", 33)  # the loss in parts of three positions
     model = Sentences()
     features, labels = shifted_by_hand(model, sentences)
     weight = model.head.weight.detach()

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 
 import neuralcollapse as nc
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
+from tests.helpers import Bomb
 
 
 class Net(nn.Module):
@@ -96,11 +97,6 @@ def test_safetensors_are_read(tmp_path, trained):
 def test_the_options_of_a_script_may_lie_beside_the_weights(tmp_path, trained):
     torch.save({"state_dict": trained.state_dict(), "args": argparse.Namespace(lr=0.1)}, tmp_path / "w.pth.tar")
     assert same(fitted(read_weights(tmp_path / "w.pth.tar")), trained)
-
-
-class Bomb:
-    def __reduce__(self):
-        return (pytest.fail, ("unpickled",))
 
 
 @pytest.mark.parametrize("name", ["w.pt", "w.bin", "w.ckpt", "w.safetensors", "w.tar"])
@@ -259,7 +255,7 @@ def test_names_that_transformers_changes_when_it_saves_are_found(tmp_path, wrap)
     weights = read_weights(tmp_path / "model.safetensors")
     assert same(fitted(weights, wrap(model)), saved)
     del weights["classifier.bias"]
-    assert "lacks 1 of the model's 24 weights: classifier.bias" in refused(weights, copy.deepcopy(model))
+    assert "is missing 1 of the model's 24 weights: classifier.bias" in refused(weights, copy.deepcopy(model))
     assert same(fitted(prefixed(saved, "model."), wrap(model)), saved)  # as Lightning saves them
 
 
@@ -269,7 +265,7 @@ def test_names_that_transformers_changes_when_it_saves_are_found(tmp_path, wrap)
 def test_missing_weights_are_named(trained):
     weights = trained.state_dict()
     del weights["fc.bias"], weights["fc.weight"]
-    assert "the file lacks 2 of the model's 11 weights: fc.weight, fc.bias" in refused(weights)
+    assert "the file is missing 2 of the model's 11 weights: fc.weight, fc.bias" in refused(weights)
     assert "under the prefix 'model.'" in refused({"model." + name: value for name, value in weights.items()})
     assert "holds none of the model's weights" in refused({"conv.kernel": torch.ones(2)})
 
@@ -280,7 +276,7 @@ def test_tied_weights_and_batch_counts_may_be_missing(trained):
     for name in ("embedding.weight", "head.weight"):
         assert same(fitted({f"model.{name}": tied.state_dict()[name]}, other), tied)
         assert other.head.weight is other.embedding.weight
-    assert "lacks 1" not in refused({"x": torch.ones(2)}, Tied())
+    assert "missing 1" not in refused({"x": torch.ones(2)}, Tied())
     weights = {name: value for name, value in trained.state_dict().items() if "num_batches" not in name}
     torch.testing.assert_close(fitted(weights).eval()(torch.ones(2, 4)), trained.eval()(torch.ones(2, 4)))
 

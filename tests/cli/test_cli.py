@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from safetensors.torch import save_file
 
 import neuralcollapse as nc
 from neuralcollapse.cli import main
+from neuralcollapse.errors import RenamedWarning
+from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
+from neuralcollapse.training.config import TrainConfig
 
 SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
 
@@ -26,6 +30,7 @@ def _own_warning_display(monkeypatch):
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
     with warnings.catch_warnings():
         warnings.simplefilter("always", nc.NeuralCollapseWarning)
+        warnings.simplefilter("always", RenamedWarning)
         yield
 
 
@@ -87,7 +92,10 @@ def test_measure_gives_what_the_library_gives(tmp_path, capsys, arrays, kind):
         save_file({name: torch.from_numpy(array) for name, array in arrays.items()}, path)
     assert main(["measure", str(path), "--json"]) == 0
     expected = nc.measure_features(*(torch.from_numpy(array) for array in arrays.values()))
-    assert json.loads(capsys.readouterr().out) == pytest.approx(expected)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["file"], found["num_samples"]) == (str(path), expected.pop("num_samples"))
+    assert found["train"] == {"accuracy": expected.pop("accuracy")}
+    assert found["measures"] == pytest.approx(expected)
 
 
 def test_measure_prints_a_table_and_the_next_step(tmp_path, capsys, arrays):
@@ -107,14 +115,14 @@ def test_measure_takes_bfloat16_and_leaves_out_ignored_labels(tmp_path, capsys, 
     assert main(["measure", str(tmp_path / "f.safetensors"), "--json", "--ignore-index", "-100"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["num_samples"] == 25
-    assert values["nc1"] == pytest.approx(nc.measure_features(features[5:], labels[5:])["nc1"])
+    assert values["measures"]["nc1"] == pytest.approx(nc.measure_features(features[5:], labels[5:])["nc1"])
 
 
 def test_measure_warns_in_one_line_and_prints_undefined_values_as_null(tmp_path, capsys, arrays):
     np.savez(tmp_path / "f.npz", features=arrays["features"], labels=0 * arrays["labels"])
     assert main(["measure", str(tmp_path / "f.npz"), "--json", "--num-classes", "2"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["nc1"] is None
+    assert json.loads(out)["measures"]["nc1"] is None
     assert all(line.startswith("neuralcollapse: warning: ") for line in err.splitlines())
     assert "only class 0 has samples" in err
 
@@ -170,13 +178,13 @@ def test_a_truncated_file_and_a_missing_one_are_refused(tmp_path, capsys, arrays
 
 def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
     out = tmp_path / "run"
-    assert main(["train", "--out", str(out), *SHORT_FLAGS, "--classifier=etf"]) == 0
+    assert main(["train", "--out", str(out), *SHORT_FLAGS, "--frame=simplex"]) == 0
     text = capsys.readouterr().out
     assert "nc1 " in text
     assert f"page  {out / 'report.html'}" in text
     assert (out / "report.html").stat().st_size > 1_000_000
     config = yaml.safe_load((out / "config.yaml").read_text())
-    assert (config["feature_dim"], config["classifier"], config["epochs"]) == (9, "etf", 2)
+    assert (config["feature_dim"], config["frame"], config["epochs"]) == (9, "simplex", 2)
     assert {path.name for path in (out / "logs").iterdir()} == {"csv", "tensorboard"}
     assert refused(capsys, "train", "--out", out, *SHORT_FLAGS).count("--force") == 1
     before = (out / "records.jsonl").read_text()
@@ -188,13 +196,13 @@ def test_train_writes_a_run_and_its_page_and_says_where(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--epoch", "3"], "did you mean 'epochs'"),
+        (["--epoch", "3"], "no option '--epoch' (did you mean '--epochs'?)"),
         (["--epochs", "three"], "epochs"),
         (["--epochs", "0"], "epochs to be at least 1"),
-        (["--classifier", "fixed"], "classifier"),
+        (["--frame", "fixed"], "frame"),
         (["--network", "mpl"], "did you mean 'mlp'"),
         (["--data", "digit"], "did you mean 'digits'"),
-        (["--classifier", "etf", "--feature-dim", "8"], "d >= K-1 = 9"),
+        (["--frame", "simplex", "--feature-dim", "8"], "d >= K-1 = 9"),
         (["--config", "missing.yaml"], "missing.yaml"),
         (["stray"], "stray"),
         (["--resum", "runs/x"], "resum"),
@@ -222,7 +230,7 @@ def test_an_unwritable_run_folder_is_one_line(tmp_path, capsys):
 
 def printed_config(capsys, *flags: str) -> dict[str, object]:
     with pytest.raises(SystemExit) as exit_:
-        main(["train", "--print_config", *flags])
+        main(["train", "--print-config", *flags])
     assert exit_.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
 
@@ -284,6 +292,108 @@ def test_the_printed_config_reads_back(tmp_path, capsys, configured):
     one, other = configured
     assert one == other
     assert other.milestones == (3, 5)
+
+
+def test_the_printed_config_keeps_the_run_folder_and_not_what_is_for_the_command_line(tmp_path, capsys, monkeypatch):
+    printed = printed_config(capsys, "--out", str(tmp_path / "run"), "--force", "--json")
+    assert printed["out"] == str(tmp_path / "run")
+    assert list(printed)[1:] == [item.name for item in fields(TrainConfig)]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
+    asked = []
+    monkeypatch.setattr("neuralcollapse.training.run.train", lambda config, out, *, force: asked.append((out, force)))
+    with pytest.raises(AttributeError):  # there is no run to write a page of
+        main(["train", "--config", str(tmp_path / "config.yaml")])
+    assert asked == [(tmp_path / "run", False)]
+
+
+def test_a_file_cannot_allow_what_only_the_command_line_may(tmp_path, capsys):
+    """Version 0.1.0 wrote these names, switched off, into the files that it printed: those are read."""
+    file = tmp_path / "config.yaml"
+    file.write_text("trust_code: false\nforce: false\njson: false\nresume: null\nout: null\nweight_decay: 5e-4\n")
+    assert printed_config(capsys, "--config", str(file))["weight_decay"] == 5e-4
+    for name, value in {"trust_code": "true", "force": "true", "resume": "runs/x"}.items():
+        file.write_text(f"{name}: {value}\n")
+        message = refused(capsys, "train", "--config", file)
+        assert f"config.yaml: {name} is for the command line" in message
+
+
+def test_a_wrong_value_in_a_file_names_the_file(tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text("epochs: ten\n")
+    assert "config.yaml: expected epochs to be of type int, got 'ten'" in refused(
+        capsys, "train", "--config", tmp_path / "config.yaml"
+    )
+
+
+def test_of_files_and_flags_the_last_value_counts(tmp_path, capsys):
+    one, other = tmp_path / "one.yaml", tmp_path / "other.yaml"
+    one.write_text("epochs: 7\nwidth: 20\nnetwork_options: {a: 1}\n")
+    other.write_text("epochs: 9\n")
+    for flags, epochs, width in [
+        (["--config", one, other], 9, 20),
+        (["--config", one, "--config", other, "--width=null"], 9, None),
+        (["--epochs", "3", "--config", one], 7, 20),
+        (["--config", one, "--epochs", "3", "--epochs=4"], 4, 20),
+    ]:
+        found = printed_config(capsys, *map(str, flags))
+        assert (found["epochs"], found["width"]) == (epochs, width)
+    flags = ["--network_options.hidden_size", "64", "--network-options.b=[1]", "--network_options.c", "x_y"]
+    found = printed_config(capsys, "--config", str(one), *flags)
+    assert found["network_options"] == {"a": 1, "hidden_size": 64, "b": [1], "c": "x_y"}
+
+
+def test_code_may_be_named_on_the_command_line_but_not_in_the_file_of_a_run_folder(
+    short_run, tmp_path, configured, capsys
+):
+    file = tmp_path / "config.yaml"
+    shutil.copyfile(short_run.path / "environment.json", tmp_path / "environment.json")
+    file.write_text("network: my_net:build\nepochs: 3\n")
+    assert "asks to import my_net and call build" in refused(capsys, "train", "--config", file)
+    assert "asks to import" in refused(capsys, "train", "--network", "my_net:build", "--config", file)
+    assert not configured
+    for flags in (["--network", "my_net:build"], ["--network=mlp"], ["--trust-code"]):
+        main(["train", "--config", str(file), *flags])
+    assert [config.network for config in configured] == ["my_net:build", "mlp", "my_net:build"]
+    file.write_text("network: timm:resnet18\nnetwork_options: {checkpoint_path: evil.pth}\n")
+    assert "asks to give timm the option" in refused(capsys, "train", "--config", file, "--network", "timm:resnet34")
+
+
+# Names of version 0.1.0
+
+
+VALUES = {"classifier": "etf", "model": "mlp", "head": "etf", "say": "so"}
+FLAGS = [(command, old, new) for command in ("train", "measure") for old, new in RENAMED[command].items()]
+
+
+@pytest.mark.parametrize(("command", "old", "new"), FLAGS)
+@pytest.mark.parametrize("form", ["--{name}={value}", "--{name} {value}"])
+def test_an_old_flag_works_with_a_note_that_gives_the_new_one(command, old, new, form, capsys, monkeypatch):
+    seen = []
+    module = sys.modules[f"neuralcollapse.cli.{command}"]
+    monkeypatch.setattr(module, "run", lambda options: seen.append(options) or 0)
+    value = VALUES[old]
+    now = RENAMED_VALUES.get(new, {}).get(value, value)
+    assert main([command, *form.format(name=old, value=value).split()]) == 0
+    assert main([command, *form.format(name=new, value=now).split()]) == 0
+    assert vars(seen[0]) == vars(seen[1])
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert re.match(
+        rf"neuralcollapse: note: --{old}( {value})? is now called --{new}( {now})?; the old name works", err
+    )
+
+
+@pytest.mark.parametrize(("old", "new"), RENAMED["train"].items())
+def test_an_old_name_in_a_file_works_with_a_note_that_gives_the_new_one(old, new, tmp_path, capsys):
+    (tmp_path / "config.yaml").write_text(f"{old}: {VALUES[old]}\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "config.yaml"), "--print-config"])
+    out, err = capsys.readouterr()
+    assert yaml.safe_load(out)[new] == RENAMED_VALUES[new][VALUES[old]]
+    assert (
+        err == f"neuralcollapse: note: {old}=etf is now called {new}=simplex; the old name works in this version only\n"
+    )
+    (tmp_path / "config.yaml").write_text(f"{old}: learned\n{new}: simplex\n")
+    assert f"{old} is now called {new}, got both" in refused(capsys, "train", "--config", tmp_path / "config.yaml")
 
 
 def test_flags_come_before_the_config_file_and_that_before_the_defaults(tmp_path, configured):
@@ -348,20 +458,53 @@ def test_inner_layers_and_the_source_are_printed(tmp_path, capsys):
     assert "from the training steps of the last epoch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["train", "measure", "landscape", "reproduce", "report"])
+def test_no_flag_in_the_help_of_a_command_has_an_underscore(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    out = capsys.readouterr().out
+    assert "--json" in out
+    assert not re.findall(r"--[\w-]*_[\w-]*", out)
+
+
+def test_the_help_of_train_names_every_option_and_its_default(capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    for item in fields(TrainConfig):
+        assert f"--{item.name.replace('_', '-')} " in out
+    assert out.count("(default: ") == len(fields(TrainConfig)) + 1  # and --out
+    assert "(default: 0.0)" in out
+    assert "(default: csv,tensorboard)" in out
+
+
+def test_the_help_of_train_loads_nothing_heavy():
+    command = [sys.executable, "-X", "importtime", "-m", "neuralcollapse", "train", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
+    assert not imported & {"torch", "lightning", "plotly", "sklearn", "scipy"}
+
+
 def test_train_help_is_made_from_the_config(capsys):
     with pytest.raises(SystemExit):
         main(["train", "--help"])
     out = capsys.readouterr().out
-    assert "--weight_decay" in out
+    assert "--weight-decay" in out
     assert "dimension d of the features" in out
 
 
 def test_a_run_folder_is_measured_checkpoint_by_checkpoint(short_run, capsys):
     assert main(["measure", str(short_run.path), "--json"]) == 0
-    results = json.loads(capsys.readouterr().out)
-    assert [result["epoch"] for result in results] == [2, 4]
+    found = json.loads(capsys.readouterr().out)
+    files = [str(file) for _, file in short_run.checkpoints()]
+    assert (found["run"], found["unit"]) == (str(short_run.path), "epoch")
+    assert [(record["epoch"], record["checkpoint"]) for record in found["records"]] == list(
+        zip([2, 4], files, strict=True)
+    )
     assert main(["measure", str(short_run.path)]) == 0
-    assert "epoch 4, training set, 1437 samples" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert [line.split()[:2] for line in out.splitlines()[:2]] == [["epoch", "2"], ["epoch", "4"]]
+    assert "collapse after 4 epochs, training set, 1,437 samples" in out
 
 
 def test_report_writes_the_page_where_asked(short_run, tmp_path, capsys):
@@ -444,7 +587,9 @@ def test_the_head_of_a_file_and_of_a_run_is_certified_on_request(tmp_path, capsy
     assert "--certify-head" in refused(capsys, "measure", tmp_path / "f.npz", "--weight-decay", "0.01")
     assert "leave them out" in refused(capsys, "measure", short_run.path, "--weight-decay", "0.01")
     assert main(["measure", str(short_run.path), "--certify-head"]) == 0
-    assert capsys.readouterr().out.count("times the exact minimum") == 2
+    assert capsys.readouterr().out.count("times the exact minimum") == 1
+    assert main(["measure", str(short_run.path), "--certify-head", "--json"]) == 0
+    assert all(record["head"]["ratio"] >= 1 for record in json.loads(capsys.readouterr().out)["records"])
 
 
 @pytest.mark.parametrize("arguments", [["mesure"], ["measure"], ["measure", "a", "b"], ["report", "--what"]])

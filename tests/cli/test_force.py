@@ -20,7 +20,7 @@ from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import resume, train
 
 NETWORK = [
-    "--model",
+    "--network",
     "mlp",
     "--network-options",
     '{"width": 32, "depth": 2}',
@@ -123,7 +123,7 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one(exp1, monkeypatch, capsy
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr("neuralcollapse.loops.measuring.collect", collect)
+            patch.setattr("neuralcollapse.loops.recorder.collect", collect)
             with pytest.raises(error):
                 train(module.TrainConfig(epochs=1, loggers=()), "exp1", force=True, progress=False)
         assert files(exp1) == before

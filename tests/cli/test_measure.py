@@ -19,7 +19,7 @@ from neuralcollapse.cli import main
 from neuralcollapse.cli.checkpoints import pixel_statistics
 from neuralcollapse.data.load import load_data
 
-MLP = ["--model", "mlp", "--network-options", '{"width": 32, "depth": 2}', "--feature-dim", "16", "--data", "digits"]
+MLP = ["--network", "mlp", "--network-options", '{"width": 32, "depth": 2}', "--feature-dim", "16", "--data", "digits"]
 ALL = ["--checkpoints", "ckpts/*.pt"]
 
 
@@ -125,14 +125,14 @@ def test_a_model_of_timm_on_an_image_folder_by_the_names_in_the_model(place, cap
         state = {f"model._orig_mod.{name}": value for name, value in net.state_dict().items()}
         save_file(state, place / "weights" / f"epoch={epoch}-step={epoch * 7}.safetensors")
     flags = [
-        "--model",
+        "--network",
         "timm:resnet18",
         "--checkpoints",
         "weights/*.safetensors",
         "--data",
         f"imagefolder:{place}/pets",
     ]
-    flags += ["--classifier", "fc", "--layers", "layer1.0,layer1", "--normalize", "imagenet", "--num_classes", "3"]
+    flags += ["--layer", "fc", "--layers", "layer1.0,layer1", "--normalize", "imagenet", "--num_classes", "3"]
     result = measured(capsys, *flags)
     data = load_data(f"imagefolder:{place}/pets").train
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
@@ -153,7 +153,7 @@ def test_a_saved_model_of_transformers_from_its_folder(place, capsys):
     for step in (20, 100):
         network = transformers.ViTForImageClassification(config)
         network.save_pretrained(place / "out" / f"checkpoint-{step}")
-    flags = ["--model", "transformers:./out/checkpoint-100", "--data", "digits", "--samples-per-class", "5"]
+    flags = ["--network", "transformers:./out/checkpoint-100", "--data", "digits", "--samples-per-class", "5"]
     result = measured(capsys, *flags, "--checkpoints", "out/checkpoint-*", "--no-pairwise")
     assert [(record["epoch"], record["checkpoint"]) for record in result["records"]] == [
         (20, "out/checkpoint-20/model.safetensors"),
@@ -170,12 +170,12 @@ def test_a_function_of_ones_own_and_a_fixed_classifier(place, capsys):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), nn.Linear(width, num_classes))\n"
     )
     try:
-        network = nc.build_network("nets_of_mine:make", 10, classifier="etf", width=12)
+        network = nc.build_network("nets_of_mine:make", 10, frame="simplex", width=12)
         save_file(network.state_dict(), place / "last.safetensors")
-        flags = ["--model", "nets_of_mine:make", "--data", "digits", "--checkpoints", "last.safetensors"]
-        result = measured(capsys, *flags, "--network-options", '{"width": 12}', "--head", "etf")
+        flags = ["--network", "nets_of_mine:make", "--data", "digits", "--checkpoints", "last.safetensors"]
+        result = measured(capsys, *flags, "--network-options", '{"width": 12}', "--frame", "simplex")
         assert result["records"][0]["measures"]["nc2"] == pytest.approx(0, abs=1e-5)
-        assert "lacks 1 of the model's 4 weights" in refused(
+        assert "is missing 1 of the model's 4 weights" in refused(
             capsys, *flags, "--network-options", '{"width": 12}', "--out", "x"
         )
     finally:
@@ -192,7 +192,7 @@ def test_a_subset_keeps_the_pixels_statistics_of_all_images(place, capsys):
 def test_more_classes_than_the_data_have(place, capsys):
     network = nc.build_network("mlp", 12, in_features=64)
     torch.save(network.state_dict(), "w.pt")
-    flags = ["--model", "mlp", "--data", "digits", "--checkpoints", "w.pt"]
+    flags = ["--network", "mlp", "--data", "digits", "--checkpoints", "w.pt"]
     assert main(["measure", *flags, "--num-classes", "12"]) == 0
     assert "no samples of classes 10, 11" in capsys.readouterr().err
     assert "expected fc.weight as float32 (10, 256), got float32 (12, 256)" in refused(capsys, *flags, "--out", "x")
@@ -209,7 +209,7 @@ def test_the_head_is_certified_with_the_decays_of_the_training(place, capsys):
 def test_an_accuracy_of_guessing_is_pointed_out(place, capsys):
     torch.manual_seed(0)
     torch.save(nc.build_network("mlp", 10, in_features=64).state_dict(), "w.pt")
-    assert main(["measure", "--model", "mlp", "--data", "digits", "--checkpoints", "w.pt"]) == 0
+    assert main(["measure", "--network", "mlp", "--data", "digits", "--checkpoints", "w.pt"]) == 0
     assert "next  the accuracy is that of guessing" in capsys.readouterr().out
 
 
@@ -242,9 +242,9 @@ class Bomb:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--model", "mlp"], "got no --checkpoints: add it, as in"),
-        (["--checkpoints", "ckpts/*.pt", "--data", "digits"], "got no --model"),
-        (["--checkpoints", "ckpts/*.pt", "--model", "mlp"], "got no --data"),
+        (["--network", "mlp"], "got no --checkpoints: add it, as in"),
+        (["--checkpoints", "ckpts/*.pt", "--data", "digits"], "got no --network"),
+        (["--checkpoints", "ckpts/*.pt", "--network", "mlp"], "got no --data"),
         (["ckpts/epoch_2.pt", *MLP], "got both: leave one out"),
         (["runs/x", "--force"], "(--force), got both"),
         ([*MLP, "--checkpoints", "chkpts/*.pt"], "no checkpoint 'chkpts/*.pt' in {place}"),
@@ -253,22 +253,22 @@ class Bomb:
         ([*MLP, "--checkpoints", "ckpts/*.pt", "ckpts/epoch_2.pt"], "given twice"),
         ([*MLP, "--checkpoints", "bomb.pt"], "pickled objects (_pytest.outcomes._Fail), which are never loaded"),
         ([*MLP, "--checkpoints", "cut.pt"], "cannot read cut.pt"),
-        ([*MLP, "--model", "mpl", *ALL], "did you mean 'mlp'"),
+        ([*MLP, "--network", "mpl", *ALL], "did you mean 'mlp'"),
         (
-            [*MLP, "--model", "resnet18", "--network-options", "{}", *ALL],
-            "lacks 105 of the model's",
+            [*MLP, "--network", "resnet18", "--network-options", "{}", *ALL],
+            "is missing 105 of the model's",
         ),
         ([*MLP, "--data", "digit", *ALL], "did you mean 'digits'"),
-        ([*MLP, "--network-options", "width=3", *ALL], "--network-options as JSON"),
+        ([*MLP, "--network-options", "width=3", *ALL], "expected network_options to be a mapping"),
         ([*MLP, "--network-options", "[1]", *ALL], "expected network_options to be a mapping"),
         ([*MLP, "--network-options", '{"widht": 3}', *ALL], "did you mean 'width'"),
         ([*MLP, "--feature-dim", "17", *ALL], "(17, 32), got float32 (16, 32)"),
         ([*MLP, "--feature-dim", "0", *ALL], "feature_dim to be at least 1"),
-        ([*MLP, "--classifier", "head", *ALL], "no layer 'head'"),
+        ([*MLP, "--layer", "head", *ALL], "no layer 'head'"),
         ([*MLP, "--layers", "featurs.1", *ALL], "did you mean 'features"),
-        ([*MLP, "--head", "fixed", *ALL], "choose from"),
-        ([*MLP, "--head", "etf", *ALL], "fc.scale"),
-        ([*MLP, "--learn-scale", *ALL], "learn_scale is for classifier=etf"),
+        ([*MLP, "--frame", "fixed", *ALL], "expected frame to be one of 'learned', 'simplex'"),
+        ([*MLP, "--frame", "simplex", *ALL], "fc.scale"),
+        ([*MLP, "--learn-scale", *ALL], "learn_scale is for a fixed frame"),
         ([*MLP, "--stem", "small", *ALL], "only the ResNets"),
         ([*MLP, "--normalize", "imagnet", *ALL], "expected --normalize to be data, imagenet"),
         ([*MLP, "--normalize", "imagenet", *ALL], "sees 1 channels: give 1 of each"),
@@ -344,7 +344,7 @@ def load_file_of(path):
 
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.data.load", None)
+    monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
     assert "neuralcollapse[train]" in refused(capsys, *MLP, "--checkpoints", "ckpts/*.pt")
 
 
@@ -375,9 +375,9 @@ def test_rare_classes_are_left_out_and_pairs_sampled_of_a_file(tmp_path, capsys)
     assert main(["measure", str(tmp_path / "features.npz"), "--min-count", "2", "--pairs", "50", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["num_samples"] == 120
-    assert found["num_pairs"] == 50
+    assert found["measures"]["num_pairs"] == 50
     expected = nc.measure_features(features, labels, min_count=2, pairwise=50)
-    assert found["nc1_cdnv"] == expected["nc1_cdnv"]
+    assert found["measures"]["nc1_cdnv"] == expected["nc1_cdnv"]
     assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "50"]) == 0
     shown = capsys.readouterr().out
     assert "(±" in shown

@@ -1,4 +1,3 @@
-import gzip
 import logging
 import re
 import struct
@@ -11,9 +10,10 @@ from torch.nn import functional
 
 from neuralcollapse import InputError
 from neuralcollapse.data import splits
-from neuralcollapse.data.catalog import DEBIAN_FASHION_MNIST, read
+from neuralcollapse.data.catalog import DEBIAN_FASHION_MNIST, read_image_set
 from neuralcollapse.data.load import load_data
 from neuralcollapse.data.splits import resize
+from tests.helpers import write_idx
 
 RANDOM = np.random.default_rng(0)
 
@@ -21,7 +21,7 @@ RANDOM = np.random.default_rng(0)
 def fails(name, *parts, size=None):
     """Reading fails with one line that holds the parts (regular expressions) in this order."""
     with pytest.raises(InputError, match=".*".join(parts)) as caught:
-        read(str(name), size)
+        read_image_set(str(name), size)
     assert "\n" not in str(caught.value)
 
 
@@ -31,7 +31,7 @@ def fails(name, *parts, size=None):
 @pytest.mark.parametrize(
     ("name", "parts"),
     [
-        ("fashion_mnist", ["did you mean 'fashion-mnist'", "there are: digits, mnist", "hub"]),
+        ("fashion_mnist", ["did you mean 'fashion-mnist'", "expected one of digits, mnist", "hub"]),
         ("mnits:/tmp/x", ["no data set 'mnits:/tmp/x'", "did you mean 'mnist'"]),
         ("mnist:", ["a folder after the colon, as in 'mnist:FOLDER'"]),
         ("digits:/tmp", ["digits come with scikit-learn, without a folder, got '/tmp'"]),
@@ -39,7 +39,7 @@ def fails(name, *parts, size=None):
         ("imagefolder", ["as in 'imagefolder:FOLDER'"]),
         ("hf:", ["no data set 'hf:'"]),
         ("/no/such", ["expected a folder of the data set's files, got '/no/such'"]),
-        ("hf:~/no/such", ["got '/.*/no/such', which is none"]),
+        ("hf:~/no/such", ["got '/.*/no/such', which is not a folder"]),
         ("cifar10:/no/such", ["expected a folder of the data set's files, got '/no/such'"]),
     ],
 )
@@ -48,12 +48,6 @@ def test_a_wrong_name_says_what_there_is(name, parts):
 
 
 # IDX
-
-
-def write_idx(file, array, *, kind=8, header=None):
-    shape = struct.pack(f">{array.ndim}I", *array.shape)
-    content = (bytes((0, 0, kind, array.ndim)) + shape if header is None else header) + array.astype("u1").tobytes()
-    file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
 
 
 def some(count, *shape):
@@ -90,7 +84,7 @@ def same(source, arrays):
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "idx"])
 def test_idx_files_come_back_as_they_were(tmp_path, name, mark, suffix):
     arrays = idx_folder(tmp_path, mark=mark, suffix=suffix)
-    source = read(f"{name}:{tmp_path}")
+    source = read_image_set(f"{name}:{tmp_path}")
     assert same(source, arrays)
     assert source.class_names[0] == ("T-shirt/top" if name == "fashion-mnist" else "0")
     assert len(source.class_names) == 10
@@ -98,7 +92,7 @@ def test_idx_files_come_back_as_they_were(tmp_path, name, mark, suffix):
 
 def test_idx_reads_colour_and_takes_the_classes_from_the_labels(tmp_path):
     arrays = idx_folder(tmp_path, shape=(4, 3, 3), classes=3)
-    source = read(f"idx:{tmp_path}")
+    source = read_image_set(f"idx:{tmp_path}")
     assert same(source, arrays)
     assert source.class_names == ("0", "1", "2")
 
@@ -107,26 +101,26 @@ def test_idx_may_lack_both_test_files_and_mnist_may_not(tmp_path):
     idx_folder(tmp_path)
     for file in tmp_path.glob("t10k*"):
         file.unlink()
-    source = read(f"idx:{tmp_path}")
+    source = read_image_set(f"idx:{tmp_path}")
     assert (len(source.test.labels), source.test.images.shape) == (0, (0, 1, 4, 3))
-    fails(f"mnist:{tmp_path}", "lacks t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte")
+    fails(f"mnist:{tmp_path}", "is missing t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte")
 
 
 def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
     idx_folder(tmp_path / "mnist")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert len(read("mnist:~/mnist").train.labels) == 25
+    assert len(read_image_set("mnist:~/mnist").train.labels) == 25
 
 
 def test_missing_files_are_all_listed_and_what_lies_there(tmp_path):
     idx_folder(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").rename(tmp_path / "train-labels.zip")
     (tmp_path / "t10k-images-idx3-ubyte").unlink()
-    parts = ["lacks train-labels-idx1-ubyte, t10k-images-idx3-ubyte", r"\.gz", "it holds .*train-labels.zip"]
+    parts = ["is missing train-labels-idx1-ubyte, t10k-images-idx3-ubyte", r"\.gz", "it holds .*train-labels.zip"]
     fails(f"mnist:{tmp_path}", *parts)
     fails(f"idx:{tmp_path}", *parts)
     (tmp_path / "empty").mkdir()
-    fails(f"mnist:{tmp_path / 'empty'}", "lacks train-images", "it holds nothing")
+    fails(f"mnist:{tmp_path / 'empty'}", "is missing train-images", "it holds nothing")
 
 
 @pytest.fixture
@@ -199,7 +193,7 @@ def test_classes_without_training_samples(idx):
 def test_test_images_of_another_shape(idx):
     write_idx(idx / "t10k-images-idx3-ubyte", some(6, 5, 5))
     fails(f"idx:{idx}", "test images like the training images, 1 x 4 x 3, got 1 x 5 x 5: give an image_size")
-    source = read(f"idx:{idx}", 6)
+    source = read_image_set(f"idx:{idx}", 6)
     assert source.train.images.shape[1:] == source.test.images.shape[1:] == (1, 6, 6)
 
 
@@ -214,7 +208,7 @@ def test_fashion_mnist_of_debian():
 
 def test_fashion_mnist_looks_into_debians_folder_first(idx, monkeypatch):
     monkeypatch.setattr("neuralcollapse.data.catalog.DEBIAN_FASHION_MNIST", idx)
-    assert len(read("fashion-mnist").train.labels) == 25
+    assert len(read_image_set("fashion-mnist").train.labels) == 25
 
 
 # CIFAR
@@ -244,7 +238,7 @@ def cifar_folder(folder, name):
 )
 def test_cifar_files_come_back_as_they_were(tmp_path, name, inner):
     images, labels, test_images, test_labels = cifar_folder(tmp_path / inner, name)
-    source = read(f"{name}:{tmp_path}")
+    source = read_image_set(f"{name}:{tmp_path}")
     arrays = [images.transpose(0, 2, 3, 1), labels, test_images.transpose(0, 2, 3, 1), test_labels]
     assert same(source, arrays)
     assert len(set(source.class_names)) == (10 if name == "cifar10" else 100)
@@ -262,7 +256,7 @@ def test_cifar_files_are_checked(tmp_path):
     file.write_bytes(b"\x0a" + content[1:])
     fails(f"cifar10:{tmp_path}", "expected labels below 10, got 10")
     file.unlink()
-    fails(f"cifar10:{tmp_path}", r"lacks data_batch_3\.bin", r"cifar-10-binary\.tar\.gz", "it holds data_batch_1")
+    fails(f"cifar10:{tmp_path}", r"is missing data_batch_3\.bin", r"cifar-10-binary\.tar\.gz", "it holds data_batch_1")
 
 
 @pytest.mark.parametrize(
@@ -296,7 +290,7 @@ def test_an_image_folder_comes_back_as_it_was(tmp_path):
     (tmp_path / "train" / ".DS_Store").write_text("")
     (tmp_path / "train" / "a" / ".hidden").write_text("")
     (tmp_path / "README.txt").write_text("")
-    source = read(f"imagefolder:{tmp_path}")
+    source = read_image_set(f"imagefolder:{tmp_path}")
     assert source.class_names == ("a", "b")
     assert same(source, [np.stack([train[i] for i in (3, 2, 1, 0)]), [0, 0, 1, 1], test[None], [1]])
 
@@ -306,7 +300,7 @@ def test_an_image_folder_comes_back_as_it_was(tmp_path):
 def test_names_of_the_folder_held_out(tmp_path, train, name):
     expected = write_picture(tmp_path / name / "a" / "0.png", some(4, 4))
     write_picture(tmp_path / train / "a" / "0.png", some(4, 4))
-    source = read(f"imagefolder:{tmp_path}")
+    source = read_image_set(f"imagefolder:{tmp_path}")
     assert np.array_equal(source.test.images[:, 0].numpy(), expected[None])
     assert source.class_names == ("a",)
 
@@ -315,17 +309,17 @@ def test_of_several_folders_held_out_the_test_set_is_taken(tmp_path):
     for count, split in enumerate(("train", "test", "val", "valid"), start=1):
         for index in range(count):
             write_picture(tmp_path / split / "a" / f"{index}.png", some(4, 4))
-    assert len(read(f"imagefolder:{tmp_path}").test.labels) == 2
+    assert len(read_image_set(f"imagefolder:{tmp_path}").test.labels) == 2
     for index in range(2):
         (tmp_path / "test" / "a" / f"{index}.png").rename(tmp_path / "test" / f"{index}.png")  # without labels
     (tmp_path / "test" / "a").rmdir()
-    assert len(read(f"imagefolder:{tmp_path}").test.labels) == 3
+    assert len(read_image_set(f"imagefolder:{tmp_path}").test.labels) == 3
 
 
 def test_classes_may_be_called_like_parts_of_a_data_set(tmp_path):
     for name in ("valid", "invalid", "test"):
         write_picture(tmp_path / name / "0.png", some(4, 4))
-    source = read(f"imagefolder:{tmp_path}")
+    source = read_image_set(f"imagefolder:{tmp_path}")
     assert (source.class_names, source.train.labels.tolist()) == (("invalid", "test", "valid"), [0, 1, 2])
     write_picture(tmp_path / "train" / "0.png", some(4, 4))
     fails(f"imagefolder:{tmp_path}", "expected a folder of images for each class, got no images")
@@ -334,7 +328,7 @@ def test_classes_may_be_called_like_parts_of_a_data_set(tmp_path):
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("train", "bus"):
         write_picture(tmp_path / name / "0.png", some(4, 4))
-    assert read(f"imagefolder:{tmp_path}").class_names == ("bus", "train")
+    assert read_image_set(f"imagefolder:{tmp_path}").class_names == ("bus", "train")
 
 
 def test_what_systems_leave_behind_is_no_image(tmp_path):
@@ -343,7 +337,7 @@ def test_what_systems_leave_behind_is_no_image(tmp_path):
         (tmp_path / place / "a" / "Thumbs.db").write_text("")
         (tmp_path / place / "a" / "desktop.ini").write_text("")
         (tmp_path / place / "__MACOSX").mkdir()
-    source = read(f"imagefolder:{tmp_path}")
+    source = read_image_set(f"imagefolder:{tmp_path}")
     assert (source.class_names, len(source.train.labels), len(source.test.labels)) == (("a",), 1, 1)
 
 
@@ -353,17 +347,17 @@ def test_classes_without_images_are_named(tmp_path):
     for name in ("b", "c"):
         (tmp_path / "train" / name).mkdir()
     (tmp_path / "train" / "c" / ".hidden").write_text("")
-    fails(f"imagefolder:{tmp_path}", r"train: expected images of all 3 classes, got none of b, c: fill the folders")
+    fails(f"imagefolder:{tmp_path}", r"train: expected images of all 3 classes, got none of b, c: fill these folders")
     for name in ("b", "c"):
         write_picture(tmp_path / "train" / name / "0.png", some(4, 4))
     (tmp_path / "valid" / "b").mkdir()
-    assert read(f"imagefolder:{tmp_path}").test.labels.tolist() == [0]
+    assert read_image_set(f"imagefolder:{tmp_path}").test.labels.tolist() == [0]
 
 
 def test_a_folder_of_classes_is_the_training_set(tmp_path):
     write_picture(tmp_path / "a" / "0.png", some(4, 4))
     write_picture(tmp_path / "b" / "0.png", some(4, 4))
-    source = read(f"imagefolder:{tmp_path}")
+    source = read_image_set(f"imagefolder:{tmp_path}")
     assert (source.class_names, len(source.train.labels), len(source.test.labels)) == (("a", "b"), 2, 0)
 
 
@@ -372,18 +366,18 @@ def test_any_colour_makes_all_images_rgb(tmp_path):
     rgba = write_picture(tmp_path / "train" / "a" / "1.png", some(4, 4, 4))
     colour = write_picture(tmp_path / "train" / "a" / "2.png", some(4, 4, 3))
     held_out = write_picture(tmp_path / "test" / "a" / "0.png", some(4, 4))
-    images = read(f"imagefolder:{tmp_path}").train.images.numpy()
+    images = read_image_set(f"imagefolder:{tmp_path}").train.images.numpy()
     assert np.array_equal(images[0], np.stack([grey] * 3))
     assert np.array_equal(images[1], rgba[:, :, :3].transpose(2, 0, 1))
     assert np.array_equal(images[2], colour.transpose(2, 0, 1))
-    assert np.array_equal(read(f"imagefolder:{tmp_path}").test.images[0].numpy(), np.stack([held_out] * 3))
+    assert np.array_equal(read_image_set(f"imagefolder:{tmp_path}").test.images[0].numpy(), np.stack([held_out] * 3))
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGB", 3), ("RGBA", 3)])
 def test_modes_become_grey_or_rgb(tmp_path, mode, channels):
     pixels = np.full((4, 4, 3), 255, dtype=np.uint8)
     write_picture(tmp_path / "a" / "0.png", pixels, mode)
-    images = read(f"imagefolder:{tmp_path}").train.images
+    images = read_image_set(f"imagefolder:{tmp_path}").train.images
     assert images.shape == (1, channels, 4, 4)
     assert (images == 255).all()
 
@@ -397,7 +391,7 @@ def test_images_of_different_sizes_need_an_image_size(tmp_path):
     first = write_picture(tmp_path / "a" / "0.png", some(4, 4))
     second = write_picture(tmp_path / "a" / "1.png", some(6, 9))
     fails(f"imagefolder:{tmp_path}", r"one size, got 4 x 4 \(.*0.png\) and 6 x 9 \(.*1.png\): give an image_size")
-    images = read(f"imagefolder:{tmp_path}", 5).train.images
+    images = read_image_set(f"imagefolder:{tmp_path}", 5).train.images
     for image, pixels in zip(images, (first, second), strict=True):
         assert torch.equal(image, resize(torch.from_numpy(pixels)[None, None], 5)[0])
 
@@ -405,7 +399,7 @@ def test_images_of_different_sizes_need_an_image_size(tmp_path):
 def test_a_test_class_that_training_lacks(tmp_path):
     write_picture(tmp_path / "train" / "a" / "0.png", some(4, 4))
     write_picture(tmp_path / "test" / "b" / "0.png", some(4, 4))
-    fails(f"imagefolder:{tmp_path}", r"test: expected classes that train/ has, got b")
+    fails(f"imagefolder:{tmp_path}", r"test: expected only classes that train/ has, got also b")
 
 
 def test_foreign_and_damaged_files_are_named(tmp_path):
@@ -427,9 +421,9 @@ def test_image_folders_without_images(tmp_path):
     fails(f"imagefolder:{tmp_path}", "expected a folder of images for each class, got no images")
     write_picture(tmp_path / "a" / "0.png", some(4, 4))
     (tmp_path / "b").mkdir()
-    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b: fill the folders, or take them away")
+    fails(f"imagefolder:{tmp_path}", "all 2 classes, got none of b: fill these folders, or remove them")
     write_picture(tmp_path / "test" / "a" / "0.png", some(4, 4))
-    fails(f"imagefolder:{tmp_path}", "holds test/ and no train/")
+    fails(f"imagefolder:{tmp_path}", "holds test/ but no train/")
 
 
 # Resizing
@@ -490,12 +484,12 @@ def test_a_local_folder_of_parquet_files_comes_back_as_it_was(hub, held_out, sha
     )
     capfd.readouterr()
     for name in (folder, f"hf:{folder}"):
-        source = read(str(name))
+        source = read_image_set(str(name))
         assert same(source, [images, labels, test_images, test_labels])
         assert source.class_names == ("x", "y", "z")
     assert capfd.readouterr() == ("", "")
     assert datasets.utils.is_progress_bar_enabled()
-    assert read(str(folder), 6).train.images.shape[2:] == (6, 6)
+    assert read_image_set(str(folder), 6).train.images.shape[2:] == (6, 6)
 
 
 def test_an_integer_column_named_label_and_a_test_set_without_labels(hub):
@@ -506,7 +500,7 @@ def test_an_integer_column_named_label_and_a_test_set_without_labels(hub):
         train={"image": encoded, "label": [0, 1, 2, 0]},
         test={"image": encoded[:1], "label": [-1]},
     )
-    source = read(str(folder))
+    source = read_image_set(str(folder))
     assert source.class_names == ("0", "1", "2")
     assert len(source.test.labels) == 0
 
@@ -594,7 +588,7 @@ def test_named_data_sets_of_the_hub_have_their_known_names_and_the_fine_labels(h
     load = datasets.load_dataset
     asked = []
     monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or load(str(folder)))
-    source = read("cifar100")
+    source = read_image_set("cifar100")
     assert asked == ["uoft-cs/cifar100"]
     assert source.train.labels.tolist() == list(range(100))
     assert source.class_names[:2] == ("apple", "aquarium_fish")

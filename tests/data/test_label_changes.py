@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from neuralcollapse import InputError
 from neuralcollapse.data.label_changes import (
+    choose_per_class,
     imbalance,
     imbalanced_counts,
-    kept,
     label_noise,
     random_labels,
     samples_per_class,
@@ -29,7 +29,7 @@ def mixed(*sizes):
 def test_kept_takes_so_many_of_each_class_in_the_original_order(sizes, data):
     counts = data.draw(st.lists(st.integers(0, 12), min_size=len(sizes), max_size=len(sizes)))
     labels = mixed(*sizes)
-    chosen = kept(labels, counts, seed=0).tolist()
+    chosen = choose_per_class(labels, counts, seed=0).tolist()
     assert chosen == sorted(set(chosen))
     got = Counter(labels[chosen].tolist()) if chosen else Counter()
     assert [got[label] for label in range(len(sizes))] == [min(*pair) for pair in zip(sizes, counts, strict=True)]
@@ -37,22 +37,22 @@ def test_kept_takes_so_many_of_each_class_in_the_original_order(sizes, data):
 
 def test_kept_is_a_function_of_the_seed_and_the_purpose():
     labels = mixed(40, 40, 40)
-    first = kept(labels, [10] * 3, 0)
-    assert torch.equal(first, kept(labels, [10] * 3, 0))
-    assert not torch.equal(first, kept(labels, [10] * 3, 1))
-    assert not torch.equal(first, kept(labels, [10] * 3, 0, "imbalance"))
+    first = choose_per_class(labels, [10] * 3, 0)
+    assert torch.equal(first, choose_per_class(labels, [10] * 3, 0))
+    assert not torch.equal(first, choose_per_class(labels, [10] * 3, 1))
+    assert not torch.equal(first, choose_per_class(labels, [10] * 3, 0, "imbalance"))
 
 
 def test_a_smaller_subset_lies_in_a_larger_one():
     labels = mixed(40, 40, 40)
-    assert set(kept(labels, [3, 5, 7], 0).tolist()) < set(kept(labels, [10] * 3, 0).tolist())
+    assert set(choose_per_class(labels, [3, 5, 7], 0).tolist()) < set(choose_per_class(labels, [10] * 3, 0).tolist())
 
 
 def test_every_sample_is_as_likely_to_be_kept():
     labels = mixed(6, 6)
     hits = torch.zeros(12)
     for seed in range(600):
-        hits[kept(labels, [2, 3], seed)] += 1
+        hits[choose_per_class(labels, [2, 3], seed)] += 1
     expected = torch.where(labels == 0, 200.0, 300.0)
     assert (hits - expected).abs().max() < 5 * math.sqrt(150)  # five standard deviations of the binomial
 

@@ -1,6 +1,4 @@
-import gzip
 import itertools
-import struct
 
 import numpy as np
 import pytest
@@ -11,8 +9,11 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from neuralcollapse import InputError
-from neuralcollapse.data import load as module
-from neuralcollapse.data.load import Batches, Data, Split, load_data
+from neuralcollapse.data import batches as module
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data, load_data
+from neuralcollapse.data.splits import Split
+from tests.helpers import write_idx
 
 
 def test_digits_are_split_in_a_fixed_stratified_way():
@@ -39,9 +40,7 @@ def idx_folder(folder, images, labels):
     """A folder with a training set of `images` (N, H, W) or (N, H, W, C) and no test set."""
     folder.mkdir()
     for array, name in ((images, f"images-idx{images.ndim}"), (labels, "labels-idx1")):
-        header = bytes((0, 0, 8, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
-        with gzip.open(folder / f"train-{name}-ubyte.gz", "wb") as file:
-            file.write(header + array.astype("uint8").tobytes())
+        write_idx(folder / f"train-{name}-ubyte.gz", array)
     return f"idx:{folder}"
 
 

@@ -301,7 +301,7 @@ BAD_BATCHES = {
     "a label out of range": (FEATURES, torch.tensor([0, 3, 2, 0]), r"from 0 to 2 .*got 0 to 3: .*num_classes"),
     "only labels out of range": (FEATURES, torch.full((4,), 7), r"from 0 to 2 .*got 7: .*num_classes"),
     "a large unsigned label": (FEATURES, (LABELS + 253).to(torch.uint8), r"from 0 to 2 .*got 253 to 255: "),
-    "NaN": (spoiled(torch.nan), LABELS, r"finite features, got 1 .*of 16 values in 1 rows \(rows 2\): mend or drop"),
+    "NaN": (spoiled(torch.nan), LABELS, r"finite features, got 1 .*of 16 values in 1 rows \(rows 2\): correct or drop"),
     "infinity": (spoiled(torch.inf, (0, 3)), LABELS, r"finite features, got 2 .*in 2 rows \(rows 0, 3\): "),
     "infinities of both signs": (
         torch.stack([spoiled(torch.inf)[2], FEATURES[1], spoiled(-torch.inf)[2], FEATURES[3]]),

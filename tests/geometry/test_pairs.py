@@ -8,6 +8,7 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.geometry import pairs
+from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.measures import PAIRWISE_MEASURES
 
 

@@ -7,20 +7,12 @@ from torch.nn import functional as F
 
 import neuralcollapse as nc
 from neuralcollapse.heads.search import head_names
+from tests.helpers import etf_layer
 
 F64 = torch.float64
 SIZES = [(2, 1), (2, 2), (2, 3), (3, 2), (5, 5), (5, 8), (10, 9), (10, 64)]  # (K, d), d = K-1 included
 KINDS = [{}, {"rotation": "none"}, {"rotation": "fast"}, {"learn_scale": True}]
 KIND_NAMES = ["blocks", "plain", "rotated", "learnt_scale"]
-
-
-def layer_of(num_classes, dim, **options):
-    """A float64 layer with a bias that is not zero."""
-    torch.manual_seed(0)
-    layer = nc.ETFClassifier(dim, num_classes, dtype=F64, **options)
-    if layer.bias is not None:
-        nn.init.normal_(layer.bias)
-    return layer
 
 
 def assert_simplex_etf(rows, atol=1e-12):
@@ -35,60 +27,11 @@ def assert_simplex_etf(rows, atol=1e-12):
 @pytest.mark.parametrize(("num_classes", "dim"), SIZES)
 @pytest.mark.parametrize("options", [{}, {"bias": False}, {"scale": 2.5}, {"scale": 0.1, "learn_scale": True}])
 def test_the_logits_are_those_of_the_canonical_frame(num_classes, dim, options):
-    layer = layer_of(num_classes, dim, rotation="none", **options)
+    layer = etf_layer(num_classes, dim, rotation="none", **options)
     frame = nc.simplex_etf(num_classes, dim, dtype=F64) * options.get("scale", 1)
     features = torch.randn(7, dim, dtype=F64)
     torch.testing.assert_close(layer(features), F.linear(features, frame, layer.bias), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(layer.weight, frame, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [4, 5, 8])
-@pytest.mark.parametrize("shape", [(), (1,), (0,), (3,), (2, 3), (2, 1, 3)])
-def test_every_leading_shape_works_as_in_linear(options, dim, shape):
-    layer = layer_of(5, dim, **options)
-    features = torch.randn(*shape, dim, dtype=F64)
-    logits = layer(features)
-    assert logits.shape == (*shape, 5)
-    torch.testing.assert_close(logits, F.linear(features, layer.weight, layer.bias), rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [4, 5, 8])
-def test_gradients_are_those_of_the_dense_layer(options, dim):
-    layer = layer_of(5, dim, **options)
-    features = torch.randn(3, dim, dtype=F64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, features)
-
-    upstream = torch.randn(3, 5, dtype=F64)
-    mine = torch.autograd.grad(layer(features), (features, layer.bias), upstream)
-    dense = F.linear(features, layer.weight.detach(), layer.bias)
-    theirs = torch.autograd.grad(dense, (features, layer.bias), upstream)
-    torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("dim", [4, 5, 8])
-def test_a_learnt_scale_gets_its_gradient(dim):
-    layer = layer_of(5, dim, scale=1.5, learn_scale=True)
-    features = torch.randn(3, dim, dtype=F64)
-    ((layer(features) - layer.bias) ** 2).sum().backward()
-    wanted = 2 * 1.5 * F.linear(features, nc.simplex_etf(5, dim, dtype=F64)).square().sum()
-    torch.testing.assert_close(layer.scale.grad, wanted)
-
-
-def test_a_fixed_scale_is_no_parameter():
-    assert [name for name, _ in nc.ETFClassifier(8, 5).named_parameters()] == ["bias"]
-    assert {name for name, _ in nc.ETFClassifier(8, 5, learn_scale=True).named_parameters()} == {"bias", "scale"}
-    assert list(nc.ETFClassifier(8, 5, bias=False).parameters()) == []
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-def test_nothing_of_size_d_times_k_is_stored(options):
-    num_classes, dim = 50, 300
-    layer = nc.ETFClassifier(dim, num_classes, **options)
-    held = sum(tensor.numel() for tensor in [*layer.parameters(), *layer.buffers()])
-    assert held <= num_classes + 2 * dim + 8
-    assert not any("weight" in name for name in layer.state_dict())
 
 
 def test_it_presents_itself_as_a_linear_layer_would():
@@ -135,15 +78,6 @@ def test_a_rotation_spreads_every_class_over_all_features(dim):
 # State dicts
 
 
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-def test_a_state_dict_brings_back_the_same_layer(options):
-    saved = layer_of(5, 12, scale=3.0, seed=7, **options)
-    back = nc.ETFClassifier(12, 5, dtype=F64, seed=8, **options)
-    back.load_state_dict(saved.state_dict())
-    features = torch.randn(3, 12, dtype=F64)
-    assert torch.equal(back(features), saved(features))
-
-
 def dense(layer):
     twin = nn.Linear(layer.in_features, layer.num_classes, bias=layer.bias is not None, dtype=F64)
     with torch.no_grad():
@@ -157,7 +91,7 @@ def dense(layer):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
 def test_a_dense_checkpoint_of_this_very_frame_loads_strictly(options, bias, nested):
-    layer = layer_of(5, 12, bias=bias, scale=2.0, **options)
+    layer = etf_layer(5, 12, bias=bias, scale=2.0, **options)
     twin = dense(layer)
     wrap = (lambda module: nn.ModuleDict({"fc": module})) if nested else (lambda module: module)
     checkpoint = wrap(twin).state_dict()
@@ -171,7 +105,7 @@ def test_a_dense_checkpoint_of_this_very_frame_loads_strictly(options, bias, nes
 @pytest.mark.parametrize("scale", [1.0, 1e-3])
 @pytest.mark.parametrize("change", ["random", "zero", "rows", "shape", "twice"])
 def test_a_dense_checkpoint_of_another_frame_is_refused(scale, change):
-    layer = layer_of(5, 12, bias=False, scale=scale)
+    layer = etf_layer(5, 12, bias=False, scale=scale)
     weight = layer.weight.detach()
     weight = {
         "random": torch.randn_like(weight) * scale,
@@ -194,58 +128,6 @@ def test_a_missing_or_unknown_key_is_still_an_error():
 # Dtypes and compilers
 
 
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize(("dtype", "atol"), [(torch.float16, 0.01), (torch.bfloat16, 0.08)])
-@pytest.mark.parametrize("dim", [9, 10, 24])
-def test_half_precision_layers_keep_their_dtype_and_stay_near(options, dtype, atol, dim):
-    exact = layer_of(10, dim, **options)
-    features = torch.randn(6, dim, dtype=F64)
-    wanted = exact(features)
-    got = exact.to(dtype)(features.to(dtype))
-    assert got.dtype == dtype
-    torch.testing.assert_close(got.double(), wanted, rtol=0, atol=atol)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [9, 10, 24])
-def test_autocast_gives_the_logits_and_gradients(options, dim):
-    layer = layer_of(10, dim, **options).float()
-    features = torch.randn(6, dim, requires_grad=True)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        logits = layer(features)
-        reduced = layer(features.bfloat16())
-    torch.testing.assert_close(logits.float(), layer(features), rtol=0, atol=0.08)
-    torch.testing.assert_close(reduced.float(), layer(features), rtol=0, atol=0.08)
-    logits.float().sum().backward()
-    assert torch.isfinite(features.grad).all()
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [9, 24])
-def test_compiled_whole_it_gives_the_same_logits_and_gradients(options, dim):
-    torch.compiler.reset()
-    layer = layer_of(10, dim, **options)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    for batch in (4, 7):
-        features = torch.randn(batch, dim, dtype=F64, requires_grad=True)
-        torch.testing.assert_close(compiled(features), layer(features))
-        upstream = torch.randn(batch, 10, dtype=F64)
-        (mine,) = torch.autograd.grad(compiled(features), features, upstream)
-        (theirs,) = torch.autograd.grad(layer(features), features, upstream)
-        torch.testing.assert_close(mine, theirs)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [9, 24])
-def test_exported_with_a_free_batch_size_it_gives_the_same_logits(options, dim):
-    layer = layer_of(10, dim, **options)
-    example = torch.randn(4, dim, dtype=F64)
-    exported = torch.export.export(layer, (example,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
-    for batch in (4, 9):
-        features = torch.randn(batch, dim, dtype=F64)
-        torch.testing.assert_close(exported(features), layer(features))
-
-
 # Errors
 
 
@@ -265,14 +147,6 @@ def test_exported_with_a_free_batch_size_it_gives_the_same_logits(options, dim):
 def test_layers_that_cannot_be_are_refused(arguments, options, message):
     with pytest.raises(nc.InputError, match=message):
         nc.ETFClassifier(*arguments, **options)
-
-
-@pytest.mark.parametrize("options", KINDS, ids=KIND_NAMES)
-@pytest.mark.parametrize("dim", [4, 5, 9])
-@pytest.mark.parametrize("wrong", [-1, 1])
-def test_features_of_another_dimension_are_refused(options, dim, wrong):
-    with pytest.raises(nc.InputError, match=f"dimension {dim}, got"):
-        layer_of(5, dim, **options)(torch.zeros(2, dim + wrong, dtype=F64))
 
 
 # fix_classifier
@@ -385,7 +259,8 @@ def test_fix_classifier_gives_each_class_features_of_its_own_unless_told_otherwi
 
 def test_a_fixed_relu_network_without_normalisation_learns_as_well_as_a_linear_one():
     """With the plain frame silenced features take their classes with them (0.5 to 0.8 in such networks)."""
-    from neuralcollapse.data.load import Batches, load_data
+    from neuralcollapse.data.batches import Batches
+    from neuralcollapse.data.load import load_data
     from neuralcollapse.data.pixels import Pixels
 
     data = load_data("digits")

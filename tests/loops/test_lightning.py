@@ -1,4 +1,5 @@
 import csv
+import math
 import os
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler, TensorDataset
 
 import neuralcollapse as nc
-from neuralcollapse.loops.processes import in_order
+from neuralcollapse.loops.loaders import sequential
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import read_run
 
@@ -219,17 +220,17 @@ def test_loaders_are_put_in_order_and_shared_so_that_each_sample_comes_once():
     for options in ({"batch_size": 3, "shuffle": True, "drop_last": True}, {"batch_size": 20}):
         seen = []
         for rank in range(3):
-            batches = list(in_order(DataLoader(data, **options), rank, 3))
+            batches = list(sequential(DataLoader(data, **options), rank, 3))
             assert all(len(batch[0]) <= options["batch_size"] for batch in batches)
             seen += torch.cat([batch[0] for batch in batches]).tolist()
         assert sorted(seen) == list(range(11))
-    own = in_order(DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 4, True)))
+    own = sequential(DataLoader(data, batch_sampler=BatchSampler(SequentialSampler(data), 4, True)))
     assert [len(batch[0]) for batch in own] == [4, 4, 3]
     whole = DataLoader(data, batch_size=None, sampler=BatchSampler(SequentialSampler(data), 4, True))
-    assert [len(batch[0]) for batch in in_order(whole, 1, 2)] == [4, 1]
-    assert len(list(in_order(DataLoader(Stream(), batch_size=8)))) == 4
+    assert [len(batch[0]) for batch in sequential(whole, 1, 2)] == [4, 1]
+    assert len(list(sequential(DataLoader(Stream(), batch_size=8)))) == 4
     with pytest.raises(nc.InputError, match=r"in 2 processes, got the iterable Stream"):
-        in_order(DataLoader(Stream(), batch_size=8), 0, 2)
+        sequential(DataLoader(Stream(), batch_size=8), 0, 2)
 
 
 DDP = """
@@ -475,3 +476,73 @@ def test_the_layer_itself_names_the_classifier(tmp_path):
 def test_every_is_checked_at_once(every):
     with pytest.raises(nc.InputError, match="every"):
         nc.CollapseCallback(every=every)
+
+
+class Scheduled(Plain):
+    """Its learning rate halves after each epoch."""
+
+    def __init__(self, rate: float = 0.1):
+        super().__init__()
+        self.rate = rate
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD(self.parameters(), lr=self.rate)
+        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)]
+
+
+def test_every_may_be_a_function_of_the_epoch():
+    callback = nc.CollapseCallback(classifier="head", every=lambda epoch: epoch in (1, 4))
+    fitted([callback], max_epochs=6)
+    assert [record.epoch for record in callback.records] == [0, 1, 4, 6]
+
+
+def test_the_end_is_measured_where_training_stops_early():
+    class StopAfter(lightning.Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            trainer.should_stop = trainer.current_epoch == 2
+
+    callback = nc.CollapseCallback(classifier="head", every=2)
+    fitted([callback, StopAfter()], max_epochs=9)
+    assert [record.epoch for record in callback.records] == [0, 2, 3]
+
+
+def test_the_learning_rate_is_that_of_the_epoch_that_ended():
+    callback = nc.CollapseCallback(classifier="head")
+    fitted([callback], module=Scheduled(), max_epochs=3)
+    assert [record.learning_rate for record in callback.records] == pytest.approx([0.1, 0.1, 0.05, 0.025])
+
+
+def test_the_loss_is_the_one_given_on_both_sets():
+    data = loader(shuffle=False)
+    callback = nc.CollapseCallback(data, data, "head", loss=lambda logits, labels: logits.square().mean())
+    _, module = fitted([callback], max_epochs=1)
+    expected = float(module.eval()(data.dataset.tensors[0]).square().mean().detach())
+    assert callback.records[-1].train["loss"] == pytest.approx(expected)
+    assert callback.records[-1].test == pytest.approx(callback.records[-1].train)
+
+
+def test_the_head_is_certified_with_the_decays_given():
+    callback = nc.CollapseCallback(classifier="head", head_decay=(0.01, 0.02, 0.03))
+    _, module = fitted([callback], max_epochs=1)
+    inputs, labels = samples().tensors
+    features = module.eval().model(inputs).detach()
+    expected = nc.ufm.certify_head(features, labels, module.head.weight, module.head.bias, 0.01, 0.02, bias_decay=0.03)
+    assert callback.records[-1].head["ratio"] == pytest.approx(expected.ratio, rel=1e-5)
+
+
+def test_weights_that_are_not_finite_say_that_training_diverged():
+    with pytest.raises(nc.InputError, match=r"training diverged by epoch 1 .*lower the learning rate"):
+        fitted([nc.CollapseCallback(classifier="head")], module=Scheduled(rate=math.inf))
+
+
+def test_a_callback_goes_on_from_its_state():
+    first = nc.CollapseCallback(classifier="head")
+    fitted([first], max_epochs=3)
+    state = first.state_dict()
+    assert state["measured_epoch"] == 3
+    second = nc.CollapseCallback(classifier="head")
+    second.load_state_dict({**state, "seconds": 1000.0})
+    fitted([second], max_epochs=1)
+    assert [record.epoch for record in second.records] == [1], "what was measured before is not measured again"
+    assert 1000 < second.records[0].seconds < 1100
+    assert second.state_dict()["seconds"] >= second.records[0].seconds

@@ -58,7 +58,7 @@ def test_the_folder_says_what_was_measured(loader, tmp_path):
     run = read_run(tmp_path / "run")
     assert run.config["data"] == "mine"
     assert run.config["network"] == "Sequential"
-    assert (run.unit, run.config["layer"], run.config["classifier"]) == ("step", "fc", "learned")
+    assert (run.unit, run.config["layer"], run.config["frame"]) == ("step", "fc", "learned")
     assert run.class_names == ["a", "b", "😀"]
     assert (run.environment["num_classes"], run.environment["feature_dim"]) == (3, 6)
     assert run.environment["train_samples"] == 20
@@ -206,7 +206,7 @@ def test_classes_without_samples_have_no_mean_on_the_page(loader, tmp_path):
 
 
 def test_geometries_are_thinned_and_the_ends_kept(loader, tmp_path, monkeypatch):
-    monkeypatch.setattr("neuralcollapse.loops.recorder._GEOMETRIES", 5)
+    monkeypatch.setattr("neuralcollapse.loops.kept._GEOMETRIES", 5)
     recorder = measured(loader, tmp_path / "run", epochs=12)
     kept = [geometry.epoch for geometry in recorder.folder.geometries()]
     assert len(kept) == 5

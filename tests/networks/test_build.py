@@ -50,6 +50,25 @@ def test_the_fixed_classifier_has_the_frame_asked_for_and_blocks_by_default(rota
 
 
 @pytest.mark.parametrize(
+    ("frame", "kind", "options"),
+    [
+        ("learned", nn.Linear, {}),
+        ("simplex", nc.ETFClassifier, {}),
+        ("orthoplex", nc.OrthoplexClassifier, {"rotation": "none", "learn_scale": True}),
+        ("orthoplex", nc.OrthoplexClassifier, {}),
+        ("softmax_code", nc.SoftmaxCodeClassifier, {"learn_scale": True}),
+    ],
+)
+def test_a_frame_by_its_name(frame, kind, options):
+    layer = nc.build_network("mlp", 5, 6, frame=frame, **options).fc
+    assert isinstance(layer, kind)
+    if frame == "orthoplex":
+        assert layer.rotation_name == options.get("rotation", "fast")
+    if options.get("learn_scale"):
+        assert isinstance(layer.scale, nn.Parameter)
+
+
+@pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
         (("mpl", 10), {}, "'mpl'.*did you mean 'mlp'.*resnet50.*transformers:NAME"),
@@ -57,9 +76,15 @@ def test_the_fixed_classifier_has_the_frame_asked_for_and_blocks_by_default(rota
         (("mlp", 10, 8, "fixed"), {}, "'learned' or 'etf'"),
         (("mlp", 10, 8, "etf"), {}, "d >= K-1 = 9.*d=8"),
         (("resnet18_width", 10, 8, "etf"), {"width": 4}, "d >= K-1 = 9.*d=8"),
-        (("mlp", 10), {"learn_scale": True}, "learn_scale is for classifier='etf'"),
-        (("mlp", 10), {"rotation": "fast"}, "rotation is for classifier='etf', got 'fast'"),
-        (("mlp", 10, 16, "etf"), {"rotation": "haar"}, "rotation 'blocks', 'none', 'fast', got 'haar'"),
+        (("mlp", 10), {"learn_scale": True}, "learn_scale is for a fixed frame"),
+        (("mlp", 10), {"rotation": "fast"}, "rotation is for a fixed frame.*got 'fast'"),
+        (("mlp", 10, 16, "etf"), {"rotation": "haar"}, "rotation 'blocks', 'none', 'fast' for simplex, got 'haar'"),
+        (("mlp", 10, 16), {"frame": "etf"}, "frame 'learned', 'simplex', 'orthoplex', 'softmax_code', got 'etf'"),
+        (("mlp", 10, 16), {"frame": "simplx"}, "did you mean 'simplex'"),
+        (("mlp", 10, 16, "etf"), {"frame": "orthoplex"}, "classifier='etf', frame='orthoplex': leave one out"),
+        (("mlp", 10, 4), {"frame": "orthoplex"}, "d"),
+        (("mlp", 10, 4), {"frame": "orthoplex", "rotation": "blocks"}, "rotation 'none', 'fast' for orthoplex"),
+        (("mlp", 10, 4), {"frame": "softmax_code", "rotation": "fast"}, "rotation 'none' for softmax_code"),
         (("mlp", 10), {"stem": "small"}, "no stem for 'mlp', got 'small': only the ResNets"),
         (("timm:resnet18", 10), {"stem": "small"}, "no stem for 'timm:resnet18'"),
         (("mlp", 10), {"widht": 3}, "no option 'widht' .did you mean 'width'.*in_features, width, depth"),

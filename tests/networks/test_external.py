@@ -12,7 +12,7 @@ from torch import nn
 
 import neuralcollapse as nc
 from neuralcollapse.networks.build import classifier_name
-from neuralcollapse.networks.external import Outside
+from neuralcollapse.networks.external import ExternalNetwork
 
 VIT = {
     "hidden_size": 16,
@@ -64,21 +64,21 @@ def features_into(network, images):
 @pytest.mark.parametrize("num_classes", [3, 6])
 def test_the_classifier_is_the_last_layer_with_as_many_outputs_as_classes(num_classes):
     """With six classes the layer before it has as many outputs too."""
-    network = Outside(Small(num_classes), num_classes)
+    network = ExternalNetwork(Small(num_classes), num_classes)
     assert classifier_name(network) == network.classifier_name == "network.head.1"
     assert network.fc is network.network.head[1]
     assert classifier_name(torch.compile(network)) == "network.head.1"
 
 
 def test_a_network_that_is_its_own_classifier():
-    network = Outside(nn.Linear(4, 3), 3)
+    network = ExternalNetwork(nn.Linear(4, 3), 3)
     assert classifier_name(network) == "network"
     network.fc = nn.Linear(4, 3, bias=False)
     assert list(network.state_dict()) == ["network.weight"]
 
 
 def test_assigning_fc_replaces_the_layer_in_the_network():
-    network = Outside(Small(3), 3)
+    network = ExternalNetwork(Small(3), 3)
     names = list(network.state_dict())
     layer = nn.Linear(6, 3)
     network.fc = layer
@@ -91,13 +91,13 @@ def test_assigning_fc_replaces_the_layer_in_the_network():
 def test_a_layer_held_under_two_names_is_replaced_under_both():
     inner = Small(3)
     inner.also = inner.head[1]
-    network = Outside(inner, 3)
+    network = ExternalNetwork(inner, 3)
     network.fc = nn.Linear(6, 3)
     assert inner.also is inner.head[1] is network.fc
 
 
 def test_a_copy_has_a_classifier_of_its_own():
-    network = Outside(Small(3), 3)
+    network = ExternalNetwork(Small(3), 3)
     twin = copy.deepcopy(network)
     twin.fc = nn.Linear(6, 3)
     assert twin.fc is twin.network.head[1] is not network.fc
@@ -117,13 +117,13 @@ def test_a_copy_has_a_classifier_of_its_own():
 def test_the_logits_are_taken_out_of_what_a_network_returns(wrap):
     inner = Small(3, wrap=wrap)
     images = torch.randn(2, 8, 8)
-    torch.testing.assert_close(Outside(inner, 3)(images), inner.head(inner.body(images)))
+    torch.testing.assert_close(ExternalNetwork(inner, 3)(images), inner.head(inner.body(images)))
 
 
 @pytest.mark.parametrize("output", [None, {"loss": 1}, (), (None,)])
 def test_an_output_without_logits_is_refused(output):
     with pytest.raises(nc.InputError, match=r"expected Small to return logits, got \w+: return a tensor"):
-        Outside(Small(3, wrap=lambda logits: output), 3)(torch.ones(1, 64))
+        ExternalNetwork(Small(3, wrap=lambda logits: output), 3)(torch.ones(1, 64))
 
 
 @pytest.mark.parametrize(
@@ -188,7 +188,7 @@ def test_a_network_keeps_the_fixed_classifier_that_it_brings(learn_scale, monkey
     inner = nn.Sequential(nn.Flatten(), nc.ETFClassifier(64, 3, scale=2.0, learn_scale=learn_scale))
     name = made(inner, monkeypatch)
     assert nc.build_network(name, 3, None, "etf", learn_scale=learn_scale).fc is inner[1]
-    with pytest.raises(nc.InputError, match=f"own ETFClassifier.*use classifier='etf', learn_scale={learn_scale}"):
+    with pytest.raises(nc.InputError, match=f"own ETFClassifier.*use frame='simplex', learn_scale={learn_scale}"):
         nc.build_network(name, 3)
     with pytest.raises(nc.InputError, match="own ETFClassifier"):
         nc.build_network(name, 3, None, "etf", learn_scale=not learn_scale)

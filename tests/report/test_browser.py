@@ -41,9 +41,7 @@ def runs(short_run, tmp_path_factory):
     for place in (one, other):
         shutil.copytree(short_run.path, place, ignore=shutil.ignore_patterns("checkpoints", "logs"))
     config = (other / "config.yaml").read_text()
-    (other / "config.yaml").write_text(
-        config.replace("seed: 0", "seed: 1").replace("classifier: learned", "classifier: etf")
-    )
+    (other / "config.yaml").write_text(config.replace("seed: 0", "seed: 1").replace("frame: learned", "frame: simplex"))
     lines = [json.loads(line) for line in (other / "records.jsonl").read_text().splitlines()]
     for line in lines:
         line["measures"]["nc1"] *= 100

@@ -5,8 +5,8 @@ import pytest
 
 from neuralcollapse.report.comparison import comparison_page, comparison_verdict, run_table, setting_tables
 from neuralcollapse.report.single import state
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run, read_run
+from neuralcollapse.runs.records import Record
 
 
 def record(accuracy=1.0, **measures):

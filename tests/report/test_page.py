@@ -9,8 +9,9 @@ import pytest
 from neuralcollapse import InputError
 from neuralcollapse.report.comparison import comparison_page
 from neuralcollapse.report.single import shown, single_page, verdict, write_page
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import Run, read_run
+from neuralcollapse.runs.records import Record
 
 
 def render(run: RunFolder) -> str:

@@ -3,8 +3,8 @@ import io
 import math
 
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Record
 
 
 def rows(*runs):

@@ -4,8 +4,8 @@ import pytest
 
 from neuralcollapse import InputError
 from neuralcollapse.reproduce.checks import Finding, Results, Verdict, judge, validate
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Record
 
 NAN = math.nan
 
@@ -135,7 +135,7 @@ def test_the_verdict_counts_what_holds(holds, word):
         ({"kind": "ends", "statement": "s"}, "check: no 'ends'.*'end'"),
         ({"kind": "end", "statement": "s", "key": "nc9"}, "no number 'nc9'"),
         ({"kind": "end", "statement": "s", "kye": "nc1"}, "check 'end'"),
-        ({"kind": "saddles"}, "expected `say`"),
+        ({"kind": "saddles"}, "expected `statement`"),
         (
             {"kind": "fewer", "statement": "s", "of": "wieghts", "less": {}, "more": {}, "percent": 1},
             "expected `of` as one of parameters",

@@ -1,6 +1,9 @@
+import warnings
+
 import pytest
 
 from neuralcollapse import InputError
+from neuralcollapse.errors import RenamedWarning
 from neuralcollapse.reproduce.checks import validate
 from neuralcollapse.reproduce.experiment import SCALES, SurveyConfig, find_experiment, names, parse, slug, text_of
 from neuralcollapse.training.config import TrainConfig
@@ -11,7 +14,7 @@ title: T
 claim: C
 options: {epochs: 3}
 vary: {loss: {CE: {}, MSE: {loss: mse}}}
-checks: [{kind: end, key: nc1, at_most: 1, say: s}]
+checks: [{kind: end, key: nc1, at_most: 1, statement: s}]
 scales: {smoke: {needs: nothing, minutes: 1, seeds: [0, 1]}}
 """
 
@@ -77,6 +80,29 @@ def test_what_a_file_says_wrongly_is_named(old, new, message):
     with pytest.raises(InputError, match=message) as error:
         parse(SMALL.replace(old, new), "mine", "smoke")
     assert "\n" not in str(error.value)
+
+
+OLD = {
+    "options: {epochs: 3}": "options: {epochs: 3, classifier: etf}",
+    "CE: {}": "CE: {classifier: etf}",
+    "statement: s": "say: s",
+}
+NEW = {
+    "options: {epochs: 3}": "options: {epochs: 3, frame: simplex}",
+    "CE: {}": "CE: {frame: simplex}",
+    "statement: s": "statement: s",
+}
+
+
+@pytest.mark.parametrize("place", OLD)
+def test_an_old_name_works_with_a_note_and_without_one_where_this_library_wrote_the_file(place):
+    assert place in SMALL
+    old, new = SMALL.replace(place, OLD[place]), SMALL.replace(place, NEW[place])
+    with pytest.warns(RenamedWarning, match=r"is now called (frame=simplex|statement); the old name works in"):
+        assert parse(old, "mine", "smoke") == parse(new, "mine", "smoke")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert parse(old, "mine", "smoke", quiet=True) == parse(new, "mine", "smoke")
 
 
 def test_an_unknown_experiment_or_scale_is_refused():

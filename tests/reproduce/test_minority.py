@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine, smallest
-from neuralcollapse.runs.folder import Geometry, Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Geometry, Record
 
 
 def run(counts, weight=None, **config):

@@ -13,9 +13,10 @@ import pytest
 import yaml
 
 from neuralcollapse import InputError
-from neuralcollapse.runs.folder import Geometry, Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import read_run
-from neuralcollapse.runs.records import read_geometry
+from neuralcollapse.runs.records import Geometry, Record, read_geometry
+from tests.helpers import changed_somewhere
 
 CONFIG = {"network": "mlp", "data": "digits", "epochs": 4, "layers": ["a.b"], "seed": 0, "checkpoint_every": 2}
 ENVIRONMENT = {"neuralcollapse": "0.1.0", "class_names": ["a", "b", "c"], "class_counts": [5, 5, 5], "parameters": 9}
@@ -184,9 +185,9 @@ GEOMETRY = {
     "nothing": (lambda a: {name: value[:0] for name, value in a.items()}, "expected means of shape"),
     "all of fewer": (lambda a: a | {name: a[name][:2] for name in ("means", "weight", "bias")}, "those before it"),
     "missing": (lambda a: {name: value for name, value in a.items() if name != "weight"}, "no array weight"),
-    "infinite": (lambda a: a | {"weight": a["weight"] * np.float32(np.inf)}, "no number"),
+    "infinite": (lambda a: a | {"weight": a["weight"] * np.float32(np.inf)}, "not a number"),
     "huge": (lambda a: a | {"means": a["means"] * np.float32(1e30)}, "beyond"),
-    "undefined": (lambda a: a | {"global_mean": a["global_mean"] * np.nan}, "no number"),
+    "undefined": (lambda a: a | {"global_mean": a["global_mean"] * np.nan}, "not a number"),
 }
 
 
@@ -268,19 +269,6 @@ PIECES = [
 ]
 
 
-def changed(value, source):
-    """The value with a random place of it replaced, removed or renamed."""
-    if not isinstance(value, dict | list) or not value or source.random() < 0.2:
-        return source.choice(VALUES)
-    value = value.copy()
-    key = source.choice(list(value) if isinstance(value, dict) else range(len(value)))
-    if isinstance(value, dict) and source.random() < 0.2:
-        del value[key]
-    else:
-        value[key] = changed(value[key], source)
-    return value
-
-
 def garbled(content: bytes, source) -> bytes:
     """The bytes with a bit flipped, a piece put in, a part cut out, or the end cut off."""
     found = bytearray(content)
@@ -318,10 +306,10 @@ def test_whatever_is_changed_the_run_is_valid_or_refused(name, kind, copy):
             np.savez(file, **found)
         elif name == "records.jsonl":
             lines = [json.loads(line) for line in before.splitlines()]
-            lines[1] = changed(lines[1], source)
+            lines[1] = changed_somewhere(lines[1], source, VALUES)
             file.write_text("\n".join(json.dumps(line) for line in lines))
         else:
-            file.write_text(json.dumps(changed(yaml.safe_load(before), source)))
+            file.write_text(json.dumps(changed_somewhere(yaml.safe_load(before), source, VALUES)))
         try:
             run = read_run(copy)
         except InputError as error:

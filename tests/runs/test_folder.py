@@ -1,4 +1,3 @@
-import itertools
 import json
 import math
 import os
@@ -10,7 +9,9 @@ import numpy as np
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.runs.folder import Geometry, Record, RunFolder, write_atomically
+from neuralcollapse.runs.files import write_atomically
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Geometry, Record
 
 RECORD = Record(3, 1.5, 0.1, {"loss": 0.5, "accuracy": 0.75}, {}, {"nc1": 0.25, "nc2": math.nan})
 
@@ -268,15 +269,10 @@ def test_files_are_in_the_order_of_their_numbers(tmp_path):
     assert [epoch for epoch, _ in run.checkpoints()] == [5, 99_999, 100_000]
 
 
-def test_geometries_are_thinned_evenly_in_the_root_of_the_epoch(tmp_path):
-    run = RunFolder.create(tmp_path)
-    for epoch in range(101):
-        run.write_geometry(Geometry(epoch, np.eye(2), np.ones(2), np.eye(2), np.zeros(2)))
-        run.thin_geometries(11)
-    kept = [geometry.epoch for geometry in run.geometries()]
-    assert (len(kept), kept[0], kept[-1]) == (11, 0, 100)
-    assert kept[1] <= 4
-    assert max(b - a for a, b in itertools.pairwise(kept)) <= 30
+def test_the_geometries_of_other_epochs_are_deleted(tmp_path):
+    run = full_run(tmp_path)
+    run.keep_geometries([0, 3, 9])
+    assert [geometry.epoch for geometry in run.geometries()] == [0, 3]
 
 
 def test_a_folder_is_checked_without_a_trace(tmp_path):
@@ -292,7 +288,7 @@ def test_a_folder_is_checked_without_a_trace(tmp_path):
 def test_a_run_is_rewound_to_an_epoch(tmp_path, epoch):
     run = full_run(tmp_path)
     before = (tmp_path / "records.jsonl").read_text().splitlines()
-    run.rewind(epoch)
+    run.truncate(epoch)
     kept = list(range(min(epoch, 4) + 1))
     assert (tmp_path / "records.jsonl").read_text().splitlines() == before[: len(kept)]
     assert [geometry.epoch for geometry in run.geometries()] == kept
@@ -304,7 +300,7 @@ def test_rewinding_leaves_other_files_alone(tmp_path):
     others = [tmp_path / "geometry" / "mine.npz", tmp_path / "checkpoints" / "best.safetensors", tmp_path / "notes.txt"]
     for other in (*others, run.state):
         other.write_text("mine")
-    run.rewind(-1)
+    run.truncate(-1)
     assert all(other.read_text() == "mine" for other in (*others, run.state))
 
 
@@ -313,7 +309,7 @@ def test_damaged_records_are_not_rewound_away(tmp_path):
     text = run.read_text("records.jsonl") + "{"
     (tmp_path / "records.jsonl").write_text(text)
     with pytest.raises(InputError, match="line 6 is not a record"):
-        run.rewind(2)
+        run.truncate(2)
     assert run.read_text("records.jsonl") == text
     assert len(run.checkpoints()) == 5
 
@@ -330,7 +326,7 @@ def test_a_sweep_takes_the_temporary_files_and_nothing_else(tmp_path):
         "checkpoints/.epoch-00001.safetensors.tmp",
     ):
         (tmp_path / scrap).write_bytes(b"half")
-    run.sweep()
+    run.remove_temporary()
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -378,8 +374,8 @@ def test_copies_and_folders_beside_the_files_of_epochs_are_ignored(tmp_path, fol
     (tmp_path / folder / f"epoch-00009{place.suffix}").mkdir()
     assert [geometry.epoch for geometry in run.geometries()] == list(range(5))
     assert [epoch for epoch, _ in run.checkpoints()] == list(range(5))
-    run.thin_geometries(3)
-    run.rewind(1)
+    run.keep_geometries(range(3))
+    run.truncate(1)
     assert len(run.checkpoints()) == 2
     assert place.exists()
 

@@ -4,27 +4,14 @@ import shutil
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.runs.folder import Record
-from neuralcollapse.runs.reading import (
-    Group,
-    Run,
-    by_layer,
-    check_key,
-    grouped,
-    label,
-    number,
-    read_run,
-    read_runs,
-    value,
-)
-
-
-def record(epoch=1, accuracy=1.0, nc1=0.5, **layers):
-    return Record(epoch, 0.0, 0.1, {"accuracy": accuracy, "loss": 1.0}, {"accuracy": 0.5}, {"nc1": nc1}, {}, layers)
+from neuralcollapse.runs.reading import Group, by_layer, group_runs, read_run, read_runs
+from neuralcollapse.runs.records import check_key, label
+from neuralcollapse.runs.words import number
+from tests.helpers import made_record, made_run
 
 
 def run(name="a", nc1=0.5, labels=None, config=None):
-    return Run(name, config or {}, {}, [record(nc1=nc1)], labels=labels or {})
+    return made_run(name, [made_record(nc1=nc1)], config, labels=labels or {})
 
 
 def test_a_run_is_read_whole(short_run):
@@ -38,10 +25,10 @@ def test_a_run_is_read_whole(short_run):
 
 
 def test_numbers_of_a_record_by_their_key():
-    assert value(record(nc1=0.25), "nc1") == 0.25
-    assert value(record(accuracy=0.75), "train.accuracy") == 0.75
-    assert math.isnan(value(record(), "head.ratio"))
-    assert math.isnan(value(record(), "nc3"))
+    assert made_record(nc1=0.25).value("nc1") == 0.25
+    assert made_record(train={"accuracy": 0.75}).value("train.accuracy") == 0.75
+    assert math.isnan(made_record().value("head.ratio"))
+    assert math.isnan(made_record().value("nc3"))
 
 
 @pytest.mark.parametrize("key", ["nc5", "train", "valid.accuracy", "", 3, None])
@@ -64,18 +51,18 @@ def test_labels_for_reading():
 
 def test_groups_hold_the_runs_that_differ_in_the_seed_only():
     runs = [run("a0", 1.0, {"x": "a"}), run("b0", 5.0, {"x": "b"}), run("a1", 3.0, {"x": "a"})]
-    first, second = grouped(runs)
+    first, second = group_runs(runs)
     assert [item.name for item in first.runs] == ["a0", "a1"]
     assert first.mean("nc1") == 2.0
     assert first.spread("nc1") == pytest.approx(math.sqrt(2))
     assert math.isnan(second.spread("nc1"))
-    assert [group.name for group in grouped([run("p"), run("q")])] == ["p", "q"]
+    assert [group.name for group in group_runs([run("p"), run("q")])] == ["p", "q"]
     assert isinstance(first, Group)
 
 
 def test_layers_come_in_the_order_of_the_network():
     layers = {"l10": {"nc1": 1.0}, "l2": {"nc1": 2.0}}
-    found = by_layer(run(config={"layers": ["l2", "l10"]}), record(nc1=0.1, **layers), "nc1")
+    found = by_layer(run(config={"layers": ["l2", "l10"]}), made_record(nc1=0.1, layers=layers), "nc1")
     assert found == {"l2": 2.0, "l10": 1.0, "features": 0.1}
     assert list(found) == ["l2", "l10", "features"]
 

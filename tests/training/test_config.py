@@ -4,7 +4,16 @@ import pytest
 import yaml
 
 from neuralcollapse import InputError
-from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names, resumed, types
+from neuralcollapse.errors import RenamedWarning
+from neuralcollapse.training.config import (
+    CHANGEABLE,
+    TrainConfig,
+    check_names,
+    descriptions,
+    read_value,
+    resumed,
+    types,
+)
 
 
 @pytest.mark.parametrize(
@@ -93,9 +102,14 @@ def test_a_value_of_another_type_says_the_type_and_what_came(values, message):
         ({"bias_decay": 0.1}, "feature_decay and bias_decay need decay_on=classifier"),
         ({"milestones": (5,)}, "milestones are for schedule=multistep, got schedule=step"),
         ({"schedule": "multistep"}, "needs milestones"),
-        ({"learn_scale": True}, "learn_scale is for classifier=etf"),
-        ({"rotation": "fast"}, "rotation=fast is for classifier=etf"),
-        ({"classifier": "etf", "rotation": "nearest"}, "rotation to be one of 'blocks', 'none', 'fast', got 'nearest'"),
+        ({"learn_scale": True}, "learn_scale is for a fixed frame"),
+        ({"rotation": "fast"}, "rotation=fast is for a fixed frame"),
+        (
+            {"frame": "simplex", "rotation": "nearest"},
+            "rotation to be one of 'blocks', 'none', 'fast', or left out, got",
+        ),
+        ({"frame": "orthoplex", "rotation": "blocks"}, "rotation=blocks is for frame=simplex, got frame=orthoplex"),
+        ({"frame": "softmax_code", "rotation": "fast"}, "a softmax code has no rotation"),
         ({"certify_head": True, "weight_decay": 0}, "certify_head needs weight_decay above 0"),
         ({"certify_head": True, "decay_on": "classifier"}, "needs feature_decay above 0"),
         ({"certify_head": True, "loss": "mse"}, "certify_head knows cross_entropy only, got loss=mse"),
@@ -114,7 +128,7 @@ def test_options_that_do_not_go_together_say_why(values, message):
     [
         {"decay_on": "classifier", "feature_decay": 0.1, "bias_decay": 0.1},
         {"schedule": "multistep", "milestones": (5,)},
-        {"classifier": "etf", "learn_scale": True},
+        {"frame": "simplex", "learn_scale": True},
         {"certify_head": True, "decay_on": "classifier", "feature_decay": 0.1},
         {"measure": "eval", "layers": ("features",), "optimizer": "lbfgs"},
         {"measure": "online", "optimizer": "adam", "gradient_clip": 1.0},
@@ -164,6 +178,59 @@ def test_a_config_survives_yaml():
     assert TrainConfig(**yaml.safe_load(yaml.safe_dump(asdict(config)))) == config
 
 
+def test_an_old_name_works_with_a_note_that_gives_the_new_one():
+    with pytest.warns(RenamedWarning, match=r"^classifier=etf is now called frame=simplex; the old name"):
+        config = TrainConfig(classifier="etf")
+    assert config == TrainConfig(frame="simplex")
+    with pytest.warns(RenamedWarning):
+        assert replace(TrainConfig(width=3), classifier="etf") == TrainConfig(width=3, frame="simplex")
+    assert (config.classifier, TrainConfig().classifier) == ("etf", "learned")
+
+
+@pytest.mark.parametrize(
+    ("values", "rotation"),
+    [
+        ({}, None),
+        ({"frame": "simplex"}, "blocks"),
+        ({"frame": "simplex", "rotation": "none"}, "none"),
+        ({"frame": "orthoplex"}, "fast"),
+        ({"frame": "softmax_code"}, None),
+    ],
+)
+def test_each_frame_has_a_rotation_of_its_own(values, rotation):
+    assert TrainConfig(**values).frame_rotation == rotation
+
+
+def test_each_option_is_described_once():
+    assert list(descriptions()) == list(types())
+    assert all(descriptions().values())
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("epochs", "3", 3),
+        ("epochs", "3.0", "3.0"),
+        ("width", "null", None),
+        ("learning_rate", "1e-3", 1e-3),
+        ("random_labels", "True", True),
+        ("random_labels", "maybe", "maybe"),
+        ("data", "null", "null"),
+        ("layers", '["a.b", c]', ("a.b", "c")),
+        ("milestones", "(3, 5)", (3, 5)),
+        ("milestones", "3,x", (3, "x")),
+        ("loggers", "[]", ()),
+        ("network_options", '{"a": [1]}', {"a": [1]}),
+        ("network_options", "{a: 1}", {"a": 1}),
+        ("network_options", "{", "{"),
+        ("rotation", "null", None),
+        ("rotation", "fast", "fast"),
+    ],
+)
+def test_a_text_is_read_as_the_option_takes_it(name, text, value):
+    assert read_value(name, text) == value
+
+
 def test_lists_become_tuples():
     assert TrainConfig(layers=["features"], loggers=["csv"]).layers == ("features",)
 
@@ -195,7 +262,7 @@ OTHER = {
     "feature_dim": 20,
     "stem": "small",
     "network_options": {"a": 1},
-    "classifier": "learned",
+    "frame": "learned",
     "learn_scale": False,
     "rotation": "fast",
     "loss": "mse",
@@ -234,9 +301,9 @@ OTHER = {
     "seed": 1,
 }
 NEEDS = {  # what another value of the option goes with
-    "classifier": {"classifier": "etf"},
-    "learn_scale": {"classifier": "etf", "learn_scale": True},
-    "rotation": {"classifier": "etf"},
+    "frame": {"frame": "simplex"},
+    "learn_scale": {"frame": "simplex", "learn_scale": True},
+    "rotation": {"frame": "simplex"},
     "feature_decay": {"decay_on": "classifier"},
     "bias_decay": {"decay_on": "classifier"},
     "milestones": {"schedule": "multistep", "milestones": (5,)},

@@ -39,7 +39,7 @@ def test_the_bytes_are_those_counted_by_hand():
 
 
 def test_the_fixed_classifier_has_no_weight_to_learn_or_to_keep():
-    found = costs(learned=TINY, etf=replace(TINY, classifier="etf"))
+    found = costs(learned=TINY, etf=replace(TINY, frame="simplex"))
     learned, fixed = found["learned"], found["etf"]
     assert learned.parameters - fixed.parameters == 16 * 10
     assert learned.gradients - fixed.gradients == 4 * 16 * 10
@@ -61,7 +61,7 @@ def test_frozen_parameters_are_kept_but_cost_no_gradient(monkeypatch):
 
 def test_a_resnet18_with_a_fixed_classifier_and_few_features_has_over_a_fifth_fewer_parameters():
     config = TrainConfig(accelerator="cpu", network="resnet18", channels=3, batch_size=2)
-    found = costs(learned=config, etf=replace(config, classifier="etf", feature_dim=10))
+    found = costs(learned=config, etf=replace(config, frame="simplex", feature_dim=10))
     learned, fixed = found["learned"], found["etf"]
     assert learned.parameters == 11_181_642
     assert fixed.parameters == 8_867_442 < 0.8 * learned.parameters
@@ -242,7 +242,7 @@ def test_a_step_trains_as_the_config_says(monkeypatch):
         ({"precision": "bf16-mixed"}, "expected precision 32-true, got bf16-mixed"),
         ({"accelerator": "mps"}, "expected accelerator auto"),
         ({"batch_size": 1438}, "at most the 1437 training samples, got 1438"),
-        ({"classifier": "etf", "feature_dim": 8}, "simplex ETF"),
+        ({"frame": "simplex", "feature_dim": 8}, "simplex ETF"),
     ],
 )
 def test_what_cannot_be_measured_is_an_input_error(options, message):

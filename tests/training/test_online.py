@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import neuralcollapse as nc
+from neuralcollapse.training.callbacks import SaveState
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.online import OnlineCollapse
-from neuralcollapse.training.resume import KeepState
+from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.run import train
 from neuralcollapse.training.step import Classification
 from tests.conftest import SHORT
@@ -54,8 +54,8 @@ def steps(monkeypatch) -> list[tuple[int, torch.Tensor, torch.Tensor, torch.Tens
 @pytest.fixture
 def captures(monkeypatch) -> list[nc.ClassMoments]:
     kept = []
-    original = OnlineCollapse._capture
-    monkeypatch.setattr(OnlineCollapse, "_capture", lambda *args: kept.append(original(*args)) or kept[-1])
+    original = OnlineFeatures.__call__
+    monkeypatch.setattr(OnlineFeatures, "__call__", lambda *args: kept.append(original(*args)) or kept[-1])
     return kept
 
 
@@ -129,7 +129,7 @@ def test_online_measuring_is_not_the_default():
 @pytest.mark.parametrize("primary", [True, False])
 def test_only_the_first_process_takes_up_the_sums_of_all(primary, monkeypatch):
     monkeypatch.setattr("neuralcollapse.training.online.is_primary", lambda: primary)
-    first, second = OnlineCollapse([]), OnlineCollapse([])
+    first, second = OnlineFeatures(), OnlineFeatures()
     first._moments = nc.ClassMoments.from_batch(torch.randn(6, 3), torch.arange(6) % 2, 2)
     first._correct, first._loss = 4.0, 1.5
     second.load_state_dict(first.state_dict())
@@ -140,17 +140,18 @@ def test_only_the_first_process_takes_up_the_sums_of_all(primary, monkeypatch):
 def test_sums_are_joined_by_all_processes_and_only_within_an_epoch(tmp_path, monkeypatch):
     """Else one process waits for others that never come: each writes its state at a time of its own."""
     written = []
-    original = KeepState._write
+    original = SaveState._write
 
     def write(self, trainer, module, epoch, step):
-        written.append((step, self.collapse._moments))
+        (online,) = [callback for callback in trainer.callbacks if isinstance(callback, OnlineFeatures)]
+        written.append((step, online._moments))
         monkeypatch.setattr(type(trainer), "is_global_zero", property(lambda _: False))
         with monkeypatch.context() as patch:
             asked = []
-            patch.setattr(self.collapse, "state_dict", lambda: asked.append(1) or {})
+            patch.setattr(self, "measuring", lambda: asked.append(1) or {})
             original(self, trainer, module, epoch, step)
         written[-1] += (len(asked),)
 
-    monkeypatch.setattr(KeepState, "_write", write)
+    monkeypatch.setattr(SaveState, "_write", write)
     train(replace(ONLINE, save_seconds=0), tmp_path / "run", progress=False)
     assert written == [(0, None, 1)] * 3

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 from neuralcollapse.training import progress
 from neuralcollapse.training.progress import Progress
 

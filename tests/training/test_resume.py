@@ -1,5 +1,6 @@
 """Stop anywhere and go on: the end is bit for bit that of a run never stopped."""
 
+import csv
 import errno
 import io
 import json
@@ -20,12 +21,12 @@ import torch
 import yaml
 
 from neuralcollapse import InputError, cli
+from neuralcollapse.runs import tensors
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training import resume as resume_module
-from neuralcollapse.training import run as run_module
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.resume import State, Stopped, StopSignal
-from neuralcollapse.training.run import read_config, resume, train
+from neuralcollapse.training.run import resume, train
+from neuralcollapse.training.run_config import read_config
 from neuralcollapse.training.step import Classification
 
 ROOT = Path(__file__).parents[2]
@@ -127,7 +128,6 @@ def lines(run: Path) -> int:
 def kill_twenty_times(folder: Path) -> None:
     """In a process of its own: prints what `test_killed_at_twenty_moments...` looks at."""
     torch.set_num_threads(1)
-    import jsonargparse  # noqa: F401
     import sklearn.datasets
     import sklearn.model_selection  # noqa: F401
 
@@ -193,7 +193,7 @@ def test_killed_at_twenty_moments_a_run_ends_as_one_never_killed(tmp_path):
 KINDS = {
     "sgd": {"augment": "crop+flip"},
     "adam": {"optimizer": "adam", "augment": "flip", "schedule": "cosine"},
-    "adamw": {"optimizer": "adamw", "classifier": "etf", "learn_scale": True},
+    "adamw": {"optimizer": "adamw", "frame": "simplex", "learn_scale": True},
     "lbfgs": {"optimizer": "lbfgs", "lbfgs_iterations": 3, "batch_size": 100},
     "online": {"measure": "online", "augment": "flip"},
     "decays": {"decay_on": "classifier", "feature_decay": 1e-4, "schedule": "multistep", "milestones": (1, 2)},
@@ -480,6 +480,23 @@ def test_seconds_go_on_from_those_before(stopped, monkeypatch):
     assert 1000 < seconds[2] < seconds[3] < 1100
 
 
+def test_loggers_get_each_measurement_at_the_steps_done_when_resumed_too(tmp_path, signals):
+    config = replace(QUICK, loggers=("csv",))
+    signals(1, 2)
+    with pytest.raises(Stopped):
+        train(config, tmp_path / "run", progress=False)
+    resume(tmp_path / "run", progress=False)
+    rows = []
+    for version in (0, 1):
+        with open(tmp_path / f"run/logs/csv/version_{version}/metrics.csv") as file:
+            rows += list(csv.DictReader(file))
+    assert [float(row["epochs"]) for row in rows] == [0, 1, 2, 3]
+    assert [int(row["step"]) for row in rows] == [0, STEPS, 2 * STEPS, 3 * STEPS]
+    assert {"epoch", "learning_rate", "train/loss", "test/accuracy", "collapse/nc1", "collapse/nc4"} <= set(rows[0])
+    records = RunFolder(tmp_path / "run").records()
+    assert [float(row["collapse/nc1"]) for row in rows] == [record.measures["nc1"] for record in records]
+
+
 def test_without_a_state_a_run_begins_anew(stopped, quick):
     stopped.state.unlink()
     resume(stopped.path, progress=False)
@@ -491,14 +508,14 @@ def test_what_came_after_the_state_is_made_again(tmp_path, quick):
     config = replace(QUICK, checkpoint_every=1)
     whole = train(config, tmp_path / "whole", progress=False).path
     states = []
-    original = resume_module.write_atomically
+    original = tensors.write_atomically
 
     def write(path, content):
-        states.append(content)
+        states.extend([content] if path.name == "state.pt" else [])
         return original(path, content)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resume_module, "write_atomically", write)
+        patch.setattr(tensors, "write_atomically", write)
         run = train(replace(config, save_seconds=0), tmp_path / "run", progress=False)
     assert len(states) == 3
     run.state.write_bytes(states[0])
@@ -573,8 +590,7 @@ def test_the_state_before_stays_whole_when_the_disk_is_full(stopped, monkeypatch
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(run_module, "write_atomically", full)
-        patch.setattr(resume_module, "write_atomically", full)
+        patch.setattr(tensors, "write_atomically", full)
         with pytest.raises(InputError, match=r"No space left on device.*then go on with .*--resume"):
             resume(stopped.path, progress=False)
     assert stopped.state.read_bytes() == before

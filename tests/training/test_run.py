@@ -16,7 +16,9 @@ from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
-from neuralcollapse.training.run import read_config, remeasure, resume, train
+from neuralcollapse.training.remeasure import remeasure
+from neuralcollapse.training.run import resume, train
+from neuralcollapse.training.run_config import read_config
 from tests.conftest import SHORT
 
 BARE = replace(SHORT, loggers=())
@@ -33,7 +35,7 @@ def test_the_default_run_collapses(default_run):
 
 
 def test_the_fixed_classifier_is_as_accurate_as_the_learned_one(default_run, tmp_path):
-    fixed = train(TrainConfig(classifier="etf", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
+    fixed = train(TrainConfig(frame="simplex", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
     assert fixed.train["accuracy"] == 1.0
     assert abs(fixed.test["accuracy"] - default_run.records()[-1].test["accuracy"]) <= 0.01
     assert fixed.measures["nc1"] <= 5e-3
@@ -53,9 +55,11 @@ def test_a_run_folder_holds_config_environment_records_geometry_and_weights(shor
 
 def test_checkpoints_measure_as_the_records_say(short_run):
     records = {record.epoch: record for record in short_run.records()}
-    for epoch, values in remeasure(short_run, progress=False).items():
-        assert values["nc1"] == pytest.approx(records[epoch].measures["nc1"], rel=1e-6)
-        assert values["accuracy"] == records[epoch].train["accuracy"]
+    found = remeasure(short_run, progress=False)
+    assert [record.epoch for record in found] == [2, 4]
+    for record in found:
+        assert record.measures == pytest.approx(records[record.epoch].measures, rel=1e-6)
+        assert record.train["accuracy"] == records[record.epoch].train["accuracy"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(short_run, tmp_path):
@@ -81,12 +85,12 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert heads[-1]["ratio"] == pytest.approx(heads[-1]["objective"] / heads[-1]["minimum"])
     (figure,) = [figure for figure in run_curves(run.records()) if figure.name == "head"]
     assert figure.marks[0].y == pytest.approx([head["objective"] for head in heads], rel=1e-4)
-    again = remeasure(run, certify_head=True, progress=False)[4]["head"]
+    again = remeasure(run, certify_head=True, progress=False)[-1].head
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
 
 def test_wrong_configurations_leave_no_folder(tmp_path):
-    for config in (replace(SHORT, data="digit"), replace(SHORT, classifier="etf", feature_dim=3)):
+    for config in (replace(SHORT, data="digit"), replace(SHORT, frame="simplex", feature_dim=3)):
         with pytest.raises(nc.InputError):
             train(config, tmp_path / "run", progress=False)
         assert not (tmp_path / "run").exists()
@@ -98,10 +102,12 @@ def test_weights_of_another_network_are_refused(short_run, tmp_path):
     state = load_file(short_run.checkpoints()[0][1])
     state["fc.weight"] = torch.zeros(10, 99)
     save_file(state, run.checkpoint(1))
-    with pytest.raises(nc.InputError, match=r"cannot load .*epoch-00001.safetensors"):
+    with pytest.raises(
+        nc.InputError, match=r"expected fc.weight .*got float32 \(10, 99\) in .*epoch-00001.safetensors"
+    ):
         remeasure(run, progress=False)
     run.checkpoint(1).write_bytes(b"\x80\x04junk")
-    with pytest.raises(nc.InputError, match=r"cannot load .*epoch-00001.safetensors"):
+    with pytest.raises(nc.InputError, match=r"cannot read .*epoch-00001.safetensors"):
         remeasure(run, progress=False)
 
 
@@ -162,7 +168,7 @@ def test_a_run_records_the_loss_that_it_trains(loss, tmp_path):
         columns, model = logits.detach().double().T, nc.ufm.losses.find_loss(loss)
         expected = float(model.value(columns, model.targets(split.labels, 10)).mean())
         assert found["loss"] == pytest.approx(expected, rel=1e-5)
-    assert remeasure(run, progress=False)[1]["loss"] == pytest.approx(run.records()[-1].train["loss"], rel=1e-5)
+    assert remeasure(run, progress=False)[0].train["loss"] == pytest.approx(run.records()[-1].train["loss"], rel=1e-5)
 
 
 def test_with_its_own_decays_the_head_is_certified_against_them(tmp_path):
@@ -186,8 +192,8 @@ def test_a_narrow_resnet_trains_on_the_digits(tmp_path):
     run = train(config, tmp_path / "run", progress=False)
     assert len(run.records()) == 2
     assert json.loads(run.read_text("environment.json"))["image_shape"] == [1, 8, 8]
-    (values,) = remeasure(run, progress=False).values()
-    assert values["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    (record,) = remeasure(run, progress=False)
+    assert record.measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["64-true", "bf16-mixed"])
@@ -199,7 +205,7 @@ def test_other_precisions_train(precision, short_run, tmp_path):
     assert found.measures["nc1"] != wanted.measures["nc1"]
     kind = torch.float64 if precision == "64-true" else torch.float32
     assert load_file(run.checkpoint(1))["fc.weight"].dtype == kind
-    assert remeasure(run, progress=False)[1]["nc1"] == pytest.approx(found.measures["nc1"], rel=1e-4)
+    assert remeasure(run, progress=False)[0].measures["nc1"] == pytest.approx(found.measures["nc1"], rel=1e-4)
 
 
 def test_channels_last_gives_the_same_run(tmp_path):
@@ -265,7 +271,7 @@ def test_inner_layers_are_recorded_as_measure_gives_them(tmp_path):
     assert {name.removeprefix("network.") for name in layers} == set(names)
     for name, values in layers.items():
         assert values["nc1"] == pytest.approx(expected[name.removeprefix("network.")]["nc1"], rel=1e-5)
-    again = remeasure(run, progress=False)[1]["layers"]
+    again = remeasure(run, progress=False)[0].layers
     assert {name: part["nc1"] for name, part in again.items()} == pytest.approx(
         {name: part["nc1"] for name, part in layers.items()}, rel=1e-6
     )
@@ -397,7 +403,7 @@ def test_cuda_without_cuda_is_one_line(tmp_path):
 
 def test_a_network_that_cannot_take_the_images_points_to_the_options(mine, tmp_path):
     config = TrainConfig(network=f"{mine}:three_channels", epochs=1, loggers=())
-    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image_size"
+    message = r"three_channels cannot take images 1x8x8 \(.*channels.*\): see --channels, --image-size"
     refused(config, tmp_path / "run", message)
     assert len(train(replace(config, channels=3), tmp_path / "run", progress=False).records()) == 2
 
@@ -418,7 +424,7 @@ OWN = {"width": None, "depth": None, "feature_dim": None}  # options of the MLP,
 
 def test_a_head_that_is_not_defined_last_is_found_by_its_name(mine, tmp_path):
     run = train(replace(BARE, **OWN, network=f"{mine}:head_first", epochs=1), tmp_path / "run", progress=False)
-    assert remeasure(run, progress=False, trust_code=True)[1]["nc1"] == pytest.approx(
+    assert remeasure(run, progress=False, trust_code=True)[0].measures["nc1"] == pytest.approx(
         run.records()[-1].measures["nc1"], rel=1e-6
     )
 
@@ -439,7 +445,7 @@ def test_a_layer_that_does_not_make_the_logits_is_refused(mine, tmp_path):
 def test_a_network_that_holds_a_layer_twice_is_kept_and_read_again(mine, tmp_path):
     run = train(replace(BARE, **OWN, network=f"{mine}:tied", epochs=1), tmp_path / "run", progress=False)
     found = remeasure(run, progress=False, trust_code=True)
-    assert found[1]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
+    assert found[0].measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-6)
 
 
 @pytest.mark.parametrize(("name", "error"), [("RuntimeError", RuntimeError), ("OSError", FileNotFoundError)])
@@ -453,22 +459,25 @@ def test_an_error_of_the_users_network_stays_what_it_is_and_leaves_nothing(name,
 def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
     """Its config.yaml has no rotation and its files name no frame: it is measured and goes on as what it was."""
     quick = {"width": 12, "depth": 2, "feature_dim": 24, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
-    config = TrainConfig(classifier="etf", rotation="fast", epochs=2, **quick)
+    config = TrainConfig(frame="simplex", rotation="fast", epochs=2, **quick)
     whole = train(replace(config, epochs=3), tmp_path / "whole", progress=False)
     run = train(config, tmp_path / "old", progress=False)
     values = yaml.safe_load(run.read_text("config.yaml"))
-    assert values.pop("rotation") == "fast"
+    assert (values.pop("rotation"), values.pop("frame")) == ("fast", "simplex")
+    values["classifier"] = "etf"
     run.write_text("config.yaml", yaml.safe_dump(values))
     for _, file in run.checkpoints():
         save_file({name: value for name, value in load_file(file).items() if "_extra_state" not in name}, file)
     state = torch.load(run.state, weights_only=True)
     state["network"] = {name: value for name, value in state["network"].items() if "_extra_state" not in name}
-    state["origin"] = state["origin"].replace('"rotation": "fast", ', "")
+    origin = state["origin"].replace('"rotation": "fast", ', "")
+    state["origin"] = origin.replace('"frame": "simplex"', '"classifier": "etf"')
+    assert "frame" not in state["origin"]
     torch.save(state, run.state)
 
     assert read_config(run).rotation == "fast"
     again = remeasure(run, progress=False)
-    assert again[2]["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    assert again[-1].measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
     resumed = resume(run.path, {"epochs": 3}, progress=False)
     assert [record.measures for record in resumed.records()] == [record.measures for record in whole.records()]
     values["rotation"] = "blocks"
@@ -478,7 +487,31 @@ def test_a_run_of_the_first_version_keeps_its_fast_rotation(tmp_path):
 
 
 def test_only_what_the_first_version_left_unsaid_is_completed():
-    assert completed({"classifier": "etf"}) == {"classifier": "etf", "rotation": "fast"}
+    assert completed({"classifier": "etf"}) == {"frame": "simplex", "rotation": "fast"}
     assert completed({"classifier": "etf", "rotation": "none"})["rotation"] == "none"
-    assert completed({"classifier": "learned"}) == {"classifier": "learned"}
+    assert completed({"classifier": "learned"}) == {"frame": "learned"}
     assert completed({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("frame", "options"),
+    [
+        ("orthoplex", {}),
+        ("orthoplex", {"rotation": "none", "learn_scale": True}),
+        ("softmax_code", {"learn_scale": True}),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.* hold no simplex ETF")
+def test_more_classes_than_a_simplex_holds_train_with_another_frame(frame, options, tmp_path):
+    """K = 10 classes in d = 6 features: measured, kept, measured again and resumed as what they are."""
+    quick = {"width": 16, "depth": 2, "feature_dim": 6, "samples_per_class": 20, "loggers": (), "checkpoint_every": 1}
+    run = train(TrainConfig(frame=frame, epochs=2, **quick, **options), tmp_path / "run", progress=False)
+    values = yaml.safe_load(run.read_text("config.yaml"))
+    assert values["frame"] == frame
+    assert read_config(run) == TrainConfig(frame=frame, epochs=2, **quick, **options)
+    assert "fc.scale" in load_file(run.checkpoint(2))
+    again = remeasure(run, progress=False)[-1]
+    assert again.measures["nc1"] == pytest.approx(run.records()[-1].measures["nc1"], rel=1e-5)
+    assert resume(run.path, {"epochs": 3}, progress=False).records()[-1].epoch == 3
+    with pytest.raises(nc.InputError, match="d >= K-1 = 9"):
+        train(TrainConfig(frame="simplex", **quick), tmp_path / "simplex", progress=False)

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from neuralcollapse.data.load import Data, Split
+from neuralcollapse.data.load import Data
+from neuralcollapse.data.splits import Split
 from neuralcollapse.networks.build import build_network
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.step import Classification

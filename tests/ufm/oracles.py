@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 
 # K, n, d, lW, lH -> margin, |w|^2, |h|^2, minimum (cross-entropy)
@@ -162,3 +163,21 @@ def simplex(K, d):
     rows = np.zeros((K, d))
     rows[:, : K - 1] = left[:, : K - 1] * size[: K - 1]
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def objective_of(model, loss):
+    """`objective` as a function of a vector of a model, with a loss of this file."""
+
+    def function(vector):
+        point = model.point(torch.as_tensor(vector))
+        b = None if point.b is None else point.b.tolist()
+        decays = model.weight_decay, model.feature_decay, model.bias_decay
+        return objective(point.W.tolist(), point.H.tolist(), b, model.counts, *decays, loss)
+
+    return function
+
+
+def imbalance(model, point):
+    """|lW W'W - lH H H'|_F, zero at every critical point."""
+    W, H = point.W.numpy(), point.H.numpy()
+    return float(np.linalg.norm(model.weight_decay * W.T @ W - model.feature_decay * H @ H.T))

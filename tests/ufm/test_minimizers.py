@@ -354,7 +354,7 @@ def test_the_minimum_is_the_same_from_k_minus_1_dimensions_on(counts, loss):
         model = Model(4, d, counts, 0.01, 0.004, 0.01, loss=loss)
         values.append(model.global_minimum())
         assert_is_minimiser(model, values[0])
-        assert model.balance_residual(model.global_minimizer()) < 1e-8
+        assert oracles.imbalance(model, model.global_minimizer()) < 1e-8
     assert max(values) - min(values) < 1e-9
 
 

@@ -25,15 +25,7 @@ every_model = pytest.mark.parametrize("name", MODELS)
 
 
 def naive(name):
-    model, loss = MODELS[name]
-
-    def objective(vector):
-        point = model.point(torch.as_tensor(vector))
-        b = None if point.b is None else point.b.tolist()
-        decays = model.weight_decay, model.feature_decay, model.bias_decay
-        return oracles.objective(point.W.tolist(), point.H.tolist(), b, model.counts, *decays, loss)
-
-    return objective
+    return oracles.objective_of(*MODELS[name])
 
 
 @every_model
@@ -138,17 +130,28 @@ def test_spread_is_the_relative_distance_from_the_class_means():
     assert model.spread(model.zero_point()) == 0
 
 
-def test_balance_residual_is_zero_at_critical_points_only():
+def test_the_factors_are_balanced_at_critical_points_only():
     for counts in (3, [5, 3, 1]):
         model = UnconstrainedFeatureModel(3, 4, counts, 0.01, 0.004, 0.01)
-        assert model.balance_residual(model.global_minimizer()) < 1e-9
         saddles = model.atlas(ranks=())
         assert len(saddles) >= 3
-        for entry in saddles:
-            assert model.balance_residual(entry.point) < 1e-9
+        for point in (model.global_minimizer(), *(entry.point for entry in saddles)):
+            assert oracles.imbalance(model, point) < 1e-9
+    assert oracles.imbalance(model, model.random_point()) > 1e-3
+
+
+@every_model
+def test_a_model_like_another_has_its_arguments_but_for_the_changes(name):
+    model, _ = MODELS[name]
+    same, other = model.like(), model.like(weight_decay=0.5, samples_per_class=[1] * model.num_classes)
     point = model.random_point()
-    W, H = point.W.numpy(), point.H.numpy()
-    assert model.balance_residual(point) == pytest.approx(np.linalg.norm(0.01 * W.T @ W - 0.004 * H @ H.T))
+    assert type(same) is UnconstrainedFeatureModel
+    assert same.objective(point) == model.objective(point)
+    assert same.hessian(point).least() == model.hessian(point).least()
+    assert (other.weight_decay, other.counts) == (0.5, (1,) * model.num_classes)
+    assert (other.feature_decay, other.loss, other.bias) == (model.feature_decay, model.loss, model.bias)
+    with pytest.raises(InputError, match="weight_decay to be positive"):
+        model.like(weight_decay=0)
 
 
 def test_slopes_without_their_weights_are_softmax_minus_targets():

@@ -1,1 +1,1 @@
-"""From models, loaders and arrays to what is measured of them."""
+"""From models, loaders and arrays to the moments and measures of their features."""

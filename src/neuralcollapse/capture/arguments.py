@@ -1,4 +1,4 @@
-"""What users hand to a measuring pass, checked before it runs."""
+"""Checks of the arguments of a measuring pass, before it runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from neuralcollapse.heads.search import head_names, main_heads, named_head
 
 
 def check_model(model: Any) -> nn.Module:
-    """The network, out of torch.compile's wrapper.
+    """The network, without the wrapper of torch.compile.
 
     Raises:
-        InputError: anything else than a module whose layers can be hooked.
+        InputError: not a module whose layers can be hooked.
     """
     if isinstance(model, torch.jit.ScriptModule | torch.jit.ScriptFunction) or type(model).__name__ in (
         "ExportedProgram",
@@ -40,7 +40,7 @@ def check_model(model: Any) -> nn.Module:
         elif isinstance(model, str):
             got, hint = f"the text {model!r}", "make the network and load its weights into it"
         raise InputError(f"expected the network as a torch.nn.Module, got {got}: {hint}")
-    inner = getattr(model, "_orig_mod", model)
+    inner = getattr(model, "_orig_mod", model)  # private to torch: where torch.compile keeps the module it wraps
     return inner if isinstance(inner, nn.Module) else model
 
 
@@ -48,7 +48,7 @@ def check_loader(loader: Any, name: str = "loader") -> Iterable[Any]:
     """The loader.
 
     Raises:
-        InputError: what gives no batches.
+        InputError: not an iterable of batches.
     """
     expected = f"expected {name} as a loader that gives batches (inputs, labels)"
     if isinstance(loader, type):
@@ -72,10 +72,10 @@ def check_loader(loader: Any, name: str = "loader") -> Iterable[Any]:
 
 
 def check_device(device: torch.device | str | int | None) -> torch.device | None:
-    """The device, where one is named.
+    """The device, or None if none is given.
 
     Raises:
-        InputError: no such device on this machine.
+        InputError: this machine has no such device.
     """
     if device is None:
         return None
@@ -93,12 +93,12 @@ def check_device(device: torch.device | str | int | None) -> torch.device | None
 def find_classifier(
     model: nn.Module, classifier: str | nn.Module | None, num_classes: int | None
 ) -> tuple[Head, list[Head]]:
-    """The head to measure, and other layers of the model with as many outputs.
+    """The head to measure, and other layers of the model with the same number of outputs.
 
     Args:
         model: the network.
         classifier: a layer or its name, an nn.Sequential that ends in the head, or None to find it.
-        num_classes: K, where the user gave it.
+        num_classes: K, if the user gave it.
 
     Raises:
         InputError: no such head, or one with a single output.

@@ -1,4 +1,4 @@
-"""A batch as a loader gives it: inputs, labels and padding, whatever they are called."""
+"""A batch from a loader: its inputs, labels and padding masks, whatever they are called."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuralcollapse.checks import as_tensor
 from neuralcollapse.errors import InputError
 
 _LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-# What libraries call a mask of token positions, and whether its True (or 1) marks a real token or padding.
+# Names of masks of token positions, and whether True (or 1) marks a token (True) or padding (False).
 _MASKS = {
     "attention_mask": True,
     "decoder_attention_mask": True,
@@ -28,7 +28,7 @@ def unpack(batch: Any) -> tuple[Any, Any]:
     """(inputs, labels) of a batch.
 
     Raises:
-        InputError: no labels, or inputs that no network takes.
+        InputError: no labels, or inputs that are not tensors.
     """
     if isinstance(batch, Mapping):
         for key in _LABEL_KEYS:
@@ -52,15 +52,15 @@ def unpack(batch: Any) -> tuple[Any, Any]:
 
 
 def class_numbers(labels: Any) -> Tensor:
-    """The labels as an int64 tensor: in a narrow or unsigned type, -100 would be another number."""
+    """The labels as an int64 tensor: in a narrow or unsigned dtype, -100 would be another number."""
     labels = as_tensor(labels, "labels")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise InputError(f"expected integer labels, got {labels.dtype}: convert them with labels.long()")
     return labels.to(torch.int64)
 
 
-def real_tokens(inputs: Any) -> dict[str, Tensor]:
-    """Name -> (N, T) bool, the positions that are no padding, for each mask among the inputs."""
+def token_masks(inputs: Any) -> dict[str, Tensor]:
+    """The masks among the inputs: name -> (N, T) bool, true for positions that are not padding."""
     if not isinstance(inputs, Mapping):
         return {}
     masks = {name: inputs[name] for name in _MASKS if isinstance(inputs.get(name), Tensor) and inputs[name].dim() == 2}
@@ -68,7 +68,7 @@ def real_tokens(inputs: Any) -> dict[str, Tensor]:
 
 
 def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
-    """Whether the labels (N, T) are the input's own tokens, apart from those left out (negative)."""
+    """Whether the labels (N, T) are the tokens of the input, apart from negative ones."""
     tokens = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if not isinstance(tokens, Tensor) or tokens.is_floating_point() or tokens.shape != labels.shape:
         return False
@@ -77,7 +77,7 @@ def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Tensors, alone or in mappings, lists and tuples, on the device; other values as they are."""
+    """Move tensors, alone or in mappings, lists and tuples, to the device; other values stay as they are."""
     if isinstance(value, Tensor):
         return value.to(device, non_blocking=True)
     if isinstance(value, Mapping):
@@ -87,19 +87,19 @@ def to_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def first_samples(value: Any, count: int, axis: int = 0) -> Any:
-    """The first `count` samples of inputs, where samples lie along `axis`."""
+def truncated(value: Any, count: int, axis: int = 0) -> Any:
+    """The first `count` samples of the inputs, whose samples are along `axis`."""
     if isinstance(value, Tensor):
         return value.narrow(axis, 0, count) if value.dim() > axis else value
     if isinstance(value, Mapping):
-        return {name: first_samples(item, count, axis) for name, item in value.items()}
+        return {name: truncated(item, count, axis) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(first_samples(item, count, axis) for item in value)
+        return type(value)(truncated(item, count, axis) for item in value)
     return value
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output; a dict of inputs goes in by keyword."""
+    """The output of the model; a mapping of inputs is passed as keyword arguments."""
     if not isinstance(inputs, Mapping):
         return model(inputs)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.capture.agreement import disagreements, nc4
+from neuralcollapse.capture.nc4 import disagreements
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
@@ -34,20 +34,20 @@ def measure_features(
     Args:
         features: (N, d), tensor or array.
         labels: (N,) integers.
-        weight: (K, d) of the classifier; without it the measures of the features alone are given.
+        weight: (K, d) weight of the classifier; without it only the features are measured.
         bias: (K,).
-        num_classes: K; that of the weight, or the largest label plus one, when not given.
+        num_classes: K; by default that of the weight, or the largest label plus one.
         ignore_index: samples with this label are left out.
-        classes: measure these classes alone, as for `measure`.
-        min_count: measure the classes with at least so many samples.
+        classes: measure these classes alone, as in `measure`.
+        min_count: measure the classes with at least this many samples.
         means_dtype: torch.float32 halves the memory for K class means.
-        pairwise: as for `measure`.
+        pairwise: as in `measure`.
 
     Returns:
-        The keys of `neuralcollapse.measures` and "num_samples", with "nc4" and "accuracy" when a weight is given.
+        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy".
 
     Raises:
-        InputError: arrays that do not fit each other, no samples, values that are not finite.
+        InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     weight = None if weight is None else as_tensor(weight, "weight")
@@ -81,13 +81,14 @@ def measure_features(
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([part for _, part in batches])
         found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        result["nc4"] = nc4(*disagreements(found, moments), moments.num_samples)
+        wrong, count = disagreements(found, moments)
+        result["nc4"] = wrong / count
         result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
 
 
 def _rows(weight: Tensor, dim: int) -> int:
-    """K of a weight (K, d), also of one that was given as (d, K), which is refused by its right shape later."""
+    """K of a weight (K, d), or of one given as (d, K), so that the error about it states the right shape."""
     if weight.dim() == 2 and weight.shape[0] == dim != weight.shape[1]:
         return weight.shape[1]
     return weight.shape[0] if weight.dim() else 1
@@ -105,7 +106,7 @@ def _count_classes(labels: Tensor) -> int:
 
 
 def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of features with the class of the largest logit, taken in float64."""
+    """Blocks of features with the classes of their largest logits, computed in float64."""
     rows = weight.double().to(features.device)
     shift = 0 if bias is None else bias.double().to(features.device)
     for block in features.split(max(1, 2**22 // len(rows))):

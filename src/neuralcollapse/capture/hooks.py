@@ -1,8 +1,7 @@
-"""A pass of a model with hooks on its heads and inner layers: what they took and gave.
+"""A forward pass with hooks on the heads and inner layers of a model: their inputs and outputs.
 
-What is kept is a copy: a model may overwrite the head's input after the head, a loader may reuse its buffers, and a
-view would keep the whole tensor alive that it was cut from. The head's outputs, which may be large, are not copied; a
-few rows of them are.
+Inputs are copied: a model may overwrite the input of a head after the head, a loader may reuse its buffers, and a view
+would keep its whole base tensor alive. The outputs of a head may be large and are not copied, except for a few rows.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from neuralcollapse.capture.batches import call
 from neuralcollapse.capture.layers import first_tensor
 from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 
-ROWS = 8  # of a head's inputs and outputs, spread over a batch, that tell how its outputs come about
+ROWS = 8  # rows of a batch, evenly spread, from which it is checked how the outputs of a head come about
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,11 @@ class Head:
 
     @cached_property
     def _dim(self) -> int:
-        """d, read once: a layer may make its weight anew each time that it is read."""
+        """d, read once: a layer may recompute its weight each time that it is read."""
         return head_tensors(self.module)[0].shape[1]
 
     def taken(self, given: Sequence[Any]) -> Tensor | None:
-        """Of the arguments of a call the features (..., d); None where none fits the weight."""
+        """The features (..., d) among the arguments of a call; None if none fits the weight."""
         dim = self._dim
         for value in given:
             if isinstance(value, Tensor) and value.is_floating_point() and value.dim() > 0:
@@ -52,39 +51,44 @@ class Head:
         return None
 
     def last(self, values: Tensor) -> Tensor:
-        """Its inputs or outputs with the features or classes on the last axis."""
+        """Inputs or outputs of the head, with the features or classes moved to the last axis."""
         return values.movedim(head_axis(self.module), -1) if values.dim() > 2 else values
 
 
 @dataclass
 class HeadCall:
-    """What a head took and gave in a pass.
+    """The inputs and outputs of a head in a pass.
 
     Attributes:
-        inputs: (N, ..., d), a copy; None of heads that are not measured.
+        inputs: (N, ..., d), a copy; None for heads that are not measured.
         outputs: (N, ..., K), not a copy.
-        some_inputs, some_outputs: `ROWS` rows of both, copies.
-        times: calls with other inputs than the one before; the rest is of the last.
+        spot_inputs, spot_outputs: copies of `ROWS` rows of both.
+        times: the number of calls with inputs that differ from those before; the other attributes are of the last one.
     """
 
     inputs: Tensor | None
     outputs: Tensor
-    some_inputs: Tensor
-    some_outputs: Tensor
+    spot_inputs: Tensor
+    spot_outputs: Tensor
     times: int
     _version: int | None = None
 
     @property
     def overwritten(self) -> bool:
-        """Whether the model has changed the outputs in place since."""
+        """Whether the model has changed the outputs in place since the call."""
+        # `_version` is torch's private counter of changes in place; nothing public tells of them.
         return self._version is not None and self.outputs._version != self._version
 
 
 @dataclass
-class Pass:
-    """What the hooks saw: the model's output, the heads' calls and the inner layers' outputs by name.
+class Trace:
+    """What the hooks caught in a forward pass.
 
-    `unlike` has the output shapes of heads that gave no output for each of their inputs' rows.
+    Attributes:
+        returned: the output of the model.
+        heads: name -> call of a head.
+        unlike: name -> output shape of a head that did not give one output for each row of its input.
+        layers: name -> output of an inner layer.
     """
 
     returned: Any = None
@@ -93,37 +97,37 @@ class Pass:
     layers: dict[str, Any] = field(default_factory=dict)
 
 
-def run(
+def run_hooked(
     model: nn.Module,
     inputs: Any,
     head: Head,
     others: Iterable[Head] = (),
     layers: Mapping[str, nn.Module] | None = None,
-) -> Pass:
-    """Run the model in eval mode without gradients, and catch what `head`, other heads and inner layers saw."""
-    seen = Pass()
+) -> Trace:
+    """Run the model in eval mode without gradients, with hooks on `head`, other heads and inner layers."""
+    trace = Trace()
 
     def on_head(each: Head, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
         given = each.last(first_tensor(output, each.name))
         taken = each.taken([*args, *kwargs.values()])
         if taken is None or taken.shape[:-1] != given.shape[:-1]:
-            seen.unlike[each.name] = tuple(given.shape)
+            trace.unlike[each.name] = tuple(given.shape)
             return
         if (each.is_convolution and given.dim() > 2) or given.is_inference():
-            # Of a convolution they are small, and followed by a ReLU in place as often as not; tensors made in
-            # inference mode do not tell when they are overwritten.
+            # The outputs of a convolution are small and often overwritten by a ReLU in place; tensors made in
+            # inference mode do not count changes in place.
             given = given.clone()
         flat_taken, flat_given = taken.flatten(0, -2), given.flatten(0, -2)
-        picked = some_rows(len(flat_given), given.device)
-        earlier = seen.heads.get(each.name)
+        picked = spot_rows(len(flat_given), given.device)
+        earlier = trace.heads.get(each.name)
         some = flat_taken[picked].clone()
         times = 1
-        if earlier is not None:  # dropout that is off in eval mode gives the same inputs each time
+        if earlier is not None:  # as in multi-sample dropout, which in eval mode gives the same inputs each time
             same = (
-                torch.equal(earlier.some_inputs, some) if earlier.inputs is None else torch.equal(earlier.inputs, taken)
+                torch.equal(earlier.spot_inputs, some) if earlier.inputs is None else torch.equal(earlier.inputs, taken)
             )
             times = earlier.times + (not same)
-        seen.heads[each.name] = HeadCall(
+        trace.heads[each.name] = HeadCall(
             taken.clone() if each is head else None,
             given,
             some,
@@ -141,24 +145,27 @@ def run(
         )
     for name, layer in (layers or {}).items():
         hooks.append(
-            layer.register_forward_hook(lambda _, __, out, name=name: seen.layers.__setitem__(name, _copied(out)))
+            layer.register_forward_hook(lambda _, __, out, name=name: trace.layers.__setitem__(name, _copied(out)))
         )
     try:
         with eval_mode(model), torch.no_grad():
-            seen.returned = call(model, inputs)
+            trace.returned = call(model, inputs)
     finally:
         for hook in hooks:
             hook.remove()
-    return seen
+    return trace
 
 
-def some_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of `count` places, spread evenly."""
-    return torch.linspace(0, count - 1, min(ROWS, count), device=device).round().long()
+def spot_rows(count: int, device: torch.device) -> Tensor:
+    """At most `ROWS` of the indices below `count`, evenly spread.
+
+    In float64 whatever the default type is: Lightning makes that bfloat16 in `forward`, which cannot count to 300.
+    """
+    return torch.linspace(0, count - 1, min(ROWS, count), dtype=torch.float64, device=device).round().long()
 
 
 def _copied(output: Any) -> Any:
-    """A layer's output with copies of its tensors: an in-place layer may overwrite them next."""
+    """The output of a layer with its tensors copied, since a layer that works in place may overwrite them next."""
     if isinstance(output, Tensor):
         return output.detach().clone()
     if isinstance(output, Mapping):

@@ -1,10 +1,10 @@
-"""Inner layers: which axis of an output holds the samples and which the channels, and one row a sample from it.
+"""Inner layers: which axis of an output holds the samples and which the channels, and one row for each sample.
 
 A layout is a string with a letter for each axis: N samples, C channels, anything else a position, as in "NCHW" or
-"NTC". Positions are averaged. Where nobody gives the layout, it is read off the layers: a convolution or batch
-normalisation has its channels on axis 1, a linear layer, embedding or layer normalisation on the last, and an axis of
-channels has a size that one of them gives. Where two axes could be meant, the user is asked: a guess would give a
-number that depends on the size of the images or of the batch.
+"NTC". Positions are averaged. If no layout is given, it is inferred from the layers: a convolution or batch
+normalisation has its channels on axis 1, a linear layer, embedding or layer normalisation on the last axis, and the
+size of the channel axis is the number of outputs of one of them. If two axes are possible, an error asks the user,
+since a guess would give numbers that depend on the size of the images or of the batch.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class InnerLayer:
     Attributes:
         name: its dotted name.
         module: the layer.
-        model: the network, whose other layers tell of channels where this one has none of its own.
-        layout: a string, a function of the output that gives (N, C), or None: read off the layers.
+        model: the network, whose other layers are asked for channels if this one has no kind of its own.
+        layout: a string, a function of the output that gives (N, C), or None to infer it from the layers.
     """
 
     name: str
@@ -50,16 +50,16 @@ class InnerLayer:
         masks: Mapping[str, Tensor],
         sequence_first: Callable[[Tensor], bool],
     ) -> Tensor:
-        """One row a label of an output: (N, C) averaged over positions, or (N T, C) where each token has a label.
+        """One row of an output for each label: (N, C) averaged over positions, or (N T, C) if each token has a label.
 
         Args:
-            output: what the layer gave.
+            output: the output of the layer.
             labels: the shape of the labels, (N,) or (N, T).
-            masks: name -> (N, T) bool, tokens that are no padding.
-            sequence_first: tells of the output (by another pass) whether samples are on axis 1, where the sizes do not.
+            masks: name -> (N, T) bool, true for tokens that are not padding.
+            sequence_first: finds out by another pass whether samples are on axis 1; called if the shape does not say.
 
         Raises:
-            InputError: an output that does not fit the labels, or whose axes cannot be told apart.
+            InputError: an output that does not fit the labels, or whose axes are ambiguous.
         """
         if callable(self.layout) and output is not None:
             return self._custom(self.layout(output), labels)
@@ -88,7 +88,7 @@ class InnerLayer:
         return values.detach()
 
     def _averaged(self, values: Tensor, masks: Mapping[str, Tensor]) -> Tensor:
-        """(N, T, C) averaged over the tokens that are no padding."""
+        """(N, T, C) averaged over the tokens that are not padding."""
         fitting = [mask for mask in masks.values() if mask.shape == values.shape[:2]]
         if not fitting:
             padded = [name for name, mask in masks.items() if not bool(mask.all())]
@@ -116,7 +116,7 @@ class InnerLayer:
             if first and not second:
                 self._decide(False)
             elif self._sequence_first is None and (values.shape[0] > 1 or not first):
-                # Of as many samples as positions, or of windows that are no samples: one sample fewer tells.
+                # As many samples as positions, or windows that are not samples: a run on one sample fewer shows it.
                 self._decide(sequence_first(values))
             elif second and not first:
                 self._decide(True)
@@ -139,9 +139,10 @@ class InnerLayer:
         if len(large) == 1 and large[0] in (1, values.dim() - 1):
             return large[0] != 1
         shape, dims = values.shape, values.dim()
-        alike = shape[1] == shape[-1] and next(self.module.children(), None) is None  # and only its own kind tells
+        # With two axes of one size, only the kind of the layer itself can say which holds the channels.
+        alike = shape[1] == shape[-1] and next(self.module.children(), None) is None
         for modules in ([self.module], self.module.modules(), self.model.modules()):
-            last = _told(list(_channels(modules, dims)), shape)
+            last = _inferred(list(_channels(modules, dims)), shape)
             if last is not None and not self._mixes(shape[-1 if last else 1], shape[1 if last else -1]):
                 return last
             if last is not None or alike:
@@ -158,12 +159,12 @@ class InnerLayer:
         )
 
     def _mixes(self, channels: int, positions: int) -> bool:
-        """Whether other layers say that the axes are the other way round: a linear one may work along positions.
+        """Whether other layers contradict: a linear layer may work along positions, as in an MLP-Mixer.
 
-        So it does in an MLP-Mixer. What convolutions, normalisations and embeddings give are channels for sure.
+        The outputs of convolutions, normalisations and embeddings are channels for sure.
         """
         if next(self.module.children(), None) is None and _out_features(self.module) is None:
-            return False  # one of these itself
+            return False  # the layer is one of these itself
         others = (module for module in self.model.modules() if _out_features(module) is None)
         sure = {size for size, _ in _channels(others)}
         return positions in sure and channels not in sure
@@ -180,7 +181,7 @@ def inner_layers(model: nn.Module, layers: Layers) -> dict[str, InnerLayer]:
     """The layers that a user asks for, by name.
 
     Raises:
-        InputError: no such layer, or a layout that is none.
+        InputError: no such layer, or an invalid layout.
     """
     if isinstance(layers, str):
         layers = (layers,)
@@ -196,17 +197,17 @@ def inner_layers(model: nn.Module, layers: Layers) -> dict[str, InnerLayer]:
 
 
 def average(values: Tensor, mask: Tensor | None) -> Tensor:
-    """(N, T, C) averaged over the positions where mask (N, T) is true, or over all."""
+    """(N, T, C) averaged over the positions where the mask (N, T) is true, or over all without a mask."""
     if mask is None:
         return values.mean(1)
     mask = mask.to(values.device)
-    # A product with the mask would spread what padding holds where that is not finite; half precision cannot count.
+    # A product with the mask would spread padding that is not finite. Half precision cannot sum many positions.
     total = values.masked_fill(~mask[..., None], 0).sum(1, dtype=torch.promote_types(values.dtype, torch.float32))
     return (total / mask.sum(1, keepdim=True).clamp(min=1)).to(values.dtype)
 
 
 def first_tensor(output: Any, name: str) -> Tensor:
-    """The tensor of a layer's output, which may be a tuple or an object with fields."""
+    """The first tensor of a layer's output, which may be a tuple or a mapping."""
     if isinstance(output, Mapping) and output:
         output = next(iter(output.values()))
     while isinstance(output, Sequence) and len(output):
@@ -218,8 +219,8 @@ def first_tensor(output: Any, name: str) -> Tensor:
     return output.detach()
 
 
-def _told(channels: Sequence[tuple[int, bool]], shape: Sequence[int]) -> bool | None:
-    """Whether channels are last, as (channels, whether last) of some layers tell; None where they do not."""
+def _inferred(channels: Sequence[tuple[int, bool]], shape: Sequence[int]) -> bool | None:
+    """Whether channels are last, according to (channels, whether last) of some layers; None if they do not say."""
     first = [last for size, last in channels if size == shape[1]]
     final = [last for size, last in channels if size == shape[-1]]
     if first and final:
@@ -234,7 +235,7 @@ def _out_features(module: nn.Module) -> int | None:
 
 
 def _channels(modules: Iterable[nn.Module], dims: int | None = None) -> Iterator[tuple[int, bool]]:
-    """(channels, whether on the last axis) of the outputs of layers whose kind tells; only of those of `dims` axes."""
+    """(channels, whether on the last axis) of the outputs, of `dims` axes, of layers whose kind determines both."""
     for module in modules:
         kind = type(module).__name__
         if isinstance(module, nn.modules.conv._ConvNd):
@@ -254,7 +255,7 @@ def _channels(modules: Iterable[nn.Module], dims: int | None = None) -> Iterator
         elif isinstance(module, nn.RNNBase):
             yield (module.proj_size or module.hidden_size) * (1 + module.bidirectional), True
         elif "Norm" in kind and isinstance(weight := getattr(module, "weight", None), Tensor) and weight.dim() == 1:
-            # A layer normalisation, of one library or another; those for maps say so in their names.
+            # A layer normalisation of any library; those for maps have 2d in their names.
             yield len(weight), "2d" not in kind
         elif isinstance(getattr(module, "nf", None), int):  # the transposed linear layer of GPT-2
             yield module.nf, True  # type: ignore[misc]

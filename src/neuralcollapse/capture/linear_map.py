@@ -1,15 +1,15 @@
-"""What linear map a head is: the weight and bias that made its outputs, whatever its attributes hold.
+"""Which linear map a head computes: the weight and bias that made its outputs, whatever its attributes hold.
 
-A layer with a `.weight` need not give W h + b. A cosine head makes h and the rows of W unit vectors first; an adapter
-(LoRA) adds a product of its own; a scale or a bias may be learnt and never used. NC2 and NC3 of the attribute are
-then those of another network. So some rows of every batch are compared with W h + b, up to the rounding of their
-types, and where they differ, the map is found:
+A layer with a `.weight` need not compute `W h + b`. A cosine head normalises h and the rows of W first; an adapter
+(LoRA) adds a product of its own; a scale or a bias may be learnt and never used. NC2 and NC3 of the attribute would
+then be those of another network. So some rows of every batch are compared with `W h + b`, up to the rounding of their
+dtypes, and if they differ, the map is found:
 
-    z = W h + b                          as it stands
-    z = s W' h' + c                      h' and W' as they are or of unit length: cosine heads, scales, unused biases
-    z = s W h + c + (any number, the same for all classes): squared distances from prototypes
-    z = A h + c                          A and c read off the layer by probing it with unit vectors: adapters
-    otherwise                            the layer is no linear map of its input, and is refused
+    z = W h + b                          a plain linear layer
+    z = s W' h' + c                      h' and W' as they are or normalised: cosine heads, scales, unused biases
+    z = s W h + c + (a number for each sample): squared distances from prototypes
+    z = A h + c                          A and c found by applying the layer to unit vectors: adapters
+    otherwise                            the layer is not a linear map of its input, and is refused
 """
 
 from __future__ import annotations
@@ -26,27 +26,28 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.rounding import rounding
 from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 
-_CLASSES = 256  # that are compared in a batch, others in each
-_KEPT = 64  # rows over all batches, to find the map anew where the first ones did not tell it
-# What rounding explains: sums in float32 (or float64) err by some spacings of sum |w_j h_j| in any order; the outputs
-# and, in coarse types, each factor are rounded once, which adds up like a random walk. Four spacings are some ten
+_CLASSES = 256  # classes that are compared in a batch; each batch takes others
+_KEPT = 64  # rows kept over all batches, to find the map again if the first rows did not determine it
+# What rounding explains: sums in float32 (or float64) err by a few spacings of sum |w_j h_j| in any order; the outputs
+# and, in coarse dtypes, each factor are rounded once, which adds up like a random walk. Four spacings are about ten
 # standard deviations; the root mean square of many entries is held to a third of that.
 _SUMS, _ROUNDED, _ON_AVERAGE = 8.0, 4.0, 3.0
 _QUANTISED = 2.0**-6  # spacing of the features that torch's quantised layers round to eight bits
-_PROBES = 1024  # unit vectors at a time
+_PROBES = 1024  # unit vectors that the layer is applied to at a time
 
 
 @dataclass(frozen=True)
 class Form:
-    """A linear map as it follows from a layer's weight W and bias b: z = s W' h' + c, or A h + c.
+    """How a head's linear map follows from its weight W and bias b: `z = s W' h' + c`, or `z = A h + c`.
 
     Attributes:
-        unit_features: h' = h/|h| instead of h.
-        unit_rows: the rows of W' are those of W over their lengths.
+        unit_features: h' is h/|h| instead of h.
+        unit_rows: the rows of W' are those of W, normalised to length one.
         scale: s.
-        shift: (K,) c where it is not b.
-        matrix: (K, d) A, where the map does not follow from W.
-        shifted: outputs are compared less their mean over the classes: a sample's own shift changes no prediction.
+        shift: (K,) c, if it is not b.
+        matrix: (K, d) A, if the map does not follow from W.
+        shifted: outputs are compared after subtracting their mean over the classes, since a shift of all logits of a
+            sample changes no prediction.
     """
 
     unit_features: bool = False
@@ -58,18 +59,18 @@ class Form:
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is z = W h + b."""
+        """Whether the map is `z = W h + b`."""
         changed = self.unit_features or self.unit_rows or self.shifted or self.scale != 1.0
         return not changed and self.shift is None and self.matrix is None
 
     def features(self, features: Tensor) -> Tensor:
-        """(N, d) h'."""
+        """(N, d) h' of (N, d) features h."""
         return F.normalize(features, dim=-1) if self.unit_features else features
 
     def tensors(
         self, weight: Tensor, bias: Tensor | None, picked: Tensor | slice = slice(None)
     ) -> tuple[Tensor, Tensor | None]:
-        """(K, d) s W' and (K,) c, or those of some classes."""
+        """(K, d) `s W'` and (K,) c, or those of the picked classes."""
         shift = bias if self.shift is None else self.shift
         rows = (weight if self.matrix is None else self.matrix)[picked]
         if self.unit_rows:
@@ -89,7 +90,7 @@ class Form:
 
 
 class HeadMap:
-    """Finds the form of a head's map from some rows of its inputs and outputs, and compares later ones with it."""
+    """Finds the form of a head's map from some rows of its inputs and outputs, and compares later rows with it."""
 
     def __init__(self, head: nn.Module, name: str) -> None:
         self.head = head
@@ -103,10 +104,10 @@ class HeadMap:
         """Compare some of the (n, K) outputs with the map of the (n, d) inputs.
 
         Raises:
-            InputError: they are no linear map of the inputs.
+            InputError: they are not a linear map of the inputs.
         """
-        self._own = weight, bias = head_tensors(self.head)  # now: parametrised layers make it in their forward pass
-        finite = torch.isfinite(inputs).all(1)  # the features themselves are refused where they are not
+        self._own = weight, bias = head_tensors(self.head)  # only now: parametrised layers make it in the forward pass
+        finite = torch.isfinite(inputs).all(1)  # others are refused when the moments are updated
         inputs, outputs = inputs[finite], outputs[finite]
         if len(inputs) == 0:
             return
@@ -128,7 +129,7 @@ class HeadMap:
         return (self.form or Form()).tensors(*own)
 
     def features(self, features: Tensor) -> Tensor:
-        """(N, d) what the map takes: the head's inputs, of unit length where it makes them so."""
+        """(N, d) the inputs of the linear map: those of the head, normalised if the head normalises them."""
         return features if self.form is None else self.form.features(features)
 
     @property
@@ -138,7 +139,7 @@ class HeadMap:
 
     def _distance(self, form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
         count = outputs.shape[1]
-        quantised = callable(getattr(type(self.head), "weight", None))  # a method there; nothing is computed for it
+        quantised = callable(getattr(type(self.head), "weight", None))  # `weight` is a method of quantised layers only
         if self._checked == 1 and len(inputs):  # all classes once, on one row, by parts
             parts = torch.arange(count, device=outputs.device).split(4096)
             whole = max(distance(form, inputs[:1], outputs[:1], weight, bias, part, quantised) for part in parts)
@@ -148,7 +149,7 @@ class HeadMap:
         return max(whole, distance(form, inputs, outputs, weight, bias, picked % count, quantised))
 
     def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form | None:
-        """The plain form, or that of unit features or rows which fits best, or the matrix that probing gives."""
+        """The plain form, or the best fitting form with unit features or rows, or the matrix that probing gives."""
         plain = Form()
         if self._distance(plain, inputs, outputs, weight, bias) <= 1:
             return plain
@@ -168,21 +169,21 @@ class HeadMap:
 
     @torch.no_grad()
     def _outputs(self, vectors: Tensor) -> Tensor:
-        """(n, K) what the head gives for (n, d) inputs."""
+        """(n, K) the outputs of the head for (n, d) inputs."""
         tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
         with eval_mode(self.head):
             return self.head(vectors.reshape(*vectors.shape, *tail)).reshape(len(vectors), -1)
 
     def _with_more(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
-        """The rows and more of other lengths and directions: a single sample tells unit features from no scale."""
+        """The rows, and more of other lengths and directions: a single sample cannot distinguish a scale from |h|."""
         more = torch.cat([2 * inputs, inputs.roll(1, 1), inputs.flip(1) / 2])
         try:
             return torch.cat([inputs, more]), torch.cat([outputs, self._outputs(more)])
-        except Exception:  # a layer of another's may raise anything on inputs that it was not made for
+        except Exception:  # a layer may raise anything on inputs that it was not made for
             return inputs, outputs
 
     def _probed(self, inputs: Tensor) -> Form | None:
-        """The matrix and the shift that the layer has if it is linear; None where it takes no unit vectors."""
+        """The matrix and the shift of the layer if it is linear; None if it does not accept unit vectors."""
         dim = inputs.shape[1]
         wide = torch.promote_types(inputs.dtype, torch.float32)
         try:
@@ -218,9 +219,9 @@ def distance(
     picked: Tensor | None = None,
     quantised: bool = False,
 ) -> float:
-    """How far some outputs are from a map, over what rounding explains: up to 1 they agree.
+    """The deviation of some outputs from a map, relative to what rounding explains: up to 1 they agree.
 
-    Classes with an infinite output, as a mask leaves them, are left out.
+    Classes with an infinite output, as a mask gives, are left out.
     """
     if picked is None:
         picked = torch.arange(outputs.shape[1], device=outputs.device)
@@ -246,9 +247,9 @@ def distance(
 def scaled(
     form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[float, Form] | None:
-    """The distance and the form with the scale and the shift that fit best, where it fits.
+    """The distance and the form with the scale and shift that fit best; None if none fits.
 
-    The shift is the bias, or none, or (from two rows on) one of its own.
+    The shift is the bias, or zero, or (from two rows on) any other.
     """
     rows, _ = form.tensors(weight.double(), None)
     products = form.features(inputs.double()) @ rows.T
@@ -269,7 +270,7 @@ def scaled(
         if abs(scale - 1) < 4 * product_rounding(outputs):
             scale = 1.0
         c = shift if shift is not None else (exact - scale * products).mean(0)
-        if form.shifted and shift is None:  # known but for a number: that of minus squared distances, or centred
+        if form.shifted and shift is None:  # known up to a number: choose that of minus squared distances, or centre it
             squares = -scale / 2 * weight.double().square().sum(1)
             near = float((c - c.mean() - squares + squares.mean()).abs().max()) <= 1e-4 * float(squares.abs().max())
             c = squares if near else c - c.mean()
@@ -281,14 +282,14 @@ def scaled(
 
 
 def product_rounding(outputs: Tensor) -> float:
-    """The spacing of the type that a product was computed in: that of its values, or TF32 where it may be used."""
+    """The spacing of the dtype in which a product was computed: that of its values, or of TF32 if it may be used."""
     eps = max(torch.finfo(outputs.dtype).eps, rounding(outputs) if len(outputs) else 0.0)
     return eps if outputs.dtype != torch.float32 or _full_float32(outputs.device) else max(eps, 2.0**-10)
 
 
 def _full_float32(device: torch.device) -> bool:
-    """Whether float32 products are surely computed in float32."""
-    if device.type == "cuda":  # convolutions use TF32 there unless told not to
+    """Whether float32 products are certainly computed in float32."""
+    if device.type == "cuda":  # convolutions use TF32 there by default
         return False
     try:
         return torch.get_float32_matmul_precision() == "highest"

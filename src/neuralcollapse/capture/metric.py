@@ -17,34 +17,34 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments, state_device
-from neuralcollapse.heads.linear import head_tensors as classifier_tensors
+from neuralcollapse.heads.linear import head_tensors
 
 
 class NeuralCollapse(Metric):
     """NC1..NC3 and their variants over all samples seen, in one pass.
 
-    The state is one float64 vector (`ClassMoments.packed`), merged jointly by the same function in
-    `forward`, `merge_state` and `torch.distributed` sync, so any split over batches or processes gives
-    what one process would have measured. Moving the metric to another dtype leaves the state float64.
+    The state is one float64 vector (`ClassMoments.packed`). `forward`, `merge_state` and the synchronisation of
+    torch.distributed merge it by the same function, so that any split over batches or processes gives the result of a
+    single process. Casting the metric to another dtype leaves the state in float64.
 
     Args:
         num_classes: K.
         feature_dim: d.
-        classifier: a module with `.weight` (K, d) and perhaps `.bias` (K,), read at `compute`; without
-            it only the measures of the features are given. It is neither copied nor made a submodule.
+        classifier: a module with `.weight` (K, d) and perhaps `.bias` (K,), read by `compute`; without it only the
+            features are measured. It is neither copied nor registered as a submodule.
         ignore_index: samples with this label are left out.
-        pairwise: False leaves out the measures whose cost grows with K^2, a number takes a sample of so many pairs
-            of classes (see `neuralcollapse.measures`).
+        pairwise: False leaves out the measures whose cost grows with K^2; a number takes a sample of that many pairs of
+            classes (see `neuralcollapse.measures`).
         classes: measure these classes alone: samples and classifier rows of others are left out.
         means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
-        kwargs: torchmetrics' own, such as `dist_sync_on_step`.
+        kwargs: arguments of torchmetrics' Metric, such as `dist_sync_on_step`.
 
-    The features of all updates should come from the same weights: update in eval mode over the training set
-    after an epoch, not while the weights change (NC4 needs two looks at a sample: `neuralcollapse.measure`).
+    The features of all updates should come from the same weights: update in eval mode over the training set after an
+    epoch, not while the weights change. (NC4 needs two passes over the samples: `neuralcollapse.measure`.)
 
-    `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels and raises
-    InputError, naming the batch, on anything else. `compute()` returns a dict of float64 scalars; undefined
-    measures, all of them when nothing was seen, are NaN with a warning.
+    `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels, and raises InputError,
+    naming the batch, for anything else. `compute()` returns a dict of float64 scalars; measures without a value (all of
+    them before the first update) are NaN with a warning.
 
     >>> metric = NeuralCollapse(num_classes=2, feature_dim=2)
     >>> metric.update(torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]]), torch.tensor([0, 0, 1, 1]))
@@ -69,8 +69,8 @@ class NeuralCollapse(Metric):
         means_dtype: torch.dtype = torch.float64,
         **kwargs: Any,
     ) -> None:
-        # Computing is cheap beside updating, and a cached value would be stale once the classifier has moved; a
-        # process that never updated would return it without joining the others' gathering.
+        # No cache: computing is cheap beside updating, a cached value would be stale once the classifier has changed,
+        # and a process without updates would return it without joining the synchronisation of the others.
         super().__init__(**({"compute_with_cache": False} | kwargs))
         self.num_classes = check_count(num_classes, "num_classes", 1)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
@@ -78,7 +78,7 @@ class NeuralCollapse(Metric):
         self.pairwise = pairwise
         self._classifier = None if classifier is None else _Shared(classifier)
         if classifier is not None:
-            check_classifier(*classifier_tensors(classifier), num_classes, feature_dim)
+            check_classifier(*head_tensors(classifier), num_classes, feature_dim)
         self.classes = None if classes is None else ClassSubset(classes, num_classes)
         measured = num_classes if self.classes is None else len(self.classes)
         self._shape = (measured, feature_dim, means_dtype)
@@ -89,7 +89,7 @@ class NeuralCollapse(Metric):
             persistent=True,
         )
 
-        # A MetricCollection lets metrics with equal states share one: this one tells them apart.
+        # In a MetricCollection metrics with equal states share one. This state keeps metrics over other classes apart.
         left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
         if self.classes is not None:
             left_out = torch.cat([left_out, self.classes.classes.cpu()])
@@ -97,7 +97,7 @@ class NeuralCollapse(Metric):
 
     def reset(self) -> None:
         """Forget all samples."""
-        with torch.inference_mode(False):  # else updates outside inference mode would be refused
+        with torch.inference_mode(False):  # otherwise updates outside inference mode would be refused
             super().reset()
 
     def update(self, features: Tensor, labels: Tensor) -> None:
@@ -113,6 +113,7 @@ class NeuralCollapse(Metric):
         self._add(batch, features, labels, self._update_count + 1)
         with torch.no_grad():
             self._moments().absorb(batch)
+        # Private to torchmetrics: its own `forward` keeps these three up to date, and MetricCollection reads them.
         self._update_count += 1
         self._computed = None
         values = self._measures(batch)
@@ -135,12 +136,12 @@ class NeuralCollapse(Metric):
             raise InputError(f"batch {batch}: {error}") from None
 
     def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
-        weight, bias = (None, None) if self._classifier is None else classifier_tensors(self._classifier.module)
+        weight, bias = (None, None) if self._classifier is None else head_tensors(self._classifier.module)
         if self.classes is not None and weight is not None:
             weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
         try:
             values = measures(moments, weight, bias, pairwise=self.pairwise)
-        except InputError as error:  # a weight that is not finite: raising here, in a sync, would leave it half done
+        except InputError as error:  # a weight that is not finite; raising during a synchronisation would break it off
             wanted = [
                 name for name in CLASSIFIER_MEASURES if self.pairwise is not False or name not in PAIRWISE_MEASURES
             ]
@@ -150,7 +151,7 @@ class NeuralCollapse(Metric):
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the samples of another metric (or of its `metric_state`), which stays as it was."""
+        """Add the samples of another metric (or of its `metric_state`), which does not change."""
         if isinstance(incoming_state, NeuralCollapse):
             theirs, shape = incoming_state.moments, incoming_state._shape
             mine, others = (metric.classes and metric.classes.classes.tolist() for metric in (self, incoming_state))
@@ -174,11 +175,11 @@ class NeuralCollapse(Metric):
 
     def _moments(self) -> ClassMoments:
         moments = ClassMoments(self.moments, *self._shape)
-        self.moments = moments.packed  # the same, but for a pickle of version 0.1.0
+        self.moments = moments.packed  # another tensor only for a pickle of version 0.1.0
         return moments
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
-        # Module.to(dtype) would cast the state without a word: follow the device, keep float64.
+        # Metric._apply would cast the states (and their defaults, private to torchmetrics): move them, keep float64.
         super()._apply(fn, exclude_state=("moments", "left_out"))
         stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
         for store in stores:
@@ -207,8 +208,8 @@ class NeuralCollapse(Metric):
 class _Shared:
     """A module held by reference: not a submodule, and shared by copies of its holder.
 
-    When a whole model is deep-copied with its metric, the copy's metric must read the copied classifier, which
-    may be copied after the metric: it is looked up when first used.
+    When a model is deep-copied with its metric, the metric of the copy must read the copied classifier. That may be
+    copied after the metric, so it is looked up when it is first used.
     """
 
     def __init__(self, module: nn.Module, copies: dict[int, Any] | None = None) -> None:
@@ -230,12 +231,12 @@ class _Shared:
 
 
 def _first(states: Tensor) -> Tensor:
-    """The state of the first process, which all share."""
+    """The state of the first process; all processes have the same."""
     return states[0]
 
 
 def _merge_packed(shape: tuple[int, int, torch.dtype], states: Tensor) -> Tensor:
-    """Merge packed states (n, size), one a process, in order."""
+    """Merge packed states (n, size) of n processes, in order."""
     merged = ClassMoments(states[0].clone(), *shape)
     for state in states[1:]:
         merged.absorb(ClassMoments(state, *shape))

@@ -1,4 +1,4 @@
-"""Heads that see several positions of a sample, as a decoder's tokens: which of them the model's logits are of."""
+"""Heads that see several positions of a sample, such as the tokens of a decoder: which position gives the logits."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ def one_position(
     shape: tuple[int, ...],
     masks: Mapping[str, Tensor],
 ) -> tuple[Tensor, Tensor, Relation | None]:
-    """(N, d) features and (N, K) outputs of a head that sees several positions, and how the logits follow from them.
+    """One row a sample, (N, d) features and (N, K) outputs, of a head that sees several positions.
 
-    The model picks a position (the last token of a sentence) or takes a mean: which, the returned logits tell.
+    The model picks a position (the last token of a sentence) or takes a mean; the returned logits show which.
 
     Args:
         head: the layer.
-        features: (N, ..., d) that it takes.
-        outputs: (N, ..., K) that it gives.
-        returned: (N, K) tensors that may be the model's logits.
-        shape: of the labels.
-        masks: name -> (N, T) bool, positions that are no padding.
+        features: (N, ..., d) inputs of the layer.
+        outputs: (N, ..., K) outputs of the layer.
+        returned: (N, K) tensors that may be the logits of the model.
+        shape: the shape of the labels.
+        masks: name -> (N, T) bool, true for positions that are not padding.
 
     Returns:
-        Features, outputs, and the relation of the logits to the mean of the outputs where that is no linear one.
+        Features, outputs, and the relation of the logits to the mean of the outputs if that is not linear.
 
     Raises:
-        InputError: the logits are neither of a position nor a mean.
+        InputError: the logits are neither those of a position nor a mean.
     """
     h, z = features.flatten(1, -2), outputs.flatten(1, -2)
     if h.shape[1] == 1:
@@ -62,7 +62,7 @@ def one_position(
         pooled = [Relation.of_positions(head.name, z, logits) for logits in returned]
         return average(h, None), average(z, None), next((found for found in pooled if found is not None), None)
     if not returned:
-        check_features(features)  # raises: neither a row nor a label for each position
+        check_features(features)  # raises: the features have more than two axes
     raise InputError(
         f"the layer {head.name!r} gives logits for each of {h.shape[1]} positions and the model returns one "
         "row a sample, which is neither one of them nor their mean: give labels for each position, or name the "
@@ -71,10 +71,10 @@ def one_position(
 
 
 def _position(features: Tensor, outputs: Tensor, logits: Tensor, masks: Sequence[Tensor]) -> Tensor | None:
-    """(N,) which of T positions' outputs (N, T, K) are the logits (N, K); None where they are of none, or of several.
+    """(N,) the positions whose outputs (N, T, K) are the logits (N, K); None if they are of no position, or of several.
 
-    Positions may be alike (an untrained head gives zeros everywhere): then the last real token, the last or the first
-    position is taken, if that fits all samples.
+    Positions may have equal outputs (an untrained head gives zeros everywhere): then the last token that is not
+    padding, the last or the first position is taken, if that fits all samples.
     """
     if len(logits) != len(outputs) or len(outputs) == 0:
         return None

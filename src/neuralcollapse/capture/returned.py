@@ -1,22 +1,20 @@
-"""What a model returns, compared with the outputs of its heads.
+"""How the logits that a model returns follow from the outputs of its heads.
 
-A hook sees the outputs of one layer; accuracy and loss are those of what the model returns. Mostly the two are the
-same, or one is the softmax of the other. Where they are not, some rows of every batch tell how they are related:
+A hook sees the outputs of one layer, while accuracy and loss are those of what the model returns. Usually the two are
+the same, or one is the softmax of the other. Otherwise some rows of every batch show how they are related:
 
-    another head's outputs, or an average (any weighted sum) of the outputs of several heads;
-    a scale or a shift after the head, one for all classes or each its own, which belong to its weight and bias;
+    the outputs of another head, or an average (any weighted sum) of the outputs of several heads;
+    a scale or a shift after the head, for all classes or for each, which then belong to its weight and bias;
     an increasing function of the outputs (a soft cap, a ReLU);
-    another linear map of the head's input (an adapter beside the head), found by least squares where the inputs
+    another linear map of the head's input (an adapter beside the head), found by least squares if the inputs
     determine it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,57 +23,8 @@ from neuralcollapse.errors import listed
 from neuralcollapse.geometry.rounding import rounding
 
 _ROUNDED = 2.0  # spacings: outputs and logits are rounded once each
-_KEPT_VALUES = 2**26  # features and logits kept for least squares
-_KEPT = 64  # rows over all batches, to find the relation anew where the first ones did not tell it
-_DEPTH = 4  # how deep in a model's output its logits may lie
-
-
-def candidates(returned: Any, shape: Sequence[int], num_classes: int) -> list[Tensor]:
-    """The tensors in what a model returned that may be logits, as one row for each label.
-
-    Args:
-        returned: a tensor or array, or a mapping, sequence or dataclass that holds some; of those with `logits` these.
-        shape: of the labels, (N,) or (N, T).
-        num_classes: K.
-    """
-    return [rows for value in _tensors(returned) for rows in _rows(value, tuple(shape), num_classes)]
-
-
-def num_outputs(returned: Any) -> int | None:
-    """The number of classes of what a model returned; None where it holds no tensor that could be logits."""
-    return next((value.shape[-1] for value in _tensors(returned)), None)
-
-
-def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
-    if isinstance(returned, np.ndarray):
-        returned = torch.as_tensor(returned)
-    if isinstance(returned, Tensor):
-        if returned.dim() > 1 and returned.is_floating_point():
-            yield returned
-        return
-    if depth == 0 or isinstance(returned, str | bytes):
-        return
-    named: Mapping[Any, Any] = {}
-    if isinstance(returned, Mapping):
-        named = returned
-    elif is_dataclass(returned) and not isinstance(returned, type):
-        named = {each.name: getattr(returned, each.name) for each in fields(returned)}
-    elif isinstance(returned, Sequence):
-        named = returned._asdict() if hasattr(returned, "_asdict") else dict(enumerate(returned))
-    if any(True for _ in _tensors(named.get("logits"), depth - 1)):  # what goes by this name is said to be the logits
-        named = {"logits": named["logits"]}
-    for value in named.values():
-        yield from _tensors(value, depth - 1)
-
-
-def _rows(logits: Tensor, shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:
-    """(rows, K) of a tensor with K on its last axis, or on axis 1 as for images or torch's cross-entropy."""
-    count, size = torch.Size(shape).numel(), tuple(logits.shape)
-    ones = (1,) * (logits.dim() - 2)
-    if size in ((*shape, num_classes), (count, num_classes)) or size == (count, num_classes, *ones):
-        yield logits.reshape(count, num_classes)
-    if len(shape) > 1 and size == (shape[0], num_classes, *shape[1:]):
-        yield logits.movedim(1, -1).reshape(count, num_classes)
+_KEPT_VALUES = 2**26  # values of features and logits kept for least squares
+_KEPT = 64  # rows kept over all batches, to find the relation again if the first rows did not determine it
 
 
 @dataclass(frozen=True)
@@ -84,7 +33,7 @@ class Relation:
 
     Attributes:
         name: of the head.
-        kind: how, from what says most to what says least (`KINDS`):
+        kind: one of `KINDS`, from the most to the least specific:
             "same": z.
             "scaled": s z + c.
             "shared": a weighted sum of the outputs of heads that see the same features.
@@ -93,13 +42,13 @@ class Relation:
             "increasing": an increasing function of each output.
             "pooled": the mean of z over positions, after a ReLU.
             "other": none of these.
-        after: "" or what is done to that: "shift", a number for each sample, as in a logarithmic softmax; "softmax".
-        scale: s of "scaled", a number or (K,).
-        shift: (K,) c of "scaled"; None for none.
-        heads: of "heads" and "shared", name -> its share in the returned logits.
-        others: names of other heads with as many outputs.
-        masked: classes whose logits are the same for all samples, and are left out of the comparison.
-        off: of "other", the relative distance of the returned logits from the head's outputs.
+        after: what is applied to that: "" for nothing, "softmax", or "shift", a number for each sample (log-softmax).
+        scale: for "scaled" the scale s, a number or (K,).
+        shift: for "scaled" the shift c (K,); None for zero.
+        heads: for "heads" and "shared", name -> weight of that head in the returned logits.
+        others: names of other heads with the same number of outputs.
+        masked: the number of classes with the same logit for all samples, which are not compared.
+        off: for "other", the relative distance of the returned logits from the outputs of the head.
     """
 
     name: str
@@ -116,13 +65,13 @@ class Relation:
     def of(
         cls, name: str, outputs: Tensor, returned: Tensor, others: Mapping[str, tuple[Tensor, bool]] | None = None
     ) -> Relation:
-        """Of (n, K) rows of a head's outputs and of the returned logits.
+        """The relation between some rows of the outputs of a head and of the returned logits.
 
         Args:
-            name: of the head.
-            outputs: (n, K).
-            returned: (n, K).
-            others: of other heads the outputs (n, K), and whether they see the same features.
+            name: the name of the head.
+            outputs: (n, K) outputs of the head.
+            returned: (n, K) logits that the model returned.
+            others: name -> outputs (n, K) of another head, and whether it receives the same features.
         """
         others = others or {}
         eps = _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps, rounding(returned))
@@ -149,18 +98,18 @@ class Relation:
 
     @classmethod
     def of_positions(cls, name: str, outputs: Tensor, returned: Tensor) -> Relation | None:
-        """Of (N, T, K) outputs at T positions and (N, K) logits: their mean after a ReLU (SqueezeNet), or None."""
+        """Relation "pooled", if (N, K) logits are the mean over T of (N, T, K) outputs after a ReLU (SqueezeNet)."""
         z, r = outputs.double().relu().mean(1), returned.double()
         eps = 4 * _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps)
         return cls(name, "pooled") if _close(z, r, eps, z.abs() + z.abs().mean()) else None
 
     @property
     def rank(self) -> int:
-        """The less, the more it says."""
+        """The place of the kind in `KINDS`: the lower, the more specific."""
         return KINDS.index(self.kind)
 
     def words(self) -> str | None:
-        """What the user should know of it; None where there is nothing."""
+        """What the user should know about the relation; None if there is nothing."""
         head = repr(self.name)
         parts = " + ".join(f"{share:.3g} {name}" for name, share in self.heads.items())
         plus = "" if self.shift is None else " plus a shift for each class"
@@ -200,7 +149,7 @@ KINDS = ("same", "scaled", "shared", "heads", "linear", "increasing", "pooled", 
 
 
 class Comparison:
-    """The relation of a head's outputs and a model's logits, found from some rows and compared with later ones."""
+    """Finds the relation between a head's outputs and a model's logits, and compares later rows with it."""
 
     def __init__(self, name: str) -> None:
         self.relation: Relation | None = None
@@ -209,12 +158,12 @@ class Comparison:
 
     @property
     def needs_others(self) -> bool:
-        """Whether the outputs of other heads are of use in the next batch."""
+        """Whether the next batch needs the outputs of other heads."""
         few = sum(len(rows) for rows, _, _ in self._kept) < 8
         return self.relation is None or few or self.relation.kind in ("heads", "shared", "other")
 
     def add(self, outputs: Tensor, returned: Tensor, others: Mapping[str, tuple[Tensor, bool]]) -> None:
-        """Compare (n, K) rows of a batch, and find the relation anew where they do not fit it."""
+        """Compare (n, K) rows of a batch, and find the relation again if they do not fit it."""
         if sum(len(rows) for rows, _, _ in self._kept) < _KEPT:
             self._kept.append((outputs, returned, others))
         kept = [*self._kept]
@@ -232,7 +181,7 @@ class Comparison:
 
 
 class LeastSquares:
-    """The linear map from features to returned logits, where the features determine it exactly."""
+    """The linear map from features to returned logits, if the features determine it."""
 
     def __init__(self) -> None:
         self._features: list[Tensor] = []
@@ -240,7 +189,7 @@ class LeastSquares:
         self._rows = 0
 
     def add(self, features: Tensor, logits: Tensor) -> None:
-        """Keep rows, until there are more than enough."""
+        """Keep rows until there are enough."""
         enough = min(4 * (features.shape[1] + 1), _KEPT_VALUES // (features.shape[1] + logits.shape[1]))
         count = min(len(features), enough - self._rows)
         if count > 0:
@@ -249,11 +198,11 @@ class LeastSquares:
             self._rows += count
 
     def solve(self) -> tuple[Tensor, Tensor] | None:
-        """(K, d) A and (K,) c with logits = A h + c; None where they are not determined, or the map is not linear."""
+        """(K, d) A and (K,) c of `z = A h + c`; None if they are not determined, or the map is not linear."""
         if not self._features:
             return None
         h, z = torch.cat(self._features), torch.cat(self._logits)
-        if len(h) < h.shape[1] + 2:  # a map with as many numbers as there are rows fits anything
+        if len(h) < h.shape[1] + 2:  # with so few rows some map always fits
             return None
         x, y = h.double(), z.double()
         middle = x.mean(0)
@@ -269,11 +218,11 @@ class LeastSquares:
         return matrix.to(h.dtype), shift.to(h.dtype)
 
 
-_FITTED = 4.0  # times what rounding explains: the fitted matrix has errors of its own
+_FITTED = 4.0  # times what rounding explains, since the fitted matrix has errors of its own
 
 
 def _linear(name: str, z: Tensor, r: Tensor, rows: Mapping[str, Tensor], eps: float) -> Relation | None:
-    """The relation where the logits are a linear function of the outputs of heads."""
+    """The relation if the logits are a linear function of the outputs of heads."""
     if _close(z, r, eps, z.abs() + z.abs().mean(1, keepdim=True) / 4):
         return Relation(name)
     for other, values in rows.items():
@@ -287,7 +236,7 @@ def _linear(name: str, z: Tensor, r: Tensor, rows: Mapping[str, Tensor], eps: fl
 
 
 def _softened(name: str, z: Tensor, r: Tensor, eps: float) -> Relation | None:
-    """The relation where the logits are a softmax, its logarithm, or another shift of each sample, of s z + c."""
+    """The relation if the logits are a softmax of `s z + c`, its logarithm, or another shift of each sample."""
     size = 1 + z.abs().amax(1, keepdim=True)
     if bool((r >= 0).all()) and _close(
         r.sum(1), torch.ones_like(r[:, 0]), 4 * eps, torch.full_like(r[:, 0], r.shape[1])
@@ -306,7 +255,7 @@ def _softened(name: str, z: Tensor, r: Tensor, eps: float) -> Relation | None:
 
 
 def _open_classes(z: Tensor, r: Tensor) -> Tensor:
-    """(K,) bool, without classes that a mask closes: an infinite logit, or the same low one for all samples."""
+    """(K,) bool, false for masked classes: those with an infinite logit, or the same low logit for all samples."""
     finite = torch.isfinite(r).all(0) & torch.isfinite(z).all(0)
     if len(r) < 2:
         return finite
@@ -328,9 +277,9 @@ def _close(a: Tensor, b: Tensor, eps: float, size: Tensor) -> bool:
 
 
 def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, eps: float) -> dict[str, float]:
-    """Each head's share where the returned logits are a weighted sum of their outputs; empty where they are not."""
+    """The weight of each head if the returned logits are a weighted sum of their outputs; empty if they are not."""
     columns = torch.stack([rows.flatten() for rows in heads.values()], 1)
-    # A few numbers are a sum of anything.
+    # With few entries some weighted sum always fits.
     if len(heads) < 2 or returned.numel() < 4 * len(heads) or not bool(torch.isfinite(columns).all()):
         return {}
     shares = torch.linalg.lstsq(columns.cpu(), returned.flatten()[:, None].cpu(), driver="gelsd").solution[:, 0]
@@ -344,7 +293,7 @@ def _weighted_sum(heads: Mapping[str, Tensor], returned: Tensor, eps: float) -> 
 def _scale_and_shift(
     z: Tensor, r: Tensor, eps: float, size: Tensor | None = None
 ) -> tuple[float | Tensor, Tensor | None] | None:
-    """S and c with r = s z + c: one s, or one for each class where there are rows enough; None where none fits."""
+    """`s` and `c` of `r = s z + c`: one s, or with enough rows one for each class; None if none fits."""
     for each in (False, True):
         if each and len(z) < 4:
             return None
@@ -367,7 +316,7 @@ def _scale_and_shift(
 
 
 def _increasing(z: Tensor, r: Tensor, eps: float) -> bool:
-    """Whether one function that never falls gives all of r from z."""
+    """Whether r is an increasing function of z, the same for all entries."""
     order = z.flatten().argsort()
     steps = r.flatten()[order].diff()
     grows = float(r.max() - r.min())

@@ -1,4 +1,4 @@
-"""Which files are the checkpoints of a training, and in which order they were made, by their names."""
+"""Which files are the checkpoints of a training, and the order in which they were made, from their names."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from typing import Any, NamedTuple
 from neuralcollapse.checkpoints.weights import check_kind
 from neuralcollapse.errors import InputError
 
-_PARTS = 3  # of a path, from its end, by which checkpoints are known
-_IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")  # of Hugging Face's save_pretrained
+_PARTS = 3  # of a path, from its end, that name a checkpoint
+_PRETRAINED = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face's save_pretrained calls them
 _WORDS = {
     "epoch": ("epoch", "epochs", "ep"),
     "step": ("step", "steps", "iter", "iters", "iteration", "iterations", "checkpoint", "ckpt"),
 }
 
 
-class Order(NamedTuple):
+class TrainingOrder(NamedTuple):
     """Checkpoints in the order of training.
 
     Attributes:
         unit: what the numbers count: "epoch", "step" or "checkpoint".
-        checkpoints: (number, file), the numbers growing.
-        counted: the numbers are 1, 2, 3, ..., since the names do not say.
+        checkpoints: (number, file), by increasing number.
+        counted: the numbers are 1, 2, 3, ..., because the names hold none.
     """
 
     unit: str
@@ -34,19 +34,19 @@ class Order(NamedTuple):
     counted: bool
 
 
-def training_order(paths: Iterable[str | Path]) -> Order:
-    """The order in which checkpoints were made, by the numbers in their names and the folders that they lie in.
+def training_order(paths: Iterable[str | Path]) -> TrainingOrder:
+    """The order in which checkpoints were made, from the numbers in their names and folders.
 
-    Where the names differ in numbers alone, the number next to the word epoch counts; else that next to step, iter,
-    checkpoint or ckpt; else the only one that differs. The first of these that is another for each checkpoint is taken.
-    Where there is none, the checkpoints are counted in the natural order of their names (2 before 10).
+    If the names differ in numbers alone, these are tried in turn: the number next to the word epoch, the one next to
+    step, iter, checkpoint or ckpt, and the only one that differs; the first that distinguishes all checkpoints is
+    taken. Otherwise the checkpoints are counted in the natural order of their names (2 before 10).
 
     Raises:
-        InputError: a checkpoint is given twice, or two are alike in the last parts of their paths.
+        InputError: a checkpoint is given twice, or the last parts of two paths are the same.
     """
     files: dict[str, Path] = {}
     for path in map(Path, paths):
-        other = files.setdefault(known_as(path), path)
+        other = files.setdefault(short_name(path), path)
         if other is not path:
             raise InputError(
                 f"the checkpoint {path} is given twice: leave one out"
@@ -58,13 +58,13 @@ def training_order(paths: Iterable[str | Path]) -> Order:
         columns = list(zip(*([int(part) for part in parts[1::2]] for parts in split.values()), strict=True))
         for unit, column in _choices(next(iter(split.values()))[::2], columns):
             if len(set(column)) == len(files):
-                return Order(unit, sorted(zip(column, files.values(), strict=True)), False)
+                return TrainingOrder(unit, sorted(zip(column, files.values(), strict=True)), False)
     natural = sorted(files, key=lambda name: ([int(x) if at % 2 else x for at, x in enumerate(split[name])], name))
-    return Order("checkpoint", [(number, files[name]) for number, name in enumerate(natural, start=1)], True)
+    return TrainingOrder("checkpoint", [(number, files[name]) for number, name in enumerate(natural, start=1)], True)
 
 
 def _choices(texts: Sequence[str], columns: Sequence[tuple[int, ...]]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The numbers that may count, with their unit, the likeliest first; `texts` stand around the columns."""
+    """Numbers that may give the order, with their unit, the likeliest first; `texts` are what surrounds the numbers."""
     for unit, words in _WORDS.items():
         for column, before, after in reversed(list(zip(columns, texts[:-1], texts[1:], strict=True))):
             word = re.search(r"([a-z]+)[^a-z0-9/]*$", before.lower())  # epoch=3, ep_3
@@ -77,10 +77,10 @@ def _choices(texts: Sequence[str], columns: Sequence[tuple[int, ...]]) -> Iterat
 
 
 def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files that paths and glob patterns stand for; a folder stands for the weights that save_pretrained put there.
+    """The files that paths and glob patterns name; a folder means the weights that save_pretrained wrote there.
 
     Raises:
-        InputError: nothing there, or a file of another kind.
+        InputError: no such file, or a file of another kind.
     """
     given: Any = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
     found: list[Path] = []
@@ -106,15 +106,15 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> list[Pat
 def _weights_in(path: Path) -> Path:
     if not path.is_dir():
         return path
-    for name in _IN_FOLDERS:
+    for name in _PRETRAINED:
         if (path / name).is_file():
             return path / name
     raise InputError(
-        f"expected a checkpoint, got the folder {path} without {' or '.join(_IN_FOLDERS)}: give the files in it, as in "
+        f"expected a checkpoint, got the folder {path} without {' or '.join(_PRETRAINED)}: give the files in it, as in "
         f"'{path}/*.safetensors'"
     )
 
 
-def known_as(path: Path) -> str:
-    """The last parts of a path, by which a checkpoint is known wherever it is looked at from."""
+def short_name(path: Path) -> str:
+    """The last parts of a path, which name a checkpoint the same from every current folder."""
     return "/".join(Path(os.path.abspath(path)).parts[1:][-_PARTS:])

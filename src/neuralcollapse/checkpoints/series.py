@@ -1,4 +1,4 @@
-"""The checkpoints of a training measured one after the other, into a run folder that later ones can join."""
+"""Checkpoints measured one after another: those of any training, into a run folder that later ones can join."""
 
 from __future__ import annotations
 
@@ -16,18 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.capture.arguments import check_model
-from neuralcollapse.checkpoints.order import Order, find_checkpoints, known_as, training_order
+from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.runs.folder import Record, RunFolder, finite
-from neuralcollapse.runs.plain import parse_json, plain, read_text
+from neuralcollapse.runs.files import as_builtin, nan_to_none, parse_json, read_text
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.renamed import with_new_names
 
 _LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
-_OPTIONS = (  # what records depend on
+# What the records depend on.
+_OPTIONS = (
     "layers",
     "ignore_index",
     "num_classes",
@@ -75,42 +77,42 @@ def measure_checkpoints(
 ) -> list[Record]:
     """Measure checkpoints in the order of training: one record for each, in a run folder if asked for.
 
-    With `out`, a later call goes on: what was measured stays, checkpoints that are new or have changed are measured,
-    and each record comes in its place. Afterwards the model has the weights that it had.
+    With `out`, a later call goes on: what was measured stays, and checkpoints that are new or have changed are measured
+    and put in their place. Afterwards the model has the weights that it had before.
 
     Args:
-        model: the network that was trained; where its weights lie in a file is found out (see `fit_weights`).
-        checkpoints: a glob pattern, a path, or a list of them: .safetensors or files of torch (.pt, .pth, .ckpt, .bin,
-            .tar), of which nothing but tensors and plain values is ever loaded.
+        model: the network that was trained; the prefix of its weights' names in a file is found (see `fit_weights`).
+        checkpoints: a glob pattern, a path, or a list of them: .safetensors files or torch files (.pt, .pth, .ckpt,
+            .bin, .tar), from which only tensors and plain values are ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
         classifier: dotted name of the last layer, or the layer itself; found when not given.
         test_loader: adds loss and accuracy on the test set to the records.
         out: the run folder, new or one of an earlier call with the same model, data and options.
-        force: begin anew in `out`, if there is nothing in it that others made or that is still needed.
-        prefix: what stands before the model's names in the files, where several would do.
+        force: overwrite what is in `out`, if it holds nothing that others made or that is still needed.
+        prefix: of the weights' names in the files, where several would fit.
         progress: show a progress bar for each checkpoint (on a terminal only).
         config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
         class_names: of the K classes.
         on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
-        given: files and folders beside the checkpoints that are still needed, such as the data's: an `out` that holds
+        given: files and folders beside the checkpoints that are still needed, such as the data: an `out` that holds
             one of them is not overwritten.
         options: of `neuralcollapse.Recorder` (layers, ignore_index, pairwise, head_decay, device, ...).
 
     Returns:
-        The records in the order of training, of earlier calls too. What their `epoch` counts is read from the names of
-        the files (see `training_order`).
+        The records in the order of training, those of earlier calls included. What their `epoch` counts is read from
+        the names of the files (see `training_order`).
 
     Raises:
-        InputError: no checkpoints, one that cannot be read or does not fit the model (those before it are kept in
-            `out`), `out` is in use, written by another process, or was measured otherwise; as `neuralcollapse.measure`.
+        InputError: there are no checkpoints, one cannot be read or does not fit the model (those before it are kept in
+            `out`), `out` is in use, written by another process, or was measured with other options; as
+            `neuralcollapse.measure`.
     """
-    check_model(model)
+    model = check_model(model)
     check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
     own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
     check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)
     files = find_checkpoints(checkpoints)
-    model = getattr(model, "_orig_mod", model)
     recorder = Recorder(
         loader,
         test_loader,
@@ -130,6 +132,34 @@ def measure_checkpoints(
     with _locked(out, recorder):
         run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out), [*given, *files])
         return _measured(run, model, files, prefix, on_checkpoint)
+
+
+def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterator[Record]:
+    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before.
+
+    Args:
+        recorder: measures them; its `out` is not the run folder.
+        model: the network that the run trained.
+        run: the folder.
+
+    Raises:
+        InputError: it holds no checkpoints, or one that is damaged, was changed or does not fit the model.
+    """
+    checkpoints = run.checkpoints()
+    if not checkpoints:
+        raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
+    with _weights_restored(model):
+        for epoch, path in checkpoints:
+            yield _measure_file(recorder, model, epoch, path)
+
+
+def _measure_file(recorder: Recorder, model: nn.Module, number: int, path: Path, prefix: str | None = None) -> Record:
+    """Load a checkpoint into the model and measure it."""
+    fit_weights(model, read_weights(path), path, prefix=prefix)
+    try:
+        return recorder.measure(model, number)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
 def _measured(
@@ -156,7 +186,7 @@ def _measured(
             if fresh:
                 run.measure(model, number, path, prefix)
             if on_checkpoint is not None:
-                on_checkpoint(Checkpoint(path, order.unit, run.done[known_as(path)].record, fresh))
+                on_checkpoint(Checkpoint(path, order.unit, run.done[short_name(path)].record, fresh))
     return run.records
 
 
@@ -171,7 +201,7 @@ class _Done:
 
 @dataclass
 class _Run:
-    """What was measured, by the checkpoints' names; the ledger on disk is the truth, the records follow it."""
+    """What was measured, by checkpoint. The ledger on disk decides, and records.jsonl is written from it."""
 
     recorder: Recorder
     done: dict[str, _Done]
@@ -186,7 +216,7 @@ class _Run:
             RunFolder.check_free(out, force=recorder.force, given=given)
             return cls(recorder, {}, given)
         described = with_new_names(described, "train", quiet=True)
-        wanted = finite(plain(recorder.describe(model)))
+        wanted = nan_to_none(as_builtin(recorder.describe(model)))
         for key, value in wanted.items():
             if key not in ("checkpoints", "unit") and described.get(key) != value:
                 raise InputError(
@@ -199,9 +229,9 @@ class _Run:
                 for name, (size, mtime_ns, record) in parse_json(read_text(out / _LEDGER)).items():
                     if type(size) is not int or type(mtime_ns) is not int:
                         raise ValueError("expected the size and the time of each file")
-                    done[name] = _Done(size, mtime_ns, Record.from_json(json.dumps(record)))
+                    done[name] = _Done(size, mtime_ns, Record.from_dict(record))
             except (ValueError, TypeError, AttributeError):
-                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure anew in another folder") from None
+                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure in another folder") from None
         return cls(recorder, done, given)
 
     @property
@@ -214,9 +244,9 @@ class _Run:
         assert self.recorder.out is not None
         return self.recorder.out
 
-    def take_in(self, files: Sequence[Path]) -> Order:
-        """The order of what was measured and what is given; earlier records get new numbers where it takes them."""
-        given = {known_as(path) for path in files}
+    def take_in(self, files: Sequence[Path]) -> TrainingOrder:
+        """The order of what was measured before and is given now; earlier records get new numbers if need be."""
+        given = {short_name(path) for path in files}
         gone = [name for name in self.done if name not in given]
         order = training_order([*files, *(Path("/", name) for name in gone)])
         if gone and order.counted and (len(gone) == len(self.done) or not training_order(files).counted):
@@ -226,14 +256,14 @@ class _Run:
             )
         self.recorder.unit = order.unit
         if self.recorder.out is not None and not self.recorder.force and (self._place / "records.jsonl").is_file():
-            self._renumber({known_as(path): number for number, path in order.checkpoints})
+            self._renumber({short_name(path): number for number, path in order.checkpoints})
             self.recorder.resume()
         return order
 
     def _renumber(self, numbers: Mapping[str, int]) -> None:
         folder = RunFolder.open(self._place)
-        folder.sweep()
-        moves = []  # a kill in between may lose a picture of the means, never give it another number
+        folder.remove_temporary()
+        moves = []  # a kill in between may lose a geometry, but never leaves one under a wrong number
         for name, done in self.done.items():
             old, new = done.record.epoch, numbers[name]
             self.done[name] = replace(done, record=replace(done.record, epoch=new))
@@ -250,20 +280,16 @@ class _Run:
             folder.write_text("config.yaml", json.dumps(described, indent=2) + "\n")
 
     def has(self, path: Path) -> bool:
-        """Whether the file was measured as it is."""
-        done = self.done.get(known_as(path))
+        """Whether the file was measured as it is now."""
+        done = self.done.get(short_name(path))
         return done is not None and (done.size, done.mtime_ns) == _stamp(path)
 
     def measure(self, model: nn.Module, number: int, path: Path, prefix: str | None) -> None:
         """Load a checkpoint into the model, measure it and keep the record."""
-        stamp = _stamp(path)  # before it is read: what changes meanwhile is measured again
+        stamp = _stamp(path)  # before it is read: a file that changes meanwhile is measured again
         try:
-            fit_weights(model, read_weights(path), path, prefix=prefix)
-            try:
-                record = self.recorder.measure(model, number)
-            except InputError as error:
-                raise InputError(f"{path}: {error}") from None
-            self.done[known_as(path)] = _Done(*stamp, record)
+            record = _measure_file(self.recorder, model, number, path, prefix)
+            self.done[short_name(path)] = _Done(*stamp, record)
             if self.recorder.out is not None:
                 self._write()
         except InputError as error:
@@ -274,11 +300,13 @@ class _Run:
     def _kept(self) -> str:
         if self.recorder.out is None or not self.done:
             return ""
-        return f" (the {len(self.done)} measured before are kept in {self._place}: mend it, or leave it out, and go on)"
+        return (
+            f" (the {len(self.done)} measured before are kept in {self._place}: repair it, or leave it out, and go on)"
+        )
 
     def _write(self) -> None:
         content = {
-            name: (done.size, done.mtime_ns, json.loads(done.record.to_json()))
+            name: (done.size, done.mtime_ns, done.record.to_dict())
             for name, done in sorted(self.done.items(), key=lambda item: item[1].record.epoch)
         }
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
@@ -314,10 +342,10 @@ def _read_json(path: Path) -> Any:
 
 @contextmanager
 def _locked(out: str | Path | None, recorder: Recorder) -> Iterator[None]:
-    """Keep other writers out of a folder that is there; a new one is locked when it is made."""
+    """Keep other writers out of an existing folder; a new one is locked when it is made."""
     folder = RunFolder(out) if out is not None and RunFolder(out).path.is_dir() else None
     if folder is not None and not os.path.lexists(folder.path / "records.jsonl"):
-        folder = None  # nothing of ours to join
+        folder = None  # it holds nothing that this call could join
     if folder is not None:
         folder.lock()
     try:

@@ -1,4 +1,4 @@
-"""Weights from files: read without unpickling anything, and fitted into a model under whatever prefix they lie."""
+"""Weights from files, read without unpickling objects and fitted into a model whatever prefix their names have."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed, one_line
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.runs.checksums import check_safetensors
+from neuralcollapse.runs.tensors import read_tensors
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar")
-"""What files of weights are called; all but the first are torch's."""
+"""Suffixes of files of weights; all but the first are written by torch.save."""
 
 _HOW = "save the weights alone, with safetensors.torch.save_file or torch.save(model.state_dict(), path)"
-_COMPILED = ("_orig_mod",)  # what torch.compile puts into names
-_WRAPPED = ("_orig_mod", "module")  # and DataParallel, around parts of the model
-_FEW = 4
+_COMPILED = ("_orig_mod",)  # torch.compile puts this into names
+_WRAPPED = ("_orig_mod", "module")  # and DataParallel this, around parts of the model
+_FEW = 4  # names in a message
 
 
 def check_kind(path: Path) -> None:
@@ -45,18 +45,17 @@ def check_kind(path: Path) -> None:
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, on the CPU; nothing but tensors and plain values is ever unpickled.
 
-    What training scripts put around a state dict becomes part of the names: the file
-    {"epoch": 3, "state_dict": {"fc.weight": W}} gives "state_dict.fc.weight", and `fit_weights` finds that prefix.
-    States of optimisers are left out.
+    The keys around a state dict become part of the names: the file {"epoch": 3, "state_dict": {"fc.weight": W}} gives
+    "state_dict.fc.weight", a prefix that `fit_weights` finds. States of optimisers are left out.
 
     Args:
-        path: a .safetensors file, or one of torch (.pt, .pth, .ckpt, .bin, .tar).
+        path: a .safetensors file, or one written by `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
 
     Returns:
-        Name to tensor. Tensors of a torch file may be mapped from it: keep the file while they are in use.
+        Name to tensor. Tensors of a torch file may be memory-mapped: keep the file while they are in use.
 
     Raises:
-        InputError: no such file, another kind of file, a damaged one, one with pickled objects or without tensors.
+        InputError: no such file, another kind of file, a damaged file, pickled objects, or no tensors.
     """
     path = Path(path)
     check_kind(path)
@@ -70,32 +69,31 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def _safetensors(path: Path) -> Mapping[str, Tensor]:
-    from safetensors.torch import load_file
-
     try:
-        check_safetensors(path)
-        return load_file(path)
-    except Exception as error:  # safetensors raises kinds of its own
+        return read_tensors(path)[0]
+    except Exception as error:  # safetensors raises errors of its own
         raise InputError(f"cannot read {path} ({one_line(error)}): copy it again, or {_HOW}") from None
 
 
 def _torch(path: Path) -> Any:
-    # Options of a script, which timm and others keep beside the weights: attributes and nothing that runs.
+    # timm and others keep a script's options beside the weights, as a Namespace: attributes alone, no code.
     allowed = torch.serialization.safe_globals([argparse.Namespace])
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped and _is_program(path):
-            raise ValueError("TorchScript")  # torch before 2.6 loads what it can of one
+            raise ValueError("TorchScript")  # torch before 2.6 would load its tensors
         with allowed:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
-    except Exception as error:  # damaged files raise whatever their bytes lead to
+    except Exception as error:  # a damaged file can raise any error
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named or (isinstance(error, pickle.UnpicklingError) and "Unsupported" in str(error)):
             what = f" ({named[1]})" if named else ""
             raise InputError(f"{path} holds pickled objects{what}, which are never loaded: {_HOW}") from None
         if "TorchScript" in str(error):
             raise InputError(f"{path} is a TorchScript program, which is never loaded: {_HOW}") from None
-        raise InputError(f"cannot read {path}, damaged or no file of torch: copy it again, or {_HOW}") from None
+        raise InputError(
+            f"cannot read {path}, which is damaged or not written by torch.save: copy it again, or {_HOW}"
+        ) from None
 
 
 def _is_program(path: Path) -> bool:
@@ -108,7 +106,7 @@ def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
     if not isinstance(content, Mapping):
         return
     for key, value in content.items():
-        if not isinstance(key, str):  # optimisers number their states
+        if not isinstance(key, str):  # optimisers have numbers as keys
             continue
         if isinstance(value, Tensor) and value.layout == torch.strided:
             yield prefix + key, value
@@ -119,31 +117,31 @@ def _flat(content: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
 def fit_weights(
     model: nn.Module, weights: Mapping[str, Tensor], source: object = "the checkpoint", *, prefix: str | None = None
 ) -> None:
-    """Load weights into a model, in place, whatever stands before their names.
+    """Load weights into a model, in place, whatever prefix their names have.
 
-    The prefix is the one under which all of the model's weights are, in the model's shapes: "module." of DDP, "model."
-    of a Lightning module, "state_dict.model." or none. What torch.compile adds is passed over, in the file and in the
-    model, and so is what the model itself is wrapped in. The model keeps its devices and floating types. Two kinds may
-    be missing: a tensor that shares its memory with one that is there (tied weights), and the batch counts of batch
-    normalisation. When an error is raised the model is as it was.
+    The prefix is the one under which the file has all of the model's weights, in the model's shapes: "module." of DDP,
+    "model." of a Lightning module, "state_dict.model.", or none. Names that torch.compile adds are ignored, in the file
+    and in the model, and so are wrappers around the model. The model keeps its devices and floating types. Two kinds of
+    entries may be missing: tensors that share their memory with one that is there (tied weights), and the batch counts
+    of batch normalisation. If an error is raised, the model is unchanged.
 
     Args:
         model: any module.
-        weights: by name, as of `read_weights`.
-        source: what errors call the weights, such as their file.
-        prefix: the prefix itself, where several would do.
+        weights: by name, as `read_weights` returns them.
+        source: how errors call the weights, such as their file.
+        prefix: the prefix, if several fit.
 
     Raises:
-        InputError: weights that are missing, have other shapes or are no floating-point numbers; a fixed classifier of
-            another frame; several prefixes that all would do, such as those of a model and of its moving average.
+        InputError: weights that are missing, have another shape or type; a fixed classifier of another frame; several
+            prefixes that fit, such as those of a model and of its moving average.
     """
     state = model.state_dict()
-    own = {name: value for name, value in state.items() if isinstance(value, Tensor) and not _is_note(name)}
+    own = {name: value for name, value in state.items() if isinstance(value, Tensor) and not _is_extra_state(name)}
     if not own:
         raise InputError(f"expected a model with weights, got a {type(model).__name__} without any")
     nearest: tuple[_Match, dict[str, Tensor]] | None = None
-    for named, passed_over in product((own, _as_transformers_saves(model, own)), (_COMPILED, _WRAPPED)):
-        found, best = _fitting(named, weights, passed_over, prefix)
+    for named, ignored in product((own, _as_transformers_saves(model, own)), (_COMPILED, _WRAPPED)):
+        found, best = _find_matches(named, weights, ignored, prefix)
         if found:
             break
         if best is not None and (nearest is None or _nearness(best) > _nearness(nearest[0])):
@@ -158,7 +156,7 @@ def fit_weights(
     chosen = found[0]
     for path, layer in model.named_modules():
         if isinstance(layer, FixedClassifier):
-            layer.check_frame(_held(path, chosen.keys, weights), f"{path} in {source}")
+            layer.check_frame(_entries_of(path, chosen.keys, weights), f"{path} in {source}")
     if chosen.unused:
         warnings.warn(
             f"the checkpoint has weights that the model does not have, left out: {listed(chosen.unused, _FEW)}",
@@ -170,13 +168,13 @@ def fit_weights(
             named[name].copy_(weights[key])
 
 
-def _is_note(name: str) -> bool:
-    """Whether an entry is a layer's note on itself (the name of a fixed frame), no weight."""
+def _is_extra_state(name: str) -> bool:
+    """Whether an entry is a layer's extra state (the name of a fixed frame), not a weight."""
     return name.rpartition(".")[2] == "_extra_state"
 
 
-def _held(path: str, keys: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """All that a file holds of the layer at a path, what the model does not have included, by the names in it."""
+def _entries_of(path: str, keys: Mapping[str, str], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """All entries of a file for the layer at a path, by name in the layer; the model may not have some of them."""
     start = f"{path}." if path else ""
     inside = {name.removeprefix(start): key for name, key in keys.items() if name.startswith(start)}
     places = {key.removesuffix(name) for name, key in inside.items() if key.endswith(name)}
@@ -184,8 +182,8 @@ def _held(path: str, keys: Mapping[str, str], weights: Mapping[str, Tensor]) -> 
 
 
 def _as_transformers_saves(model: nn.Module, own: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors by the names that they get in a file, where transformers gives them others than in memory."""
-    library = sys.modules.get("transformers.core_model_loading")  # not there before transformers 5, nor needed
+    """The same tensors by their names in a file, which transformers may choose to differ from those in memory."""
+    library = sys.modules.get("transformers.core_model_loading")  # before transformers 5 the names were the same
     if library is None:
         return own
     kind = sys.modules["transformers"].PreTrainedModel
@@ -196,17 +194,17 @@ def _as_transformers_saves(model: nn.Module, own: dict[str, Tensor]) -> dict[str
     inside = {name.removeprefix(start): value for name, value in own.items() if name.startswith(start)}
     try:
         saved = library.revert_weight_conversion(part, inside)
-    except Exception:  # no public function: where it has changed, the names are those in memory
+    except Exception:  # a private function: if it has changed, keep the names in memory
         return own
     known = {value.untyped_storage().data_ptr() for value in inside.values()}
-    if not all(value.untyped_storage().data_ptr() in known for value in saved.values()):  # converted, not renamed
+    if not all(value.untyped_storage().data_ptr() in known for value in saved.values()):  # converted too
         return own
     outside = {name: value for name, value in own.items() if not name.startswith(start)}
     return outside | {start + name: value for name, value in saved.items()}
 
 
 class _Match(NamedTuple):
-    """What a prefix has of a model's weights."""
+    """How well the entries under a prefix fit a model's weights."""
 
     prefix: str
     keys: dict[str, str]  # the model's name to the file's
@@ -215,17 +213,17 @@ class _Match(NamedTuple):
     unused: list[str]
 
 
-def _fitting(
-    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], passed_over: Iterable[str], prefix: str | None
+def _find_matches(
+    own: Mapping[str, Tensor], weights: Mapping[str, Tensor], ignored: Iterable[str], prefix: str | None
 ) -> tuple[list[_Match], _Match | None]:
-    """The matches that fit, one for each different set of tensors, and the one that comes nearest."""
-    plain_keys = {_without(key, passed_over): key for key in weights}
-    wanted = None if prefix is None else _without(prefix.rstrip(".") + "." * bool(prefix), passed_over)
+    """The matches that fit, one for each set of tensors, and the one that comes nearest."""
+    plain_keys = {_without(key, ignored): key for key in weights}
+    wanted = None if prefix is None else _without(prefix.rstrip(".") + "." * bool(prefix), ignored)
     fitting: dict[tuple[int, ...], _Match] = {}
     nearest: _Match | None = None
-    for names in _shortened({name: _without(name, passed_over) for name in own}):
+    for names in _unwrapped({name: _without(name, ignored) for name in own}):
         if fitting and not any("." in name for name in names.values()):
-            break  # single tensors, such as "weight", would be found everywhere
+            break  # a name such as "weight" alone would be found everywhere
         for found in [wanted] if wanted is not None else _prefixes(names.values(), plain_keys):
             match = _match(own, names, weights, plain_keys, found)
             if not match.missing and not match.misfits:
@@ -235,12 +233,12 @@ def _fitting(
     return list(fitting.values()), nearest
 
 
-def _without(name: str, passed_over: Iterable[str]) -> str:
-    return ".".join(part for part in name.split(".") if part not in passed_over)
+def _without(name: str, ignored: Iterable[str]) -> str:
+    return ".".join(part for part in name.split(".") if part not in ignored)
 
 
-def _shortened(names: dict[str, str]) -> Iterator[dict[str, str]]:
-    """The names as they are, then without what all of them begin with, part by part: the model may be wrapped."""
+def _unwrapped(names: dict[str, str]) -> Iterator[dict[str, str]]:
+    """The names, then the names without their first part while all share it: the model may be wrapped."""
     yield names
     while len({name.partition(".")[0] for name in names.values()}) == 1 and all("." in x for x in names.values()):
         names = {name: shown.partition(".")[2] for name, shown in names.items()}
@@ -248,7 +246,7 @@ def _shortened(names: dict[str, str]) -> Iterator[dict[str, str]]:
 
 
 def _prefixes(names: Iterable[str], keys: Iterable[str]) -> list[str]:
-    """What stands before the model's names in the file, the most frequent first."""
+    """The prefixes of the model's names in the file, the most frequent first."""
     wanted = set(names)
     counts: Counter[str] = Counter()
     for key in keys:
@@ -278,13 +276,13 @@ def _match(
     unused = [
         shown
         for shown, key in plain_keys.items()
-        if shown.startswith(prefix) and key not in used and not _is_note(shown)
+        if shown.startswith(prefix) and key not in used and not _is_extra_state(shown)
     ]
     return _Match(prefix, keys, missing, misfits, unused)
 
 
 def _memory(value: Tensor) -> object:
-    """The same for tensors that share their memory."""
+    """A key that tensors share if they share their memory."""
     pointer = value.data_ptr()
     return (pointer, value.shape, value.stride()) if pointer else id(value)
 
@@ -309,7 +307,7 @@ def _no_fit(
     if match.missing:
         other = "" if prefix is None else ", or leave out the prefix"
         return InputError(
-            f"{source} lacks {len(match.missing)} of the model's {len(own)} weights{under}: "
+            f"{source} is missing {len(match.missing)} of the model's {len(own)} weights{under}: "
             f"{listed(match.missing, _FEW)}: build the model that was trained{other}"
         )
     name = match.misfits[0]

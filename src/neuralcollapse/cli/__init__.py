@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import warnings
@@ -29,12 +30,9 @@ examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
-    arguments = hyphenated(sys.argv[1:] if argv is None else argv)
     warnings.showwarning = _show_warning
     try:
-        if arguments:
-            arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]
-        options = _parser().parse_args(arguments)
+        options = parse(sys.argv[1:] if argv is None else argv)
         if options.run is None:
             _parser().print_help()
             return 0
@@ -49,6 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The options of a command line; `run` is the function of its command, or None without one.
+
+    Raises:
+        InputError: wrong options.
+    """
+    arguments = hyphenated(arguments)
+    if arguments:
+        arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]
+    options: argparse.Namespace = _parser().parse_args(arguments)
+    return options
 
 
 def _parser() -> Parser:

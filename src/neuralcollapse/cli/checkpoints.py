@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from neuralcollapse.checkpoints.series import Checkpoint
     from neuralcollapse.data.load import Data
-    from neuralcollapse.runs.folder import Record
+    from neuralcollapse.runs.records import Record
     from neuralcollapse.training.config import TrainConfig
 
 _BATCH = 512
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
-        from neuralcollapse.data.load import Batches
+        from neuralcollapse.data.batches import Batches
         from neuralcollapse.report.single import write_page
         from neuralcollapse.runs.folder import RunFolder
         from neuralcollapse.runs.reading import read_run
@@ -180,9 +180,9 @@ def line(checkpoint: Checkpoint) -> str:
 
 def print_last(record: Record, unit: str, samples: int) -> None:
     """The last record as a table."""
-    from neuralcollapse.runs.reading import after
+    from neuralcollapse.runs.words import describe_epoch
 
-    print(f"\ncollapse {after(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
+    print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
     print_measures(record)
     print_accuracies(record)
 
@@ -225,10 +225,10 @@ def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
 def _unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
     """A network from elsewhere without its wrapper, and the name of the layer in it that makes the logits."""
     from neuralcollapse.networks.build import classifier_name
-    from neuralcollapse.networks.external import Outside
+    from neuralcollapse.networks.external import ExternalNetwork
 
     name = classifier_name(network)
-    if isinstance(network, Outside) and name.startswith("network."):
+    if isinstance(network, ExternalNetwork) and name.startswith("network."):
         network, name = network.network, name.removeprefix("network.")
     return network, layer or name
 
@@ -242,7 +242,7 @@ def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
 
 
 def pixel_statistics(how: str, data: Data) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 255, that --normalize stands for.
+    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize.
 
     Raises:
         InputError: neither a name nor numbers, or another number of them than there are channels.

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import needs_train, print_json, print_measures, record_of
+from neuralcollapse.cli.printing import needs_train, print_json, print_measures, record_of_features
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.folder import Record, RunFolder
+
+if TYPE_CHECKING:
+    from neuralcollapse.capture.collect import Capture
 
 _ARRAYS = ("features", "labels", "weight", "bias")
 _INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
@@ -96,7 +99,7 @@ def _run_folder(options: argparse.Namespace) -> int:
         )
     try:
         from neuralcollapse.checkpoints.series import Checkpoint
-        from neuralcollapse.training.run import remeasure
+        from neuralcollapse.training.remeasure import remeasure
     except ImportError as error:
         raise needs_train(error) from None
     if (folder.path / "checkpoints.json").is_file():
@@ -109,18 +112,21 @@ def _run_folder(options: argparse.Namespace) -> int:
             f"{options.path} holds no checkpoints to measure: 'neuralcollapse report {options.path}' shows its "
             "records; weights kept elsewhere are measured by --network, --checkpoints and --data"
         )
-    results = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code)
     files = dict(folder.checkpoints())
-    found = [Checkpoint(files[epoch], "epoch", record_of(values, epoch), True) for epoch, values in results.items()]
-    page = folder.path / "report.html"
+    samples: list[int] = []
+
+    def show(record: Record, capture: Capture) -> None:
+        samples.append(capture.moments.num_samples)
+        if not options.json:
+            print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
+
+    records = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code, on_record=show)
     if options.json:
-        records = [(str(checkpoint.path), checkpoint.record) for checkpoint in found]
-        print_records(options.path, page if page.is_file() else None, "epoch", records)
+        page = folder.path / "report.html"
+        named = [(str(files[record.epoch]), record) for record in records]
+        print_records(options.path, page if page.is_file() else None, "epoch", named)
         return 0
-    for checkpoint in found:
-        print(line(checkpoint))
-    last = found[-1].record
-    print_last(last, "epoch", results[last.epoch]["num_samples"])
+    print_last(records[-1], "epoch", samples[-1])
     print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
     return 0
 
@@ -143,7 +149,7 @@ def _file(options: argparse.Namespace) -> int:
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
-    record = record_of(values, 0)
+    record = record_of_features(values)
     if options.json:
         nothing = {"epoch": None}  # nobody knows how long the network was trained
         print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
@@ -159,7 +165,7 @@ def _file(options: argparse.Namespace) -> int:
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:
-    """The value of `pairwise=` that --no-pairwise and --pairs stand for."""
+    """The value of `pairwise=` in Python for --no-pairwise and --pairs."""
     if options.pairs is None:
         return not options.no_pairwise
     if options.no_pairwise:
@@ -204,7 +210,7 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise InputError(
             f"expected a .npz or .safetensors file, got {path.name} (pickled files are never loaded): {how}"
         )
-    names: Sequence[str]
+    arrays: Mapping[str, Any]
     try:
         if path.suffix == ".npz":
             from neuralcollapse.runs.arrays import read_arrays
@@ -216,12 +222,9 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
             most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
             arrays, others = read_arrays(path, _ARRAYS, most=most)
         else:
-            from safetensors import safe_open
+            from neuralcollapse.runs.tensors import read_tensors
 
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                arrays = {name: file.get_tensor(name) for name in _ARRAYS if name in names}
-            others = sorted(set(names) - set(arrays))
+            arrays, others = read_tensors(path, _ARRAYS)
     except InputError:
         raise
     except ValueError as error:

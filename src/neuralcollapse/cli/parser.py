@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.plain import parse_yaml, read_mapping
+from neuralcollapse.runs.files import parse_yaml, read_mapping
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, read_value, types
 
@@ -140,7 +140,9 @@ class ConfigFile(argparse.Action):
             found = read_mapping(Path(file))
             for name in self.own:
                 if found.pop(name, None):
-                    raise InputError(f"{file}: {name} is for the command line, not for a file: give --{name}")
+                    raise InputError(
+                        f"{file}: {name} is for the command line, not for a file: give --{name.replace('_', '-')}"
+                    )
             namespace.out = found.pop("out", None) or namespace.out
             found = with_new_names(found, "train")
             check_names(found, file)

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import MEASURES, Record, finite
+from neuralcollapse.runs.files import nan_to_none
+from neuralcollapse.runs.records import MEASURES, Record
 
 
 def print_measures(record: Record) -> None:
@@ -46,20 +47,19 @@ def print_accuracies(record: Record) -> None:
 
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
-    print(json.dumps(finite(value), indent=2))
+    print(json.dumps(nan_to_none(value), indent=2))
 
 
-def record_of(values: Mapping[str, Any], epoch: int) -> Record:
-    """What `measure` returns, as a record: all that it holds but the number of samples."""
-    apart = ("loss", "accuracy", "head", "layers", "num_samples")
+def record_of_features(values: Mapping[str, Any]) -> Record:
+    """What `measure_features` returns, as a record; its epoch means nothing."""
+    apart = ("accuracy", "head", "num_samples")
     return Record(
-        epoch=epoch,
+        epoch=0,
         seconds=math.nan,
         learning_rate=math.nan,
-        train={name: values[name] for name in ("loss", "accuracy") if name in values},
+        train={"accuracy": values["accuracy"]} if "accuracy" in values else {},
         measures={name: value for name, value in values.items() if name not in apart},
         head=values.get("head", {}),
-        layers=values.get("layers", {}),
     )
 
 

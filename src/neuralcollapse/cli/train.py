@@ -14,8 +14,8 @@ from typing import Any
 from neuralcollapse.cli.parser import ConfigFile, add_options
 from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
 from neuralcollapse.errors import InputError
+from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.plain import plain
 from neuralcollapse.training.config import TrainConfig
 
 _SECTIONS = {
@@ -83,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     values: dict[str, Any] = options.values or {}
     if options.print_config:
         _print_config(TrainConfig(**values), options.out)
-        return 0
+        raise SystemExit(0)  # as --help does
     try:
         import yaml  # noqa: F401  a run folder's configuration is YAML
 
@@ -152,7 +152,7 @@ def _print_config(config: TrainConfig, out: str | None) -> None:
         import yaml
     except ImportError as error:
         raise needs_train(error) from None
-    values = plain(asdict(config))
+    values = as_builtin(asdict(config))
     print(yaml.safe_dump(({"out": out} if out else {}) | values, sort_keys=False), end="")
 
 
@@ -167,14 +167,14 @@ def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, 
     Raises:
         InputError: it does.
     """
-    from neuralcollapse.networks.external import code_named
+    from neuralcollapse.networks.external import untrusted_code
 
     if code is None:
         return
-    if code_named(config.network, {}) is not None:
+    if untrusted_code(config.network, {}) is not None:
         name = "network"
     else:
-        name = "data" if code_named(config.network, config.network_options) is None else "network_options"
+        name = "data" if untrusted_code(config.network, config.network_options) is None else "network_options"
     file = sources.get(name)
     if file is not None and any((file.parent / other).exists() for other in ("records.jsonl", "environment.json")):
         raise InputError(

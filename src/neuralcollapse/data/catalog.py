@@ -1,4 +1,4 @@
-"""Data sets by the name in `TrainConfig.data`, read and checked."""
+"""Data sets by name: which reader each has, and what is checked of all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from neuralcollapse.data.hub import HUB, from_hub
 from neuralcollapse.data.idx_cifar import cifar_folder, idx_folder
 from neuralcollapse.data.image_folder import image_folder
-from neuralcollapse.data.splits import Source, Split, resize
+from neuralcollapse.data.splits import ImageSet, Split, resize
 from neuralcollapse.errors import InputError, did_you_mean, listed
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
@@ -35,12 +35,12 @@ _CIFAR100 = _words("""
 """)
 
 
-def read(name: str, size: int | None = None) -> Source:
-    """The data set that `name` stands for (see `TrainConfig.data`), resized to `size` x `size` pixels if given.
+def read_image_set(name: str, size: int | None = None) -> ImageSet:
+    """The data set called `name` (see `load_data`), resized to `size` x `size` pixels if given.
 
     Raises:
-        InputError: an unknown name (the nearest is offered), missing or damaged files, labels that are none of the
-            training set's classes, a class without training samples, a hub that cannot be reached.
+        InputError: an unknown name, missing or damaged files, labels outside of the training set's classes, a class
+            without training samples, an unreachable hub.
     """
     head, colon, folder = name.partition(":")
     if head in _READERS:
@@ -53,8 +53,8 @@ def read(name: str, size: int | None = None) -> Source:
         source = from_hub(name, size)
     else:
         raise InputError(
-            f"no data set {name!r}{did_you_mean(head, _READERS)}; there are: {', '.join(_READERS)} (all but digits as "
-            "'NAME:FOLDER' too), and ids of the Hugging Face hub such as 'uoft-cs/cifar10'"
+            f"no data set {name!r}{did_you_mean(head, _READERS)}: expected one of {', '.join(_READERS)} (or, but "
+            "for digits, 'NAME:FOLDER'), or an id of the Hugging Face hub such as 'uoft-cs/cifar10'"
         )
     return _checked(name, source, size)
 
@@ -69,11 +69,11 @@ def check_classes(labels: Tensor, class_names: Sequence[str], source: str) -> No
     if empty := [class_names[label] for label in (counts == 0).nonzero()[:, 0].tolist()]:
         raise InputError(
             f"{source}: expected training samples of all {len(class_names)} classes, got none of {listed(empty)}: "
-            "number the classes that there are from 0 without gaps, or keep more samples"
+            "number the classes from 0 without gaps, or keep more samples"
         )
 
 
-def _checked(name: str, source: Source, size: int | None) -> Source:
+def _checked(name: str, source: ImageSet, size: int | None) -> ImageSet:
     train, test = source.train, source.test
     classes = len(source.class_names)
     for split, title in ((train, "training"), (test, "test")):
@@ -87,7 +87,7 @@ def _checked(name: str, source: Source, size: int | None) -> Source:
     if size is not None:
         train, test = (Split(resize(split.images, size), split.labels) for split in (train, test))
     channels = max(split.images.shape[1] for split in (train, test) if len(split.labels))
-    train, test = (Split(_repeated(split.images, channels), split.labels) for split in (train, test))
+    train, test = (Split(_with_channels(split.images, channels), split.labels) for split in (train, test))
     if len(test.labels) and train.images.shape[1:] != test.images.shape[1:]:
         raise InputError(
             f"{name}: expected test images like the training images, {_shape(train)}, got {_shape(test)}: give an "
@@ -95,10 +95,10 @@ def _checked(name: str, source: Source, size: int | None) -> Source:
         )
     if not len(test.labels):
         test = Split(train.images[:0], test.labels)
-    return Source(train, test, source.class_names)
+    return ImageSet(train, test, source.class_names)
 
 
-def _repeated(images: Tensor, channels: int) -> Tensor:
+def _with_channels(images: Tensor, channels: int) -> Tensor:
     grey = images.shape[1] == 1 and channels == 3
     return images.repeat(1, 3, 1, 1) if grey else images
 
@@ -108,7 +108,7 @@ def _shape(split: Split) -> str:
     return f"{channels} x {height} x {width}"
 
 
-def _digits(folder: Path | None, size: int | None) -> Source:
+def _digits(folder: Path | None, size: int | None) -> ImageSet:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels; a fixed stratified fifth is the test set."""
     if folder is not None:
         raise InputError(f"digits come with scikit-learn, without a folder, got {str(folder)!r}: leave it out")
@@ -123,16 +123,16 @@ def _digits(folder: Path | None, size: int | None) -> Source:
         Split(torch.from_numpy(images).view(-1, 1, 8, 8), torch.from_numpy(classes))
         for images, classes in ((train, train_labels), (test, test_labels))
     ]
-    return Source(splits[0], splits[1], _DIGITS)
+    return ImageSet(splits[0], splits[1], _DIGITS)
 
 
-def _mnist(folder: Path | None, size: int | None) -> Source:
+def _mnist(folder: Path | None, size: int | None) -> ImageSet:
     if folder is None:
         return from_hub(HUB["mnist"], size, _DIGITS)
     return idx_folder(folder, _DIGITS)
 
 
-def _fashion_mnist(folder: Path | None, size: int | None) -> Source:
+def _fashion_mnist(folder: Path | None, size: int | None) -> ImageSet:
     if folder is None and DEBIAN_FASHION_MNIST.is_dir():
         folder = DEBIAN_FASHION_MNIST
     if folder is None:
@@ -140,39 +140,31 @@ def _fashion_mnist(folder: Path | None, size: int | None) -> Source:
     return idx_folder(folder, _CLOTHES)
 
 
-def _any_idx(folder: Path | None, size: int | None) -> Source:
-    return idx_folder(_given(folder, "idx"), None)
-
-
-def _pictures(folder: Path | None, size: int | None) -> Source:
-    return image_folder(_given(folder, "imagefolder"), size)
-
-
-def _given(folder: Path | None, kind: str) -> Path:
+def _required(folder: Path | None, kind: str) -> Path:
     if folder is None:
         raise InputError(f"expected a folder, as in '{kind}:FOLDER', got {kind!r}")
     return folder
 
 
-def _cifar10(folder: Path | None, size: int | None) -> Source:
+def _cifar10(folder: Path | None, size: int | None) -> ImageSet:
     if folder is None:
         return from_hub(HUB["cifar10"], size, _CIFAR10)
     files = [f"data_batch_{number}.bin" for number in range(1, 6)]
     return cifar_folder(folder, "cifar-10-batches-bin", [*files, "test_batch.bin"], 1, _CIFAR10)
 
 
-def _cifar100(folder: Path | None, size: int | None) -> Source:
+def _cifar100(folder: Path | None, size: int | None) -> ImageSet:
     if folder is None:
         return from_hub(HUB["cifar100"], size, _CIFAR100, "fine_label")
     return cifar_folder(folder, "cifar-100-binary", ["train.bin", "test.bin"], 2, _CIFAR100)
 
 
-_READERS: dict[str, Callable[[Path | None, int | None], Source]] = {
+_READERS: dict[str, Callable[[Path | None, int | None], ImageSet]] = {
     "digits": _digits,
     "mnist": _mnist,
     "fashion-mnist": _fashion_mnist,
     "cifar10": _cifar10,
     "cifar100": _cifar100,
-    "idx": _any_idx,
-    "imagefolder": _pictures,
+    "idx": lambda folder, size: idx_folder(_required(folder, "idx"), None),
+    "imagefolder": lambda folder, size: image_folder(_required(folder, "imagefolder"), size),
 }

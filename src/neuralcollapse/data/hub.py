@@ -11,8 +11,8 @@ from typing import IO, Any
 
 import torch
 
-from neuralcollapse.data.image_folder import stacked
-from neuralcollapse.data.splits import Source, Split, entries, no_samples
+from neuralcollapse.data.image_folder import stack_pictures
+from neuralcollapse.data.splits import ImageSet, Split, empty_split, list_folder
 from neuralcollapse.errors import InputError, listed, one_line
 
 HUB = {
@@ -25,13 +25,13 @@ HUB = {
 
 def from_hub(
     name: str, size: int | None, class_names: Sequence[str] | None = None, label_column: str | None = None
-) -> Source:
+) -> ImageSet:
     """A data set of the hub, or a local folder in one of its layouts, such as parquet files."""
     import datasets
 
     if name.startswith(("/", ".", "~")):
         name = str(Path(name).expanduser())
-        entries(Path(name))
+        list_folder(Path(name))
     with _quiet():
         try:
             found: Any = datasets.load_dataset(name)
@@ -48,14 +48,14 @@ def from_hub(
         raise InputError(f"{name}: expected a split 'train', got {listed(list(found))}")
     image_column, label_column, own_names = _columns(name, found["train"].features, label_column)
     train = _hub_split(f"{name}, train", found["train"], image_column, label_column, size)
-    test = no_samples()
+    test = empty_split()
     for title in ("test", "validation", "valid"):
         # some test sets come without labels: no such column, or -1 throughout
         if title in found and label_column in found[title].features and set(found[title][label_column][:]) != {-1}:
             test = _hub_split(f"{name}, {title}", found[title], image_column, label_column, size)
             break
     names = class_names or own_names or [str(label) for label in range(int(train.labels.max()) + 1)]
-    return Source(train, test, tuple(names))
+    return ImageSet(train, test, tuple(names))
 
 
 def _columns(name: str, features: Any, label_column: str | None) -> tuple[str, str, list[str] | None]:
@@ -95,7 +95,7 @@ def _hub_split(title: str, rows: Any, image_column: str, label_column: str, size
             content = value["bytes"]
             yield f"{title}, image {index}", Path(value["path"]) if content is None else io.BytesIO(content)
 
-    return Split(stacked(pictures(), len(labels), size), torch.tensor(labels))
+    return Split(stack_pictures(pictures(), len(labels), size), torch.tensor(labels))
 
 
 def _unreachable(name: str) -> str:
@@ -106,7 +106,7 @@ def _unreachable(name: str) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of datasets and the hub's notes of each try; both come back as they were."""
+    """Without the progress bars of datasets and the hub's warnings about each attempt; both are restored."""
     from datasets.utils import disable_progress_bars, enable_progress_bars, is_progress_bar_enabled
 
     logger = logging.getLogger("huggingface_hub")

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.data.splits import Source, Split, entries, no_samples
+from neuralcollapse.data.splits import ImageSet, Split, empty_split, list_folder
 from neuralcollapse.errors import InputError, listed, one_line
 
 
-def idx_folder(folder: Path, names: Sequence[str] | None) -> Source:
-    """Four IDX files. Without `names` the classes are the training labels' numbers, and the test files may lack."""
-    there = entries(folder)
+def idx_folder(folder: Path, names: Sequence[str] | None) -> ImageSet:
+    """Four IDX files. Without `names` the classes are called by their numbers, and the test files may be missing."""
+    there = list_folder(folder)
     found, missing = {}, []
     for split in ("train", "t10k"):
         for kind, dimensions in (("images", "34" if names is None else "3"), ("labels", "1")):
@@ -36,12 +36,12 @@ def idx_folder(folder: Path, names: Sequence[str] | None) -> Source:
                 found[split, kind] = folder / present
     no_test = names is None and not any(split == "t10k" for split, _ in found)
     if missing and not (no_test and len(missing) == 2):
-        raise _lacking(folder, there, missing, "each may end in .gz")
+        raise _missing_files(folder, there, missing, "each may end in .gz")
     train = _idx_split(found["train", "images"], found["train", "labels"])
-    test = no_samples() if no_test else _idx_split(found["t10k", "images"], found["t10k", "labels"])
+    test = empty_split() if no_test else _idx_split(found["t10k", "images"], found["t10k", "labels"])
     if names is None:
         names = [str(label) for label in range(int(train.labels.max()) + 1)]
-    return Source(train, test, tuple(names))
+    return ImageSet(train, test, tuple(names))
 
 
 def _idx_split(image_file: Path, label_file: Path) -> Split:
@@ -66,18 +66,18 @@ def _idx(file: Path, dimensions: tuple[int, ...]) -> Tensor:
     shape = struct.unpack(f">{content[3]}I", content[4:header]) if len(content) >= header else ()
     expected = header + math.prod(shape) if shape else header
     if len(content) != expected:
-        raise InputError(f"{file}: expected {expected} bytes by its header, got {len(content)}: get the file anew")
+        raise InputError(f"{file}: expected {expected} bytes by its header, got {len(content)}: download it again")
     if expected == header:
         raise InputError(f"{file}: expected samples, got none (its header says {' x '.join(map(str, shape))})")
     return torch.frombuffer(content, dtype=torch.uint8, offset=header).view(shape)
 
 
-def cifar_folder(folder: Path, inner: str, files: list[str], label_bytes: int, names: Sequence[str]) -> Source:
+def cifar_folder(folder: Path, inner: str, files: list[str], label_bytes: int, names: Sequence[str]) -> ImageSet:
     """CIFAR's binary version, in the folder or in its subfolder `inner`; the last of the files is the test set."""
-    there = entries(folder)
+    there = list_folder(folder)
     if inner in there:
         folder = folder / inner
-        there = entries(folder)
+        there = list_folder(folder)
     archive = f"cifar-{len(names)}-binary.tar.gz"
     if missing := [file for file in files if file not in there]:
         pickled = {f"cifar-{len(names)}-python", "cifar-10-batches-py", *(file.removesuffix(".bin") for file in files)}
@@ -86,24 +86,24 @@ def cifar_folder(folder: Path, inner: str, files: list[str], label_bytes: int, n
                 f"{folder} holds CIFAR's python version, which is pickled and never opened: get the binary version, "
                 f"{archive}"
             )
-        raise _lacking(folder, there, missing, f"they come in {archive}")
+        raise _missing_files(folder, there, missing, f"they come in {archive}")
     parts = [_cifar(folder / file, label_bytes, len(names)) for file in files]
     images, labels = (torch.cat(tensors) for tensors in zip(*parts[:-1], strict=True))
-    return Source(Split(images, labels), Split(*parts[-1]), tuple(names))
+    return ImageSet(Split(images, labels), Split(*parts[-1]), tuple(names))
 
 
 def _cifar(file: Path, label_bytes: int, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Records of `label_bytes` bytes, the last of which is the label, and an image of 3 x 32 x 32."""
+    """Records of `label_bytes` bytes, whose last is the label, and an image of 3 x 32 x 32."""
     record = label_bytes + 3 * 32 * 32
     content = _content(file)
     if not content or len(content) % record:
         raise InputError(
-            f"{file}: expected a multiple of {record} bytes, a record each, got {len(content)}: get the file anew"
+            f"{file}: expected a multiple of {record} bytes, a record each, got {len(content)}: download it again"
         )
     records = torch.frombuffer(content, dtype=torch.uint8).view(-1, record)
     labels = records[:, label_bytes - 1].long()
     if int(labels.max()) >= num_classes:
-        raise InputError(f"{file}: expected labels below {num_classes}, got {int(labels.max())}: get the file anew")
+        raise InputError(f"{file}: expected labels below {num_classes}, got {int(labels.max())}: download it again")
     return records[:, label_bytes:].reshape(-1, 3, 32, 32), labels
 
 
@@ -115,10 +115,10 @@ def _content(file: Path) -> bytearray:
             while chunk := opened.read(1 << 20):
                 content += chunk
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{file} is damaged or cannot be read ({one_line(error)}): get the file anew") from None
+        raise InputError(f"{file} is damaged or cannot be read ({one_line(error)}): download it again") from None
     return content
 
 
-def _lacking(folder: Path, there: Sequence[str], missing: Sequence[str], hint: str) -> InputError:
+def _missing_files(folder: Path, there: Sequence[str], missing: Sequence[str], hint: str) -> InputError:
     holds = listed(there) if there else "nothing"
-    return InputError(f"{folder} lacks {listed(missing)} ({hint}); it holds {holds}")
+    return InputError(f"{folder} is missing {listed(missing)} ({hint}); it holds {holds}")

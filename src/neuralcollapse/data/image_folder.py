@@ -11,24 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralcollapse.data.splits import Source, Split, entries, no_samples, resize
+from neuralcollapse.data.splits import ImageSet, Split, empty_split, list_folder, resize
 from neuralcollapse.errors import InputError, listed, one_line
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-
-
 _TRAIN = ("train", "training")
-_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev")  # the first with classes
-_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")  # which Windows and macOS leave in folders
+# The test set is the first of these that holds classes.
+_HELD_OUT = ("test", "testing", "val", "valid", "validation", "eval", "evaluation", "dev")
+_OF_SYSTEMS = ("thumbs.db", "desktop.ini", "__macosx")  # Windows and macOS leave them in folders
 
 
-def image_folder(folder: Path, size: int | None) -> Source:
+def image_folder(folder: Path, size: int | None) -> ImageSet:
     """FOLDER/train/CLASS/* and FOLDER/test (or val, valid, ...); without train, FOLDER/CLASS/* and no test set.
 
-    Upper and lower case are one in the names of the splits.
+    The names of the splits may be in upper or lower case.
 
     Raises:
-        InputError: a class without images, files that are no images, or a test set without a training set.
+        InputError: a class without images, files that are not images, or a test set without a training set.
     """
     there = _folders(folder)
     splits = {name.lower(): name for name in reversed(there)}
@@ -37,20 +36,20 @@ def image_folder(folder: Path, size: int | None) -> Source:
     held_out = next((name for name in sets if _folders(folder / name)), sets[0] if sets else None)
     if train is None or not (_folders(folder / train) or held_out):  # a class may have that name
         if held_out and _folders(folder / held_out):
-            raise InputError(f"{folder} holds {held_out}/ and no train/: name the training images' folder train")
-        return Source(_class_folders(folder, there, size), no_samples(), tuple(there))
+            raise InputError(f"{folder} holds {held_out}/ but no train/: call the folder of training images train")
+        return ImageSet(_class_folders(folder, there, size), empty_split(), tuple(there))
     names = _folders(folder / train)
     images = _class_folders(folder / train, names, size)
     if held_out is None:
-        return Source(images, no_samples(), tuple(names))
+        return ImageSet(images, empty_split(), tuple(names))
     tested = _folders(folder / held_out)
     if foreign := [name for name in tested if name not in names]:
-        raise InputError(f"{folder / held_out}: expected classes that {train}/ has, got {listed(foreign)} besides")
-    return Source(images, _class_folders(folder / held_out, names, size, all_of_them=False), tuple(names))
+        raise InputError(f"{folder / held_out}: expected only classes that {train}/ has, got also {listed(foreign)}")
+    return ImageSet(images, _class_folders(folder / held_out, names, size, all_of_them=False), tuple(names))
 
 
 def _folders(folder: Path) -> list[str]:
-    return [name for name in entries(folder) if (folder / name).is_dir() and name.lower() not in _OF_SYSTEMS]
+    return [name for name in list_folder(folder) if (folder / name).is_dir() and name.lower() not in _OF_SYSTEMS]
 
 
 def _class_folders(folder: Path, names: Sequence[str], size: int | None, *, all_of_them: bool = True) -> Split:
@@ -66,15 +65,15 @@ def _class_folders(folder: Path, names: Sequence[str], size: int | None, *, all_
         raise InputError(f"{folder}: expected a folder of images for each class, got no images")
     if empty and all_of_them:
         raise InputError(
-            f"{folder}: expected images of all {len(names)} classes, got none of {listed(empty)}: fill the folders, or "
-            "take them away"
+            f"{folder}: expected images of all {len(names)} classes, got none of {listed(empty)}: fill "
+            "these folders, or remove them"
         )
-    return Split(stacked(((str(file), file) for file in files), len(files), size), torch.tensor(labels))
+    return Split(stack_pictures(((str(file), file) for file in files), len(files), size), torch.tensor(labels))
 
 
 def _images(folder: Path) -> list[Path]:
     """The images in a class's folder."""
-    files = [folder / name for name in entries(folder) if name.lower() not in _OF_SYSTEMS]
+    files = [folder / name for name in list_folder(folder) if name.lower() not in _OF_SYSTEMS]
     for path in files:
         if path.is_dir():
             raise InputError(
@@ -82,12 +81,12 @@ def _images(folder: Path) -> list[Path]:
                 "the data set train/ and test/"
             )
         if path.suffix.lower() not in SUFFIXES or not path.is_file():
-            raise InputError(f"{path}: expected images ({', '.join(SUFFIXES)}) in a class's folder: take it away")
+            raise InputError(f"{path}: expected images ({', '.join(SUFFIXES)}) in a class's folder: remove it")
     return files
 
 
-def stacked(pictures: Iterable[tuple[str, Path | IO[bytes]]], count: int, size: int | None) -> Tensor:
-    """Encoded pictures with their titles as (count, C, H, W) uint8: 3 channels if any picture has colour."""
+def stack_pictures(pictures: Iterable[tuple[str, Path | IO[bytes]]], count: int, size: int | None) -> Tensor:
+    """Decode pictures, each with a title for errors, into (count, C, H, W) uint8; 3 channels if any has colour."""
     images = torch.empty(0)
     first = ""
     for index, (title, file) in enumerate(pictures):

@@ -1,7 +1,7 @@
-"""What is changed of the training labels: subsets, imbalance, random labels, noise; pure functions of labels and seed.
+"""Changes of the training set: subsets, imbalance, random labels, label noise; pure functions of labels and seed.
 
-Each change draws from a generator of its own, so that switching one on leaves the others as they were; and each draws
-the same however much is asked of it: a smaller subset lies in a larger one, less noise in more.
+Each change has a random generator of its own, so switching one on leaves the others as they were. Each draws the same
+numbers whatever its strength: a smaller subset is part of a larger one, and less noise part of more.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch import Tensor
 from neuralcollapse.errors import InputError
 
 
-def generator(purpose: str, *seeds: int) -> torch.Generator:
-    """A generator on the CPU of which the state is a hash of the purpose and the seeds."""
+def seeded_generator(purpose: str, *seeds: int) -> torch.Generator:
+    """A generator on the CPU, seeded with a hash of the purpose and the seeds."""
     digest = hashlib.sha256(repr((purpose, seeds)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
 
 
-def kept(labels: Tensor, counts: Sequence[int], seed: int, purpose: str = "samples_per_class") -> Tensor:
+def choose_per_class(labels: Tensor, counts: Sequence[int], seed: int, purpose: str = "samples_per_class") -> Tensor:
     """Indices, in increasing order, of counts[k] samples of each class k, chosen at random.
 
     Args:
         labels: (N,) int64, from 0 to K-1.
         counts: K numbers; where a class has fewer samples, all of them are kept.
         seed: of the choice.
-        purpose: choices of different purposes are independent.
+        purpose: choices for different purposes are independent.
     """
-    shuffled = torch.randperm(len(labels), generator=generator(purpose, seed))
+    shuffled = torch.randperm(len(labels), generator=seeded_generator(purpose, seed))
     by_class = shuffled[labels[shuffled].argsort(stable=True)]
     sizes = labels.bincount(minlength=len(counts))
     rank = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
@@ -51,7 +51,7 @@ def samples_per_class(labels: Tensor, count: int, class_names: Sequence[str], se
             f"expected samples_per_class of at most {int(sizes[fewest])}, the training samples of class "
             f"{class_names[fewest]!r}, got {count}"
         )
-    return kept(labels, [count] * len(class_names), seed)
+    return choose_per_class(labels, [count] * len(class_names), seed)
 
 
 def imbalance(labels: Tensor, kind_and_ratio: str, num_classes: int, seed: int) -> Tensor:
@@ -62,11 +62,11 @@ def imbalance(labels: Tensor, kind_and_ratio: str, num_classes: int, seed: int) 
     """
     kind, ratio = _parsed(kind_and_ratio)
     largest = int(labels.bincount(minlength=num_classes).min())
-    return kept(labels, imbalanced_counts(kind, ratio, largest, num_classes), seed, "imbalance")
+    return choose_per_class(labels, imbalanced_counts(kind, ratio, largest, num_classes), seed, "imbalance")
 
 
 def imbalanced_counts(kind: str, ratio: float, largest: int, num_classes: int) -> list[int]:
-    """Samples of each class, at least 1: the first has R = `ratio` times those of the last.
+    """Samples of each class, at least 1; the first class has R = `ratio` times as many as the last.
 
     "exponential": n_k = round(n_0 R^(-k/(K-1))). "step": n_0 for the first ceil(K/2) classes, round(n_0 / R) for the
     others.
@@ -80,7 +80,7 @@ def imbalanced_counts(kind: str, ratio: float, largest: int, num_classes: int) -
     [500, 500, 500, 50, 50]
     """
     if kind not in ("exponential", "step") or not 1 <= ratio < math.inf:
-        raise _misspelt(f"{kind}:{ratio}")
+        raise _wrong_imbalance(f"{kind}:{ratio}")
     if kind == "step":
         sizes = [largest if 2 * label < num_classes else largest / ratio for label in range(num_classes)]
     else:
@@ -90,18 +90,18 @@ def imbalanced_counts(kind: str, ratio: float, largest: int, num_classes: int) -
 
 def random_labels(count: int, num_classes: int, seed: int) -> Tensor:
     """Labels (count,) int64 in random order, each class floor(count/K) or ceil(count/K) times."""
-    return (torch.arange(count) % num_classes)[torch.randperm(count, generator=generator("random_labels", seed))]
+    return (torch.arange(count) % num_classes)[torch.randperm(count, generator=seeded_generator("random_labels", seed))]
 
 
 def label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """Labels (N,) int64 of which round(share N), chosen at random, are another class, any with equal probability.
+    """The labels (N,) int64 with round(share N) of them, chosen at random, changed to another class at random.
 
     Raises:
-        InputError: there is no other class.
+        InputError: there is a single class.
     """
     if num_classes < 2:
         raise InputError("label_noise needs at least two classes, got one")
-    source = generator("label_noise", seed)
+    source = seeded_generator("label_noise", seed)
     chosen = torch.randperm(len(labels), generator=source)[: round(share * len(labels))]
     shifts = torch.randint(1, num_classes, labels.shape, generator=source)
     noisy = labels.clone()
@@ -114,8 +114,8 @@ def _parsed(text: str) -> tuple[str, float]:
     try:
         return kind, float(ratio)
     except ValueError:
-        raise _misspelt(text) from None
+        raise _wrong_imbalance(text) from None
 
 
-def _misspelt(got: str) -> InputError:
+def _wrong_imbalance(got: str) -> InputError:
     return InputError(f"expected imbalance as 'exponential:R' or 'step:R' with a number R of at least 1, got {got!r}")

@@ -1,4 +1,4 @@
-"""From uint8 pixels to what the network sees, on the device: normalised, and changed at random while training."""
+"""From uint8 pixels to the network's input, on the device: normalised, and augmented while training."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ class Pixels(nn.Module):
 
 
 class Shift(nn.Module):
-    """Each image shifted by up to `padding` (rows, columns), zeros coming in, and mirrored with probability 1/2.
+    """Shift each image by up to `padding` (rows, columns), filling with zeros, and mirror it with probability 1/2.
 
-    All images are gathered at once, each pixel from its place in the padded image, so the pixels stay as they are.
-    The shifts are drawn from torch's global generator on the CPU, and so are the same on every device.
+    One gather moves all images, each pixel from its place in the padded image, so no pixel value changes. The shifts
+    are drawn from torch's global generator on the CPU, which makes them the same on every device.
     """
 
     def __init__(self, padding: tuple[int, int], *, flip: bool) -> None:
@@ -49,7 +49,7 @@ class Shift(nn.Module):
         self.flip = flip
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images (N, C, H, W) of any type, likewise."""
+        """Images (N, C, H, W) of any type; the result has the same shape and type."""
         count, channels, height, width = images.shape
         down, right = self.padding
         rows = torch.randint(2 * down + 1, (count, 1)) + torch.arange(height)
@@ -64,10 +64,10 @@ class Shift(nn.Module):
 
 
 def augmentation(kind: Literal["none", "crop", "flip", "crop+flip"], size: tuple[int, int]) -> nn.Module | None:
-    """Random changes of normalised images (N, C, H, W), different for each; None for "none".
+    """Random changes of normalised images (N, C, H, W), drawn for each image; None for "none".
 
     Args:
-        kind: "crop": shifted by up to an eighth of the size, zeros coming in; "flip": mirrored left to right with
+        kind: "crop": shifted by up to an eighth of the size and filled with zeros; "flip": mirrored left to right with
             probability 1/2; or both.
         size: (H, W).
     """

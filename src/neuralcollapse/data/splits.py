@@ -1,4 +1,4 @@
-"""Images and labels as tensors in memory, and what all readers of them share."""
+"""Images and labels as tensors in memory, and what all readers of data sets share."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Source:
-    """A data set as it was read: the test split may be empty, both have the same channels and size."""
+class ImageSet:
+    """A data set as it was read. The test split may be empty; both have the same channels and size."""
 
     train: Split
     test: Split
     class_names: tuple[str, ...]
 
 
-def no_samples() -> Split:
+def empty_split() -> Split:
     """A split without samples."""
     return Split(torch.empty((0, 1, 1, 1), dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
 
@@ -47,10 +47,14 @@ def resize(images: Tensor, size: int) -> Tensor:
     return resized
 
 
-def entries(folder: Path) -> list[str]:
-    """Names of what lies in a folder, but for hidden files, sorted."""
+def list_folder(folder: Path) -> list[str]:
+    """The names of the files and folders in a folder, sorted, without hidden ones.
+
+    Raises:
+        InputError: it is not a folder.
+    """
     if not folder.is_dir():
         raise InputError(
-            f"expected a folder of the data set's files, got {str(folder)!r}, which is none (from {Path.cwd()})"
+            f"expected a folder of the data set's files, got {str(folder)!r}, which is not a folder (from {Path.cwd()})"
         )
     return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))

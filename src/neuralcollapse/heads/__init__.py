@@ -1,1 +1,1 @@
-"""The last layer: which one it is, as a matrix and a bias, and the fixed frames that take its place."""
+"""The last layer of a network: which layer it is, its weight and bias, and the fixed frames that can replace it."""

@@ -1,4 +1,4 @@
-"""Linear heads: the weight of a layer as (K, d), its outputs and its axis, whatever kind of layer it is."""
+"""Linear heads of any kind of layer: the weight as (K, d), the number of outputs, and the axis of the features."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Co
 def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
     """The weight (K, d) and the bias (K,) or None of a linear head, detached.
 
-    Heads are nn.Linear and whatever else has a `.weight` of shape (K, d); this package's fixed layers; 1x1
+    Heads are nn.Linear and any other module with a `.weight` of shape (K, d); the fixed layers of this package; 1x1
     convolutions, whose (K, d, 1, ...) is read as (K, d); transformers' Conv1D, whose (d, K) is transposed; torch's
     quantised Linear, whose weight is a method.
 
     Raises:
-        InputError: the module has no such weight, or one that is made by a first batch that has not come.
+        InputError: the module has no such weight, or a lazy one that the first batch has yet to create.
     """
     with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
         weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
-        # What a layer merges into its weight in eval mode it takes out again, in place.
+        # An adapter that `eval` merges into the weight is taken out again, in place, by `train`.
         if any(_sets_more(part) for part in module.modules()):
             weight, bias = (None if value is None or is_lazy(value) else value.clone() for value in (weight, bias))
     if weight is not None and is_lazy(weight):
@@ -48,7 +48,8 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside, and uncompiled, as compiled modules may skip hooks; afterwards every submodule is as it was."""
+    """Inside, eval mode without compilation, which may skip hooks; afterwards every submodule is as before."""
+    # `_compiled_call_impl` is private to torch: it holds what `module.compile()` made, and None switches it off.
     modes = [(module, module.training, module._compiled_call_impl) for module in model.modules()]
     model.eval()
     for module, _, compiled in modes:
@@ -67,15 +68,15 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _sets_more(module: nn.Module) -> bool:
-    """Whether a layer's `train` does more than to set the mode: it may merge an adapter into a weight."""
+    """Whether a layer's `train` does more than set the mode: it may merge an adapter into a weight."""
     return type(module).train is not nn.Module.train
 
 
 def head_axis(module: nn.Module) -> int:
-    """The axis of a head's input that holds its d features and of its output that holds the K logits.
+    """The axis of the d features in the input of a head, and of the K logits in its output.
 
-    -1 but for convolutions and the fixed layers in their place: -2 for maps (N, d, L), -3 for (N, d, H, W), -4 for
-    (N, d, D, H, W).
+    It is -1, except for convolutions and fixed layers in their place: -2 for maps (N, d, L), -3 for (N, d, H, W), -4
+    for (N, d, D, H, W).
     """
     if isinstance(module, FixedClassifier):
         return module.axis
@@ -84,7 +85,7 @@ def head_axis(module: nn.Module) -> int:
 
 
 def head_outputs(module: nn.Module) -> int | None:
-    """K of a module that may be a linear head, None for any other."""
+    """K of a module that may be a linear head; None for any other module."""
     base = _tuned(module)
     if base is not None:
         return head_outputs(base)
@@ -98,6 +99,7 @@ def head_outputs(module: nn.Module) -> int | None:
         return int(module.out_features)  # type: ignore[arg-type]
     if "embedding" in type(module).__name__.lower() or any(name != "parametrizations" for name in module._modules):
         return None
+    # torch's private dicts, since reading `.weight` of a parametrised or lazy layer may compute it or raise.
     weight = module._parameters.get("weight") if "parametrizations" not in module._modules else module.weight
     if not isinstance(weight, Tensor) or is_lazy(weight) or weight.dim() != 2 or not weight.is_floating_point():
         return None
@@ -110,7 +112,7 @@ def is_tuned(module: nn.Module) -> bool:
 
 
 def _tuned(module: nn.Module) -> nn.Module | None:
-    """The layer inside an adapter of peft, such as LoRA's."""
+    """The layer inside an adapter of peft, such as LoRA's; recognised by name, so that peft need not be installed."""
     if any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__):
         base = getattr(module, "base_layer", None)
         return base if isinstance(base, nn.Module) else None
@@ -118,7 +120,7 @@ def _tuned(module: nn.Module) -> nn.Module | None:
 
 
 def _is_pointwise(module: nn.Module) -> bool:
-    """Whether a module is a convolution that is a linear map of each position: kernel 1, stride 1, no padding."""
+    """Whether a module is a convolution that maps each position linearly: kernel 1, stride 1, no padding."""
     layer = _tuned(module) or module
     if not isinstance(layer, tuple(_CONVOLUTIONS)):
         return False
@@ -145,7 +147,7 @@ def _tensor(module: nn.Module, name: str) -> Tensor | None:
 
 
 def why_no_head(module: nn.Module) -> str:
-    """What an error adds where a convolution is no linear head."""
+    """The reason, for error messages, why a convolution is not a linear head."""
     if isinstance(module, tuple(_CONVOLUTIONS)):
         return " that is no 1x1 convolution (kernel 1, stride 1, no padding, one group)"
     return ""

@@ -1,4 +1,4 @@
-"""Which layers of a model are its heads: those that it declares, that are called so, or that a user names."""
+"""Which layers of a model are its heads: those that it declares, that have the name of a head, or that a user names."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ _PASSED = (nn.Dropout, nn.Identity, nn.Flatten, nn.AdaptiveAvgPool1d, nn.Adaptiv
 
 
 def head_names(model: nn.Module, num_outputs: int | None = None) -> list[str]:
-    """Dotted paths of the layers that may be heads, in the order in which the model registers them.
+    """Dotted names of the layers that may be heads, in the order in which the model registers them.
 
-    Those of `head_tensors`, but for projections inside attention (unless there is nothing else) and what a wrapper
-    holds: a layer with a LoRA adapter is one candidate, and so is a parametrised one (weight_norm, spectral_norm).
+    Candidates are the layers that `head_tensors` accepts, without projections inside attention (unless there are no
+    others). A layer with a LoRA adapter is a single candidate, and so is a parametrised one (weight_norm,
+    spectral_norm).
 
     Args:
         model: any module.
-        num_outputs: only layers with so many outputs. Without it, 1x1 convolutions count where no other candidate
-            comes after them: most networks are full of them.
+        num_outputs: only layers with this number of outputs. Without it, 1x1 convolutions count only if no other
+            candidate comes after them, since many networks are full of them.
     """
     found = list(_candidates(model))
     if num_outputs is not None:
@@ -43,23 +44,23 @@ def head_names(model: nn.Module, num_outputs: int | None = None) -> list[str]:
 
 
 def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
-    """Dotted paths of all the model's heads: those that it declares, and others of K outputs that are called heads.
+    """Dotted names of all heads of the model: those that it declares, and others of K outputs named like heads.
 
     A model declares its heads by `get_classifier` (timm), `get_output_embeddings` (language models of transformers) or
-    `classifier_name` (networks of this package). Of a model that does not, the last layer of K outputs is one, or the
-    last of those that are called heads (head, classifier, fc, ...) where there are any. Others of K outputs count when
-    their path says so: head_dist, aux_head, distillation_classifier, AuxLogits and the like.
+    `classifier_name` (networks of this package). If it does not, the head is the last layer of K outputs, or the last
+    of those named like a head (head, classifier, fc, ...) if there are any. Others of K outputs count if they have
+    names like head_dist, aux_head, distillation_classifier or AuxLogits.
 
     Args:
         model: any module.
-        num_classes: K; what the model says (`config.num_labels`, `num_classes`) when not given, or else the outputs of
-            the head found.
+        num_classes: K. By default what the model says (`config.num_labels`, `num_classes`), or else the number of
+            outputs of the head found.
 
     Returns:
-        At least one path, in order of registration; "" stands for the model itself.
+        At least one name, in order of registration; "" is the model itself.
 
     Raises:
-        InputError: no layer may be a head, none has K outputs, or without K several that are called heads have
+        InputError: no layer may be a head, none has K outputs, or without K several layers named like heads have
             different numbers of outputs.
     """
     everything = head_names(model)
@@ -74,7 +75,7 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     if not declared:
         names = everything if said is None else head_names(model, said)
         outputs = head_outputs(_submodule(model, everything[-1]))
-        if not names and num_classes is None and outputs != 1:  # a new head may make what the model says out of date
+        if not names and num_classes is None and outputs != 1:  # a replaced head may have another K than the model says
             names = [name for name in everything if _is_called_head(name)]
         if not names:
             raise InputError(
@@ -97,7 +98,7 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
 
 
 def _goes_on(model: nn.Module, name: str, everything: list[str]) -> bool:
-    """Whether a layer lies in an nn.Sequential with another candidate after it, whose input it makes."""
+    """Whether a layer is in an nn.Sequential with another candidate after it, and so makes the input of that one."""
     words = name.split(".")
     for depth in range(len(words)):
         place = "".join(f"{word}." for word in words[:depth])
@@ -109,7 +110,7 @@ def _goes_on(model: nn.Module, name: str, everything: list[str]) -> bool:
 
 
 def _check_alike(model: nn.Module, likely: list[str]) -> None:
-    """Raise where layers that are called heads, in different parts of the model, have different numbers of outputs."""
+    """Raise if layers named like heads, in different parts of the model, have different numbers of outputs."""
     parts: dict[str, str] = {}
     for name in likely:
         if not _is_auxiliary(name):
@@ -123,12 +124,12 @@ def _check_alike(model: nn.Module, likely: list[str]) -> None:
 
 
 def find_head(model: nn.Module, num_classes: int | None = None) -> str:
-    """The dotted path of the layer that makes the model's logits; arguments as for `find_heads`.
+    """The dotted name of the layer that makes the model's logits; arguments as for `find_heads`.
 
-    Auxiliary heads, which help a training along, are passed over.
+    Auxiliary heads, which only help training, do not count.
 
     Raises:
-        InputError: no such layer, or several, of which the message gives the names.
+        InputError: no such layer, or several, which the message names.
     """
     main = main_heads(model, num_classes)
     if len(main) > 1:
@@ -140,7 +141,7 @@ def find_head(model: nn.Module, num_classes: int | None = None) -> str:
 
 
 def main_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
-    """`find_heads` without auxiliary heads, unless there are no others."""
+    """`find_heads` without auxiliary heads, unless all are auxiliary."""
     heads = find_heads(model, num_classes)
     return [name for name in heads if not _is_auxiliary(name)] or heads
 
@@ -154,7 +155,7 @@ def _is_auxiliary(name: str) -> bool:
 
 
 def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
-    """The submodule at a dotted path (or the submodule itself); an error names the linear layers that exist."""
+    """The submodule with a dotted name (or the submodule itself); errors list the linear layers that exist."""
     known = dict(model.named_modules(remove_duplicate=False))
     if isinstance(name, nn.Module):
         if any(module is name for module in known.values()):
@@ -173,10 +174,10 @@ def find_module(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 
 def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
-    """The head at a dotted path; of an nn.Sequential the head that it ends in, of peft's wrapper the copy that runs.
+    """The head with a dotted name: the last layer of an nn.Sequential, and the copy that runs of peft's wrapper.
 
     Raises:
-        InputError: no layer of that name, or one that is no linear head.
+        InputError: no layer of that name, or one that is not a linear head.
     """
     layer = found = find_module(model, name)
     while True:
@@ -202,7 +203,7 @@ def named_head(model: nn.Module, name: str | nn.Module) -> nn.Module:
 
 
 def _has_weight(module: nn.Module) -> bool:
-    """Whether a layer that nobody would search for, as it holds others (a dropout), is a head when it is named."""
+    """Whether a layer that the search leaves out, as it contains others (a dropout), is a head when it is named."""
     if "embedding" in type(module).__name__.lower():
         return False
     try:
@@ -212,7 +213,7 @@ def _has_weight(module: nn.Module) -> bool:
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Paths and layers that may be heads; what lies inside of one is passed over."""
+    """Names and layers that may be heads, without the layers inside them."""
     inside = ""
     unused: set[int] = set()
     for path, module in model.named_modules():
@@ -227,7 +228,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _unused(module: nn.Module) -> list[nn.Module]:
-    """Of a layer that peft trains as a whole (modules_to_save): the copies that do not run."""
+    """The copies that do not run of a layer that peft trains as a whole (modules_to_save)."""
     original, copies = getattr(module, "original_module", None), getattr(module, "modules_to_save", None)
     if not isinstance(original, nn.Module) or not isinstance(copies, nn.ModuleDict):
         return []
@@ -241,7 +242,7 @@ def _submodule(model: nn.Module, path: str) -> nn.Module:
 
 
 def _said_classes(model: nn.Module) -> int | None:
-    """How many classes the model itself says that it has."""
+    """The number of classes that the model itself declares."""
     model = _unwrapped(model)
     for holder, name in ((getattr(model, "config", None), "num_labels"), (model, "num_classes")):
         value = getattr(holder, name, None)
@@ -251,9 +252,9 @@ def _said_classes(model: nn.Module) -> int | None:
 
 
 def _unwrapped(model: Any) -> Any:
-    """The model inside torch.compile's wrapper and those of data parallelism."""
+    """The model without the wrappers of torch.compile and of data parallelism."""
     while True:
-        inner = getattr(model, "_orig_mod", None)
+        inner = getattr(model, "_orig_mod", None)  # private to torch: where torch.compile keeps the module it wraps
         if inner is None and type(model).__name__ in ("DataParallel", "DistributedDataParallel"):
             inner = model.module
         if not isinstance(inner, nn.Module):
@@ -262,7 +263,7 @@ def _unwrapped(model: Any) -> Any:
 
 
 def _declared(model: nn.Module, num_classes: int | None) -> list[str]:
-    """Paths of the heads that the model itself names."""
+    """Names of the heads that the model itself declares."""
     own: Any = _unwrapped(model)
     said: list[Any] = []
     name = getattr(own, "classifier_name", None)
@@ -271,7 +272,7 @@ def _declared(model: nn.Module, num_classes: int | None) -> list[str]:
             said = [own.get_submodule(name)]
     for ask in ("get_output_embeddings", "get_classifier"):
         if not said and callable(getattr(own, ask, None)):
-            with suppress(Exception):  # models that have none raise what they like
+            with suppress(Exception):  # models without a head may raise anything
                 answer = getattr(own, ask)()
                 said = list(answer) if isinstance(answer, tuple | list) else [answer]
     said = [part for part in said if isinstance(part, nn.Module)]

@@ -20,7 +20,7 @@ from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequenti
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 
 class CollapseTrainerCallback(TrainerCallback):
@@ -37,7 +37,7 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Args:
         trainer: the trainer that the callback is added to.
-        out: the run folder, with report.html written anew after every measurement; without it there is none.
+        out: the run folder, with report.html written after every measurement; without it no folder is made.
         classifier: dotted name of the last layer; when not given, the layer that makes a language model's logits, or
             the last linear layer with as many outputs as there are labels.
         dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
@@ -100,7 +100,7 @@ class CollapseTrainerCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find the data, take up or begin the run folder, and measure the network as training begins."""
+        """Find the data, make or reopen the run folder, and measure the network as training begins."""
         retry = self.recorder is not None and args.auto_find_batch_size
         self.recorder = self._recorder(args, resume=state.global_step > 0, force=self.force or retry)
         self._measured = None
@@ -117,19 +117,19 @@ class CollapseTrainerCallback(TrainerCallback):
         self._note_rate(kwargs.get("optimizer"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, when this step's turn has come."""
+        """Measure, if this step is one to be measured."""
         if isinstance(self.every, int) and state.global_step % self.every == 0:
             self._measure(state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Measure, when checkpoints are measured."""
+        """Measure, if checkpoints are measured."""
         if self.every == "save":
             self._measure(state, control)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Measure, when epochs are measured, and the end: a later event would see the best weights loaded."""
+        """Measure, if epochs are measured, and at the end: a later event would see the best weights loaded."""
         if self.every == "epoch" or control.should_training_stop:
             self._measure(state, control)
 
@@ -171,10 +171,10 @@ class CollapseTrainerCallback(TrainerCallback):
         )
 
     def _loader(self, dataset: Any, most: int | None = None) -> MappedBatches:
-        """The data as the trainer would hand them to the model, the share of this process; `most` batches of a stream.
+        """The share of this process, as the trainer would give it to the model; of a stream, `most` batches.
 
-        Where mixed precision trains weights that are in half precision themselves, autocast would have converted the
-        inputs: here they are converted to the type of the weights.
+        Where the weights are in half precision and mixed precision trains them, autocast would convert the inputs to
+        their type. There is no autocast here, so the inputs are converted.
         """
         trainer, args = self.trainer, self.trainer.args
         stream = isinstance(dataset, IterableDataset)
@@ -184,13 +184,15 @@ class CollapseTrainerCallback(TrainerCallback):
                 f"expected a data set with a length to measure in {args.world_size} processes, got the iterable "
                 f"{type(dataset).__name__}: give dataset= (and test_dataset=)"
             )
-        prepared = trainer.get_test_dataloader(dataset)  # that of evaluation would be kept for later evaluations
+        prepared = trainer.get_test_dataloader(dataset)  # get_eval_dataloader would keep it for later evaluations
         loader = sequential(prepared, args.process_index, args.world_size, batch_size=args.eval_batch_size)
         weights: Any = trainer.model
         kinds = {value.dtype for value in weights.parameters() if value.is_floating_point()}
         half = kinds.pop() if kinds in ({torch.bfloat16}, {torch.float16}) else None
 
         def prepare(batch: Any) -> Any:
+            # The private step between loader and model of every Trainer, which subclasses override: it moves a batch
+            # to the device. There is no public way to it.
             batch = trainer._prepare_inputs(batch)
             if half is None:
                 return batch
@@ -213,7 +215,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self._measured = count
         wanted = control.should_log
         self.trainer.log(dict(record.flat()))
-        control.should_log = wanted  # logging takes the wish for the trainer's own numbers back
+        control.should_log = wanted  # `log` cleared it, and the trainer's own numbers would not be logged
         if recorder.folder is not None:
             write_page(recorder.folder)
 
@@ -237,7 +239,10 @@ def _is_real(value: Any) -> bool:
 
 @contextmanager
 def _unpatched(model: Any) -> Iterator[None]:
-    """With the model's own `forward`: for mixed precision, accelerate puts one with autocast in its place."""
+    """With the model's own `forward`: for mixed precision, accelerate replaces it by one with autocast.
+
+    Accelerate keeps the original as the private `_original_forward`, and undoes the replacement only for good.
+    """
     patched, own = model.__dict__.get("forward"), model.__dict__.get("_original_forward")
     if patched is not None and own is not None:
         model.forward = own

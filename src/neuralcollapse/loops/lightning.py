@@ -23,7 +23,8 @@ from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.report.single import write_page
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 
 # Trainers of the package's other name take callbacks of that name alone.
 _OTHER = tuple(filter(None, [getattr(sys.modules.get("pytorch_lightning"), "Callback", None)]))
@@ -171,6 +172,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         )
         if self._measured is not None:
             recorder.resume(self._measured, seconds=self._seconds)
+            self._seconds = None  # from here on the recorder counts
         return recorder
 
     def _loaders(self, trainer: lightning.Trainer) -> tuple[Any, Any]:
@@ -196,15 +198,16 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
             with _validating(trainer, module):
                 record = recorder.measure(module, epoch, learning_rate=self._rate)
         except (TypeError, NotImplementedError) as error:
+            classifier = self.options["classifier"] or "its last layer"
             raise InputError(
                 f"expected {type(module).__name__}.forward to take a batch's inputs alone and run them through "
-                f"{self.options['classifier'] or 'its last layer'}, got {type(error).__name__} ({error}): define it so, or give a "
-                "loader of (inputs, labels) that fit"
+                f"{classifier}, got {type(error).__name__} ({error}): define it so, or give a loader of "
+                "(inputs, labels) that fit"
             ) from error
         self._measured = epoch
-        for logger in trainer.loggers:
-            # "epoch" as Lightning adds it to what a module logs
+        for logger in trainer.loggers:  # as Lightning logs what a module does: with "epoch", and written at once
             logger.log_metrics({**_numbers(record), "epoch": trainer.current_epoch}, step=trainer.global_step)
+            logger.save()
         if recorder.folder is not None and recorder.folder is not self.out:
             write_page(recorder.folder)
         return record

@@ -27,8 +27,9 @@ from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.loops.kept import HeadDecay, environment_of, geometry_of, record_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
-from neuralcollapse.runs.folder import Record, RunFolder, finite
-from neuralcollapse.runs.plain import plain
+from neuralcollapse.runs.files import as_builtin, nan_to_none
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 
 
 class Recorder:
@@ -39,8 +40,8 @@ class Recorder:
     classes and K d is at most 2^20; config.yaml and environment.json. `neuralcollapse report` and
     `neuralcollapse.write_page` turn it into a page.
 
-    Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states of
-    torch, numpy and Python are untouched.
+    Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states
+    of torch, numpy and Python are untouched.
 
     Args:
         loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
@@ -100,54 +101,38 @@ class Recorder:
         **options: Any,
     ) -> None:
         check_names(options, options_of(Recorder), "Recorder")
-        made = out if isinstance(out, RunFolder) else None
-        check_values(
-            {
-                "classifier": classifier,
-                "out": None if made else out,
-                "force": force,
-                "resume": resume,
-                "unit": unit,
-                "head_decay": head_decay,
-                "pairwise": pairwise,
-                "nc4": nc4,
-                "config": config,
-                "environment": environment,
-                "class_names": class_names,
-                "inside": inside,
-                "online": online,
-                "writes": writes,
-                "on_record": on_record,
-                **options,
-            }
-        )
-        self.loader = check_loader(loader)
-        self.test_loader = None if test_loader is None else check_loader(test_loader, "test_loader")
+        self._made = out if isinstance(out, RunFolder) else None
+        self.out: Any = None if self._made else out
         self.classifier = classifier
-        self.out = made.path if made else None if out is None else Path(out)  # type: ignore[arg-type]
         self.force = force
         self.unit = unit
         self.head_decay = head_decay
         self.pairwise = pairwise
         self.nc4 = nc4
-        self.config = dict(config or {})
-        self.environment = dict(environment or {})
-        self.class_names = list(class_names)
+        self.config: Any = config
+        self.environment: Any = environment
+        self.class_names: Any = class_names
+        self.inside = inside
         self.online = online
         self.writes = writes
         self.on_record = on_record
+        check_values({**vars(self), "resume": resume, **options})
+        self.loader = check_loader(loader)
+        self.test_loader = None if test_loader is None else check_loader(test_loader, "test_loader")
+        self.out = out.path if isinstance(out, RunFolder) else None if out is None else Path(out)
+        self.config = dict(config or {})
+        self.environment = dict(environment or {})
+        self.class_names = list(class_names)
         self.options = options
         self.records: list[Record] = []
-        self.folder = made if writes else None
-        self._made = made
-        self._inside = f"{inside}." if inside else ""
+        self.folder = self._made if writes else None
         if inside:
             layers = options.get("layers", ())
-            options["layers"] = [self._inside + name for name in ([layers] if isinstance(layers, str) else layers)]
+            options["layers"] = [f"{inside}.{name}" for name in ([layers] if isinstance(layers, str) else layers)]
         self._started = time.perf_counter()
         if resume:
             self.resume()
-        elif self.out is not None and writes and not made:
+        elif self.out is not None and writes and not self._made:
             RunFolder.check_free(self.out, force=force)
 
     @property
@@ -190,8 +175,8 @@ class Recorder:
             pairwise=self.pairwise,
             source="eval" if self.online is None else "online",
         )
-        if self._inside:
-            layers = {name.removeprefix(self._inside): values for name, values in record.layers.items()}
+        if self.inside:
+            layers = {name.removeprefix(f"{self.inside}."): values for name, values in record.layers.items()}
             record = replace(record, layers=layers)
         self._keep(record, model, capture, test)
         if self.on_record is not None:
@@ -209,9 +194,9 @@ class Recorder:
             folder = self._made or RunFolder.open(self.out)
             if self.writes and not self._made:
                 folder.lock()
-                folder.sweep()
+                folder.remove_temporary()
                 folder.make_folders()
-                folder.rewind(epoch)
+                folder.truncate(epoch)
                 self.folder = folder
             text = folder.read_text("records.jsonl").strip()
             self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
@@ -256,11 +241,11 @@ class Recorder:
             names = self.class_names or getattr(_data(self.loader), "classes", None) or ()
             tested = 0 if test is None else test.moments.num_samples
             environment = environment_of(model, capture, names, tested, self.environment)
-            folder.write_text("environment.json", json.dumps(plain(environment), indent=2) + "\n")
+            folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
         if follows:
             folder.append(record)
         else:
-            folder.put(record)
+            folder.insert(record)
         geometry = geometry_of(record.epoch, capture)
         if geometry is not None:
             folder.write_geometry(geometry)
@@ -269,7 +254,7 @@ class Recorder:
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
-        config = finite(plain(self.describe(model)))
+        config = nan_to_none(as_builtin(self.describe(model)))
         folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
         return folder
 

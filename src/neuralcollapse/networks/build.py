@@ -11,7 +11,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.heads.fix import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.networks.external import outside_network
+from neuralcollapse.networks.external import external_network
 from neuralcollapse.networks.resnet import ResNet
 
 
@@ -84,7 +84,7 @@ def build_network(
         learn_scale: learn the length of the fixed classifier's rows.
         rotation: of the fixed classifier: "blocks" (the default of a simplex), "none" or "fast" (the default of an
             orthoplex), as for `ETFClassifier`. A network from elsewhere that brings a fixed classifier keeps its own.
-        options: of the network, where None stands for the default: in_features (64), width (512) and depth (3) of
+        options: of the network; None means the default: in_features (64), width (512) and depth (3) of
             the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
             from elsewhere what it takes.
 
@@ -100,7 +100,7 @@ def build_network(
         raise InputError(f"expected no stem for {name!r}, got {stem!r}: only the ResNets here have a choice of stems")
     options = {key: value for key, value in options.items() if value is not None}
     if ":" in name:
-        network: Any = outside_network(name, num_classes, feature_dim, options)
+        network: Any = external_network(name, num_classes, feature_dim, options)
     else:
         network = _own_network(name, num_classes, feature_dim, stem, options)
     if isinstance(network.fc, FixedClassifier):

@@ -1,4 +1,4 @@
-"""Networks from elsewhere (torchvision, timm, transformers, a function of yours), each with its classifier at `.fc`."""
+"""Networks of torchvision, timm, transformers or a function of the user's, each with its classifier at `.fc`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from neuralcollapse.heads.linear import head_axis, head_tensors
 from neuralcollapse.heads.search import main_heads
 
 
-class Outside(nn.Module):
-    """A network whose classifier, wherever it is, is read and replaced as `.fc`, and whose output is the logits.
+class ExternalNetwork(nn.Module):
+    """A network whose classifier, whatever its place and name, is at `.fc`, and whose output is the logits.
 
-    The classifier is the head that `find_heads` finds, the last one where the network has several. It stays where it
-    is: the state dict has each weight once.
+    The classifier is the head that `main_heads` finds, the last one if there are several. It stays in its place, so the
+    state dict holds each weight once.
 
     Args:
         network: takes images alone; returns logits (N, K), an object with `.logits`, a mapping with "logits", or a
@@ -60,13 +60,13 @@ class Outside(nn.Module):
             setattr(self.get_submodule(parent), leaf, layer)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "fc":  # nn.Module would register the layer under this name and pass the property by
+        if name == "fc":  # nn.Module would register the layer under this name and never call the property
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
     def project(self, feature_dim: int) -> None:
-        """Give the classifier features of dimension d: it becomes a `Head`, whose `fc` is the new classifier."""
+        """Change the classifier's input to dimension d: it becomes a `Head`, whose `fc` is the new classifier."""
         old = self.fc
         weight, bias = head_tensors(old)
         num_classes, own_dim = weight.shape
@@ -97,14 +97,14 @@ class Outside(nn.Module):
 
 
 class Head(nn.Module):
-    """A linear map without bias from the network's features to d dimensions, and a classifier `fc` of those.
+    """A linear map without bias from the network's features to d dimensions, then a classifier `fc`.
 
     Args:
         in_features: of the network.
         feature_dim: d.
         num_classes: K.
         bias: of the classifier.
-        spatial: dimensions of the maps where the network's own classifier is a 1x1 convolution, else 0.
+        spatial: number of spatial dimensions if the network's own classifier is a 1x1 convolution, else 0.
 
     Shapes: (..., in_features) -> (..., num_classes), with spatial=2 (N, in_features, H, W) -> (N, num_classes, H, W).
     """
@@ -123,21 +123,23 @@ class Head(nn.Module):
         return self.fc(self.project(features))
 
 
-def outside_network(name: str, num_classes: int, feature_dim: int | None, options: Mapping[str, Any]) -> Outside:
+def external_network(
+    name: str, num_classes: int, feature_dim: int | None, options: Mapping[str, Any]
+) -> ExternalNetwork:
     """The network that `name` describes, randomly initialised unless its options say otherwise.
 
     Args:
         name: "torchvision:MODEL" or "timm:MODEL"; "transformers:MODEL" with a model type ("vit"), a hub id or a
             folder with a config.json (the weights there are not loaded); or "package.module:function", called as
-            function(num_classes=K, **options), where the module may lie in the current folder.
+            function(num_classes=K, **options), whose module may be in the current folder.
         num_classes: K.
-        feature_dim: d of the features that the classifier receives. Where the network has another dimension, a
-            linear map to d goes before the classifier.
-        options: of the network, passed on.
+        feature_dim: d, the dimension of the classifier's input; if the network has another, a linear map to d comes
+            before the classifier.
+        options: passed on to the network.
 
     Raises:
-        InputError: a library, model, module or function that is not there, options that it does not take, or a
-            network without a linear layer of K outputs.
+        InputError: a library, model, module or function that is missing, options that it does not take, or a network
+            without a linear layer of K outputs.
     """
     library, _, model = name.partition(":")
     if library in _LIBRARIES:
@@ -148,17 +150,17 @@ def outside_network(name: str, num_classes: int, feature_dim: int | None, option
         raise InputError(
             f"expected {name} to return a torch.nn.Module, got {type(network).__name__}: return the network"
         )
-    outside = Outside(network, num_classes)
-    if feature_dim is not None and check_count(feature_dim, "feature_dim", 1) != head_tensors(outside.fc)[0].shape[1]:
-        outside.project(feature_dim)
-    return outside
+    external = ExternalNetwork(network, num_classes)
+    if feature_dim is not None and check_count(feature_dim, "feature_dim", 1) != head_tensors(external.fc)[0].shape[1]:
+        external.project(feature_dim)
+    return external
 
 
-def code_named(name: str, options: Mapping[str, Any]) -> str | None:
-    """What building a network would import or load beyond the installed libraries' own models, in words; or None.
+def untrusted_code(name: str, options: Mapping[str, Any]) -> str | None:
+    """What building a network would import or load beyond the models of installed libraries, in words; or None.
 
-    torchvision, timm and transformers are asked for models that they know by name, whose options are numbers and short
-    words: those are data. Options that name files, or are mappings of settings, may lead to code or pickles.
+    A model that torchvision, timm or transformers know by name, with numbers and short words as options, is data.
+    Options that name files or hold mappings of settings may lead to code or pickles.
     """
     library, colon, model = name.partition(":")
     if not colon:
@@ -191,7 +193,7 @@ def _torchvision(model: str, num_classes: int, options: dict[str, Any]) -> nn.Mo
 
 def _timm(model: str, num_classes: int, options: dict[str, Any]) -> nn.Module:
     timm = _library("timm")
-    _check_known("timm", model.partition(".")[0], timm.list_models())  # after the dot comes a tag of its weights
+    _check_known("timm", model.partition(".")[0], timm.list_models())  # a tag of its weights follows the dot
     with _explained(f"timm:{model}"):
         return timm.create_model(model, num_classes=num_classes, **options)
 
@@ -232,7 +234,10 @@ def _config(library: Any, model: str, options: dict[str, Any]) -> Any:
 
 
 def _check_no_code(config: Any, model: str) -> None:
-    """Raise where a configuration names kernels of the hub, which are code, or files to load."""
+    """Raise where a configuration names kernels of the hub, which are code, or files to load.
+
+    transformers keeps the choice of kernels in private attributes such as `_attn_implementation_internal`.
+    """
     for name, value in vars(config).items():
         kernel = name.endswith("implementation_internal") and "/" in str(value)
         loads = name in _LOADING and isinstance(value, Mapping) and any(key in _LOADING for key in value)
@@ -269,7 +274,7 @@ def _saved_config(library: Any, model: str, options: dict[str, Any]) -> tuple[An
 
 
 def _image_kinds() -> list[str]:
-    """The model types that classify images, by name: to list the classes themselves would load every one."""
+    """The model types that classify images, by name; listing the classes themselves would import every one."""
     auto = importlib.import_module("transformers.models.auto.modeling_auto")
     return list(auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
 
@@ -334,7 +339,7 @@ def _function(module: str, function: str) -> Callable[..., Any]:
 
 @contextmanager
 def _current_folder_first() -> Iterator[None]:
-    """Import from the current folder too, as `python -m` does and an installed command does not."""
+    """Import from the current folder too, as `python -m` does but an installed command does not."""
     folder = os.getcwd()
     sys.path.insert(0, folder)
     try:
@@ -347,7 +352,7 @@ def _current_folder_first() -> Iterator[None]:
 def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except Exception as error:  # versions that do not fit each other fail in many ways
+    except Exception as error:  # libraries of versions that do not fit together raise errors of many kinds
         raise InputError(
             f"{name} is not installed, or its import fails ({type(error).__name__}: {one_line(error)}): "
             f"pip install {name}"
@@ -364,7 +369,7 @@ def _check_known(library: str, model: str, known: Iterable[str]) -> None:
 
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Turn whatever a library raises about a model's options into one line."""
+    """Report whatever a library raises about a model's options in one line."""
     try:
         yield
     except Exception as error:

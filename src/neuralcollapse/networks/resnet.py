@@ -79,16 +79,16 @@ _KINDS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, int
 class ResNet(nn.Module):
     """A stem, four stages of blocks, the mean over positions, and a classifier `fc`.
 
-    The dimension d of the features is that of the last block's output: its last convolution and its shortcut have
-    d channels, so that features stay averages of what a ReLU gives. For d as in the original nothing changes.
+    The features have as many dimensions d as the last block has output channels: its last convolution and its shortcut
+    have d channels, so that features remain averages of a ReLU's output. With d as in the original nothing changes.
 
     Args:
-        kind: "resnet18", "resnet34", "resnet50", or "resnet18_width" (the first with any `width`).
+        kind: "resnet18", "resnet34", "resnet50", or "resnet18_width" (resnet18 with any `width`).
         num_classes: K.
         feature_dim: d; 8 width (times 4 in ResNet50) when not given.
         stem: "imagenet" (7x7 convolution with stride 2, 3x3 max-pool with stride 2) or "small" (3x3 convolution).
         in_channels: of the images.
-        width: channels of the first stage; the others have 2, 4 and 8 times as many.
+        width: channels of the first stage; the other stages have 2, 4 and 8 times as many.
 
     Shapes: (N, in_channels, H, W) -> (N, K).
 
@@ -141,7 +141,7 @@ class ResNet(nn.Module):
 def _stage(
     block: type[BasicBlock] | type[Bottleneck], depth: int, inputs: int, outputs: int, stride: int, last: int
 ) -> nn.Sequential:
-    """`depth` blocks of `outputs` channels, of which the first has the stride and the last has `last` channels."""
+    """`depth` blocks of `outputs` channels; the first has the stride, the last has `last` channels."""
     sizes = [inputs, *[outputs] * (depth - 1), last]
     strides = [stride, *[1] * (depth - 1)]
     channels = outputs // block.expansion

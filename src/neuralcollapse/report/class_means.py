@@ -11,8 +11,8 @@ import torch
 
 from neuralcollapse.geometry.frames import nearest_simplex_etf, simplex_etf
 from neuralcollapse.report.figure import COLORS, Axis, Figure, HeatMap, Points3D
-from neuralcollapse.runs.folder import Geometry
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Geometry
 
 _MAPS, _MOTIONS = 40, 50  # steps at most, of the heat map and of the motion
 _ALL_STEPS = 60  # of all runs that one figure lets one choose from, together

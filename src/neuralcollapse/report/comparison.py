@@ -12,7 +12,9 @@ from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, limits, shown, state
-from neuralcollapse.runs.reading import Group, Run, common_unit, grouped, label, number, reading, value
+from neuralcollapse.runs.reading import Group, Run, common_unit, group_runs
+from neuralcollapse.runs.records import label
+from neuralcollapse.runs.words import format_value, number
 
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
 _CURVES = (
@@ -31,7 +33,7 @@ _QUIET = ("seed", "loggers", "save_seconds", "checkpoint_every", "measure_every"
 def comparison_page(runs: Sequence[Run]) -> Page:
     """The page of several runs: a table that sorts, curves, the geometry of one at a time, what they differ in."""
     data = list(dict.fromkeys(data_name(run.config.get("data", "?")) for run in runs))
-    groups = grouped(runs)
+    groups = group_runs(runs)
     return Page(
         title=f"Neural collapse: {len(runs)} runs side by side",
         subtitle=f"on {', '.join(data)}",
@@ -50,7 +52,7 @@ def comparison_verdict(runs: Sequence[Run]) -> str:
     for run in runs:
         words.setdefault(state(run.last).rstrip(",").partition(",")[0], []).append(run.name)
     parts = [f"{len(names)} {word[:1].lower()}{word[1:]}" for word, names in words.items()]
-    nc1 = [x for run in runs if not math.isnan(x := value(run.last, "nc1"))]
+    nc1 = [x for run in runs if not math.isnan(x := run.last.value("nc1"))]
     spread = f"; NC1 at the end from {number(min(nc1))} to {number(max(nc1))}" if nc1 else ""
     return f"Of {len(runs)} runs: {', '.join(parts)}{spread}."
 
@@ -66,11 +68,11 @@ def _curves(groups: Sequence[Group]) -> list[Figure]:
 
 def run_table(runs: Sequence[Run]) -> Table:
     """A row for each run, with its numbers at the end."""
-    keys = [key for key in NUMBERS if any(not math.isnan(value(run.last, key)) for run in runs)]
+    keys = [key for key in NUMBERS if any(not math.isnan(run.last.value(key)) for run in runs)]
     axes = list(dict.fromkeys(axis for run in runs for axis in run.labels))
     rows = []
     for run in runs:
-        numbers = [value(run.last, key) for key in keys]
+        numbers = [run.last.value(key) for key in keys]
         parameters = run.environment.get("parameters")
         rows.append(
             [
@@ -79,7 +81,7 @@ def run_table(runs: Sequence[Run]) -> Table:
                 Cell(str(run.config.get("seed", "")), sort=as_number(run.config.get("seed"))),
                 Cell(f"{run.last.epoch:,}", sort=run.last.epoch),
                 Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=as_number(parameters)),
-                *(Cell(reading(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
+                *(Cell(format_value(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
             ]
         )
     units = " or ".join(f"{unit}s" for unit in common_unit(runs).split(" or "))

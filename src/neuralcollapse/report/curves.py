@@ -8,8 +8,9 @@ import re
 from collections.abc import Sequence
 
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
-from neuralcollapse.runs.folder import MEASURES, Record
-from neuralcollapse.runs.reading import Group, common_unit, label, number, value
+from neuralcollapse.runs.reading import Group, common_unit
+from neuralcollapse.runs.records import MEASURES, Record, label
+from neuralcollapse.runs.words import number
 
 _HEAD = (("objective", "the head"), ("minimum", "exact minimum"), ("lower_bound", "bound from the head"))
 
@@ -44,7 +45,7 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
 def split_curve(records: Sequence[Record], unit: str, key: str, caption: str, axis: Axis) -> Figure:
     """A number on the training set and, where there is one, on the test set."""
     splits = ("train", "test") if any(record.test for record in records) else ("train",)
-    lines = [(split, [value(record, f"{split}.{key}") for record in records]) for split in splits]
+    lines = [(split, [record.value(f"{split}.{key}") for record in records]) for split in splits]
     return _figure(records, unit, lines, key, key.capitalize(), caption, axis)
 
 
@@ -52,17 +53,17 @@ def measure_curve(
     records: Sequence[Record], unit: str, name: str, keys: Sequence[str], title: str, caption: str, axis: Axis
 ) -> Figure:
     """Some of the measures."""
-    lines = [(label(key), [value(record, key) for record in records]) for key in keys]
+    lines = [(label(key), [record.value(key) for record in records]) for key in keys]
     return _figure(records, unit, lines, name, title, caption, axis)
 
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:
     """The last layer's objective, the exact minimum for its class counts, and the lower bound from its class means."""
-    lines = [(text, [value(record, f"head.{key}") for record in records]) for key, text in _HEAD]
+    lines = [(text, [record.value(f"head.{key}") for record in records]) for key, text in _HEAD]
     caption = (
         "The last layer as a point of the unconstrained feature model: its objective, the exact global minimum for "
         "its class counts and decays, and the lower bound that its class means certify. "
-        f"At the end {number(value(records[-1], 'head.ratio'))} times the minimum."
+        f"At the end {number(records[-1].value('head.ratio'))} times the minimum."
     )
     return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
 
@@ -144,7 +145,7 @@ def _figure(
 
 def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
     """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
-    found = [{record.epoch: value(record, key) for record in run.records} for run in group.runs]
+    found = [{record.epoch: record.value(key) for record in run.records} for run in group.runs]
     epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
     rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
     return epochs, rows

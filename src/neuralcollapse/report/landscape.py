@@ -7,7 +7,7 @@ from collections import Counter
 
 from neuralcollapse.report.landscape_figures import landscape_figures
 from neuralcollapse.report.page import Page, Table
-from neuralcollapse.runs.reading import number
+from neuralcollapse.runs.words import number
 from neuralcollapse.ufm.survey import Survey
 
 

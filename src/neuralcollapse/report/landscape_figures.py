@@ -12,7 +12,7 @@ import numpy as np
 
 from neuralcollapse.report.class_means import simplex_motion
 from neuralcollapse.report.figure import COLORS, Axis, Dots, Figure, HeatMap, Line
-from neuralcollapse.runs.folder import Geometry
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.survey import Survey
 

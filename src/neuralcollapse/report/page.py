@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.plotly_spec import plotly_spec
-from neuralcollapse.runs.folder import write_atomically
+from neuralcollapse.runs.files import write_atomically
 
 
 class Cell(NamedTuple):

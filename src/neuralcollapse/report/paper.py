@@ -14,7 +14,7 @@ import numpy as np
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
-from neuralcollapse.runs.folder import write_atomically
+from neuralcollapse.runs.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

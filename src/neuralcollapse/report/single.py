@@ -13,8 +13,10 @@ from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.runs.folder import MEASURES, Record, RunFolder
-from neuralcollapse.runs.reading import Run, after, number, read_run, reading, value
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.reading import Run, read_run
+from neuralcollapse.runs.records import MEASURES, Record
+from neuralcollapse.runs.words import describe_epoch, format_value, number
 
 FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {
@@ -72,13 +74,13 @@ def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
     change = f"NC1 {number(now)}"
     if len(records) > 1 and now > 0 and start > 0:
         change = f"NC1 went from {number(start)} to {number(now)} ({_ratio(start, now)})"
-    return f"{state(last)} {after(last, unit)}: {accuracy}; {change}."
+    return f"{state(last)} {describe_epoch(last, unit)}: {accuracy}; {change}."
 
 
 def state(record: Record) -> str:
     """In words how far collapse has come, by the limits FITS, WITHIN and SIMPLEX."""
     nc1, nc2, nc3 = (record.measures.get(name, math.nan) for name in ("nc1", "nc2_means", "nc3"))
-    if not (nc1 <= WITHIN and value(record, "train.accuracy") >= FITS):
+    if not (nc1 <= WITHIN and record.value("train.accuracy") >= FITS):
         return "Not collapsed"
     if nc2 <= SIMPLEX and nc3 <= SIMPLEX:
         return "Collapsed to a simplex"
@@ -169,7 +171,7 @@ def _layers(run: Run) -> list[Table]:
 
 
 def _accuracy(record: Record, split: str) -> str:
-    return reading("accuracy", value(record, f"{split}.accuracy")) or "undefined"
+    return format_value("accuracy", record.value(f"{split}.accuracy")) or "undefined"
 
 
 def _ratio(start: float, now: float) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
-from neuralcollapse.runs.reading import Group, Run, by_layer, check_key, grouped, label, number, value
+from neuralcollapse.runs.reading import Group, Run, by_layer, group_runs
+from neuralcollapse.runs.records import check_key, label
+from neuralcollapse.runs.words import number
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ Outcome = tuple[bool | None, str]
 
 def end(results: Results, key: str, at_least: float = -math.inf, at_most: float = math.inf) -> Outcome:
     """A number at the end of every run lies within bounds."""
-    found = [value(run.last, key) for run in results.runs]
+    found = [run.last.value(key) for run in results.runs]
     if not found:
         return None, "no such run"
     bounds = [f"at least {at_least:g}"] * (at_least > -math.inf) + [f"at most {at_most:g}"] * (at_most < math.inf)
@@ -146,7 +148,7 @@ def falls(results: Results, key: str, times: float) -> Outcome:
     """A number falls by a factor in every run, from the first record to the last."""
     if not results.runs:
         return None, "no such run"
-    factors = {run.name: _ratio(value(run.first, key), value(run.last, key)) for run in results.runs}
+    factors = {run.name: _ratio(run.first.value(key), run.last.value(key)) for run in results.runs}
     least = max(factors, key=lambda name: _high(-factors[name]))
     most = max(factors.values())
     return (
@@ -157,17 +159,17 @@ def falls(results: Results, key: str, times: float) -> Outcome:
 
 def alike(results: Results, key: str, axis: str, within: float) -> Outcome:
     """Groups that differ on one axis only have means that lie within a distance."""
-    differences = [(abs(a.mean(key) - b.mean(key)), a, b) for a, b in _pairs(grouped(results.runs), axis)]
+    differences = [(abs(a.mean(key) - b.mean(key)), a, b) for a, b in _pairs(group_runs(results.runs), axis)]
     if not differences:
         return None, f"no two groups differ in {axis} only"
     worst, a, b = max(differences, key=lambda item: _high(item[0]))
-    named = f"{a.name}: {a.reading(key)}, {b.name}: {b.reading(key)}"
+    named = f"{a.name}: {a.formatted(key)}, {b.name}: {b.formatted(key)}"
     return worst <= within, f"{label(key)} differs by at most {worst:.4f} ({named}); asked at most {within:g}"
 
 
 def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[str, str], within: float) -> Outcome:
     """The mean over seeds of the groups with the labels `less` is at most `within` below that of those with `more`."""
-    groups = grouped(results.runs)
+    groups = group_runs(results.runs)
     found = [
         (b.mean(key) - a.mean(key), a, b)
         for a, b in itertools.product(groups, groups)
@@ -176,7 +178,7 @@ def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[
     if not found:
         return None, "these runs are not there"
     worst, a, b = max(found, key=lambda item: _high(item[0]))
-    named = f"{a.name}: {a.reading(key)}, {b.name}: {b.reading(key)}"
+    named = f"{a.name}: {a.formatted(key)}, {b.name}: {b.formatted(key)}"
     return worst <= within, f"{label(key)} {-worst:+.4f} at worst ({named}); asked no more than {within:g} below"
 
 
@@ -204,8 +206,8 @@ def interpolates(results: Results, key: str, accuracy: float) -> Outcome:
 
     A network that does not fit may be dead and have no such number: if the others agree, these runs cannot decide.
     """
-    fits = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
-    others = [value(run.last, key) for run in results.runs if run.last.train["accuracy"] < accuracy]
+    fits = [run.last.value(key) for run in results.runs if run.last.train["accuracy"] >= accuracy]
+    others = [run.last.value(key) for run in results.runs if run.last.train["accuracy"] < accuracy]
     fails = [x for x in others if not math.isnan(x)]
     dead = f" ({len(others) - len(fails)} more are undefined)" if len(fails) < len(others) else ""
     detail = (
@@ -221,7 +223,7 @@ def interpolates(results: Results, key: str, accuracy: float) -> Outcome:
 def grows(results: Results, key: str, axis: str, by: float) -> Outcome:
     """A number is higher at the largest value of an axis than at the smallest, by at least `by`, whatever the rest."""
     rows: dict[tuple[str, ...], list[Group]] = {}
-    for group in grouped(results.runs):
+    for group in group_runs(results.runs):
         rows.setdefault(tuple(text for name, text in group.labels.items() if name != axis), []).append(group)
     parts, holds = [], True
     for others, groups in rows.items():
@@ -253,7 +255,7 @@ def deeper(results: Results, key: str, correlation: float) -> Outcome:
 def minimizer(results: Results, within: float) -> Outcome:
     """The cosine between the rows of small classes is that of the exact minimiser with the same class counts."""
     parts, worst = [], 0.0
-    for group in grouped(results.runs):
+    for group in group_runs(results.runs):
         cosines = [minority_cosine(run) for run in group.runs]
         pairs = [
             (found, cosine_at_minimum(run)) for found, run in zip(cosines, group.runs, strict=True) if found is not None

@@ -1,9 +1,9 @@
 """An experiment: a claim, the runs that test it, and what to check and draw, read from a YAML file (no torch).
 
 A file gives `title`, `claim`, `source`, `kind` ("train" or "landscape"), `options` of every run, `vary` (axis -> value
--> options; each combination is a run), `costs` (the same, of which training steps are measured), `checks`, `figures`,
-and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its seeds, and options, vary,
-costs, checks and figures of its own, which go before those above.
+-> options; each combination is a run), `costs` (configurations in the same form; the cost of a training step of each is
+measured), `checks`, `figures`, and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its
+seeds, and options, vary, costs, checks and figures of its own, which win over those above.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.plain import parse_yaml
+from neuralcollapse.runs.files import parse_yaml
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names
 
@@ -66,7 +66,7 @@ class Experiment:
         needs: data and hardware.
         minutes: about how long, on what `needs` names.
         runs: in the order in which they run.
-        costs: configurations of which a training step's memory and time are measured.
+        costs: configurations for which the memory and time of a training step are measured.
         checks: what `checks.judge` looks at, in order.
         figures: what the page shows, in order.
     """

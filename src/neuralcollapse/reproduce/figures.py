@@ -12,7 +12,9 @@ from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
 from neuralcollapse.report.landscape_figures import energy_figure, gap_figure
 from neuralcollapse.reproduce.checks import Results
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
-from neuralcollapse.runs.reading import Group, by_layer, grouped, label, number
+from neuralcollapse.runs.reading import Group, by_layer, group_runs
+from neuralcollapse.runs.records import label
+from neuralcollapse.runs.words import number
 
 COST_PARTS = {
     "weights": "weights",
@@ -42,12 +44,12 @@ _COSTS = {  # title, unit, how many of it in a number, format, caption
 
 def curve(results: Results, key: str, log: bool = False) -> Figure:
     """A number by epoch, a line for each group."""
-    return comparison_curve(grouped(results.runs), key, log=log)
+    return comparison_curve(group_runs(results.runs), key, log=log)
 
 
 def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:
     """A number at the end against the values of an axis, a line for each value of the others."""
-    groups = grouped(results.runs)
+    groups = group_runs(results.runs)
     lines: dict[str, list[Group]] = {}
     for group in groups:
         rest = ", ".join(text for name, text in group.labels.items() if name != axis)
@@ -83,7 +85,7 @@ def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:
 def by_depth(results: Results, key: str, log: bool = False) -> Figure:
     """A number from layer to layer, at the end (solid) and before training (dotted)."""
     marks = []
-    for group, color in zip(grouped(results.runs), itertools.cycle(COLORS), strict=False):
+    for group, color in zip(group_runs(results.runs), itertools.cycle(COLORS), strict=False):
         runs = [run for run in group.runs if run.last.layers]
         for end in (True, False):
             records = [(run, run.last if end else run.first) for run in runs]
@@ -109,7 +111,7 @@ def by_depth(results: Results, key: str, log: bool = False) -> Figure:
 
 def minority(results: Results, axis: str) -> Figure:
     """The cosine between the rows of the smallest classes against the imbalance, beside that of the exact minimiser."""
-    ordered = sorted(grouped(results.runs), key=lambda group: float(group.labels[axis]))
+    ordered = sorted(group_runs(results.runs), key=lambda group: float(group.labels[axis]))
     ratios = [float(group.labels[axis]) for group in ordered]
     found = [[x for run in group.runs if (x := minority_cosine(run)) is not None] for group in ordered]
     means, minima = [mean(row) for row in found], [cosine_at_minimum(group.runs[0]) for group in ordered]

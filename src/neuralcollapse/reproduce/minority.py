@@ -1,4 +1,4 @@
-"""Minority collapse: how close the classifier's rows of the smallest classes are, in a run and at the exact minimum."""
+"""Minority collapse: how aligned the rows of the smallest classes are, in a run and at the exact minimum."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from neuralcollapse.ufm.model import Model
 
 
 def minority_cosine(run: Run) -> float | None:
-    """Mean cosine between the last classifier rows of the classes with the fewest samples; None below two of them."""
+    """Mean cosine between the final classifier rows of the smallest classes; None if there are fewer than two."""
     small = smallest(run)
     if len(small) < 2 or not run.geometries:
         return None
@@ -25,10 +25,10 @@ def minority_cosine(run: Run) -> float | None:
 def cosine_at_minimum(run: Run) -> float:
     """The same at the exact minimiser of the unconstrained feature model with the run's class counts and decays.
 
-    NaN where there are not two smallest classes, or their rows are zero.
+    NaN if there are fewer than two smallest classes, or if their rows are zero.
 
     Raises:
-        InputError: the run's decays are none of that model's (decay_on is not "classifier", or a decay is 0).
+        InputError: the model needs other decays than the run has (decay_on="classifier", and positive ones).
     """
     if len(smallest(run)) < 2:
         return math.nan
@@ -46,14 +46,14 @@ def cosine_at_minimum(run: Run) -> float:
 def _at_minimum(
     counts: tuple[int, ...], weight_decay: float, feature_decay: float, bias_decay: float, loss: str
 ) -> float:
-    """Kept, since seeds share it, and checks and figures ask again."""
+    """Cached, because runs that differ in their seed share it, and both checks and figures need it."""
     count = len(counts)
     model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, loss=loss)
     return _mean_cosine(global_minimizer(model).W.numpy()[_least(counts)])
 
 
 def smallest(run: Run) -> list[int]:
-    """The classes with the fewest training samples, where not all have as many."""
+    """The classes with the fewest training samples; none if all classes have equally many."""
     return _least(run.environment.get("class_counts") or [])
 
 
@@ -66,6 +66,6 @@ def _least(counts: Sequence[int]) -> list[int]:
 def _mean_cosine(rows: np.ndarray) -> float:
     lengths = np.linalg.norm(rows, axis=1)
     if lengths.min() < 1e-9 * max(1.0, lengths.max()):
-        return float("nan")  # rows that are zero point nowhere
+        return float("nan")  # rows of zero have no direction
     unit = rows / lengths[:, None]
     return float(np.mean([unit[i] @ unit[j] for i, j in itertools.combinations(range(len(unit)), 2)]))

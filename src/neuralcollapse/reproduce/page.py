@@ -15,7 +15,7 @@ from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.figures import FIGURES
 from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables
-from neuralcollapse.runs.reading import grouped
+from neuralcollapse.runs.reading import group_runs
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -67,7 +67,7 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
         if figure is not None:
             drawn[figure.name] = figure  # each once
-    return [*drawn.values(), *geometry_figures([group.runs[0] for group in grouped(results.runs)])]
+    return [*drawn.values(), *geometry_figures([group.runs[0] for group in group_runs(results.runs)])]
 
 
 def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
@@ -83,7 +83,7 @@ def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
 def _tables(results: Results) -> list[Table]:
     if results.surveys:
         return survey_tables(results.surveys)
-    groups = grouped(results.runs)
+    groups = group_runs(results.runs)
     tables = [group_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))

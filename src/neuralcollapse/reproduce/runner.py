@@ -1,4 +1,4 @@
-"""Runs an experiment in one folder: the runs, costs and surveys that are missing, so that it can be stopped at any time.
+"""Runs an experiment in one folder: whatever runs, costs and surveys are missing, so it can be stopped at any time.
 
 experiment.yaml    the experiment's own text, with the scale and the changes it was run with
 RUN/               a run folder (`records.RunFolder`), or a survey (`surveys`)
@@ -23,10 +23,10 @@ from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
-from neuralcollapse.runs.folder import RunFolder, write_atomically
+from neuralcollapse.runs.files import as_float, parse_json, parse_yaml, read_text, write_atomically
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold
-from neuralcollapse.runs.owned import used
-from neuralcollapse.runs.plain import number, parse_json, parse_yaml, read_text
+from neuralcollapse.runs.ownership import is_in_use
 from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names
 
@@ -62,7 +62,7 @@ class ExperimentFolder:
                 raise InputError(
                     f"{out} holds the experiment {there['name']} at the scale {there['scale']}: choose another --out"
                 )
-        elif out.exists() and used(out):
+        elif out.exists() and is_in_use(out):
             raise InputError(f"{out} is not empty and holds no experiment: choose another --out")
         folder = cls(out, experiment)
         folder._check_runs()
@@ -238,7 +238,7 @@ class ExperimentFolder:
             for cost in found:
                 if not isinstance(cost["name"], str) or not isinstance(cost["labels"], dict):
                     raise ValueError("expected a name and labels")
-                cost |= {name: None if cost[name] is None else number(cost[name]) for name in COST_NAMES}
+                cost |= {name: None if cost[name] is None else as_float(cost[name]) for name in COST_NAMES}
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{file} is damaged: remove it to measure the costs again") from None
         return found

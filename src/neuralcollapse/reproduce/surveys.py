@@ -12,8 +12,7 @@ import yaml
 
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.reproduce.experiment import SurveyConfig
-from neuralcollapse.runs.folder import finite, write_atomically
-from neuralcollapse.runs.plain import number, parse_json, parse_yaml, read_text
+from neuralcollapse.runs.files import as_float, nan_to_none, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import survey
 
@@ -22,7 +21,7 @@ _MOST = 10**5  # steps, and directions down
 
 
 def facts(config: SurveyConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
-    """What `ufm.survey` finds, in plain numbers: the minimum, the atlas, where the starts end, and gaps step by step."""
+    """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, and gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
     return survey(Model(**values), starts=starts, seed=seed, on_message=on_message).record()
@@ -32,7 +31,7 @@ def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
     """Keep a survey in a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / CONFIG, yaml.safe_dump(asdict(config), sort_keys=False).encode())
-    text = json.dumps(finite(found), separators=(",", ":"))
+    text = json.dumps(nan_to_none(found), separators=(",", ":"))
     write_atomically(folder / FACTS, text.encode() + b"\n")
 
 
@@ -62,22 +61,22 @@ def _check(found: Any) -> None:
         ValueError, TypeError, KeyError, AttributeError: something is missing or of another kind.
     """
     if found["minimum"] is not None:
-        number(found["minimum"])
+        as_float(found["minimum"])
     for entry in found["atlas"]:
         _words(entry["name"], entry["verdict"])
         _count(entry["index"])
         for name in ("objective", "least_eigenvalue", "nc2", "gap"):
-            number(entry[name], undefined=name != "objective")
+            as_float(entry[name], undefined=name != "objective")
     starts = found["starts"]
     for name in ("objectives", "gaps"):
-        starts[name] = [number(value) for value in starts[name]]
+        starts[name] = [as_float(value) for value in starts[name]]
     _words(*starts["verdicts"])
     if not starts["gaps"] or not len(starts["objectives"]) == len(starts["gaps"]) == len(starts["verdicts"]):
         raise ValueError("expected as many objectives, gaps and verdicts of starts, at least one")
     for path in found["trajectories"]:
         for iteration, objective, gap in path:
             _count(iteration)
-            number(objective), number(gap)
+            as_float(objective), as_float(gap)
     if not found["trajectories"] or not all(found["trajectories"]):
         raise ValueError("expected trajectories, each of at least one step")
 

@@ -13,7 +13,9 @@ from neuralcollapse.report.comparison import NUMBERS, as_number
 from neuralcollapse.report.landscape_figures import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
-from neuralcollapse.runs.reading import Group, label, number
+from neuralcollapse.runs.reading import Group
+from neuralcollapse.runs.records import label
+from neuralcollapse.runs.words import number
 
 
 def group_table(groups: Sequence[Group]) -> Table:
@@ -30,7 +32,7 @@ def group_table(groups: Sequence[Group]) -> Table:
                 *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
-                *(Cell(group.reading(key), sort=group.mean(key)) for key in keys),
+                *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
             ]
         )
     header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))

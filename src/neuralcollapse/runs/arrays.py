@@ -1,4 +1,4 @@
-"""Arrays of a .npz file, read within what it declares: the names that are needed, and never a pickle (no torch)."""
+"""Arrays of .npz files: only those asked for, never more bytes than declared, never a pickle (no torch)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from typing import Any
 
 import numpy as np
 
-_DIRECTORY_BYTES = 2**20  # of a zip's list of members, which Python reads whole
+_DIRECTORY_BYTES = 2**20  # the most for a zip's list of members, which Python reads whole
 
 
 def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of these names that the file has, and the names of its others, which are not read.
+    """The arrays of a file, and the names of those that were not read.
 
     Args:
         path: the file.
-        names: of the arrays.
-        most: bytes that the arrays together may have once inflated.
+        names: of the arrays to read, where the file has them.
+        most: bytes that these may have together, uncompressed.
 
     Raises:
-        ValueError: it is damaged or no .npz file, or declares more than `most`, or a size that its header denies.
+        ValueError: the file is damaged or not a .npz file, its arrays are larger than `most`, or an array's header
+            does not agree with its size.
         OSError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError: likewise.
     """
     _check_directory(path)
@@ -40,10 +41,14 @@ def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[st
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> None:
-    """Raise unless arrays are of floats and their shapes go together: `dims` has a letter for each axis.
+    """Raise unless the arrays are floating-point and their shapes agree.
+
+    Args:
+        arrays: by name.
+        dims: name to a letter for each axis, as in {"means": "Kd", "bias": "K"}; a letter stands for one size.
 
     Raises:
-        ValueError: one is missing, of another type, or of another shape.
+        ValueError: an array is missing, of another type, or of another shape.
     """
     sizes: dict[str, int] = {}
     for name, letters in dims.items():
@@ -52,14 +57,10 @@ def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> N
         value = arrays[name]
         if value.dtype.kind != "f":
             raise ValueError(f"expected {name} as floats, got {value.dtype}")
-        expected = tuple(sizes.get(letter, -1) for letter in letters)
-        fits = value.ndim == len(letters) and all(
-            want in (-1, got) and got > 0 for want, got in zip(expected, value.shape, strict=True)
-        )
-        if not fits:
-            shape = ", ".join(a if size == -1 else str(size) for a, size in zip(letters, expected, strict=True))
-            raise ValueError(f"expected {name} of shape ({shape}), got {value.shape}")
-        sizes |= dict(zip(letters, value.shape, strict=True))
+        expected = ", ".join(str(sizes.get(letter, letter)) for letter in letters)
+        fits = value.ndim == len(letters) and 0 not in value.shape
+        if not fits or any(sizes.setdefault(a, size) != size for a, size in zip(letters, value.shape, strict=True)):
+            raise ValueError(f"expected {name} of shape ({expected}), got {value.shape}")
 
 
 def _check_directory(path: Path) -> None:
@@ -69,7 +70,7 @@ def _check_directory(path: Path) -> None:
         tail = file.read()
     at = tail.rfind(b"PK\x05\x06")
     if at < 0 or len(tail) < at + 22:
-        raise ValueError("it is no .npz file, or cut off")
+        raise ValueError("it is cut off or not a .npz file")
     (length,) = struct.unpack_from("<I", tail, at + 12)
     if length > _DIRECTORY_BYTES:
         raise ValueError("it lists more members than arrays could be")
@@ -91,7 +92,7 @@ def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
             raise ValueError("it holds pickled objects, which are never loaded")
         size = math.prod(shape) * dtype.itemsize
         if any(length < 0 for length in shape) or size != info.file_size - member.tell():
-            raise ValueError("an array's shape is not that of its data")
+            raise ValueError("an array's shape does not fit its data")
         data = _exactly(member, size)
         if member.read(1):
             raise ValueError("an array goes on after its end")

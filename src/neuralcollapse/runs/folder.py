@@ -1,25 +1,21 @@
-"""The run folder and its records: what a run leaves on disk, and how to read it (no torch).
+"""The run folder: what a run leaves on disk, how it is written, and how its records are read (no torch).
 
-    config.yaml         the configuration, as `neuralcollapse train --config` reads it
-    environment.json    versions and hardware
-    records.jsonl       one line for each measured epoch (`Record`)
-    checkpoints.json    which file gave which record (`neuralcollapse.measure_checkpoints`)
-    geometry/*.npz      class means and classifier at some epochs (`Geometry`)
-    checkpoints/*.safetensors   the network's weights
-    state.pt            where the run stands, to go on from (`neuralcollapse train --resume`)
-    logs/               what other loggers wrote
-    report.html         the page
-    .lock               while a process writes here (`_locks`)
-
-Every file is written beside its place and moved there, so that a reader never meets half of one. What is read is data:
-bounded in size, checked, and never run.
+config.yaml         the configuration, as `neuralcollapse train --config` reads it
+environment.json    versions and hardware
+records.jsonl       a line for each measured epoch (`Record`)
+checkpoints.json    which file gave which record (`neuralcollapse.measure_checkpoints`)
+geometry/*.npz      class means and classifier at some epochs (`Geometry`)
+checkpoints/*.safetensors   the network's weights
+state.pt            the state of training, for `neuralcollapse train --resume`
+logs/               what other loggers wrote
+report.html         the page
+.lock               there while a process writes (`runs.locks`)
 """
 
 from __future__ import annotations
 
 import io
 import os
-import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
@@ -27,41 +23,38 @@ from pathlib import Path
 
 import numpy as np
 
-import neuralcollapse.runs.locks as _locks
-import neuralcollapse.runs.owned as _owned
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.runs.plain import finite, read_text
-from neuralcollapse.runs.records import MEASURES, Geometry, Record, read_geometry
-
-__all__ = ["MEASURES", "Geometry", "Record", "RunFolder", "finite", "write_atomically"]
+from neuralcollapse.runs import locks, ownership
+from neuralcollapse.runs.files import read_text, write_atomically
+from neuralcollapse.runs.records import Geometry, Record, read_geometry
 
 _RECORDS_BYTES = 2**28
-_LINE = 2**22  # characters
+_LINE_CHARACTERS = 2**22
 
 
 class RunFolder:
     """A run on disk.
 
-    A writer holds the folder's lock: from `create`, or `lock`, until `unlock`, or the end of this object.
+    A writer holds the folder's lock, from `create` or `lock` until `unlock` or the end of this object.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._hold: _locks.Hold | None = None
+        self._hold: locks.Hold | None = None
 
     @classmethod
     def create(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
-        """Make the folder and lock it; one with anything in it is refused, or with `force` cleared of an earlier run.
+        """Make the folder and lock it. One that is not empty is refused, unless `force` allows to overwrite its run.
 
-        The earlier run is set aside, and goes when the first record of the new one is there; `discard` brings it back.
+        That earlier run is set aside, and removed once the new one has a record; `discard` brings it back.
 
         Args:
             path: the folder.
-            force: overwrite an earlier run, if it is one of this library, with nothing of others in it.
-            given: files and folders that are still needed and must not be overwritten.
+            force: overwrite an earlier run, if this library wrote everything in the folder.
+            given: files and folders that are still needed: a folder that holds one is not overwritten.
 
         Raises:
-            InputError: the folder is in use or cannot be written, or holds what others made.
+            InputError: the folder is in use, cannot be written, or holds files of others.
         """
         given = list(given)
         run = cls.check_free(path, force=force, given=given)
@@ -69,7 +62,7 @@ class RunFolder:
             run.path.mkdir(parents=True, exist_ok=True)
             run.lock()
             try:
-                cls.check_free(path, force=force, given=given)  # again: another may have been here before the lock
+                cls.check_free(path, force=force, given=given)  # again, now that nobody else can write
                 run._set_aside()
                 run.make_folders()
                 write_atomically(run.path / "records.jsonl", b"")
@@ -85,14 +78,14 @@ class RunFolder:
         """Raise where `create` would refuse the folder; nothing is written.
 
         Raises:
-            InputError: the folder is in use, cannot be read, or holds what others made.
+            InputError: the folder is in use, cannot be read, or holds files of others.
         """
         run = cls(path)
         try:
-            if not os.path.lexists(run.path) or not _owned.used(run.path):
+            if not os.path.lexists(run.path) or not ownership.is_in_use(run.path):
                 return run
-            _locks.check_unlocked(run.path)
-            reason = _owned.in_the_way(run.path, given)
+            locks.check_unlocked(run.path)
+            reason = ownership.why_not_overwrite(run.path, given)
         except OSError as error:
             raise InputError(f"cannot write the run folder {run.path}: {error.strerror or error}") from None
         if reason is not None:
@@ -103,9 +96,9 @@ class RunFolder:
         return run
 
     def way_out(self, given: Iterable[str | Path] = ()) -> str:
-        """What to do about a folder in use, for a message: to overwrite it only where nothing would be lost by that."""
+        """What to do about a folder in use, for messages: overwriting is offered only if nothing else would be lost."""
         other = "choose another (--out, out=)"
-        if _owned.in_the_way(self.path, given) is not None:
+        if ownership.why_not_overwrite(self.path, given) is not None:
             return other
         return f"{other}, or overwrite the run in it (--force, force=True)"
 
@@ -127,48 +120,50 @@ class RunFolder:
         """Keep other writers out.
 
         Raises:
-            InputError: one is there already, or the folder cannot be written.
+            InputError: another process or thread is writing, or the folder cannot be written.
         """
         if self._hold is None:
             try:
-                self._hold = _locks.hold(self.path)
+                self._hold = locks.hold(self.path)
             except OSError as error:
                 raise InputError(f"cannot write the run folder {self.path}: {error.strerror or error}") from None
 
     def unlock(self) -> None:
-        """Let other writers in."""
+        """Let others write again."""
         if self._hold is not None:
             self._hold.release()
             self._hold = None
 
     def make_folders(self) -> None:
         """Make the folders inside."""
-        for name in _owned.NUMBERED:
+        for name in ownership.EPOCH_FILES:
             (self.path / name).mkdir(exist_ok=True)
 
-    def _own(self) -> list[Path]:
-        return _owned.contents(self.path, training=_owned.is_training(self.path)).own
+    def _own(self, *, of_earlier: bool = False) -> list[Path]:
+        """What this run wrote, or an earlier one that is set aside."""
+        own = ownership.list_contents(self.path).own
+        return [path for path in own if path.is_relative_to(self._earlier) == of_earlier]
 
     @property
     def _earlier(self) -> Path:
-        return self.path / _owned.EARLIER
+        return self.path / ownership.EARLIER
 
     @property
     def replaces_earlier(self) -> bool:
-        """Whether an earlier run is set aside, for as long as this one has no record."""
+        """Whether an earlier run is set aside, because this one has no record yet."""
         return self._earlier.is_dir()
 
     def _set_aside(self) -> None:
         """Move an earlier run's files out of the way; of two, the one with records."""
         if self._earlier.is_dir() and not (self._earlier / "records.jsonl").is_file():
-            self._bring_back()  # killed while they moved: the records go last
+            self._bring_back()  # a process was killed while it moved the files, of which the records go last
         records = self.path / "records.jsonl"
         if not records.is_file() or records.stat().st_size == 0:
-            return self._clear()
+            return ownership.remove(self._own())
         self._forget_earlier()
-        self._clear(scraps=True)
+        self.remove_temporary()
         self._earlier.mkdir()
-        for name in (*_owned.NUMBERED, _owned.LOGS, *_owned.FILES):
+        for name in (*ownership.EPOCH_FILES, ownership.LOGS, *ownership.FILES):
             if (self.path / name).exists():
                 (self.path / name).rename(self._earlier / name)
 
@@ -184,67 +179,60 @@ class RunFolder:
 
     def _forget_earlier(self) -> None:
         if self._earlier.is_dir():
-            _owned.remove(path for path in self._own() if path.is_relative_to(self._earlier))
+            ownership.remove(self._own(of_earlier=True))
 
-    def _clear(self, *, scraps: bool = False) -> None:
-        own = (path for path in self._own() if not path.is_relative_to(self._earlier))
-        _owned.remove(path for path in own if not scraps or path.name.endswith(".tmp"))
+    def remove_temporary(self) -> None:
+        """Remove the half-written files of a process that was killed."""
+        ownership.remove(path for path in self._own() if ownership.is_temporary(path))
 
-    def sweep(self) -> None:
-        """Remove the temporary files that a killed process left."""
-        self._clear(scraps=True)
-
-    def rewind(self, epoch: float) -> None:
-        """Forget what came after an epoch: a resumed run makes it again (-1: forget everything that was measured)."""
-        kept = [record for record in self._parse() if record.epoch <= epoch]
-        text = "".join(record.to_json() + "\n" for record in kept)
-        write_atomically(self.path / "records.jsonl", text.encode())
-        for folder in _owned.NUMBERED:
-            for file in self._numbered(folder):
-                if _owned.epoch_of(file) > epoch:
+    def truncate(self, epoch: float) -> None:
+        """Remove what was measured after an epoch, since a resumed run measures it again (-1: everything)."""
+        self._write_records(record for record in self._parse() if record.epoch <= epoch)
+        for folder in ownership.EPOCH_FILES:
+            for file in self._epoch_files(folder):
+                if ownership.epoch_of(file) > epoch:
                     file.unlink()
 
     @property
     def state(self) -> Path:
-        """The place of the state to resume from."""
+        """The file of the state of training."""
         return self.path / "state.pt"
 
     @property
     def logs(self) -> Path:
-        """The place of other loggers' files."""
+        """The folder of other loggers."""
         return self.path / "logs"
 
     def discard(self) -> None:
-        """Remove the run's files, and the folders that are empty then, and bring an earlier run back, if one was here.
-
-        A failed run leaves nothing half-written.
-        """
-        self._clear()
+        """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""
+        ownership.remove(self._own())
         self._bring_back()
         if not (self.path / "records.jsonl").exists():
-            (self.path / _locks.NAME).unlink(missing_ok=True)
+            (self.path / locks.NAME).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
         self.unlock()
 
     def append(self, record: Record) -> None:
-        """Add a record."""
+        """Add a record at the end."""
         file = self.path / "records.jsonl"
         write_atomically(file, file.read_bytes() + record.to_json().encode() + b"\n")
         self._forget_earlier()
 
-    def put(self, record: Record) -> None:
-        """Add a record in its place by epoch; one of the same epoch gives way to it."""
+    def insert(self, record: Record) -> None:
+        """Add a record in order of epochs, in place of one of the same epoch."""
         others = [other for other in self._parse() if other.epoch != record.epoch]
-        text = "".join(each.to_json() + "\n" for each in sorted([*others, record], key=lambda each: each.epoch))
-        write_atomically(self.path / "records.jsonl", text.encode())
+        self._write_records(sorted([*others, record], key=lambda each: each.epoch))
         self._forget_earlier()
+
+    def _write_records(self, records: Iterable[Record]) -> None:
+        self.write_text("records.jsonl", "".join(record.to_json() + "\n" for record in records))
 
     def records(self) -> list[Record]:
         """All records, in order.
 
         Raises:
-            InputError: there are none, a line is not a record, or they are out of order.
+            InputError: no records, a line that is not a record, or epochs out of order.
         """
         records = self._parse()
         if not records:
@@ -265,8 +253,8 @@ class RunFolder:
             if not line.strip():
                 continue
             try:
-                if len(line) > _LINE:
-                    raise ValueError(f"it has more than {_LINE:,} characters")
+                if len(line) > _LINE_CHARACTERS:
+                    raise ValueError(f"it has more than {_LINE_CHARACTERS:,} characters")
                 records.append(Record.from_json(line))
             except ValueError as error:
                 why = one_line(error)
@@ -284,10 +272,10 @@ class RunFolder:
         """The kept geometries, in order of epochs.
 
         Raises:
-            InputError: a file is damaged, or they are not all of one shape.
+            InputError: a file is damaged, or their shapes differ.
         """
         shape = None
-        for file in self._numbered("geometry"):
+        for file in self._epoch_files("geometry"):
             try:
                 found = read_geometry(file)
                 shape = shape or found.means.shape
@@ -301,22 +289,22 @@ class RunFolder:
     def keep_geometries(self, epochs: Iterable[int]) -> None:
         """Keep the geometries of these epochs, and delete all others."""
         kept = set(epochs)
-        for file in self._numbered("geometry"):
-            if _owned.epoch_of(file) not in kept:
+        for file in self._epoch_files("geometry"):
+            if ownership.epoch_of(file) not in kept:
                 file.unlink()
 
-    def _numbered(self, folder: str) -> list[Path]:
-        """The files of epochs in a folder, in order; copies under other names are none."""
-        found = (self.path / folder).glob(f"epoch-*{_owned.NUMBERED[folder]}")
-        return sorted((file for file in found if _owned.is_epoch_file(file)), key=_owned.epoch_of)
+    def _epoch_files(self, folder: str) -> list[Path]:
+        """The files of epochs in a folder, in order, without copies under other names."""
+        found = (self.path / folder).glob(f"epoch-*{ownership.EPOCH_FILES[folder]}")
+        return sorted((file for file in found if ownership.is_epoch_file(file)), key=ownership.epoch_of)
 
     def checkpoint(self, epoch: int) -> Path:
-        """The place of an epoch's weights."""
+        """The file of an epoch's weights."""
         return self.path / "checkpoints" / f"epoch-{epoch:05d}.safetensors"
 
     def checkpoints(self) -> list[tuple[int, Path]]:
         """(epoch, file) of the kept weights, in order."""
-        return [(_owned.epoch_of(file), file) for file in self._numbered("checkpoints")]
+        return [(ownership.epoch_of(file), file) for file in self._epoch_files("checkpoints")]
 
     def write_text(self, name: str, text: str) -> Path:
         """Write a text file of the folder."""
@@ -326,28 +314,6 @@ class RunFolder:
         """Read a text file of the folder.
 
         Raises:
-            InputError: it is not there.
+            InputError: the file is missing or not text.
         """
         return read_text(self.path / name)
-
-
-def write_atomically(path: Path, content: bytes) -> Path:
-    """Write a whole file or nothing."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -1,8 +1,8 @@
 """One writer a folder: a lock that dies with its process.
 
-The lock is a file in the folder (`NAME`), there while somebody writes; who it is stands in it. A thread that holds a
-folder may take it again, and so may any thread once that one has ended, so that a second Recorder in a notebook goes on
-where the first was; other threads and other processes are refused.
+The lock is a file in the folder (`NAME`), there while somebody writes, and says who that is. The thread that holds a
+folder may take it again, and so may any other thread once that one has ended: a second Recorder in a notebook continues
+where the first one stopped. Other threads and other processes are refused.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 from neuralcollapse.errors import InputError, NeuralCollapseWarning
 
 NAME = ".lock"
-_PATIENCE = 0.2  # seconds; another may be about to let go
-_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # of file systems that have none
+_PATIENCE = 0.2  # seconds, for a process that is about to release it
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # from file systems without locks
 
 
 class InUse(InputError):
@@ -32,7 +32,7 @@ class InUse(InputError):
 
 @dataclass
 class _Held:
-    """A lock that this process has, and how many share it."""
+    """A lock that this process holds, and how many share it."""
 
     folder: str
     lock: BaseFileLock | None  # None where the file system has no locks
@@ -42,7 +42,7 @@ class _Held:
 
 
 _held: dict[str, _Held] = {}
-_unused: list[_Held] = []  # not to be let go of here: that could remove the lock of another
+_abandoned: list[_Held] = []  # kept alive, since releasing one could remove the lock of another process
 _guard = threading.RLock()
 
 
@@ -52,15 +52,15 @@ class Hold:
     def __init__(self, held: _Held) -> None:
         held.shares += 1
         held.thread = threading.get_ident()
-        self._end = weakref.finalize(self, _let_go, held)
+        self._end = weakref.finalize(self, _release, held)
 
     def release(self) -> None:
-        """Let go."""
+        """Give the share up."""
         self._end()
 
 
 def hold(folder: str | Path) -> Hold:
-    """Take the lock of a folder that is there.
+    """Take the lock of an existing folder.
 
     Raises:
         InUse: somebody else has it.
@@ -74,7 +74,7 @@ def hold(folder: str | Path) -> Hold:
             _held.pop(place)
             held = None
         if held is None:
-            held = _held[place] = _taken(folder, place, file)
+            held = _held[place] = _acquire(folder, place, file)
         elif held.thread != threading.get_ident() and _alive(held.thread):
             raise InUse(f"{folder} is being written by another thread: wait for it, or choose another folder")
         return Hold(held)
@@ -86,11 +86,11 @@ def check_unlocked(folder: str | Path) -> None:
     Raises:
         InUse: somebody else has the lock.
     """
-    if Path(folder, NAME).is_file():  # a process that was killed leaves one that is not locked
+    if Path(folder, NAME).is_file():  # a killed process leaves the file, unlocked
         hold(folder).release()
 
 
-def _taken(folder: str | Path, place: str, file: Path) -> _Held:
+def _acquire(folder: str | Path, place: str, file: Path) -> _Held:
     owner = ""
     with suppress(OSError, UnicodeDecodeError):
         owner = file.read_text(encoding="utf-8")[:200].strip()
@@ -100,7 +100,7 @@ def _taken(folder: str | Path, place: str, file: Path) -> _Held:
     except Timeout:
         who = f" ({owner})" if owner.isprintable() and owner else ""
         with suppress(OSError):
-            if who and not file.read_bytes():  # filelock before 4 empties the file as it tries
+            if who and not file.read_bytes():  # filelock before version 4 empties the file when it tries
                 file.write_text(f"{owner}\n", encoding="utf-8")
         raise InUse(
             f"{folder} is being written by another process{who}: wait for it, or choose another folder"
@@ -114,24 +114,24 @@ def _taken(folder: str | Path, place: str, file: Path) -> _Held:
             stacklevel=4,
         )
         return _Held(place, None)
-    if not isinstance(lock, SoftFileLock):  # which keeps words of its own in the file
+    if not isinstance(lock, SoftFileLock):  # a SoftFileLock writes into the file itself
         with suppress(OSError):
             file.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n", encoding="utf-8")
     return _Held(place, lock)
 
 
-def _let_go(held: _Held) -> None:
+def _release(held: _Held) -> None:
     with _guard:
         held.shares -= 1
         if held.shares > 0 or held.pid != os.getpid():
             return
-        if _held.get(held.folder) is not held:  # of a folder that was removed, and maybe made again, locked again
-            _unused.append(held)
+        if _held.get(held.folder) is not held:  # the folder was removed, and may since have been made and locked again
+            _abandoned.append(held)
             return
         _held.pop(held.folder)
         if held.lock is not None and not isinstance(held.lock, SoftFileLock):
             with suppress(OSError):
-                Path(held.folder, NAME).unlink()  # before the lock goes: who waits looks whether the file is there
+                Path(held.folder, NAME).unlink()  # before the release: whoever waits checks that the file is there
         if held.lock is not None:
             with suppress(OSError):
                 held.lock.release(force=True)
@@ -144,7 +144,7 @@ def _alive(ident: int) -> bool:
 def _after_fork() -> None:
     global _guard
     _guard = threading.RLock()
-    _unused.extend(_held.values())
+    _abandoned.extend(_held.values())
     _held.clear()
 
 

@@ -1,4 +1,4 @@
-"""A run read whole, with a name to tell it by: what pages, tables and checks are made from (no torch)."""
+"""A run read whole, and runs grouped over their seeds: what pages, tables and checks are made from (no torch)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.folder import MEASURES, Geometry, Record, RunFolder
-from neuralcollapse.runs.plain import read_mapping
+from neuralcollapse.runs.files import read_mapping
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Geometry, Record
 from neuralcollapse.runs.renamed import with_new_names
-
-_SPLITS = ("train", "test")
+from neuralcollapse.runs.words import format_value
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Run:
     """What a run folder holds, but for its weights.
 
     Attributes:
-        name: to tell it from others.
+        name: distinguishes it from other runs.
         config: its configuration, as written.
         environment: versions, hardware, shapes of data and network.
         records: of the measured epochs, in order; at least one.
         geometries: class means and classifier at some epochs.
-        labels: its place in a set of runs, axis -> value, such as {"optimizer": "SGD"}; the seed is none of them.
+        labels: what varies in a set of runs, axis to value, such as {"optimizer": "SGD"}; never the seed.
     """
 
     name: str
@@ -75,8 +75,8 @@ class Group:
     runs: Sequence[Run]
 
     def values(self, key: str) -> list[float]:
-        """The value of `key` (see `value`) at the end of each run."""
-        return [value(run.last, key) for run in self.runs]
+        """The number `key` (see `Record.value`) at the end of each run."""
+        return [run.last.value(key) for run in self.runs]
 
     def mean(self, key: str) -> float:
         """Their mean."""
@@ -90,75 +90,26 @@ class Group:
             return math.nan
         return math.sqrt(sum((x - mean) ** 2 for x in found) / (len(found) - 1))
 
-    def reading(self, key: str) -> str:
-        """The mean for reading, with its standard deviation where there are several seeds."""
+    def formatted(self, key: str) -> str:
+        """The mean as text, with the standard deviation where there are several seeds."""
         mean, spread = self.mean(key), self.spread(key)
-        return reading(key, mean) + ("" if math.isnan(spread) else f" ± {spread:.2g}")
-
-
-def value(record: Record, key: str) -> float:
-    """A number of a record: a measure by its key, or such as "test.accuracy", "head.ratio"; NaN where there is none."""
-    part, dot, name = key.partition(".")
-    group: Mapping[str, float] = getattr(record, part) if dot else record.measures
-    return group.get(name if dot else key, math.nan)
+        return format_value(key, mean) + ("" if math.isnan(spread) else f" ± {spread:.2g}")
 
 
 def common_unit(runs: Iterable[Run]) -> str:
-    """What the records of all the runs count; of runs that count differently "epoch or step"."""
+    """The unit of all the runs' records; "epoch or step" where runs differ."""
     return " or ".join(dict.fromkeys(run.unit for run in runs)) or "epoch"
 
 
-def after(record: Record, unit: str) -> str:
-    """When a record was made, in words: "after 1 epoch", "after 500 steps", "at checkpoint 3"."""
-    if unit == "checkpoint":
-        return f"at checkpoint {record.epoch:,}"
-    return f"after {record.epoch:,} {unit}{'' if record.epoch == 1 else 's'}"
-
-
 def by_layer(run: Run, record: Record, key: str) -> dict[str, float]:
-    """A measure from layer to layer, in the order of the run's configuration, the classifier's features last."""
+    """A measure by layer, in the order of the run's configuration, with the classifier's features last."""
     wanted = [name for name in _list(run.config.get("layers")) if name in record.layers]
     found = {name: record.layers[name].get(key, math.nan) for name in wanted or record.layers}
-    return {**found, "features": value(record, key)}
+    return {**found, "features": record.value(key)}
 
 
-def check_key(key: object, source: str) -> str:
-    """`key`, if `value` knows it.
-
-    Raises:
-        InputError: it does not.
-    """
-    part, dot, _ = str(key).partition(".")
-    if not isinstance(key, str) or not (part in (*_SPLITS, "head") if dot else key in MEASURES):
-        raise InputError(
-            f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or train., test. or head. and "
-            "a name, such as test.accuracy"
-        )
-    return key
-
-
-def label(key: str) -> str:
-    """What people call the number `key`."""
-    if key in MEASURES:
-        return MEASURES[key][0]
-    part, _, name = key.partition(".")
-    return {"head.ratio": "head / exact minimum"}.get(key, f"{part} {name}")
-
-
-def number(x: float | None) -> str:
-    """A number for reading: four significant digits, or a power of ten."""
-    if x is None or math.isnan(x):
-        return "undefined"
-    return f"{x:.4g}" if x == 0 or 1e-2 <= abs(x) < 1e4 else f"{x:.2e}"
-
-
-def reading(key: str, x: float) -> str:
-    """The number `key` for reading: accuracies with four places, nothing for what is undefined."""
-    return "" if math.isnan(x) else f"{x:.4f}" if key.endswith("accuracy") else number(x)
-
-
-def grouped(runs: Iterable[Run]) -> list[Group]:
-    """The runs by their labels, in the order of their first; a run without labels is a group of its own."""
+def group_runs(runs: Iterable[Run]) -> list[Group]:
+    """The runs with the same labels together, by their first; a run without labels is a group of its own."""
     groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
     for run in runs:
         key = tuple(run.labels.items()) or (("", run.name),)
@@ -174,14 +125,14 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
     """
     folder = RunFolder.open(path)
     config = with_new_names(read_mapping(folder.path / "config.yaml"), "train", quiet=True)
-    environment = read_mapping(folder.path / "environment.json", yaml=False)
+    environment = read_mapping(folder.path / "environment.json")
     records, geometries = folder.records(), list(folder.geometries())
     _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
-    return Run(name or _name(folder.path), config, environment, records, geometries, labels or {})
+    return Run(name or folder.path.resolve().name, config, environment, records, geometries, labels or {})
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Read run folders; each is called by its folder, with as many of the folders above as tell it from the others.
+    """Read run folders, each named after its folder, with as many folders above it as make the names different.
 
     Raises:
         InputError: as `read_run`, or a folder given twice.
@@ -190,10 +141,10 @@ def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     twice = [str(path) for path, times in zip(paths, map(places.count, places), strict=True) if times > 1]
     if twice:
         raise InputError(f"the run {twice[0]} is given twice: leave one out")
-    return [read_run(path, name) for path, name in zip(paths, _told_apart(places), strict=True)]
+    return [read_run(path, name) for path, name in zip(paths, _distinct_names(places), strict=True)]
 
 
-def _told_apart(places: Sequence[Path]) -> list[str]:
+def _distinct_names(places: Sequence[Path]) -> list[str]:
     depths = [1] * len(places)
     while True:
         names = ["/".join(place.parts[-depth:]) for place, depth in zip(places, depths, strict=True)]
@@ -203,12 +154,8 @@ def _told_apart(places: Sequence[Path]) -> list[str]:
         depths = [depth + (shared[name] > 1) for name, depth in zip(names, depths, strict=True)]
 
 
-def _name(path: Path) -> str:
-    return path.resolve().name
-
-
 def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
-    """Raise where what this library wrote of the data is no longer of its kind.
+    """Raise unless the entries on the data that pages use are of the types in which this library writes them.
 
     Raises:
         InputError: naming the entry.
@@ -229,5 +176,5 @@ def _check_environment(environment: Mapping[str, Any], source: Path, classes: in
 
 
 def _list(value: object) -> list[Any]:
-    """The value, if it is a list: what users keep in a configuration may be anything."""
+    """The value, if it is a list: in a configuration that users write it may be anything."""
     return value if isinstance(value, list) else []

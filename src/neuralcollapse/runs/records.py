@@ -1,45 +1,51 @@
-"""What is kept of a measured epoch: numbers (`Record`), class means and classifier (`Geometry`) (no torch)."""
+"""What is kept of a measured epoch: its numbers (`Record`), its class means and classifier (`Geometry`) (no torch).
+
+This is the one place that says what a record holds: loops fill it in, run folders store it, pages and tables read it.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from neuralcollapse.errors import InputError
 from neuralcollapse.runs.arrays import check_shapes, read_arrays
-from neuralcollapse.runs.owned import epoch_of
-from neuralcollapse.runs.plain import finite, number, parse_json, plain
+from neuralcollapse.runs.files import as_builtin, as_float, nan_to_none, parse_json
+from neuralcollapse.runs.ownership import epoch_of
 
 _SOURCES = ("eval", "online")
+_NUMBERS = ("train", "test", "measures", "head")  # groups of numbers by name
 _LAST_EPOCH = 10**12
 _ARRAYS = {"means": "Kd", "global_mean": "d", "weight": "Kd", "bias": "K"}
-_ARRAYS_BYTES = 2**26  # of one geometry, or so many times its file:
+_ARRAYS_BYTES = 2**26  # the most for one geometry, or, if that is more, so many times the size of its file:
 _INFLATED = 20
-_LARGEST = 1e15  # of a class mean or weight: squares of such fit in float32
+_LARGEST = 1e15  # of a class mean or weight: its square still fits in float32
 
 
 @dataclass(frozen=True, eq=False)
 class Record:
     """One measured epoch: what `neuralcollapse.Recorder.measure` returns and a line of records.jsonl holds.
 
-    Numbers that are undefined are NaN. Records are equal when all that they hold is, NaN to NaN.
+    Undefined numbers are NaN. Two records are equal when all their entries are, NaN counting as equal to NaN.
 
     Attributes:
-        epoch: epochs trained so far; 0 is the network as initialised. Of a run whose config says so, steps or
-            checkpoints (`unit`).
+        epoch: epochs trained so far, 0 for the network as initialised; steps or checkpoints where the run's
+            configuration has that `unit`.
         seconds: since the run began.
-        learning_rate: of the epoch that ended.
-        train: loss and accuracy in eval mode on the training set.
+        learning_rate: in the epoch that ended.
+        train: loss and accuracy on the training set in eval mode.
         test: loss and accuracy on the test set.
-        measures: the keys of `neuralcollapse.measures` and nc4, on the training set.
-        head: where asked for, the last layer's objective, exact minimum, their ratio and lower bound
+        measures: the keys of `neuralcollapse.measures`, and nc4, on the training set.
+        head: if asked for, the last layer's objective, its exact minimum, their ratio, and the lower bound
             (`neuralcollapse.ufm.certify_head`).
-        layers: where asked for, the feature measures of inner layers, by name.
-        source: "eval": of a pass over the un-augmented training set in eval mode; "online": of the training steps of
-            the epoch, while the weights moved.
+        layers: if asked for, the measures of inner layers, by dotted name.
+        source: "eval" for a pass over the un-augmented training set in eval mode; "online" for the training steps of
+            the epoch, during which the weights moved.
     """
 
     epoch: int
@@ -57,21 +63,27 @@ class Record:
         groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": self.head}
         return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
 
-    def to_json(self) -> str:
-        """One line of JSON; NaN as null."""
-        return json.dumps(finite(plain(asdict(self))))
+    def value(self, key: str) -> float:
+        """A number by its key, a measure such as "nc1" or "test.accuracy", "head.ratio"; NaN where there is none."""
+        group, dot, name = key.partition(".")
+        numbers: dict[str, float] = getattr(self, group) if dot else self.measures
+        return numbers.get(name if dot else key, math.nan)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record in plain values, None for NaN: what every command prints with --json."""
+        values: dict[str, Any] = nan_to_none(as_builtin(asdict(self)))
+        return values
 
     @classmethod
-    def from_json(cls, line: str) -> Record:
-        """The inverse of `to_json`.
+    def from_dict(cls, values: Any) -> Record:
+        """The inverse of `to_dict`.
 
         Raises:
-            ValueError: the line is no record.
+            ValueError: the values are not those of a record.
         """
-        values = parse_json(line)
-        known = {item.name for item in fields(cls)}
-        if not isinstance(values, dict) or not set(values) <= known:
-            raise ValueError(f"expected a mapping of {', '.join(item.name for item in fields(cls))}")
+        known = [item.name for item in fields(cls)]
+        if not isinstance(values, dict) or not set(values) <= set(known):
+            raise ValueError(f"expected a mapping of {', '.join(known)}")
         for name in ("epoch", "seconds", "learning_rate", "train"):
             if name not in values:
                 raise ValueError(f"it has no {name}")
@@ -84,12 +96,25 @@ class Record:
             raise ValueError(f"expected layers by name, got {layers!r:.40}")
         return cls(
             epoch=epoch,
-            seconds=number(values["seconds"]),
-            learning_rate=number(values["learning_rate"]),
-            **{group: _numbers(group, values.get(group, {})) for group in ("train", "test", "measures", "head")},
+            seconds=as_float(values["seconds"]),
+            learning_rate=as_float(values["learning_rate"]),
+            **{group: _numbers(group, values.get(group, {})) for group in _NUMBERS},
             layers={name: _numbers(name, part) for name, part in layers.items()},
             source=source,
         )
+
+    def to_json(self) -> str:
+        """The record as one line of JSON."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, line: str) -> Record:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: the line is not a record.
+        """
+        return cls.from_dict(parse_json(line))
 
     def __eq__(self, other: object) -> bool:
         return _same(asdict(self), asdict(other)) if isinstance(other, Record) else NotImplemented
@@ -100,7 +125,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Class means (K, d) and their mean over samples (d,), and the classifier (K, d), (K,), at one epoch."""
+    """Class means (K, d), the mean of the samples (d,), and the classifier's weight (K, d) and bias (K,)."""
 
     epoch: int
     means: np.ndarray
@@ -110,14 +135,14 @@ class Geometry:
 
     @property
     def centred(self) -> np.ndarray:
-        """(K, d) class means about the mean of the samples."""
+        """(K, d) class means less the mean of the samples."""
         return self.means - self.global_mean
 
 
 def _numbers(name: str, values: Any) -> dict[str, float]:
     if not isinstance(values, dict):
         raise ValueError(f"expected {name} as numbers by name, got {values!r:.40}")
-    return {key: number(x) for key, x in values.items()}
+    return {key: as_float(x) for key, x in values.items()}
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -127,10 +152,10 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def read_geometry(file: Path) -> Geometry:
-    """A geometry that figures can be drawn of: floats of the right shapes, undefined at most the means of a class.
+    """A kept geometry: floats whose shapes agree; only class means may be undefined.
 
     Raises:
-        ValueError: it holds something else.
+        ValueError: the file holds something else.
         OSError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError: it is damaged.
     """
     most = max(_ARRAYS_BYTES, _INFLATED * file.stat().st_size)
@@ -139,7 +164,7 @@ def read_geometry(file: Path) -> Geometry:
     for name, value in arrays.items():
         ok = np.abs(value.astype(np.float64)) <= _LARGEST
         if not (ok | np.isnan(value) if name == "means" else ok).all():
-            raise ValueError(f"{name} holds what is no number, or one beyond {_LARGEST:g}")
+            raise ValueError(f"{name} holds a value that is not a number, or one beyond {_LARGEST:g}")
     return Geometry(epoch_of(file), **{name: value.astype(np.float32) for name, value in arrays.items()})
 
 
@@ -162,3 +187,26 @@ MEASURES: dict[str, tuple[str, str]] = {
     "max_equiangularity_weights": ("maximal angles, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
 }
 """Label and meaning of each measure, in the order of tables. All but nc_bias go to 0 under collapse."""
+
+
+def check_key(key: object, source: str) -> str:
+    """`key`, if `Record.value` knows it; `source` says in the error where the key was given.
+
+    Raises:
+        InputError: it does not.
+    """
+    group, dot, _ = str(key).partition(".")
+    if not isinstance(key, str) or not (group in ("train", "test", "head") if dot else key in MEASURES):
+        raise InputError(
+            f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or train., test. or head. and "
+            "a name, such as test.accuracy"
+        )
+    return key
+
+
+def label(key: str) -> str:
+    """How pages call the number `key`."""
+    if key in MEASURES:
+        return MEASURES[key][0]
+    group, _, name = key.partition(".")
+    return {"head.ratio": "head / exact minimum"}.get(key, f"{group} {name}")

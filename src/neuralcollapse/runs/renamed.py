@@ -17,8 +17,8 @@ RENAMED: dict[str, dict[str, str]] = {
     "measure": {"model": "network", "classifier": "layer", "head": "frame"},
     "check": {"say": "statement"},
 }
-"""Old name -> new name: options of training (flags, YAML and keywords of TrainConfig), options of `measure`, and entries
-of a check in an experiment's file."""
+"""Old name -> new name: options of training (flags, YAML files, keywords of TrainConfig), flags of `measure`, and
+entries of a check in an experiment's file."""
 
 RENAMED_VALUES: dict[str, dict[str, str]] = {"frame": {"etf": "simplex", "softmax code": "softmax_code"}}
 """Option -> old value -> new value."""

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning
-from safetensors.torch import save
 
-from neuralcollapse.data.load import Batches
-from neuralcollapse.runs.checksums import METADATA, stamped_safetensors
-from neuralcollapse.runs.folder import RunFolder, write_atomically
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.tensors import write_tensors
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.optimizers import learning_rate
 from neuralcollapse.training.resume import State, Stopped, StopSignal, origin_of
@@ -47,7 +46,7 @@ class SaveWeights(lightning.Callback):
         if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
             state = pl_module.network.state_dict()
             own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            write_atomically(self.run.checkpoint(epoch), stamped_safetensors(save(own, METADATA)))
+            write_tensors(self.run.checkpoint(epoch), own)
 
 
 class SaveState(lightning.Callback):

@@ -31,7 +31,7 @@ def _takes_old_names(cls: type[_T]) -> type[_T]:
                 values.pop(new, None)  # dataclasses.replace gives every field beside what changes
         made(self, *args, **with_new_names(values, "train"))
 
-    cls.__init__ = __init__  # type: ignore[assignment]
+    cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
 
 
@@ -303,9 +303,7 @@ def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
                 f"start another run with another --out; what may change: {', '.join(CHANGEABLE)}"
             )
     if new.epochs != old.epochs and new.schedule == "cosine":
-        raise InputError(
-            "epochs cannot change under schedule=cosine, which ends with the last epoch: start another run"
-        )
+        raise InputError("epochs cannot change under schedule=cosine, which ends with the last one: start another run")
     return new
 
 
@@ -339,7 +337,7 @@ def descriptions() -> dict[str, str]:
 
 
 def read_value(name: str, text: str) -> object:
-    """The value of an option that a text stands for (`neuralcollapse.training.values.read`)."""
+    """The value of an option, read from text (`neuralcollapse.training.values.read`)."""
     return read(types()[name], text)
 
 

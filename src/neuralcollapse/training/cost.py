@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from neuralcollapse.checks import check_count
-from neuralcollapse.data.load import Batches, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.network import network_for

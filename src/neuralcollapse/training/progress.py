@@ -9,7 +9,7 @@ from typing import Any
 import lightning
 from tqdm import tqdm
 
-from neuralcollapse.runs.folder import Record
+from neuralcollapse.runs.records import Record
 
 _BAR_SECONDS = 0.2
 _LINE_SECONDS = 30.0

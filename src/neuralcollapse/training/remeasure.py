@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from neuralcollapse.capture.collect import Capture
 from neuralcollapse.checkpoints.series import measure_run
-from neuralcollapse.data.load import Batches, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import load_data
 from neuralcollapse.loops.loaders import MappedBatches
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import Record
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.run import EVAL_BATCH, head_decay
 from neuralcollapse.training.run_config import check_trusted, read_config
@@ -16,7 +21,12 @@ from neuralcollapse.training.step import Classification
 
 
 def remeasure(
-    run: RunFolder, *, certify_head: bool = False, progress: bool = True, trust_code: bool = False
+    run: RunFolder,
+    *,
+    certify_head: bool = False,
+    progress: bool = True,
+    trust_code: bool = False,
+    on_record: Callable[[Record, Capture], None] | None = None,
 ) -> list[Record]:
     """A record of each checkpoint that a run has kept, in order; the run folder stays as it is.
 
@@ -25,6 +35,7 @@ def remeasure(
         certify_head: compare the last layer with its exact optimum.
         progress: show a progress bar for each checkpoint (on a terminal only).
         trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
+        on_record: called with each record and the capture that it was made from.
 
     Raises:
         InputError: there are no checkpoints, the configuration does not fit, it names code and `trust_code` is not set,
@@ -46,5 +57,6 @@ def remeasure(
         head_decay=head_decay(config) if certify_head else None,
         loss=module.loss,
         progress=progress,
+        on_record=on_record,
     )
     return list(measure_run(recorder, network, run))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import json
 import signal
 import threading
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -17,12 +15,11 @@ from typing import Any
 import lightning
 import torch
 
-from neuralcollapse.data.load import Batches
+from neuralcollapse.data.batches import Batches
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.loops.lightning import CollapseCallback
-from neuralcollapse.runs.checksums import check_zip, stamped_zip
-from neuralcollapse.runs.folder import write_atomically
-from neuralcollapse.runs.plain import number, parse_json
+from neuralcollapse.runs.files import as_float, parse_json
+from neuralcollapse.runs.tensors import read_state, write_state
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.step import Classification
@@ -83,9 +80,7 @@ class State:
 
     def write(self, path: Path) -> None:
         """Write it: the whole file or nothing."""
-        buffer = io.BytesIO()
-        torch.save({item.name: getattr(self, item.name) for item in fields(self)}, buffer)
-        write_atomically(path, stamped_zip(buffer.getvalue()))
+        write_state(path, {item.name: getattr(self, item.name) for item in fields(self)})
 
     @classmethod
     def read(cls, path: Path) -> State:
@@ -96,17 +91,9 @@ class State:
                 run.
         """
         try:
-            content = path.read_bytes()
-            check_zip(content)
-            _check_stored(content)
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            values = read_state(path)
+        except (OSError, ValueError) as error:
             raise InputError(_no_state(path, getattr(error, "strerror", None) or str(error))) from None
-        try:
-            values = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # torch and pickle raise kinds of their own
-            pickled = "weights_only" in str(error) or "Weights only" in str(error)
-            why = "it holds pickled objects, which are never loaded" if pickled else "it is cut off or another file"
-            raise InputError(_no_state(path, why)) from None
         names = [item.name for item in fields(cls)]
         if not isinstance(values, dict) or sorted(map(str, values)) != sorted(names):
             raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
@@ -115,17 +102,6 @@ class State:
             if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
                 raise InputError(_no_state(path, f"expected {name} of type {kind.__name__}, got {value!r:.40}"))
         return cls(**values)
-
-
-def _check_stored(content: bytes) -> None:
-    """Raise if a zip declares more than it holds: torch compresses nothing, so nothing may grow as it is read.
-
-    Raises:
-        ValueError, zipfile.BadZipFile: it is no such zip.
-    """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        if sum(info.file_size for info in archive.infolist()) > len(content):
-            raise ValueError("it declares more than it holds")
 
 
 def _no_state(path: Path, why: str) -> str:
@@ -198,7 +174,7 @@ def restore(
     module.step = batches.skip = state.step
     try:
         trainer.precision_plugin.load_state_dict(state.precision)
-        number(state.collapse["seconds"])
+        as_float(state.collapse["seconds"])
         if not isinstance(state.collapse["measured_epoch"], int | None):
             raise ValueError("expected measured_epoch as a number")
         collapse.load_state_dict(state.collapse)

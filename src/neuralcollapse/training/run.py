@@ -12,12 +12,13 @@ from typing import Any
 import lightning
 import yaml
 
-from neuralcollapse.data.load import Batches, Data, load_data
+from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
+from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.plain import plain
 from neuralcollapse.training.callbacks import EpochSchedule, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
 from neuralcollapse.training.network import network_for
@@ -128,9 +129,9 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
             )
 
     def folder() -> RunFolder:
-        run.sweep()
+        run.remove_temporary()
         run.make_folders()
-        run.rewind(-1 if state is None else state.epoch)
+        run.truncate(-1 if state is None else state.epoch)
         if config != old:
             _write_config(run, config)
         return run
@@ -139,7 +140,7 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
 
 
 def _write_config(run: RunFolder, config: TrainConfig) -> None:
-    run.write_text("config.yaml", yaml.safe_dump(plain(asdict(config)), sort_keys=False))
+    run.write_text("config.yaml", yaml.safe_dump(as_builtin(asdict(config)), sort_keys=False))
 
 
 def _train(

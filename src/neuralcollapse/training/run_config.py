@@ -6,9 +6,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.networks.external import code_named
+from neuralcollapse.networks.external import untrusted_code
+from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.plain import read_mapping
 from neuralcollapse.training.config import TrainConfig, check_names, completed
 
 _WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar100", "hf", "transformers")
@@ -20,17 +20,17 @@ def read_config(run: RunFolder) -> TrainConfig:
     Raises:
         InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
     """
-    values = read_mapping(run.path / "config.yaml")
+    values = completed(read_mapping(run.path / "config.yaml"))
     check_names(values, str(run.path / "config.yaml"))
     try:
-        return TrainConfig(**completed(values))
+        return TrainConfig(**values)
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
 
 
 def needs_trust(config: TrainConfig) -> str | None:
-    """What training or measuring by a configuration would import or load beyond installed libraries; None if nothing."""
-    code = code_named(config.network, config.network_options)
+    """What training or measuring by a configuration would import or load beyond installed libraries, or None."""
+    code = untrusted_code(config.network, config.network_options)
     hub = config.data.startswith("hf:") or ("/" in config.data and ":" not in config.data)
     if code is None and hub and int(version("datasets").split(".")[0]) < 4:  # later ones run no scripts of data sets
         return f"load the data set {config.data}, which may come with a script"

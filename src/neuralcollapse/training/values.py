@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args, get_origin
 
-from neuralcollapse.runs.plain import parse_yaml
+from neuralcollapse.runs.files import parse_yaml
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 def read(kind: Any, text: str) -> object:
-    """The value that a text on the command line or in a YAML file stands for.
+    """The value of a type, read from text on the command line or in a YAML file.
 
-    "null" stands for None where an option may be left out. Lists are written `a,b`, with or without brackets, mappings
+    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, mappings
     as JSON or YAML, truth values as true or false. Text that does not fit the type stays text, for `fits` to refuse.
     """
     origin, parts = get_origin(kind), get_args(kind)

@@ -1,4 +1,4 @@
-"""The unconstrained feature model: solve it, certify any point, escape any saddle, list its critical points."""
+"""The unconstrained feature model: solve it, certify any point, leave any saddle, list its critical points."""
 
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_moments

@@ -1,12 +1,12 @@
 """The atlas: critical points of a model, by partitions of its classes and by ranks.
 
-Partitions: tie W and H within the groups of a partition and minimise over the tied points: when the classes of a group
-have as many samples, the result is a critical point of the whole model (symmetric criticality). All classes apart is
-the global minimiser, all together the origin.
+Partitions: W and H are tied within the groups of a partition, and the objective is minimised over the tied points. If
+the classes of a group have equal numbers of samples, the result is a critical point of the whole model (symmetric
+criticality). Each class in a group of its own gives the global minimiser, all classes in one group the origin.
 
-Low rank: each critical point of the model with d' < K-1 dimensions is one with d, too (`families.py`). Those are found
-by a search from random points. What is known to be complete: nothing. For K <= 5 a longer search found no further
-value in the models that were tried; for more classes the list is what was met.
+Low rank: each critical point of the model with d' < K-1 dimensions is also one with d dimensions (`families.py`). Those
+are found by a search from random points. The list is not known to be complete. For K <= 5 longer searches found no
+further value in the models that were tried; for more classes it holds what the search found.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from neuralcollapse.ufm.units import Units
 
 Partition = tuple[tuple[int, ...], ...]
 
-CRITICAL = 1e-8  # a canonical gradient below this times mu is that of an entry
-_ROUNDING = 1e-15  # of a canonical gradient, whose parts are of the size of 1 at a saddle
-_SEARCHED_UP_TO = 6  # classes up to which every rank is searched unasked
-_THOROUGH_UP_TO = 5  # classes up to which that search goes on while it finds points
-_STARTS = 300  # random points of a rank beyond
+CRITICAL = 1e-8  # a canonical gradient of at most this times mu makes a point critical
+_ROUNDING = 1e-15  # of a canonical gradient, whose parts are of order 1 at a saddle
+_SEARCHED_UP_TO = 6  # classes up to which every rank is searched by default
+_THOROUGH_UP_TO = 5  # classes up to which that search continues as long as it finds points
+_STARTS = 300  # random points for each rank with more classes
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
 _LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
@@ -46,17 +46,17 @@ class Entry:
     """A critical point.
 
     Attributes:
-        partition: the groups of classes that it was tied by; of low rank, those whose rows coincide.
+        partition: the groups of classes that were tied; for low rank, the groups whose rows coincide.
         point: the critical point.
-        objective: f there.
+        objective: f at the point.
         certificate: its verdict, gap and way down.
         index: the number of negative eigenvalues of the Hessian.
-        least_eigenvalue: the least of them all.
-        rank: of W.
-        measures: its collapse measures.
+        least_eigenvalue: the least eigenvalue of the Hessian.
+        rank: the rank of W.
+        measures: the collapse measures of the point.
         labelled: whether it matters which classes are in a group (unequal counts).
-        family: "partition", or "low rank" for one that the search of a rank found.
-        pattern: the cosines between the classifier rows in words, for low rank.
+        family: "partition", or "low rank" for a point that the search of a rank found.
+        pattern: for low rank, the configuration of the classifier rows in words.
     """
 
     partition: Partition
@@ -73,9 +73,9 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The groups as text: their sizes, "3+1", or, where classes differ, the classes, "0,1,2 | 3".
+        """The sizes of the groups, "3+1", or the classes, "0,1,2 | 3", if their counts differ.
 
-        Of low rank, the rank and the angles: "rank 2: cosines -1, 0".
+        For low rank, the rank and the angles: "rank 2: cosines -1, 0".
         """
         if self.family == "low rank":
             return f"rank {self.rank}: {self.pattern}"
@@ -89,7 +89,7 @@ class Entry:
         return tuple(sorted((len(group) for group in self.partition), reverse=True))
 
     def record(self) -> dict[str, Any]:
-        """Its numbers, for JSON; the point is left out."""
+        """The entry for JSON, without the point."""
         return {
             "groups": [list(group) for group in self.partition],
             "name": self.name,
@@ -111,28 +111,28 @@ def atlas(
     ranks: Sequence[int] | None = None,
     starts: int | None = None,
 ) -> list[Entry]:
-    """Critical points of a model, highest first: those of partitions, and those of low rank that a search finds.
+    """Critical points of a model, the highest first: those of partitions, and those of low rank that a search finds.
 
-    Nothing here is known to be complete: `coverage` says what is searched by default.
+    The list is not known to be complete: `coverage` says what is searched by default.
 
     Args:
-        model: with d >= K-1 for its global minimiser to be among them.
-        partitions: the partitions to use. When not given: one for each integer partition of K when the classes
-            have equal counts; when they do not, every labelled partition for K <= 6, and beyond that the integer
-            partitions of the classes sorted by size, largest first.
-        ranks: the ranks to search for points that no partition gives. When not given: 1 to K-2 for K <= 6; none
-            beyond, or where partitions are given.
-        starts: random points of a rank's search, each taken to a critical point of any index by Newton's method on
-            the gradient; when not given, as many again as had brought the last new point, 200 to 1,600, for K <= 5,
-            and 300 beyond. Points that rotations of the features or swaps of classes with equal
-            counts make equal count once.
+        model: the model; the global minimiser is among the points if d >= K-1.
+        partitions: the partitions to use. By default one for each integer partition of K if the classes have equal
+            counts. If they do not, every labelled partition for K <= 6, and for larger K the integer partitions of the
+            classes sorted by size, largest first.
+        ranks: the ranks to search for points that no partition gives. By default 1 to K-2 for K <= 6, and none for
+            larger K or if partitions are given.
+        starts: number of random points in the search of a rank, each taken to a critical point of any index by Newton's
+            method on the gradient. By default, for K <= 5, twice as many as were needed for the last new point, between
+            200 and 1,600; for larger K 300. Points that differ only by a rotation of the features or by swaps of
+            classes with equal counts are the same.
 
-    Points of partitions of unequal classes are polished from the tied minimum to the nearest critical point; those
-    that reach none are left out.
+    For partitions of unequal classes, the tied minimum is polished to the nearest critical point; those from which none
+    is reached are left out.
 
     Raises:
-        InputError: K > 20 and no partitions given, groups that are no partition of the classes, or a rank that is not
-            between 1 and K-1.
+        InputError: K > 20 and no partitions given, groups that are not a partition of the classes, or a rank that is
+            not between 1 and K-1.
     """
     if ranks is None:
         ranks = _default_ranks(model) if partitions is None else ()
@@ -148,7 +148,7 @@ def atlas(
         starts = _STARTS
     if partitions is None:
         partitions = _all_partitions(model)
-    # Critical points depend on lW lH alone, up to units: find them where W and H weigh the same.
+    # Up to units, critical points depend only on lW lH: find them where W and H have equal decays.
     units = Units(model)
     small = units.small
     entries: list[Entry] = []
@@ -197,8 +197,8 @@ def coverage(model: Model) -> str:
         return f"Searched: {groups}."
     if not ranks:
         return (
-            f"Searched: {groups}. Not searched: points of low rank that no partition gives, of which there are more "
-            f"with more classes (atlas(ranks=...) looks for them)."
+            f"Searched: {groups}. Not searched: points of low rank that no partition gives, whose number "
+            f"grows with K (atlas(ranks=...) looks for them)."
         )
     numbers = f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"
     numbers = "ranks 1 and 2" if list(ranks) == [1, 2] else numbers
@@ -229,7 +229,7 @@ def _entry(units: Units, point: Point, partition: Partition, family: str = "part
 
 
 def _critical_point(units: Units, partition: Partition) -> Point | None:
-    """The tied minimum of a canonical model, polished; None when no critical point is near."""
+    """The polished tied minimum of the canonical model; None if no critical point is near."""
     small = units.small
     tie = _tying(small, partition)
 
@@ -251,7 +251,7 @@ def _critical_point(units: Units, partition: Partition) -> Point | None:
 
 
 def _tying(small: Model, partition: Partition) -> Callable[[Tensor], Tensor]:
-    """The orthogonal projection of vectors onto points that are equal within groups."""
+    """The orthogonal projection of vectors onto the points that are equal within groups."""
     K = small.num_classes
     rows = torch.zeros(K, K, dtype=torch.float64, device=small.device)
     columns = torch.zeros_like(rows)
@@ -287,7 +287,7 @@ def _all_partitions(model: Model) -> list[Partition]:
 
 
 def integer_partitions(total: int, largest: int | None = None) -> Iterator[tuple[int, ...]]:
-    """The ways to write a number as a sum, largest parts first: 4, 3+1, 2+2, 2+1+1, 1+1+1+1."""
+    """The partitions of an integer, the largest parts first: 4, 3+1, 2+2, 2+1+1, 1+1+1+1."""
     if total == 0:
         yield ()
         return
@@ -297,7 +297,7 @@ def integer_partitions(total: int, largest: int | None = None) -> Iterator[tuple
 
 
 def set_partitions(items: tuple[int, ...]) -> Iterator[Partition]:
-    """The ways to put items into groups."""
+    """The partitions of a set of items into groups."""
     if len(items) <= 1:
         yield (items,) if items else ()
         return

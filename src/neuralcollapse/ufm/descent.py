@@ -17,7 +17,7 @@ _ROUNDING = 1e-14  # relative rise of f that rounding alone explains
 
 @dataclass
 class Descent:
-    """Where a descent ended: points (B, n), values (B,), gradient norms (B,), iterations run."""
+    """The end of a descent: points (B, n), values (B,), gradient norms (B,), and the iterations run."""
 
     points: Tensor
     values: Tensor
@@ -36,8 +36,8 @@ def lbfgs(
 ) -> Descent:
     """Minimise from each row of `start` (B, n) independently, by L-BFGS with backtracking.
 
-    Rows that reach a gradient norm of `tolerance`, or that no step improves any more, are set aside, so
-    the cost falls as rows finish. `watch(points)` sees all rows after each iteration.
+    Rows that reach a gradient norm of `tolerance`, or that no step improves any more, are finished and cost nothing
+    from then on. `watch(points)` is called with all rows after each iteration.
     """
     points = start.clone()
     values, gradients = objective(points)
@@ -75,7 +75,7 @@ def lbfgs(
 
 
 def _two_loop(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
-    """The inverse Hessian's estimate times the gradient (Nocedal 1980); an unsound pair has inverse 0 and drops out."""
+    """The estimated inverse Hessian times the gradient (Nocedal 1980); a pair of inverse 0 does not contribute."""
     q = gradient.clone()
     weights = []
     for s, y, inverse in reversed(steps):
@@ -94,7 +94,7 @@ def _two_loop(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> T
 def _search(
     objective: Objective, x: Tensor, f: Tensor, direction: Tensor, slope: Tensor, length: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Halve each row's step until f falls enough; rows that never do stay where they are."""
+    """Halve the step of each row until f decreases enough; rows for which it never does stay where they are."""
     new_x = x + length.unsqueeze(-1) * direction
     new_f, new_g = objective(new_x)
     accepted = new_f <= f + _ARMIJO * length * slope + _ROUNDING * f.abs()
@@ -125,7 +125,7 @@ def newton(
     iterations: int = 20,
     inner: int = 500,
 ) -> Tensor:
-    """Polish one point (n,) close to a minimum: Newton steps by conjugate gradients, while the gradient shrinks."""
+    """Polish one point (n,) near a minimum by Newton steps (conjugate gradients), as long as the gradient shrinks."""
     x = start.clone()
     gradient = objective(x)[1]
     for _ in range(iterations):
@@ -146,7 +146,7 @@ def newton(
 
 
 def _conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor, iterations: int) -> Tensor:
-    """Solve A x = target for A positive semidefinite; stops at a direction of no curvature."""
+    """Solve `A x = target` for positive semidefinite A; stops at a direction without curvature."""
     x = torch.zeros_like(target)
     residual, direction = target.clone(), target.clone()
     square = float(residual.dot(residual))

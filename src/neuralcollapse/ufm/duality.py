@@ -1,14 +1,13 @@
 """A lower bound of the model's minimum from any point, by weak duality.
 
-For d >= K-1 the minimum is that of the convex problem min g(Z + b1') + mu |Z|_* + lb/2 |b|^2; for any d it is at
-least that. With slopes G of any logits, |G|_2 the spectral norm, and 0 <= t <= mu/|G|_2,
+For d >= K-1 the minimum is that of the convex problem `min g(Z + b1') + mu |Z|_* + lb/2 |b|^2`; for any d it is at
+least that. With the slopes G of any logits, |G|_2 the spectral norm, and `0 <= t <= mu/|G|_2`,
 
     LB(t) = sum_i w_i (-l*(t v_i)) - t^2 |G 1|^2 / (2 lb)
 
-is a lower bound, concave in t. Without a bias the last term is absent; without decay on the bias G 1 must be
-zero, which minimising over b alone achieves up to rounding, whose worst effect is subtracted (for a minimum with
-|b| up to 1e3: nothing else bounds it there).
-Source: weak duality; Zhu et al. 2021 for the convex form.
+is a lower bound, concave in t. Without a bias the last term is absent. Without decay on the bias, G 1 must be zero;
+minimising over b alone achieves this up to rounding, whose worst effect is subtracted (for a minimum with |b| up to
+1e3, since nothing else bounds b then). Source: weak duality; Zhu et al. 2021 for the convex form.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from torch import Tensor
 from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.model import Model, Point
 
-_LONGEST_STEP = 20.0  # of the bias in a Newton step: saturated logits have hardly any curvature
-_FEW = 10  # samples a class that the first steps of the bias see, at least
-_LARGEST_SCALE = 1e6  # of t: beyond it rounding in the slopes would be blown up
-_LARGEST_BIAS = 1e3  # taken to bound |b| at a minimum where no decay holds it
+_LONGEST_STEP = 20.0  # of an entry of the bias in a Newton step: saturated logits have hardly any curvature
+_FEW = 10  # samples a class, at least, that the first Newton steps of the bias use
+_LARGEST_SCALE = 1e6  # of t: a larger one would amplify the rounding of the slopes
+_LARGEST_BIAS = 1e3  # assumed bound of |b| at a minimum without decay on b
 _GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A lower bound of the minimum, and the bias (K,) that it was taken at."""
+    """A lower bound of the minimum, and the bias (K,) at which it was taken."""
 
     value: float
     bias: Tensor | None
 
 
 def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> Bound:
-    """The bound from a point's logits, the bias minimised first; -inf for a loss that is not convex.
+    """The bound from the logits of a point, after minimising over the bias; -inf for a loss that is not convex.
 
-    `products` is W H (for collapsed models scaled), when it is known already.
+    `products` is W H (scaled, for collapsed models), if it is already known.
     """
     if not model.loss.convex:
         return Bound(-math.inf, point.b)
@@ -53,12 +52,12 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         logits = logits + bias.unsqueeze(-1)
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
-    if isinstance(model.loss, CrossEntropy):  # columns sum to zero exactly, even at confident points
+    if isinstance(model.loss, CrossEntropy):  # make columns sum to zero exactly, even at confident points
         own = model.columns.labels.unsqueeze(0)
         slopes.scatter_(-2, own, 0.0)
         slopes.scatter_(-2, own, -slopes.sum(-2, keepdim=True))
     one_hot = isinstance(model.loss, CrossEntropy) and not model.loss.smoothing
-    if bias is not None and model.bias_decay == 0 and not one_hot:  # slopes nearby will do, too: those with G 1 = 0
+    if bias is not None and model.bias_decay == 0 and not one_hot:  # any slopes will do: take close ones with G 1 = 0
         slopes = slopes - (slopes @ weights).unsqueeze(-1) / weights.sum()
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
@@ -72,7 +71,7 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
         return value - scale * (scale * quadratic + linear), slope - 2 * scale * quadratic - linear
 
     end, slope = bound(largest)
-    if slope >= 0:  # still rising: concave, so the end is the maximum
+    if slope >= 0:  # concave and still increasing, so the maximum is at the end
         return Bound(end, bias)
     found = minimize_scalar(
         lambda scale: -bound(scale)[0],
@@ -84,13 +83,13 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
 
 
 def decay_cost(model: Model, objective: float) -> float:
-    """An objective less the least value of the convex loss alone (0; for smoothed targets their entropy), -l*(0)."""
+    """The objective minus the least value of the convex loss alone, `-l*(0)`: 0, or the entropy of smoothed targets."""
     targets = model.targets
     return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
 
 
 def _weighted_norm(model: Model, slopes: Tensor) -> float:
-    """|G|_2 of slopes not yet weighted; where all columns weigh the same, without another matrix."""
+    """`|G|_2` of unweighted slopes; without another matrix if all columns have the same weight."""
     weights, roots = model.columns.weights, model.columns.roots
     if model.balanced:
         return spectral_norm(slopes) * float(weights[0] / roots[0])
@@ -98,10 +97,10 @@ def _weighted_norm(model: Model, slopes: Tensor) -> float:
 
 
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
-    """The bias (K,) that minimises the objective for fixed W H: convex, by Newton's method with backtracking.
+    """The bias (K,) that minimises the objective for fixed W H: a convex problem, by Newton's method with backtracking.
 
-    Its gradient is brought to rounding relative to the slopes, however small these are: the bound asks for that.
-    With many samples a class the first steps are taken on a share of them.
+    The gradient is reduced to rounding relative to the slopes, however small they are, as the bound requires. With
+    many samples a class the first steps use only some of them.
     """
     targets, weights = model.targets, model.columns.weights
     stride = logits.shape[-1] // model.num_classes // _FEW if model.balanced else 0
@@ -128,16 +127,17 @@ def _newton_bias(
         size, bent = float(gradient.norm()), float(hessian.diagonal().max())  # for cross-entropy the slopes' size
         if size <= tolerance * bent:
             break
-        step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient  # without decay 1 is a null vector
+        # Without decay the Hessian is singular: the vector of ones is in its kernel.
+        step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient
         longest = float(step.abs().max())
-        if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # a step's error is its square: rounding
+        if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # the error after this step is its square, mere rounding
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)
         for _ in range(40):
             trial = derivatives(bias - step)
             lower = trial[0] <= value - 1e-4 * slope
-            # near the end the value cannot tell steps apart any more, but the gradient can
+            # Near the end rounding hides the decrease of the value, but not that of the gradient.
             if lower or (trial[0] <= value + 1e-13 * (1 + abs(value)) and float(trial[1].norm()) < 0.5 * size):
                 break
             step, slope = step / 2, slope / 2
@@ -148,7 +148,7 @@ def _newton_bias(
 
 
 def spectral_norm(matrix: Tensor) -> float:
-    """The largest singular value; by Lanczos when both sides are long."""
+    """The largest singular value; by Lanczos iteration if both sides are long."""
     if min(matrix.shape) <= _GRAM_UP_TO:
         gram = matrix @ matrix.mT if matrix.shape[0] <= matrix.shape[1] else matrix.mT @ matrix
         return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))

@@ -1,8 +1,9 @@
-"""Critical points of low rank: those of the model with fewer dimensions, its minima and its saddles.
+"""Critical points of low rank: the minima and saddles of the model with fewer dimensions.
 
-W and H of a critical point with d' dimensions, padded by zeros, are a critical point with d. So each rank r from 1 to
-K-2 has a landscape of its own, and it is not benign: it is searched by descent and by Newton's method on the gradient,
-for any index, from many random points. A search, not a proof: what it does not meet, it does not list.
+W and H of a critical point with d' dimensions, padded with zeros, are a critical point with d dimensions. So each rank
+from 1 to K-2 has a landscape of its own, which is not benign. It is searched from many random points by descent, and by
+Newton's method on the gradient for critical points of any index. This is a search, not a proof: points that it does not
+find are not listed.
 """
 
 from __future__ import annotations
@@ -20,33 +21,31 @@ from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import polish
 from neuralcollapse.ufm.units import Units
 
-ALIKE = 1e-5  # points whose invariants are nearer than this are one
-_SCALES = (0.1, 0.3, 0.7, 1.5, 3.0, 5.0)  # of random points, in canonical units, in turn
-_LEAST, _MOST, _ROUND = 200, 1600, 200  # starts of a search
-_LOWERED = 16  # of so many starts one is taken to a minimum first
+ALIKE = 1e-5  # points whose invariants agree to this, relatively, are the same
+_SCALES = (0.1, 0.3, 0.7, 1.5, 3.0, 5.0)  # of the random points, in canonical units, cyclically
+_LEAST, _MOST, _ROUND = 200, 1600, 200  # number of starts: at least, at most, and at a time
+_LOWERED = 16  # one in so many starts is first taken to a minimum
 _ROUNDS = 120  # damped Newton steps at most
 _REACHED = 1e-7  # gradient, relative to mu, at which a search ends and polishing begins
-_TOGETHER = 2**20  # numbers of the Hessians that are made together: more would not stay in the cache
+_TOGETHER = 2**20  # entries of the Hessians that are computed together: more would not stay in the cache
 
 
 def reduced(small: Model, dim: int) -> Model:
     """The same canonical model with another feature dimension."""
-    model = copy.copy(small)
-    model.feature_dim = dim
-    return model
+    return small.with_columns(small.columns, feature_dim=dim)
 
 
 def search(units: Units, rank: int, starts: int | None = None, seed: int = 0) -> list[Point]:
-    """Different critical points of at most `rank` dimensions, canonical, highest first.
+    """Distinct canonical critical points of at most `rank` dimensions, the highest first.
 
     Args:
-        units: of the model.
-        rank: d', the dimensions that the points may use.
-        starts: random points, taken to critical points by Newton's method; some of them after a descent. When not
-            given, as many again as had brought the last new point, between 200 and 1,600.
-        seed: of the random points.
+        units: the canonical units of the model.
+        rank: d', the number of dimensions that the points may use.
+        starts: number of random points, each taken to a critical point by Newton's method, some after a descent. By
+            default twice as many as were needed for the last new point, between 200 and 1,600.
+        seed: seed of the random points.
 
-    Half of the starts have a symmetry, which Newton's steps keep: a saddle that few points lead to is often one of
+    Half of the starts have a symmetry, which Newton's steps preserve: a saddle that is rarely reached is often one of
     few with its symmetry.
     """
     lower = copy.copy(units)
@@ -68,7 +67,7 @@ def search(units: Units, rank: int, starts: int | None = None, seed: int = 0) ->
 
 
 def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
-    """The different ends (B, n) of so many random points."""
+    """The distinct critical points (B, n) reached from `count` random points."""
     begin = torch.randn(count, small.size, generator=generator, dtype=torch.float64).to(small.device)
     begin = begin * torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None].to(begin)
     begin[::2] = torch.stack([_symmetric(small, vector, generator) for vector in begin[::2]])
@@ -83,7 +82,7 @@ def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
 
 
 def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tensor:
-    """The part of a point that swapping some pairs of classes of equal counts, with some axes turned round, keeps."""
+    """The point made invariant under a random symmetry: swaps of classes of equal counts, with some axes reflected."""
     point = small.point(vector)
     order = torch.arange(small.num_classes)
     for block in equal_counts(small.counts):
@@ -99,17 +98,17 @@ def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tens
 
 
 def padded(small: Model, point: Point) -> Point:
-    """A point of fewer dimensions in all those of a model."""
+    """A point of fewer dimensions, padded with zeros to the dimensions of the model."""
     extra = small.feature_dim - point.W.shape[-1]
     W = torch.nn.functional.pad(point.W, (0, extra))
     return Point(W, torch.nn.functional.pad(point.H, (0, 0, 0, extra)), point.b)
 
 
 def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
-    """The rows of (B, n) that reach a critical point, of any index, by damped Newton steps on the gradient.
+    """The critical points, of any index, that the rows of (B, n) reach by damped Newton steps on the gradient.
 
-    Each row's step s solves (A A + t I) s = A g, A the Hessian: Levenberg and Marquardt's method for g = 0; t falls as
-    steps succeed.
+    The step s solves `(A A + t I) s = A g`, A the Hessian: the Levenberg-Marquardt method for `g = 0`, in which t
+    decreases as steps succeed.
     """
     identity = torch.eye(small.size, dtype=torch.float64, device=small.device)
     goal = _REACHED * small.mu
@@ -141,11 +140,11 @@ def newton_on_gradient(small: Model, vectors: Tensor) -> Tensor:
 
 
 def invariants(small: Model, point: Point) -> Tensor:
-    """(..., m) numbers that rotations of the features and swaps of classes with equal counts leave alone, f the first.
+    """(..., m) numbers that do not change under rotations of the features and swaps of classes with equal counts.
 
-    They are those of the logits W G (K, K): singular values, and, for each pair of counts, the sorted entries; the
-    diagonal apart. For the squared error, whose critical points come in families that rotate the classes, the singular
-    values alone.
+    The objective, the singular values of the logits W G (K, K), and their sorted entries, for each pair of counts, the
+    diagonal separately. For the squared error, whose critical points come in families that rotate the classes, no
+    entries.
     """
     product = point.W @ point.H
     parts = [small.value(point).unsqueeze(-1), torch.linalg.svdvals(product)]
@@ -158,13 +157,13 @@ def invariants(small: Model, point: Point) -> Tensor:
 
 
 class Known:
-    """The invariants of the critical points met so far."""
+    """The invariants of the critical points found so far."""
 
     def __init__(self) -> None:
         self.marks: Tensor | None = None
 
     def add(self, mark: Tensor) -> bool:
-        """Whether a point with these invariants is new; it is known from now on."""
+        """Remember the invariants of a point; returns whether they are new."""
         if self.marks is None:
             self.marks = mark[None]
             return True
@@ -175,18 +174,18 @@ class Known:
 
 
 def different(marks: Tensor) -> list[int]:
-    """The rows of (B, m) invariants that are the first of their kind."""
+    """The indices of the distinct rows of (B, m) invariants."""
     known = Known()
     return [i for i, mark in enumerate(marks) if known.add(mark)]
 
 
 def equal_counts(counts: Sequence[int]) -> list[list[int]]:
-    """The classes of each count."""
+    """The classes grouped by their number of samples."""
     return [[k for k, count in enumerate(counts) if count == value] for value in sorted(set(counts))]
 
 
 def pattern(point: Point) -> str:
-    """How a point's classifier rows lie, in words: "line at -1, 0 (2), 1", or "cosines -1, 0, 1 class at 0"."""
+    """The configuration of the classifier rows: "line at -1, 0 (2), 1", or "cosines -1, 0, 1 class at 0"."""
     lengths = point.W.norm(dim=1)
     there = lengths > 1e-4 * lengths.max().clamp(min=1e-300)
     zero = int((~there).sum())

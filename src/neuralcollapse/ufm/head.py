@@ -1,4 +1,4 @@
-"""A trained network's last layer as a point of the model: how near is it to the optimum for its own class counts?"""
+"""The last layer of a trained network as a point of the model: how close is it to the optimum for its class counts?"""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from neuralcollapse.ufm.model import Model, Point
 
 @dataclass(frozen=True)
 class HeadCertificate:
-    """What the model says of a last layer.
+    """A last layer compared with the optimum of the model.
 
     Attributes:
-        objective: f of the features, weight and bias, cross-entropy with decays.
+        objective: f of the features, weight and bias: cross-entropy plus decays.
         minimum: the exact global minimum for the same class counts, decays and d.
-        ratio: objective / minimum, >= 1; goes to 1 as the head reaches the optimum.
-        lower_bound: the pointwise lower bound from the head's own logits, <= minimum.
-        gap: objective - lower_bound.
-        feature_decay: lH, given or from the balance lW |W|^2 = lH |H|^2.
+        ratio: `objective / minimum`, >= 1; goes to 1 as the head reaches the optimum.
+        lower_bound: the lower bound from the head's own logits, <= minimum.
+        gap: `objective - lower_bound`.
+        feature_decay: lH, given or from the balance `lW |W|^2 = lH |H|^2`.
         weight_decay: lW.
     """
 
@@ -53,7 +53,7 @@ class HeadCertificate:
         )
 
     def record(self) -> dict[str, float]:
-        """What a run's records keep of it."""
+        """The values that the records of a run keep."""
         return {name: getattr(self, name) for name in ("objective", "minimum", "ratio", "lower_bound")}
 
 
@@ -71,14 +71,14 @@ def certify_head(
     """Compare a trained last layer with the exact optimum of the unconstrained feature model.
 
     Args:
-        features: (N, d) what the layer saw, d >= K-1.
+        features: (N, d) the inputs of the layer, d >= K-1.
         labels: (N,) integers; every class of the weight must occur.
         weight: (K, d).
         bias: (K,) or None.
-        weight_decay: lW > 0, as trained with.
-        feature_decay: lH > 0; when not given, the one at which the head is balanced, lW |W|^2 = lH |H|^2, as it
-            would be at any critical point; far from one (features of a wild scale) the ratio means little.
-        bias_decay: lb; the same as the weight's when not given, as an optimiser with one decay has it.
+        weight_decay: lW > 0, as in training.
+        feature_decay: lH > 0. By default the one for which the head is balanced, `lW |W|^2 = lH |H|^2`, as at every
+            critical point; far from a critical point (features of an arbitrary scale) the ratio means little.
+        bias_decay: lb; by default lW, as for an optimiser with a single decay.
 
     Raises:
         InputError: arrays that do not fit, a class without samples, all features zero, d < K-1, decays not positive.
@@ -112,9 +112,9 @@ def certify_head_moments(
     *,
     bias_decay: float | None = None,
 ) -> HeadCertificate:
-    """`certify_head` without the features: from their moments and the mean cross-entropy of the head.
+    """`certify_head` without the features, from their moments and the mean cross-entropy `loss` of the head.
 
-    The objective is the same; the pointwise bound is taken at the class means. Other arguments and errors as there.
+    The objective is the same; the lower bound is taken at the class means. Other arguments and errors as there.
     """
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     counts = moments.counts
@@ -135,7 +135,7 @@ _Decays = tuple[float, float | None, float | None]
 
 
 def _model(counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: _Decays) -> Model:
-    """The model whose point a head is; `size` is the sum of the features' squared lengths."""
+    """The model of which the head is a point; `size` is the sum of the squared lengths of the features."""
     weight_decay, feature_decay, bias_decay = decays
     check_real(weight_decay, "weight_decay")
     num_classes, dim = weight.shape

@@ -1,4 +1,4 @@
-"""The Hessian of a point as a linear operator: products, extreme eigenvalues, and how many are negative."""
+"""The Hessian at a point as a linear operator: products, extreme eigenvalues, and the number of negative ones."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.model import Model, Point
 
-_DENSE_UP_TO = 1500  # variables up to which the whole matrix is made
-_COLLAPSED = 1e-9  # features nearer to their class means than this, relatively, count as equal
+_DENSE_UP_TO = 1500  # variables up to which the whole matrix is computed
+_COLLAPSED = 1e-9  # features this close to their class means, relatively, count as equal
 
 
 class Hessian:
@@ -21,12 +21,12 @@ class Hessian:
 
     Args:
         model: the model.
-        point: where.
+        point: the point.
 
-    Where the features of each class coincide, as at every critical point, the spectrum splits: that of the
-    collapsed model (one column a class), and, for differences within class k, the eigenvalues of
-    W' C_k W / N + lH I, C_k the curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative`
-    use this, so their cost does not grow with the samples.
+    If the features of each class coincide, as at every critical point, the spectrum splits into that of the collapsed
+    model (one column a class) and, for differences within class k, the eigenvalues of `W' C_k W / N + lH I`, C_k the
+    curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative` use this, so that their cost does not grow
+    with the number of samples.
     """
 
     def __init__(self, model: Model, point: Point) -> None:
@@ -44,11 +44,11 @@ class Hessian:
         return self.product(self.model.point(vector)).vector()
 
     def quadratic(self, direction: Point) -> float:
-        """f''[D, D]."""
+        """`f''[D, D]`."""
         return float(direction.dot(self.product(direction)))
 
     def operator(self) -> LinearOperator:
-        """The same for scipy."""
+        """The Hessian as a SciPy operator."""
 
         def matvec(vector: np.ndarray) -> np.ndarray:
             direction = torch.as_tensor(vector.ravel(), dtype=torch.float64, device=self.model.device)
@@ -83,7 +83,7 @@ class Hessian:
         return float(self.eigenvalues(1)[0])
 
     def negative(self, tolerance: float = 1e-8) -> int:
-        """How many eigenvalues lie below -tolerance: the index of a critical point."""
+        """The number of eigenvalues below -tolerance: the index of a critical point."""
         if self._splits:
             within = sum(int((values < -tolerance).sum()) * repeats for values, _, repeats in self._within())
             return self._reduced().negative(tolerance) + within
@@ -95,27 +95,6 @@ class Hessian:
                 return below
             count *= 4
 
-    def symmetry_error(self, seed: int = 0) -> float:
-        """|<u, A v> - <v, A u>| relative to |<u, A v>|, for random u and v: rounding, if the product is right."""
-        u, v = (self.model.random_point(seed + i) for i in range(2))
-        forward, backward = float(u.dot(self.product(v))), float(v.dot(self.product(u)))
-        return abs(forward - backward) / max(abs(forward), 1e-300)
-
-    def taylor_slope(self, seed: int = 0) -> float:
-        """The order at which the second-order Taylor expansion errs along a random direction: 3, if all is right."""
-        direction = self.model.random_point(seed)
-        direction = direction * (1 / direction.norm())
-        value = float(self.model.value(self.at))
-        first = float(self.model.gradient(self.at).dot(direction))
-        second = self.quadratic(direction)
-
-        def error(step: float) -> float:
-            moved = float(self.model.value(self.at + direction * step))
-            return abs(moved - value - step * first - step * step / 2 * second)
-
-        large, small = 0.1, 0.025
-        return math.log(error(large) / max(error(small), 1e-300)) / math.log(large / small)
-
     @property
     def _splits(self) -> bool:
         return not self.model.is_collapsed and self.model.spread(self.at) <= _COLLAPSED
@@ -124,7 +103,7 @@ class Hessian:
         return Hessian(self.model.collapsed(), self.model.collapse(self.at))
 
     def _within(self) -> list[tuple[Tensor, Tensor, int]]:
-        """For each class: curvatures (d,) of differences between its features, their directions, and how often."""
+        """For each class the curvatures (d,) of differences between its features, the directions, and multiplicity."""
         small, point = self.model.collapsed(), self.model.collapse(self.at)
         logits = small.logits(point)
         pieces = []
@@ -151,13 +130,13 @@ class Hessian:
         return torch.as_tensor(np.sort(found), dtype=torch.float64)
 
     def least_direction(self) -> tuple[float, Point]:
-        """The least eigenvalue with its unit eigenvector."""
+        """The least eigenvalue and its unit eigenvector."""
         if self._splits:
             value, direction = self._reduced().least_direction()
             best, direction = value, self.model.expand(direction)
             first = 0
             for (values, vectors, repeats), samples in zip(self._within(), self.model.counts, strict=True):
-                if repeats and float(values[0]) < best:  # two features of the class, moved apart
+                if repeats and float(values[0]) < best:  # move two features of the class apart
                     best, direction = float(values[0]), self.model.zero_point()
                     direction.H[:, first] = vectors[:, 0] / math.sqrt(2)
                     direction.H[:, first + 1] = -vectors[:, 0] / math.sqrt(2)
@@ -173,10 +152,11 @@ class Hessian:
 
 
 def dense_hessian(model: Model, point: Point) -> Tensor:
-    """(..., n, n) the whole matrix, block by block, for a model with one column a class; over any leading dimensions.
+    """(..., n, n) the whole matrix, block by block, for a model with one column a class, over any leading dimensions.
 
-    With C_k the curvature of class k's loss, z_k = W h_k / r_k + b, and S the weighted slopes, the blocks are
-    sum_k C_k (h_k h_k') / r_k^2, W' C_k W / r_k^2 for each k, C_k W h_k / r_k^2 + S_k / r_k between them, and so on.
+    With C_k the weighted curvature of the loss at `z_k = W h_k / r_k + b` and S the weighted slopes, the blocks are
+    `sum_k C_k (h_k h_k') / r_k^2` for W, `W' C_k W / r_k^2` for each h_k, `C_k W h_k / r_k^2 + S_k / r_k` between W and
+    h_k, and the like for b.
     """
     K, d = model.num_classes, model.feature_dim
     W, roots, logits = point.W, model.columns.roots, model.logits(point)

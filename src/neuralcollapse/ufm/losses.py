@@ -1,8 +1,8 @@
-"""Losses of the unconstrained feature model: value, gradient, curvature, and the dual where convex.
+"""Losses of the unconstrained feature model: value, gradient, curvature, and the dual of the convex ones.
 
-A loss acts on one column of logits z (K,) with a target column y (K,); here on (..., K, M) matrices, column by
-column, giving (..., M). With slopes v = dl/dz the dual value is -l*(v), l* the convex conjugate: by Fenchel's
-inequality l(z) >= <z, v> - l*(v) for every z, with equality at the z that v came from.
+A loss acts on a column of logits z (K,) with targets y (K,); here on (..., K, M) matrices, column by column, giving
+(..., M). With slopes `v = dl/dz` the dual value is `-l*(v)`, l* the convex conjugate: by Fenchel's inequality
+`l(z) >= <z, v> - l*(v)` for every z, with equality at the z that v came from.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from neuralcollapse.errors import InputError, did_you_mean
 
 
 class Loss(Protocol):
-    """What the model asks of a loss."""
+    """The interface of a loss."""
 
     name: str
     convex: bool
@@ -30,7 +30,7 @@ class Loss(Protocol):
         """(..., M) the loss of each column."""
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """(..., K, M) slopes: the derivative of each column's loss."""
+        """(..., K, M) the slopes, the derivative of each column's loss."""
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(..., K, M) the Hessian of each column's loss times a direction."""
@@ -38,25 +38,25 @@ class Loss(Protocol):
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """For logits + bias: the weighted sum over columns, up to a constant, its gradient (K,) and Hessian (K, K).
+        """The weighted sum of the losses at logits + bias, up to a constant, its gradient (K,) and Hessian (K, K).
 
-        Only where convex.
+        Only for convex losses.
         """
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
-        """(..., M) -l*(slopes); only where convex."""
+        """(..., M) `-l*(slopes)`; only for convex losses."""
 
     def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """T -> the weighted sum of -l*(t slopes) and its derivative in t; only where convex."""
+        """The function `t -> sum of w_i (-l*(t v_i))`, with its derivative in t; only for convex losses."""
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """The largest t >= 0 for which l* is finite at t times the slopes."""
 
 
 class CrossEntropy:
-    r"""Cross-entropy, with label smoothing a: :math:`\log\sum_j e^{z_j} - \langle y, z\rangle`, y = (1-a) e_k + a/K.
+    r"""Cross-entropy with label smoothing a: :math:`\log\sum_j e^{z_j} - \langle y, z\rangle`, `y = (1-a) e_k + a/K`.
 
-    Conjugate: :math:`l^*(v) = -\mathrm{entropy}(y + v)` where y + v lies in the simplex, else infinite.
+    Conjugate: :math:`l^*(v) = -\mathrm{entropy}(y + v)` if y + v lies in the simplex, infinite otherwise.
     """
 
     convex = True
@@ -68,11 +68,11 @@ class CrossEntropy:
         self.name = "label_smoothing" if smoothing else "cross_entropy"
 
     def targets(self, labels: Tensor, num_classes: int) -> Tensor:
-        """(1-a) one-hot + a/K."""
+        """`(1-a) e_k + a/K`."""
         return (1 - self.smoothing) * _one_hot(labels, num_classes) + self.smoothing / num_classes
 
     def value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Log sum exp z - <y, z>; one-hot, as log(1 + sum of the others): right to rounding where it is 1e-8, too."""
+        """`log sum exp z - <y, z>`; one-hot as `log(1 + sum of the others)`, accurate even for losses of 1e-8."""
         own = (logits * targets).sum(-2, keepdim=True)
         if self.smoothing:
             return logits.logsumexp(-2) - own.squeeze(-2)
@@ -82,7 +82,7 @@ class CrossEntropy:
         return (highest + torch.log1p(others + torch.expm1(-highest))).squeeze(-2)
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """softmax(z) - y; columns sum to zero. One-hot, the own entry is the sum of the others: no digit is lost."""
+        """`softmax(z) - y`. One-hot, the entry of the class is minus the sum of the others, which loses no digit."""
         slopes = logits.softmax(-2)
         if self.smoothing:
             return slopes.sub_(targets)
@@ -90,13 +90,13 @@ class CrossEntropy:
         return slopes - targets * slopes.sum(-2, keepdim=True)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        """(diag(p) - p p') d."""
+        """`(diag(p) - p p') d` for p = softmax(z)."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """Log sum exp less <Y w, b>, (P - Y) w, and diag(P w) - P diag(w) P', from one exponential."""
+        """`log sum exp - <Y w, b>`, `(P - Y) w` and `diag(P w) - P diag(w) P'`, from one exponential."""
         scaled = logits + bias.unsqueeze(-1)
         highest = scaled.amax(-2, keepdim=True)
         sums = scaled.sub_(highest).exp_().sum(-2, keepdim=True)
@@ -108,17 +108,17 @@ class CrossEntropy:
         hessian = torch.diag(mean) - scaled @ scaled.mT
         if self.smoothing:
             return float(value), mean - shares, hessian
-        others = scaled.mul_(1 - targets)  # as in `gradient`: no digit of a small slope is lost
+        others = scaled.mul_(1 - targets)  # as in `gradient`: small slopes keep all their digits
         return float(value), others @ roots - targets @ (others.sum(-2) * roots), hessian
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
-        """The entropy of y + v."""
+        """The entropy of `y + v`."""
         return torch.special.entr((targets + slopes).clamp(min=0)).sum(-2)
 
     def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """Sums of entropies; d/dt entropy(y + t v) = -<v, log(y + t v)> as v sums to zero.
+        """Sums of entropies; `d/dt entropy(y + t v) = -<v, log(y + t v)>`, since v sums to zero.
 
-        One-hot, the own entry is 1 + t v, whose logarithm keeps the digits of v.
+        One-hot, the entry of the class is 1 + t v; `log1p` keeps the digits of v.
         """
         own = (slopes * targets).sum(-2) if not self.smoothing else weights.new_zeros(())
         rest = slopes * (1 - targets) if not self.smoothing else slopes
@@ -136,15 +136,15 @@ class CrossEntropy:
         return at
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
-        """Up to the t at which an entry of y + t v reaches zero."""
-        if not self.smoothing:  # only the right class, where y = 1, can fall
+        """The t at which an entry of `y + t v` reaches zero."""
+        if not self.smoothing:  # only the entry of the right class, where y = 1, can decrease
             least = float(slopes.min())
             return -1 / least if least < 0 else math.inf
         steepest = float((slopes / targets).min())
         return -1 / steepest if steepest < 0 else math.inf
 
 
-_NO_DUAL = "the focal loss is not convex in the logits: it has no duality bound"
+_NO_DUAL = "the focal loss is not convex in the logits, so it has no duality bound"
 
 
 class Focal:
@@ -163,24 +163,24 @@ class Focal:
         return _one_hot(labels, num_classes)
 
     def value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """-(1-p)^gamma log p."""
+        """`-(1-p)^gamma log p`."""
         log_p = (logits.log_softmax(-2) * targets).sum(-2)
         return -((-torch.expm1(log_p)) ** self.gamma) * log_p
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """F (softmax(z) - y), f = (1-p)^gamma - gamma p (1-p)^(gamma-1) log p."""
+        """`f (softmax(z) - y)` with `f = (1-p)^gamma - gamma p (1-p)^(gamma-1) log p`."""
         probabilities, _, slope, _ = self._derivatives(logits, targets)
         return -slope * (probabilities - targets)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
-        """With L = log p and l = phi(L): phi''(L) <y - P, d> (y - P) - phi'(L) (diag(P) - P P') d."""
+        """With `L = log p` and `l = phi(L)`: `phi''(L) <y - P, d> (y - P) - phi'(L) (diag(P) - P P') d`."""
         probabilities, away, slope, bend = self._derivatives(logits, targets)
         return bend * (away * direction).sum(-2, keepdim=True) * away - slope * _softmax_curvature(
             probabilities, direction
         )
 
     def _derivatives(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """P, y - P, and phi'(L), phi''(L) for phi(L) = -(1-e^L)^gamma L."""
+        """`P`, `y - P`, `phi'(L)` and `phi''(L)` for `phi(L) = -(1-e^L)^gamma L`."""
         gamma = self.gamma
         log_probabilities = logits.log_softmax(-2)
         log_p = (log_probabilities * targets).sum(-2, keepdim=True)
@@ -189,7 +189,7 @@ class Focal:
         power = rest ** (gamma - 1)
         slope = -(rest**gamma) + gamma * p * power * log_p
         bend = gamma * p * power * (2 + log_p - (gamma - 1) * p * (log_p / rest))
-        # y - P without cancellation in the right class: there it is the sum of the others
+        # y - P in the right class is the sum of the other probabilities: without cancellation
         others = (probabilities * (1 - targets)).sum(-2, keepdim=True)
         away = torch.where(targets > 0, others, -probabilities)
         return probabilities, away, slope, bend
@@ -197,24 +197,24 @@ class Focal:
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """None, as for `dual`."""
+        """Raises, as `dual` does."""
         raise InputError(_NO_DUAL)
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
-        """None: the loss is not convex, so no conjugate bounds it."""
+        """Raises: the loss is not convex, so its conjugate gives no bound."""
         raise InputError(_NO_DUAL)
 
     def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """None, as for `dual`."""
+        """Raises, as `dual` does."""
         raise InputError(_NO_DUAL)
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
-        """None, as for `dual`."""
+        """Raises, as `dual` does."""
         raise InputError(_NO_DUAL)
 
 
 class SquaredError:
-    r"""Mean squared error :math:`\frac12 |z - y|^2` (a sum over classes; torch's MSELoss also divides by K/2)."""
+    r"""Squared error :math:`\frac12 |z - y|^2`, a sum over classes (torch's MSELoss is this divided by K/2)."""
 
     name = "mse"
     convex = True
@@ -224,11 +224,11 @@ class SquaredError:
         return _one_hot(labels, num_classes)
 
     def value(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """|z - y|^2 / 2."""
+        """`|z - y|^2 / 2`."""
         return (logits - targets).square().sum(-2) / 2
 
     def gradient(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Z - y."""
+        """`z - y`."""
         return logits - targets
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
@@ -238,24 +238,24 @@ class SquaredError:
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
-        """|b|^2/2 + <(Z - Y) w, b>, its gradient, and the identity, times the sum of the weights."""
+        """`sum(w) |b|^2/2 + <(Z - Y) w, b>`, its gradient, and `sum(w) I`."""
         total = weights.sum()
         slope = (logits - targets) @ weights
         value = float(total * bias.square().sum() / 2 + slope @ bias)
         return value, total * bias + slope, total * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
-        """-|v|^2/2 - <v, y>."""
+        """`-|v|^2/2 - <v, y>`."""
         return -(slopes.square() / 2 + slopes * targets).sum(-2)
 
     def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """A parabola."""
+        """A parabola in t."""
         weighted = (slopes * weights).flatten()
         square, product = float(torch.dot(weighted, slopes.flatten())), float(torch.dot(weighted, targets.flatten()))
         return lambda scale: (-scale * (scale * square / 2 + product), -scale * square - product)
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
-        """Every t."""
+        """Infinite: l* is finite everywhere."""
         return math.inf
 
 
@@ -268,10 +268,10 @@ LOSSES: dict[str, Callable[[], Loss]] = {
 
 
 def find_loss(loss: str | Loss) -> Loss:
-    """A loss by name, or a loss itself. "label_smoothing:0.2" and "focal:3" set the smoothing (0.1) and gamma (2).
+    """The loss of a name, or the loss itself. "label_smoothing:0.2" and "focal:3" set smoothing and gamma (0.1 and 2).
 
     Raises:
-        InputError: an unknown name (the nearest is offered), or a parameter that is no number.
+        InputError: an unknown name, or a parameter that is not a number.
     """
     if not isinstance(loss, str):
         if isinstance(loss, CrossEntropy | Focal | SquaredError):

@@ -28,7 +28,7 @@ _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the
 
 @dataclass(frozen=True)
 class ClosedForm:
-    """A balanced minimum: margin m between the right logit and the others, squared lengths, and the value."""
+    """A balanced minimum: the margin m of the right logit over the others, squared lengths, and the value."""
 
     margin: float
     weight_norm2: float
@@ -39,10 +39,10 @@ class ClosedForm:
 def closed_form(model: Model) -> ClosedForm | None:
     r"""The balanced minimum of cross-entropy, label smoothing or focal loss; None for other models.
 
-    Cross-entropy with smoothing a and c = sqrt(n lW lH): m = log(1/(c + a/K) - (K-1)),
-    f* = log(1+(K-1)e^-m) + (K-1)(c + a/K) m, |w|^2 = (K-1)/K m sqrt(n lH/lW), |h|^2 = |w|^2 lW/(n lH);
-    all zero and f* = log K once K c >= 1-a (`collapses_to_zero`). Focal: m minimises
-    (1-p)^gamma (-log p) + (K-1) c m, p = 1/(1+(K-1)e^-m), found by a scalar search.
+    Cross-entropy with smoothing a and `c = sqrt(n lW lH)`: `m = log(1/(c + a/K) - (K-1))`,
+    `f* = log(1+(K-1)e^-m) + (K-1)(c + a/K) m`, `|w|^2 = (K-1)/K m sqrt(n lH/lW)`, `|h|^2 = |w|^2 lW/(n lH)`; if
+    K c >= 1-a, all are zero and `f* = log K` (`collapses_to_zero`). Focal loss: m minimises
+    `(1-p)^gamma (-log p) + (K-1) c m` with `p = 1/(1+(K-1)e^-m)`, and is found by a scalar search.
     """
     if not model.balanced:
         return None
@@ -62,7 +62,7 @@ def closed_form(model: Model) -> ClosedForm | None:
 
 
 def collapses_to_zero(model: Model) -> bool:
-    """Whether decay is so strong that W = 0 and H = 0 at the minimum: |grad g|_2 <= mu there (convex losses)."""
+    """Whether the decay is so strong that W = 0 and H = 0 at the minimum; if convex, iff `|grad g|_2 <= mu` there."""
     if not model.loss.convex:
         form = closed_form(model)
         if form is None:
@@ -76,11 +76,11 @@ def collapses_to_zero(model: Model) -> bool:
 
 
 def global_minimizer(model: Model) -> Point:
-    """A global minimiser, as a full point with balanced factors.
+    """A global minimiser with balanced factors.
 
     Raises:
-        InputError: d too small for the minimiser's rank (d < K-1, or d < K for some MSE models), or focal
-            loss with unequal classes (not convex: no exact solver).
+        InputError: d is below the rank of the minimiser (d < K-1, or d < K for some MSE models), or the loss is focal
+            and the classes are unequal (not convex: no exact solver).
     """
     form = closed_form(model)
     if form is not None:
@@ -103,7 +103,7 @@ def global_minimizer(model: Model) -> Point:
 
 
 def global_minimum(model: Model) -> float:
-    """The smallest value of the objective, for d >= K-1 (errors as in `global_minimizer`)."""
+    """The smallest value of the objective, for d >= K-1; raises as `global_minimizer` does."""
     form = closed_form(model)
     if form is None:
         return float(model.value(global_minimizer(model)))
@@ -114,23 +114,10 @@ def global_minimum(model: Model) -> float:
 def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
     """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
 
-    Solved in canonical units, where the problem is best conditioned; with as many dimensions as classes its landscape
-    is benign, and descent finds the minimum: L-BFGS comes near, Newton's method takes the rest, at tiny decays nearly
-    all of it.
+    Solved with d = K, where the landscape is benign and descent finds the minimum, and in canonical units, where the
+    problem is best conditioned. L-BFGS comes near; Newton's method does the rest, for tiny decays nearly everything.
     """
-    K = model.num_classes
-    wide = Model(
-        K,
-        K,
-        model.counts,
-        model.weight_decay,
-        model.feature_decay,
-        model.bias_decay,
-        model.bias,
-        model.loss,
-        device=model.device,
-    )
-    units = Units(wide.collapsed())
+    units = Units(model.like(feature_dim=model.num_classes).collapsed())
     work = units.small
     if collapses_to_zero(work):
         best = work.zero_point()
@@ -167,7 +154,7 @@ def _descended(units: Units) -> Point:
 
 
 def _start(work: Model, attempt: int) -> Tensor:
-    """Where the solver begins: near a simplex ETF, then anywhere. Never at one: descent would keep its rank K-1."""
+    """The start of an attempt: near a simplex ETF (descent from the ETF itself would keep its rank K-1), or random."""
     point = work.random_point(attempt, scale=1.0 if attempt else 0.01)
     if attempt == 0:
         frame = simplex_etf(work.num_classes, work.num_classes, dtype=torch.float64, device=work.device)
@@ -176,7 +163,7 @@ def _start(work: Model, attempt: int) -> Tensor:
 
 
 def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
-    """The balanced MSE minimum: Zbar = kappa (I - J/K) + s J, scaled by sqrt(n), and the bias (1/K - s)/(1+lb)."""
+    """The balanced MSE minimum: `kappa (I - J/K) + s J`, J of ones, times sqrt(n), and the bias `(1/K - s)/(1+lb)`."""
     K, n, decay = model.num_classes, model.counts[0], model.bias_decay
     c = math.sqrt(n) * model.mu
     kappa = max(0.0, 1 - K * c)
@@ -193,9 +180,9 @@ def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
 
 
 def _factors(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
-    """The balanced factors W G = logits of least decay, W'W lW = G G' lH, in d dimensions; a collapsed point."""
+    """The factors `W G = logits` of least decay, balanced (`lW W'W = lH G G'`), in d dimensions; a collapsed point."""
     left, size, right = torch.linalg.svd(logits)
-    size = torch.where(size > 1e-13 * size[0], size, 0.0)  # the root of rounding is not rounding
+    size = torch.where(size > 1e-13 * size[0], size, 0.0)  # before the root, which would make rounding 1e-8
     rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
     _require_dim(model, rank)
     keep = min(model.feature_dim, model.num_classes)
@@ -216,7 +203,7 @@ def _require_dim(model: Model, rank: int) -> None:
 
 
 def _focal_margin(gamma: float, num_classes: int, c: float) -> tuple[float, float]:
-    """The margin that minimises the balanced focal objective, and the minimum: a grid, then a bounded search."""
+    """The margin that minimises the balanced focal objective, and the minimum, by a grid and a bounded search."""
     from scipy.optimize import minimize_scalar
 
     others = num_classes - 1
@@ -237,9 +224,9 @@ def _focal_margin(gamma: float, num_classes: int, c: float) -> tuple[float, floa
 def fixed_classifier_minimum(
     num_classes: int, samples_per_class: int, feature_decay: float, row_norm: float = 1.0
 ) -> ClosedForm:
-    """The minimum over H alone when W is a fixed simplex ETF with rows of length omega; strictly convex, never zero.
+    """The minimum over H alone, W a fixed simplex ETF with rows of length omega; strictly convex, never zero.
 
-    The margin solves m (e^m + K-1) = K^2 omega^2 / ((K-1) N lH), and |h| = m (K-1)/(K omega).
+    The margin solves `m (e^m + K-1) = K^2 omega^2 / ((K-1) N lH)`, and `|h| = m (K-1)/(K omega)`.
 
     Raises:
         InputError: K < 2, n < 1, or feature_decay or row_norm not positive.
@@ -262,7 +249,7 @@ def fixed_classifier_minimum(
 
 
 def spherical_minimum(num_classes: int, temperature: float) -> float:
-    """The minimum with |w_k| = |h_i| = 1 and logits tau W h: log(1+(K-1) exp(-K tau/(K-1))), for d >= K-1."""
+    """The minimum with |w_k| = |h_i| = 1 and logits `tau W h`: `log(1+(K-1) exp(-K tau/(K-1)))`, for d >= K-1."""
     K = check_count(num_classes, "num_classes", 2)
     temperature = check_real(temperature, "temperature")
     return math.log1p((K - 1) * math.exp(-K * temperature / (K - 1)))

@@ -1,4 +1,4 @@
-"""Model: the objective of the theorem, its derivatives, and its points.
+"""Model: the objective of the unconstrained feature model, its derivatives, and its points.
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lW/2 |W|^2 + lH/2 |H|^2 + lb/2 |b|^2
 
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -23,10 +24,13 @@ from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm.losses import Loss, find_loss
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
 
 @dataclass
 class Point:
-    """W (..., K, d), H (..., d, N) with samples in the order of classes, b (..., K) or None; all float64."""
+    """W (..., K, d), H (..., d, N) with the samples ordered by class, b (..., K) or None; all float64."""
 
     W: Tensor
     H: Tensor
@@ -58,14 +62,14 @@ class Point:
         return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
 
     def vector(self) -> Tensor:
-        """All numbers as one (..., n) vector: W, H, b."""
+        """All entries as one (..., n) vector: W, H, b."""
         parts = [self.W.flatten(-2), self.H.flatten(-2)]
         return torch.cat(parts if self.b is None else [*parts, self.b], dim=-1)
 
 
 @dataclass(frozen=True)
-class _Columns:
-    """The columns of logits: class, weight in the mean, and length scale of each (see `collapsed`)."""
+class Columns:
+    """The columns of the logits: class, weight in the mean loss, and length scale (see `Model.collapsed`) of each."""
 
     labels: Tensor
     weights: Tensor
@@ -83,8 +87,8 @@ class Model:
         feature_decay: lH > 0.
         bias_decay: lb >= 0.
         bias: False leaves b out.
-        loss: "cross_entropy", "label_smoothing", "focal", "mse", or a loss of `ufm.losses` with its own options.
-        device: where points live.
+        loss: "cross_entropy", "label_smoothing", "focal", "mse", or an instance of a loss of `ufm.losses`.
+        device: device of the points.
 
     Raises:
         InputError: decays that are not positive, K < 2, d < 1, empty classes, an unknown loss.
@@ -127,11 +131,33 @@ class Model:
             torch.tensor(self.counts, device=self.device)
         )
         weights = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=self.device)
-        self._set_columns(_Columns(labels, weights, torch.ones_like(weights)))
+        self._set_columns(Columns(labels, weights, torch.ones_like(weights)))
 
-    def _set_columns(self, columns: _Columns) -> None:
+    def _set_columns(self, columns: Columns) -> None:
         self.columns = columns
         self.targets = self.loss.targets(columns.labels, self.num_classes)
+
+    def like(self, **changes: Any) -> Self:
+        """A model of the same arguments but for the changes: `model.like(weight_decay=1e-4)`."""
+        arguments: dict[str, Any] = {
+            "num_classes": self.num_classes,
+            "feature_dim": self.feature_dim,
+            "samples_per_class": self.counts,
+            "weight_decay": self.weight_decay,
+            "feature_decay": self.feature_decay,
+            "bias_decay": self.bias_decay,
+            "bias": self.bias,
+            "loss": self.loss,
+            "device": self.device,
+        }
+        return type(self)(**(arguments | changes))
+
+    def with_columns(self, columns: Columns, **changes: Any) -> Self:
+        """A copy with other columns and, without any check, other values of the attributes in `changes`."""
+        model = copy.copy(self)
+        vars(model).update(changes)
+        model._set_columns(columns)
+        return model
 
     @property
     def num_samples(self) -> int:
@@ -140,12 +166,12 @@ class Model:
 
     @property
     def balanced(self) -> bool:
-        """Whether all classes have as many samples."""
+        """Whether all classes have the same number of samples."""
         return len(set(self.counts)) == 1
 
     @property
     def mu(self) -> float:
-        """sqrt(lW lH): the weight of the nuclear norm in the convex form of the model."""
+        """`sqrt(lW lH)`, the weight of the nuclear norm in the convex form of the model."""
         return math.sqrt(self.weight_decay * self.feature_decay)
 
     @property
@@ -156,17 +182,15 @@ class Model:
 
     # -- collapsed points ---------------------------------------------------------------------------------
 
-    def collapsed(self) -> Model:
-        """The same model with one column a class, g_k = sqrt(n_k) h_k, for points whose features are equal in a class.
+    def collapsed(self) -> Self:
+        """The same model with one column a class, `g_k = sqrt(n_k) h_k`, for points with equal features in each class.
 
-        Objective, gradient, spectral norm and the negative part of the Hessian's spectrum are those of the full
-        model there: the differences of features within a class add only curvatures of at least lH.
+        There objective, gradient, spectral norm and the negative eigenvalues of the Hessian are those of the full
+        model: differences of features within a class only add curvatures of at least lH.
         """
-        model = copy.copy(self)
         counts = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
         labels = torch.arange(self.num_classes, device=self.device)
-        model._set_columns(_Columns(labels, counts / counts.sum(), counts.sqrt()))
-        return model
+        return self.with_columns(Columns(labels, counts / counts.sum(), counts.sqrt()))
 
     @property
     def is_collapsed(self) -> bool:
@@ -185,24 +209,24 @@ class Model:
         return Point(point.W, (point.H / sizes.sqrt())[..., self.columns.labels], point.b)
 
     def spread(self, point: Point) -> float:
-        """How far features are from their class means, relative to their size; 0 at every critical point."""
+        """The distance of the features from their class means, relative to their norm; 0 at every critical point."""
         apart = torch.linalg.vector_norm(point.H - self.expand(self.collapse(point)).H)
         return float(apart / torch.linalg.vector_norm(point.H).clamp(min=1e-300))
 
     # -- points -------------------------------------------------------------------------------------------
 
     def zero_point(self) -> Point:
-        """All zeros: always a critical point without a bias, and with one when the model is balanced."""
+        """All zeros: a critical point if the model has no bias or is balanced."""
         return self.point(torch.zeros(self.size, dtype=torch.float64, device=self.device))
 
     def random_point(self, seed: int = 0, scale: float = 1.0) -> Point:
-        """Independent normal numbers times `scale`; the same seed gives the same point."""
+        """Independent standard normal entries times `scale`; the same seed gives the same point."""
         check_real(scale, "scale")
         generator = torch.Generator().manual_seed(seed)
         return self.point(scale * torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device))
 
     def point(self, vector: Tensor) -> Point:
-        """The point of an (..., n) vector (W, H, b), as `Point.vector` makes it."""
+        """The point of an (..., n) vector of W, H and b: the inverse of `Point.vector`."""
         K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
         W, H, b = vector.split([K * d, d * count, K if self.bias else 0], dim=-1)
         return Point(W.unflatten(-1, (K, d)), H.unflatten(-1, (d, count)), b if self.bias else None)
@@ -211,7 +235,7 @@ class Model:
         """Raise unless W, H, b fit this model, are float64 and finite.
 
         Raises:
-            InputError: saying which part, what was expected and what came.
+            InputError: which part, what was expected and what was given.
         """
         if not isinstance(point, Point):
             raise InputError(f"expected a Point(W, H, b), got {type(point).__name__}: model.point(vector) makes one")
@@ -242,20 +266,20 @@ class Model:
     # -- the objective and its derivatives, over any leading dimensions -----------------------------------
 
     def scaled(self, matrix: Tensor) -> Tensor:
-        """Columns over their length scales, for collapsed models; the same matrix otherwise."""
+        """The columns divided by their length scales, which are 1 unless the model is collapsed."""
         return matrix / self.columns.roots if self.is_collapsed else matrix
 
     def logits(self, point: Point) -> Tensor:
-        """(..., K, M) W H + b."""
+        """(..., K, M) `W H + b`."""
         product = self.scaled(point.W @ point.H)
         return product if point.b is None else product + point.b.unsqueeze(-1)
 
     def value(self, point: Point) -> Tensor:
-        """(...) f."""
+        """(...) the objective f."""
         return self.value_at(point, self.logits(point))
 
     def value_at(self, point: Point, logits: Tensor) -> Tensor:
-        """(...) f, from the point's logits."""
+        """(...) the objective f, given the logits of the point."""
         fit = (self.loss.value(logits, self.targets) * self.columns.weights).sum(-1)
         decay = self.weight_decay * point.W.square().sum((-1, -2)) + self.feature_decay * point.H.square().sum((-1, -2))
         if point.b is not None:
@@ -263,7 +287,7 @@ class Model:
         return fit + decay / 2
 
     def slopes(self, point: Point) -> Tensor:
-        """(..., K, M) the weighted slopes G = w_i dl/dz_i: grad g, for the full model (P - Y)/N."""
+        """(..., K, M) the weighted slopes `G = w_i dl/dz_i`, the gradient of g; `(P - Y)/N` for the full model."""
         return self.loss.gradient(self.logits(point), self.targets) * self.columns.weights
 
     def gradient(self, point: Point) -> Point:
@@ -271,14 +295,14 @@ class Model:
         return self.gradient_at(point, self.slopes(point))
 
     def gradient_at(self, point: Point, slopes: Tensor) -> Point:
-        """The gradient of f, from the point's weighted slopes."""
+        """The gradient of f, given the weighted slopes of the point."""
         scaled = self.scaled(slopes)
         W = scaled @ point.H.mT + self.weight_decay * point.W
         H = point.W.mT @ scaled + self.feature_decay * point.H
         return Point(W, H, None if point.b is None else slopes.sum(-1) + self.bias_decay * point.b)
 
     def value_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """F (...) and its gradient (..., n) at (..., n) vectors."""
+        """`f` (...) and its gradient (..., n) at (..., n) vectors."""
         point = self.point(vector)
         logits = self.logits(point)
         slopes = self.loss.gradient(logits, self.targets) * self.columns.weights
@@ -298,13 +322,13 @@ class Model:
         return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
 
     def objective(self, point: Point) -> float:
-        """F at a point, checked."""
+        """`f` at a point, after checking the point."""
         self.check_point(point)
         return float(self.value(point))
 
     @torch.no_grad()
     def measures(self, point: Point) -> dict[str, float]:
-        """The collapse measures of a point (`neuralcollapse.measures`); undefined ones are NaN, without a warning."""
+        """The collapse measures of a point (`neuralcollapse.measures`); NaN where undefined, without a warning."""
         if self.is_collapsed:
             moments = ClassMoments.from_means(torch.tensor(self.counts), (point.H / self.columns.roots).T)
         else:
@@ -312,12 +336,3 @@ class Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NeuralCollapseWarning)
             return measures(moments, point.W, point.b)
-
-    def balance_residual(self, point: Point) -> float:
-        """|lW W'W - lH H H'|_F, zero at every critical point."""
-        self.check_point(point)
-        return float(
-            torch.linalg.matrix_norm(
-                self.weight_decay * point.W.mT @ point.W - self.feature_decay * point.H @ point.H.mT
-            )
-        )

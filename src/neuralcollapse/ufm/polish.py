@@ -1,7 +1,7 @@
-"""Newton's method on the gradient: from a point near a critical point, of any index, to that point's last digits.
+"""Newton's method on the gradient: from near a critical point, of any index, to its last digits.
 
-Rotations of the features leave the objective as it is, so the Hessian is singular along them; the step is taken in
-the directions that it sees, and its length tells how far the critical point is.
+Rotations of the features do not change the objective, so the Hessian is singular along them. The step is taken in the
+directions with curvature, and its length estimates the distance to the critical point.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Point
 from neuralcollapse.ufm.units import Units
 
-SOLVED = 1e-9  # a canonical gradient below this times mu (1 + |point|) is as good as zero
-NEAR = 1e-2  # a critical point this far off, relative to 1 + |point|, is no longer the point's own
-_ENDED = 1e-3  # a canonical gradient below this times mu (1 + |point|) ends a descent near a critical point
-_FLAT = 1e-6  # eigenvalues below this times mu are not stepped along
-_DENSE_UP_TO = 800  # variables up to which the step comes from the spectrum
+SOLVED = 1e-9  # a canonical gradient below this times mu (1 + |point|) counts as zero
+NEAR = 1e-2  # a critical point further away than this, relative to 1 + |point|, is not the one near the point
+_ENDED = 1e-3  # below this times mu (1 + |point|) the canonical gradient at the end of a descent is worth polishing
+_FLAT = 1e-6  # no step is taken along eigenvectors of eigenvalues below this times mu
+_DENSE_UP_TO = 800  # variables up to which the step is computed from the spectrum
 _STEPS = 40
-_DESCENT = 150  # Newton steps of a descent
+_DESCENT = 150  # Newton steps of a descent, at most
 
 
 @dataclass(frozen=True)
 class Polished:
-    """A canonical point, its gradient's length, and the length of the Newton step that remains (its error)."""
+    """A canonical point, the norm of its gradient, and its error: the length of the Newton step that remains."""
 
     point: Point
     gradient_norm: float
@@ -37,11 +37,11 @@ class Polished:
 
 
 def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS) -> Polished:
-    """The critical point near a point of a canonical model, or the point itself where Newton's method finds none near.
+    """The critical point near a point of a canonical model, or the point itself if Newton's method finds none near.
 
     Args:
-        units: whose `small` model the point belongs to.
-        point: one with a small gradient.
+        units: canonical units; the point is one of `units.small`.
+        point: a point with a small gradient.
         reach: how far to go, relative to 1 + |point|.
         steps: Newton steps at most.
     """
@@ -72,7 +72,7 @@ def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS)
 
 
 def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
-    """(the Newton step (n,), a bound of how far the critical point is, to first order)."""
+    """The Newton step (n,), and a bound, to first order, of the distance to the critical point."""
     hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
     if hessian.size > _DENSE_UP_TO:
         found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
@@ -87,7 +87,7 @@ def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor,
 
 
 def finish(units: Units, point: Point) -> Point:
-    """The end of a descent, polished where its gradient is small and the polished point lies beside it, no higher."""
+    """The end of a descent, polished if its gradient is small; unchanged if polishing makes it no better."""
     model = units.model
     slope, size = units.gradient_norm(model.gradient(point)), 1 + units.norm(point)
     if slope > _ENDED * units.mu * size or slope <= SOLVED * units.mu:
@@ -101,8 +101,8 @@ def finish(units: Units, point: Point) -> Point:
 def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
     """Minimise over canonical vectors, down to a gradient of `tolerance`: L-BFGS, then Newton's method.
 
-    Newton's steps are taken along the eigenvectors of the Hessian over the sizes of its eigenvalues, so that saddles
-    repel; where the matrix is too large for that, they come from conjugate gradients, between more of L-BFGS.
+    Newton's steps divide by the absolute values of the eigenvalues of the Hessian, so that saddles repel. If the matrix
+    is too large for that, L-BFGS goes on to the tolerance, and Newton's steps come from conjugate gradients.
     """
     small = units.small
     objective = small.value_and_gradient
@@ -127,7 +127,7 @@ def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
         for _ in range(25):
             trial_value, trial_gradient = objective(vector - step)
             falls = float(trial_value) <= float(value) - 1e-4 * slope
-            # in the last digits the value cannot tell steps apart any more, but the gradient can
+            # In the last digits rounding hides the decrease of the value, but not that of the gradient.
             level = float(trial_value) <= float(value) * (1 + 1e-13) and float(trial_gradient.norm()) < 0.5 * size
             if falls or level:
                 break

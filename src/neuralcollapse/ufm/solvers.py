@@ -1,4 +1,4 @@
-"""From a start to a certified end: descent methods, their trajectories, and many starts at once."""
+"""From a starting point to a certified end: descent methods, their trajectories, and many starts at once."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from neuralcollapse.ufm.polish import SOLVED, finish
 from neuralcollapse.ufm.units import Units
 
 METHODS = ("lbfgs", "newton", "gd", "sgd", "adam")
-_BATCH_VALUES = 2**22  # numbers of all the starts that descend together
-_RECORDS = 60  # about so many records of a trajectory
+_BATCH_VALUES = 2**22  # entries of all points that descend together
+_RECORDS = 60  # about as many steps of a trajectory are recorded
 
 
 @dataclass(frozen=True)
 class Step:
-    """A moment of a trajectory; `lower_bound` is the best so far, so `gap` bounds the distance to the optimum."""
+    """A step of a trajectory; `lower_bound` is the best so far, so that `gap` bounds the distance to the minimum."""
 
     iteration: int
     objective: float
@@ -40,17 +40,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Solution:
-    """Where a method ended.
+    """The end of a descent.
 
     Attributes:
-        point: the end.
-        objective: f there.
-        certificate: of the end, with the best bound of the whole trajectory.
-        history: the trajectory at about 60 iterations, closer together at first.
-        converged: whether the gradient reached the tolerance; if not, `message` says what was reached, and the
-            end is no minimum unless `certificate.verdict` says so.
+        point: the last point.
+        objective: f at the last point.
+        certificate: certificate of the last point, with the best bound of the whole trajectory.
+        history: the trajectory at about 60 iterations, denser at the beginning.
+        converged: whether the gradient reached the tolerance. If not, `message` says what was reached, and the point is
+            a minimum only if `certificate.verdict` says so.
         iterations: iterations run.
-        message: how it ended, in one sentence.
+        message: how the descent ended, in one sentence.
     """
 
     point: Point
@@ -79,23 +79,23 @@ def minimize(
     seed: int = 0,
     escapes: int = 10,
 ) -> Solution:
-    """Descend from a point; from a strict saddle, go on along its way down.
+    """Descend from a point, and from strict saddles on along their way down.
 
-    lbfgs and newton run in canonical units (`units.py`), so that they take the same path in all models that are the
-    same. An end with a small gradient is polished by Newton's method before it is judged.
+    lbfgs and newton run in canonical units (`units.py`), so that they take the same path in equivalent models. An end
+    with a small gradient is polished by Newton's method before it is certified.
 
     Args:
         model: the model.
-        start: where to begin.
-        method: "lbfgs", "newton" (trust region with Hessian products), "gd" (momentum 0.9), "sgd" (the
-            same over batches of samples), or "adam".
-        iterations: at most so many; 5,000, or 300 for newton, when not given.
-        tolerance: the gradient norm to stop at. When not given, one that scales with the model: 1e-9 of
-            mu sqrt(N) (1 + |point|), in canonical units.
-        learning_rate: of gd, sgd and adam; 1, 0.2 and 0.02 when not given. Those of sgd and adam fall to 0 by a cosine.
-        batch_size: samples of a step of sgd.
-        seed: of sgd's batches.
-        escapes: how many saddles to leave, at most; 0 stops at the first.
+        start: the starting point.
+        method: "lbfgs", "newton" (trust region with Hessian products), "gd" (momentum 0.9), "sgd" (the same over
+            batches of samples), or "adam".
+        iterations: maximum number of iterations; by default 5,000, or 300 for newton.
+        tolerance: the gradient norm at which to stop. The default scales with the model: 1e-9 of
+            `mu sqrt(N) (1 + |point|)`, in canonical units.
+        learning_rate: of gd, sgd and adam, by default 1, 0.2 and 0.02. For sgd and adam it decays to 0 by a cosine.
+        batch_size: samples in a step of sgd.
+        seed: seed of the batches of sgd.
+        escapes: maximum number of saddles to leave; 0 stops at the first.
 
     Raises:
         InputError: an unknown method, or a start that does not fit the model.
@@ -125,7 +125,7 @@ def minimize(
         point = leave(model, point, certificate)
     if tolerance is None:
         reached = units.gradient_norm(model.gradient(point)) / (units.mu * (1 + units.norm(point)))
-        converged = reached <= 10 * SOLVED  # ten times: the point's norm may have shrunk since the method stopped
+        converged = reached <= 10 * SOLVED  # a factor of ten, as polishing may have made the point's norm smaller
     else:
         converged = certificate.gradient_norm <= tolerance
     gap = f"certified gap {certificate.gap:.1e}" if math.isfinite(certificate.gap) else "no certified gap"
@@ -138,13 +138,13 @@ def minimize(
 
 
 def check_method(method: str) -> None:
-    """Raise unless there is such a method; the nearest is offered."""
+    """Raise unless `method` is one of `METHODS`."""
     if method not in METHODS:
         raise InputError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are: {', '.join(METHODS)}")
 
 
 def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
-    """A lower point along the way down of a strict saddle: the lowest of some steps in both senses.
+    """The lowest of some points along the way down of a strict saddle, in both directions.
 
     Raises:
         InputError: the certificate has no direction.
@@ -189,7 +189,7 @@ def _descend(
 
 
 class _Recorder:
-    """Keeps about `_RECORDS` steps of a trajectory and the best lower bound."""
+    """Records about `_RECORDS` steps of a trajectory, and the best lower bound."""
 
     def __init__(self, model: Model, limit: int) -> None:
         self.model = model
@@ -204,7 +204,7 @@ class _Recorder:
         if not (last or iteration in self.due):
             return
         if last and self.steps and self.steps[-1].iteration == iteration:
-            self.steps.pop()  # the end is recorded as it was polished
+            self.steps.pop()  # the polished end takes the place of the same iteration
         point = self.model.point(vector)
         objective = float(self.model.value(point))
         self.bound = max(self.bound, lower_bound(self.model, point).value)
@@ -221,7 +221,7 @@ class _Recorder:
 
 
 def _newton(model: Model, start: Tensor, scales: Tensor, limit: int, goal: float, record: _Recorder) -> Tensor:
-    """Scipy's trust-region method with Hessian products by conjugate gradients, on canonical vectors."""
+    """SciPy's trust-region method, with conjugate gradients on Hessian products, over canonical vectors."""
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.as_tensor(x, dtype=torch.float64, device=model.device) * scales
@@ -257,7 +257,7 @@ def _first_order(
     seed: int,
     record: _Recorder,
 ) -> Tensor:
-    """torch.optim on one vector, with the gradient of the model or of a batch of its samples."""
+    """A torch.optim optimiser on one vector, with the gradient of the model or of a batch of its samples."""
     model = units.model
     x = start.vector().clone()
     x.grad = torch.zeros_like(x)
@@ -288,7 +288,7 @@ def _small(units: Units, gradient: Tensor, tolerance: float | None) -> bool:
 
 
 def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
-    """The model seen through random batches: the weights of the others are zero, and the mean is unbiased."""
+    """The model on random batches: all other samples have weight zero, so that the gradient is unbiased."""
     generator = torch.Generator().manual_seed(seed)
     count = len(model.columns.labels)
     while True:
@@ -302,7 +302,7 @@ def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
 
 @dataclass(frozen=True)
 class Starts:
-    """The ends of many starts: values, certified gaps (B,), verdicts, and the points as (B, n) vectors."""
+    """The ends of many descents: objectives and certified gaps (B,), verdicts, and the points as (B, n) vectors."""
 
     objectives: Tensor
     gaps: Tensor
@@ -320,9 +320,9 @@ def many_starts(
     tolerance: float | None = None,
     iterations: int = 5000,
 ) -> Starts:
-    """L-BFGS from `count` random starts at once, each end polished and certified.
+    """L-BFGS from `count` random points at once; each end is polished and certified.
 
-    All starts descend together as one batch (in parts when large), so a start costs a fraction of a run of its own.
+    All points descend together as one batch (in parts if large), which costs a fraction of so many separate runs.
     """
     check_count(count, "count", 1)
     check_real(scale, "scale")

@@ -1,4 +1,4 @@
-"""A survey of a landscape: minimum, atlas, ends of starts, spectra, a way out of a saddle, minority collapse."""
+"""A survey of a landscape: minimum, atlas, random starts, spectra, a way out of a saddle, minority collapse."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from neuralcollapse.ufm.solvers import Solution, Starts, leave, many_starts, min
 
 _TRAJECTORIES = 8  # starts whose trajectories are kept
 _FRAMES = 40  # points kept of a way out of a saddle
-_PHASE = 11  # grid points a side of the phase diagram
-_PHASE_CLASSES = 10  # classes up to which the phase diagram keeps K
+_PHASE = 11  # grid points on each side of the phase diagram
+_PHASE_CLASSES = 10  # the phase diagram has K classes, but at most this many
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Cosine between the classifier rows of minority classes, exact: rows are ratios, columns decays N mu."""
+    """The exact cosine between the classifier rows of minority classes: rows are ratios, columns are decays N mu."""
 
     ratios: list[float]
     decays: list[float]
@@ -37,18 +37,18 @@ class Phase:
 
 @dataclass(frozen=True)
 class Survey:
-    """What `survey` found; parts that do not apply are None or empty.
+    """The result of `survey`; parts that do not apply are None or empty.
 
     Attributes:
         model: the model.
-        minimum: the exact global minimum, None where none is known (d < K-1, focal with unequal counts).
+        minimum: the exact global minimum; None if it is not known (d < K-1, or focal loss with unequal counts).
         atlas: critical points.
         coverage: what was searched for them and what was not, in words.
         starts: the ends of the random starts.
         trajectories: some of the starts, step by step.
         spectra: name of a point -> eigenvalues of the collapsed model's Hessian there, ascending.
-        way: points from a saddle to where its way down leads, with the saddle's entry.
-        phase: minority collapse, for models of unequal classes.
+        way: a saddle of the atlas, and the points from it to the end of its way down.
+        phase: minority collapse, for models with unequal classes.
     """
 
     model: Model
@@ -87,14 +87,14 @@ def survey(
     seed: int = 0,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Survey:
-    """Look at a landscape from all sides.
+    """Survey the landscape of a model.
 
     Args:
         model: the model.
-        starts: random starts, descended together by L-BFGS.
-        method: of the trajectories that are recorded step by step.
-        seed: of the starts.
-        on_message: called with a line about each stage as it begins.
+        starts: number of random starts, which descend together by L-BFGS.
+        method: method of the trajectories that are recorded step by step.
+        seed: seed of the starts.
+        on_message: called with the name of each stage as it begins.
     """
     minimum: float | None = None
     lowest: Point | None = None
@@ -138,7 +138,7 @@ def survey(
 
 
 def way_out(model: Model, saddle: Entry) -> list[Point]:
-    """Points from a saddle down to where L-BFGS leads from its escape direction, the saddle first."""
+    """Points from a saddle down to where L-BFGS leads from its escape direction, beginning with the saddle."""
     small = model.collapsed()
     start = model.collapse(leave(model, saddle.point, saddle.certificate))
     path = [model.collapse(saddle.point), start]
@@ -153,10 +153,10 @@ def way_out(model: Model, saddle: Entry) -> list[Point]:
 
 
 def minority_phase(model: Model) -> Phase:
-    """Minority collapse over imbalance ratio and decay, from exact minimisers.
+    """Minority collapse over imbalance ratio R and decay, from exact minimisers.
 
-    The model is taken with half its classes (at most 5 of 10) large and half small: n samples in a large class, n/R
-    in a small one. The rows of the small classes coincide (cosine 1) iff (1-a) sqrt(n/R) <= N mu, a the smoothing.
+    Half of the classes (of at most 10) are large, with n samples each, and half are small, with n/R. The rows of the
+    small classes coincide (cosine 1) iff `(1-a) sqrt(n/R) <= N mu`, a the label smoothing.
     """
     K = min(model.num_classes, _PHASE_CLASSES)
     large = max(1, K // 2)
@@ -171,20 +171,17 @@ def minority_phase(model: Model) -> Phase:
         row = []
         for decay in decays:
             decay_each = decay / sum(counts)
-            candidate = Model(
-                large + small,
-                large + small,
-                counts,
-                decay_each,
-                decay_each,
-                model.bias_decay,
-                model.bias,
-                model.loss,
+            candidate = model.like(
+                num_classes=large + small,
+                feature_dim=large + small,
+                samples_per_class=counts,
+                weight_decay=decay_each,
+                feature_decay=decay_each,
             )
             try:
                 W = global_minimizer(candidate).W[large:]
                 row.append(_cosine(W[0], W[1]))
-            except InputError:  # the solver's limit, in one cell
+            except InputError:  # the decay of this cell is too small for the solver
                 row.append(math.nan)
         cosines.append(row)
     return Phase(ratios, decays, cosines, large + small, top, getattr(model.loss, "smoothing", 0.0))

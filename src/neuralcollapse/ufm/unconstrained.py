@@ -1,4 +1,4 @@
-"""UnconstrainedFeatureModel: the model with every verb of this package."""
+"""UnconstrainedFeatureModel: the model, with the functions of this package as its methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class UnconstrainedFeatureModel(Model):
         return Hessian(self, point)
 
     def certify(self, point: Point, **options: Any) -> Certificate:
-        """How far a point is from the optimum, and what it is: see `certificate.certify`."""
+        """How far a point is from the optimum, and what kind of point it is: see `certificate.certify`."""
         return certify(self, point, **options)
 
     def minimize(self, point: Point, method: str = "lbfgs", **options: Any) -> Solution:

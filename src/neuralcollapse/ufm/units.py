@@ -1,22 +1,21 @@
-"""One set of units for models that are the same: verdicts and tolerances are taken there.
+"""Canonical units, in which equivalent models coincide: verdicts and tolerances are taken there.
 
     W -> a W, H -> H/a, lW -> lW/a^2, lH -> a^2 lH        the balance of the factors
     n_k -> s n_k, each feature repeated, lH -> lH/s       the number of samples
 
-leave the objective as it is, so that a model is told by K, d, the shares p_k = n_k/N, lW lH N, lb and its loss. In
-canonical units W and H weigh the same: both decays are mu sqrt(N), and a collapsed point has columns sqrt(p_k) times
-the class's feature. There the gradient, distances and |grad g|_2 are the same for all such models.
+do not change the objective, so a model is determined by K, d, the shares `p_k = n_k/N`, `lW lH N`, lb and its loss. In
+canonical units W and H have the same decay `mu sqrt(N)`, and the columns of a collapsed point are sqrt(p_k) times the
+feature of the class. There gradients, distances and |grad g|_2 are the same for all equivalent models.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.ufm.model import Model, Point, _Columns
+from neuralcollapse.ufm.model import Columns, Model, Point
 
 
 class Units:
@@ -24,31 +23,31 @@ class Units:
 
     Attributes:
         model: the model.
-        small: the canonical model: one column a class, both decays equal.
-        weight: W = weight times the canonical W.
-        feature: H = feature times the canonical H.
+        small: the canonical model: one column a class, equal decays.
+        weight: the factor from the canonical W to the model's W.
+        feature: the factor from the canonical H to the model's H.
     """
 
     def __init__(self, model: Model) -> None:
         self.model = model
         columns = model.columns
-        samples = float(columns.roots[0] ** 2 / columns.weights[0])  # N; 1 where units are canonical already
+        samples = float(columns.roots[0] ** 2 / columns.weights[0])  # N; 1 if the units are canonical already
         self.weight = (model.feature_decay * samples / model.weight_decay) ** 0.25
         self.feature = math.sqrt(samples) / self.weight
-        self.small = copy.copy(model)
-        self.small.weight_decay = self.small.feature_decay = model.mu * math.sqrt(samples)
+        decay = model.mu * math.sqrt(samples)
         counts = torch.tensor(model.counts, dtype=torch.float64, device=model.device)
         shares = counts / counts.sum()
         labels = torch.arange(model.num_classes, device=model.device)
-        self.small._set_columns(_Columns(labels, shares, shares.sqrt()))
+        canonical = Columns(labels, shares, shares.sqrt())
+        self.small = model.with_columns(canonical, weight_decay=decay, feature_decay=decay)
 
     @property
     def mu(self) -> float:
-        """Sqrt(lW lH N), the decay of canonical W and H."""
+        """`sqrt(lW lH N)`, the decay of the canonical W and H."""
         return self.small.weight_decay
 
     def scales(self) -> Tensor:
-        """(n,) what each number of a canonical vector is multiplied by to give one of the model's."""
+        """(n,) the factors from the entries of a canonical vector, with all columns, to those of the model's vector."""
         K, d, count = self.model.num_classes, self.model.feature_dim, len(self.model.columns.labels)
         sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0])
         return (
@@ -58,17 +57,17 @@ class Units:
         )
 
     def objective(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The model's objective and gradient as functions of (..., n) canonical vectors, with all its columns."""
+        """The model's objective and gradient as functions of (..., n) canonical vectors with all columns."""
         scales = self.scales()
         values, gradients = self.model.value_and_gradient(vectors * scales)
         return values, gradients * scales
 
     def norm(self, point: Point) -> float:
-        """The length of a point of the model in canonical units."""
+        """The norm, in canonical units, of a point of the model."""
         return Point(point.W * (1 / self.weight), point.H * (1 / self.feature), point.b).norm()
 
     def gradient_norm(self, gradient: Point) -> float:
-        """The length, in canonical units, of a gradient of the model."""
+        """The norm, in canonical units, of a gradient of the model."""
         return Point(gradient.W * self.weight, gradient.H * self.feature, gradient.b).norm()
 
     def enter(self, point: Point) -> Point:

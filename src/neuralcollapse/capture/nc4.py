@@ -1,4 +1,4 @@
-"""NC4 from batches of features and predicted classes: how often the nearest class mean says otherwise."""
+"""NC4 from batches of features and predicted classes: how often the prediction is not the class of the nearest mean."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from neuralcollapse.geometry.moments import ClassMoments
 
 
 def disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoments) -> tuple[int, int]:
-    """How many of (features, predicted class) disagree with the nearest mean, and how many there are."""
+    """The number of predicted classes that are not the class of the nearest mean, and the number of samples."""
     wrong, count = 0, 0
     for features, predicted in batches:
         wrong += nc4_disagreements(features, predicted, moments)
@@ -22,8 +22,8 @@ def disagreements(batches: Iterable[tuple[Tensor, Tensor]], moments: ClassMoment
     return wrong, count
 
 
-def nc4(wrong: float, seen: float, count: int) -> float:
-    """The share of samples whose predicted class is not that of the nearest mean; NaN unless all came again."""
+def disagreement_share(wrong: float, seen: float, count: int) -> float:
+    """NC4, the share of `count` samples that disagree; NaN with a warning unless all were seen a second time."""
     if seen == count:
         return wrong / count
     warnings.warn(

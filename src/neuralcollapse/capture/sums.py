@@ -1,0 +1,93 @@
+"""Sums: what one pass over the data adds up, in one process or joined over several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.capture.forward import Forward
+from neuralcollapse.capture.processes import merged, num_processes, summed
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.moments import ClassMoments
+
+# Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
+_KEEP_BYTES = 512 * 2**20
+
+
+class Sums:
+    """The sums of a pass over the data.
+
+    Attributes:
+        moments: moments of the features; None before the first batch.
+        layers: name -> moments of the outputs of an inner layer.
+        correct: number of samples whose class has the largest logit.
+        loss: sum of the losses.
+        kept: (features, classes predicted by the head, by the model) of each batch, for NC4; None once too large.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        means_dtype: torch.dtype,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        *,
+        keep: bool,
+    ) -> None:
+        self.moments: ClassMoments | None = None
+        self.layers: dict[str, ClassMoments] = {}
+        self.correct = self.loss = 0.0
+        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if keep else None
+        self._num_classes = num_classes
+        self._means_dtype = means_dtype
+        self._loss = loss
+        self._kept_bytes = 0
+
+    def add(self, forward: Forward, batch: Any) -> None:
+        """Run a batch through the network and add it to the sums."""
+        captured = forward(batch)
+        if self.moments is None:
+            self.moments = self._empty(captured.features.shape[1], captured.features.device)
+            self.moments.round_at_least(forward.spacing)
+        self.moments.update(captured.features, captured.labels)
+        for name, outputs in captured.layers.items():
+            if name not in self.layers:
+                self.layers[name] = self._empty(outputs.shape[1], outputs.device)
+                self.layers[name].round_at_least(forward.spacing)
+            self.layers[name].update(outputs, captured.labels)
+        predicted = captured.predicted()
+        self.correct += int((predicted == captured.targets).sum())
+        self.loss += captured.loss(self._loss)
+        if self.kept is not None:
+            head = predicted if captured.head_logits is captured.logits else captured.head_predicted()
+            self.kept.append((captured.features, renumbered(head, forward), renumbered(predicted, forward)))
+            self._kept_bytes += captured.features.numel() * captured.features.element_size()
+            self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
+
+    def join(self, forward: Forward) -> None:
+        """Join the sums of all processes of torch.distributed; all of them must call this.
+
+        Raises:
+            InputError: some processes had no samples, and others had.
+        """
+        if self.moments is None:
+            self.moments = self._empty(forward.tensors()[0].shape[1], forward.device)
+        with_samples, keep, self.correct, self.loss = summed(
+            forward.device, self.moments.num_samples > 0, self.kept is not None, self.correct, self.loss
+        )
+        everywhere = num_processes()
+        if 0 < with_samples < everywhere:
+            raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
+        self.kept = self.kept if keep == everywhere else None
+        self.moments = merged(self.moments)
+        self.layers = {name: merged(part) for name, part in self.layers.items()}
+
+    def _empty(self, dim: int, device: torch.device) -> ClassMoments:
+        return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
+
+
+def renumbered(predicted: Tensor, forward: Forward) -> Tensor:
+    """Predicted classes as numbers of the classes that are measured."""
+    return predicted if forward.subset is None else forward.subset.relabel(predicted)
