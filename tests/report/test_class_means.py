@@ -6,8 +6,8 @@ import pytest
 import neuralcollapse as nc
 from neuralcollapse.report.class_means import cosine_map, geometry_figures, simplex_motion
 from neuralcollapse.report.plotly_spec import plotly_spec
-from neuralcollapse.runs.folder import Geometry, Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Geometry, Record
 
 NAMES = [str(i) for i in range(10)]
 

@@ -2,8 +2,8 @@ import math
 
 from neuralcollapse.report.curves import comparison_curve, run_curves
 from neuralcollapse.report.figure import Band
-from neuralcollapse.runs.folder import Record
-from neuralcollapse.runs.reading import Run, grouped
+from neuralcollapse.runs.reading import Run, group_runs
+from neuralcollapse.runs.records import Record
 
 NAN = math.nan
 
@@ -33,7 +33,7 @@ def test_without_a_test_set_there_is_one_line():
 
 
 def test_a_curve_is_the_mean_over_seeds_in_their_range():
-    groups = grouped([run("a", [4, 1], x="p"), run("b", [8, 3], x="p")])
+    groups = group_runs([run("a", [4, 1], x="p"), run("b", [8, 3], x="p")])
     band, mean = comparison_curve(groups, "nc1", log=True).marks
     assert isinstance(band, Band)
     assert (band.low, band.high, mean.y) == ([4, 1], [8, 3], [6, 2])
@@ -43,12 +43,12 @@ def test_a_curve_is_the_mean_over_seeds_in_their_range():
 def test_what_is_undefined_is_left_out_of_the_mean_whatever_the_order():
     for values in ([NAN, 3], [3, NAN]):
         runs = [run(str(i), [x, NAN], x="p") for i, x in enumerate(values)]
-        band, mean = comparison_curve(grouped(runs), "nc1").marks
+        band, mean = comparison_curve(group_runs(runs), "nc1").marks
         for line in (band.low, band.high, mean.y):
             assert line[0] == 3
             assert math.isnan(line[1])
 
 
 def test_epochs_that_only_one_seed_has_are_left_out():
-    *_, mean = comparison_curve(grouped([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1").marks
+    *_, mean = comparison_curve(group_runs([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1").marks
     assert (mean.x, mean.y) == ([0], [6])

@@ -20,8 +20,8 @@ from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap
 from neuralcollapse.report.landscape_figures import energy_figure, gap_figure, phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
 from neuralcollapse.report.single import run_figures
-from neuralcollapse.runs.folder import Geometry
 from neuralcollapse.runs.reading import read_run
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.survey import Phase
 
 NAMES = [str(i) for i in range(10)]

@@ -5,8 +5,8 @@ import pytest
 from neuralcollapse.report.paper import draw
 from neuralcollapse.reproduce.checks import Results
 from neuralcollapse.reproduce.figures import along, by_depth, cost, curve, energy, gaps, minority
-from neuralcollapse.runs.folder import Record
 from neuralcollapse.runs.reading import Run
+from neuralcollapse.runs.records import Record
 
 
 def run(name, values, layers=(), config=None, environment=None, **labels):

@@ -47,7 +47,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
 
 
 def comparison_verdict(runs: Sequence[Run]) -> str:
-    """How many collapsed, and between which values NC1 and the test accuracy lie."""
+    """How many collapsed, and the range of NC1."""
     words: dict[str, list[str]] = {}
     for run in runs:
         words.setdefault(state(run.last).rstrip(",").partition(",")[0], []).append(run.name)

@@ -17,33 +17,19 @@ GREY = "#64748b"
 
 @dataclass(frozen=True)
 class Line:
-    """A line through points; NaN leaves a gap.
+    """A line through points; NaN leaves a gap."""
 
-    Attributes:
-        name: in the legend.
-        x: of the points.
-        y: of the points.
-        color: "#rrggbb".
-        dash: "solid", "dash" or "dot".
-        markers: whether the points are marked; a single point always is.
-        errors: half the length of each point's error bar.
-        texts: a name for each point.
-        hover: what the pointer shows, with {x}, {y} and {text}, each with a format such as {y:.4g}.
-        legend: whether the legend names it.
-        digits: significant digits that a page keeps.
-    """
-
-    name: str
+    name: str  # in the legend
     x: Sequence[float]
     y: Sequence[float]
-    color: str
-    dash: str = "solid"
-    markers: bool = False
-    errors: Sequence[float] = ()
-    texts: Sequence[str] = ()
-    hover: str = "{y:.4g}"
-    legend: bool = True
-    digits: int = 6
+    color: str  # "#rrggbb"
+    dash: str = "solid"  # or "dash" or "dot"
+    markers: bool = False  # whether the points are marked; a single point always is
+    errors: Sequence[float] = ()  # half the length of each point's error bar
+    texts: Sequence[str] = ()  # a name for each point
+    hover: str = "{y:.4g}"  # what the pointer shows, with {x}, {y} and {text}, each with a format such as {y:.4g}
+    legend: bool = True  # whether the legend names it
+    digits: int = 6  # significant digits that a page keeps
 
 
 @dataclass(frozen=True)
@@ -74,7 +60,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar for each category; bars of several names stand side by side."""
+    """A bar for each category; bars of several names go side by side."""
 
     name: str
     x: Sequence[str]
@@ -103,31 +89,18 @@ class HeatMap:
 
 @dataclass(frozen=True, eq=False)
 class Points3D:
-    """Named points in three dimensions.
+    """Named points in three dimensions."""
 
-    Attributes:
-        name: in the legend.
-        points: (n, 3), or (steps, n, 3) where they move.
-        colors: one for each point, or one for all.
-        texts: a name for each point.
-        size: in pixels.
-        symbol: "circle", "diamond" or "ring".
-        spokes: whether a line joins each point to the origin.
-        labelled: whether the names stand beside the points.
-        hover: what the pointer shows; nothing when empty.
-        digits: significant digits that a page keeps.
-    """
-
-    name: str
-    points: np.ndarray
-    colors: Sequence[str] | str
-    texts: Sequence[str] = ()
-    size: int = 7
-    symbol: str = "circle"
-    spokes: bool = False
-    labelled: bool = False
-    hover: str = ""
-    digits: int = 4
+    name: str  # in the legend
+    points: np.ndarray  # (n, 3), or (steps, n, 3) where they move
+    colors: Sequence[str] | str  # one for each point, or one for all
+    texts: Sequence[str] = ()  # a name for each point
+    size: int = 7  # in pixels
+    symbol: str = "circle"  # or "diamond" or "ring"
+    spokes: bool = False  # whether a line joins each point to the origin
+    labelled: bool = False  # whether the names are written beside the points
+    hover: str = ""  # what the pointer shows; nothing when empty
+    digits: int = 4  # significant digits that a page keeps
 
 
 Mark = Line | Dots | Band | Bars | HeatMap | Points3D
@@ -135,66 +108,40 @@ Mark = Line | Dots | Band | Bars | HeatMap | Points3D
 
 @dataclass(frozen=True)
 class Axis:
-    """An axis. It is one of categories where the marks have names there.
+    """An axis. It is one of categories where the marks have names there."""
 
-    Attributes:
-        title: beside it.
-        log: logarithmic.
-        range: from and to.
-        ticks: where to put ticks, each labelled with its number; chosen to fit where none are given.
-        percent: ticks are labelled in percent.
-        whole: ticks only at whole numbers.
-        from_zero: it begins at zero, unless there are negative values.
-        zero_line: a line marks zero.
-        named: categories are named; where not, only under the pointer.
-    """
-
-    title: str = ""
+    title: str = ""  # beside it
     log: bool = False
-    range: tuple[float, float] | None = None
-    ticks: Sequence[float] = ()
-    percent: bool = False
-    whole: bool = False
-    from_zero: bool = False
-    zero_line: bool = False
-    named: bool = True
+    range: tuple[float, float] | None = None  # from and to
+    ticks: Sequence[float] = ()  # where to put ticks, each labelled with its number; chosen to fit where none are given
+    percent: bool = False  # ticks are labelled in percent
+    whole: bool = False  # ticks only at whole numbers
+    from_zero: bool = False  # it begins at zero, unless there are negative values
+    zero_line: bool = False  # a line marks zero
+    named: bool = True  # categories are named; where not, only under the pointer
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with its words.
+    """A figure with its words."""
 
-    Attributes:
-        name: its id, and the name of its file.
-        title: above it.
-        caption: below the title.
-        alt: a text for those who cannot see it.
-        marks: what is drawn, the first at the back.
-        x: the horizontal axis.
-        y: the vertical axis.
-        read_together: the pointer reads all lines at the same x.
-        steps: the names of the steps of marks that move; the last is shown first.
-        step: what the steps count, such as "epoch".
-        others: the same figure for other runs, by the name of the run; a page lets one choose.
-        own: the name of the run that it shows itself, where there are others.
-    """
-
-    name: str
-    title: str
-    caption: str
-    alt: str
-    marks: Sequence[Mark]
-    x: Axis = field(default_factory=Axis)
-    y: Axis = field(default_factory=Axis)
-    read_together: bool = False
-    steps: Sequence[str] = ()
-    step: str = "epoch"
+    name: str  # its id, and the name of its file
+    title: str  # above it
+    caption: str  # below the title
+    alt: str  # a text for those who cannot see it
+    marks: Sequence[Mark]  # what is drawn, the first at the back
+    x: Axis = field(default_factory=Axis)  # the horizontal axis
+    y: Axis = field(default_factory=Axis)  # the vertical axis
+    read_together: bool = False  # the pointer reads all lines at the same x
+    steps: Sequence[str] = ()  # the names of the steps of marks that move; the last is shown first
+    step: str = "epoch"  # what the steps count, such as "epoch"
+    # The same figure for other runs, by the name of the run; a page lets one choose. `own` is the run shown here.
     others: Mapping[str, Figure] = field(default_factory=dict)
     own: str = ""
 
     @property
     def three_dimensional(self) -> bool:
-        """Whether it has depth, which paper has not."""
+        """Whether it has depth, which a paper cannot show."""
         return any(isinstance(mark, Points3D) for mark in self.marks)
 
     @property

@@ -32,7 +32,7 @@ class Table:
         rows: of the table.
         header: names of the columns.
         note: below the heading.
-        narrow: two such tables may stand side by side.
+        narrow: two such tables fit side by side.
         sortable: a click on a column's name sorts the rows by it.
     """
 

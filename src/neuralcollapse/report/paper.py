@@ -24,7 +24,7 @@ KINDS = ("png", "svg", "pdf")
 _WIDTH, _HEIGHT = 3.25, 2.1  # inches; a column of a paper in two
 _AXES_HEIGHT = 1.45  # at least, when legends and long labels take their part
 _MAP_HEIGHT = 2.0  # of a heat map that need not be square
-_ABOVE = 10  # entries; longer legends stand below
+_ABOVE = 10  # entries; longer legends go below
 _NAME = 46  # characters a line of a legend's entry
 _STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -227,7 +227,7 @@ def _encode(figure: Figure, kind: str) -> bytes:
 
 @contextmanager
 def _style() -> Iterator[None]:
-    """Our look whatever the user's own settings, and no warnings about glyphs that the font lacks."""
+    """Our look whatever the user's own settings, without warnings about glyphs that are missing from the font."""
     from matplotlib import style
 
     with warnings.catch_warnings(), style.context(["default", _STYLE]):

@@ -29,7 +29,7 @@ class PaperAxis:
         axis: as the figure asks for it.
         categories: their names in order; none on an axis of numbers.
         title: beside it.
-        matrix: whether it belongs to a matrix, whose names stand on top, and whose first row is the highest.
+        matrix: whether it belongs to a matrix, which has its names on top and its first row highest.
     """
 
     which: str
@@ -42,7 +42,7 @@ class PaperAxis:
     def of(cls, figure: Figure, which: str) -> PaperAxis:
         """The axis "x" or "y" of a figure; a vertical one of numbers without a title takes the figure's, up to a colon.
 
-        (On a page the figure's title stands above it, in a paper it does not.)
+        (A page has the figure's title above it, a paper does not.)
         """
         axis: Axis = getattr(figure, which)
         categories = figure.categories(which)
@@ -52,7 +52,7 @@ class PaperAxis:
         return cls(which, axis, categories, title, figure.matrix)
 
     def places(self, values: Sequence[Any]) -> np.ndarray:
-        """Where values stand: NaN for those that the axis cannot show."""
+        """Where values are drawn: NaN for those that the axis cannot show."""
         if self.categories:
             return np.array([self.categories.index(name) for name in values], dtype=float)
         places = np.array(values, dtype=float)

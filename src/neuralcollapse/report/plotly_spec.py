@@ -76,7 +76,7 @@ def _line(mark: Line) -> _Spec:
     if mark.dash != "solid":
         trace["line"]["dash"] = mark.dash
     if len(mark.errors):
-        trace["error_y"] = {"type": "data", "array": _numbers(mark.errors, mark.digits), "thickness": 1}
+        trace["error_y"] = {"type": "data", "array": _values(mark.errors, mark.digits), "thickness": 1}
     return trace if mark.legend else trace | {"showlegend": False}
 
 
@@ -90,11 +90,11 @@ def _dots(mark: Dots) -> _Spec:
 def _xy(mark: Line | Dots) -> _Spec:
     trace: _Spec = {
         "name": _text(mark.name),
-        "x": _numbers(mark.x, mark.digits),
-        "y": _numbers(mark.y, mark.digits),
+        "x": _values(mark.x, mark.digits),
+        "y": _values(mark.y, mark.digits),
     }
     trace |= {"hovertemplate": _hover(mark.hover)} if mark.hover else {"hoverinfo": "skip"}
-    return trace | ({"text": [_text(text) for text in mark.texts]} if mark.texts else {})
+    return trace | ({"text": _values(mark.texts, 0)} if mark.texts else {})
 
 
 def _band(mark: Band) -> Iterable[_Spec]:
@@ -106,8 +106,8 @@ def _band(mark: Band) -> Iterable[_Spec]:
             {
                 "type": "scatter",
                 "mode": "lines",
-                "x": _numbers(mark.x, mark.digits),
-                "y": _numbers(values, mark.digits),
+                "x": _values(mark.x, mark.digits),
+                "y": _values(values, mark.digits),
                 "line": {"color": mark.color, "width": 0},
             }
             | quiet
@@ -119,8 +119,8 @@ def _bars(mark: Bars) -> _Spec:
     return {
         "type": "bar",
         "name": _text(mark.name),
-        "x": [_text(name) for name in mark.x],
-        "y": _numbers(mark.y, mark.digits),
+        "x": _values(mark.x, mark.digits),
+        "y": _values(mark.y, mark.digits),
         "marker": {"color": mark.color},
         "hovertemplate": _hover(mark.hover),
     }
@@ -128,10 +128,10 @@ def _bars(mark: Bars) -> _Spec:
 
 def _heat_map(mark: HeatMap) -> tuple[_Spec, list[_Spec]]:
     steps = mark.z if mark.z.ndim == 3 else mark.z[None]
-    cells = [{"type": "heatmap", "z": _numbers(z.tolist(), mark.digits)} for z in steps]
+    cells = [{"type": "heatmap", "z": _values(z.tolist(), mark.digits)} for z in steps]
     trace = {
-        "x": _places(mark.x, mark.digits),
-        "y": _places(mark.y, mark.digits),
+        "x": _values(mark.x, mark.digits),
+        "y": _values(mark.y, mark.digits),
         "zmin": mark.low,
         "zmax": mark.high,
         "colorscale": "RdBu",
@@ -150,7 +150,7 @@ def _points(mark: Points3D) -> list[tuple[_Spec, list[_Spec]]]:
         "marker": {"size": mark.size, "color": mark.colors, "symbol": _SYMBOLS[mark.symbol]},
     }
     trace |= {"hovertemplate": _hover(mark.hover) + _UNNAMED} if mark.hover else {"hoverinfo": "skip"}
-    trace |= {"text": [_text(text) for text in mark.texts]} if mark.texts else {}
+    trace |= {"text": _values(mark.texts, 0)} if mark.texts else {}
     found = [(trace | places[-1], places)]
     if mark.spokes:
         spokes = [_xyz(_spokes(points), mark.digits) for points in steps]
@@ -168,7 +168,7 @@ def _spokes(points: np.ndarray) -> np.ndarray:
 
 
 def _xyz(points: np.ndarray, digits: int) -> _Spec:
-    x, y, z = (_numbers(column.tolist(), digits) for column in points.T)
+    x, y, z = (_values(column.tolist(), digits) for column in points.T)
     return {"type": "scatter3d", "x": x, "y": y, "z": z}
 
 
@@ -248,16 +248,17 @@ def _hover(template: str) -> str:
     return re.sub(r"\{((?:x|y|z|text)(?::[^{}]*)?)\}", r"%{\1}", _text(template))
 
 
-def _places(values: Sequence[Any], digits: int) -> list[Any]:
-    return [_text(value) if isinstance(value, str) else _short(value, digits) for value in values]
+def _values(values: Iterable[Any], digits: int) -> list[Any]:
+    """Names and numbers as JSON, however nested: numbers are short, and what is not finite is null."""
+    return [_value(value, digits) for value in values]
 
 
-def _numbers(values: Iterable[Any], digits: int) -> list[Any]:
-    """Numbers that are short in JSON, however nested: what is not finite as null."""
-    return [_numbers(x, digits) if isinstance(x, list) else _short(x, digits) for x in values]
-
-
-def _short(x: float, digits: int) -> float | None:
-    if not math.isfinite(x):
+def _value(value: Any, digits: int) -> Any:
+    if isinstance(value, list):
+        return _values(value, digits)
+    if isinstance(value, str):
+        return _text(value)
+    if not math.isfinite(value):
         return None
-    return x if isinstance(x, int) else float(x if x == int(x) and abs(x) < 1e15 else f"{x:.{digits}g}")
+    whole = value == int(value) and abs(value) < 1e15
+    return value if isinstance(value, int) else float(value if whole else f"{value:.{digits}g}")

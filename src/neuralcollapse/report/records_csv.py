@@ -14,7 +14,7 @@ _OWN = ("run", "seed", "epoch", "step", "checkpoint", "seconds", "learning_rate"
 
 
 def records_csv(runs: Sequence[Run]) -> str:
-    """All records; columns that no run has are left out, values that a record has not are empty."""
+    """All records; a column that no run has is left out, and a value that a record is missing is empty."""
     lines: list[dict[str, object]] = []
     for run in runs:
         labels = {f"{axis} (axis)" if axis in _OWN else axis: text for axis, text in run.labels.items()}

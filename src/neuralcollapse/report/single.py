@@ -23,7 +23,7 @@ _SOURCES = {
     "eval": "On the training set, in eval mode.",
     "online": "From the features of the epoch's training steps, while the weights moved (measured online).",
 }
-# Names of data sets that say nothing of what is in them.
+# Names of data sets that do not say what is in them.
 _NAMELESS = ("Dataset", "TensorDataset", "IterableDataset", "ConcatDataset", "DataLoader", "list", "tuple", "")
 _SHOWN = 20  # values of a list
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
