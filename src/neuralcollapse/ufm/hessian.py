@@ -72,7 +72,7 @@ class Hessian:
 
     def eigenvalues(self, count: int = 6, *, largest: bool = False) -> Tensor:
         """The `count` smallest (or largest) eigenvalues, ascending."""
-        pieces = [self._reduced()._extreme(count, largest)] if self._splits else [self._extreme(count, largest)]
+        pieces = [(self._reduced() if self._splits else self)._extreme(count, largest)]
         if self._splits:
             pieces += [values.repeat(min(count, repeats)) for values, _, repeats in self._within()]
         values = torch.cat(pieces).sort().values
@@ -132,8 +132,8 @@ class Hessian:
     def least_direction(self) -> tuple[float, Point]:
         """The least eigenvalue and its unit eigenvector."""
         if self._splits:
-            value, direction = self._reduced().least_direction()
-            best, direction = value, self.model.expand(direction)
+            best, direction = self._reduced().least_direction()
+            direction = self.model.expand(direction)
             first = 0
             for (values, vectors, repeats), samples in zip(self._within(), self.model.counts, strict=True):
                 if repeats and float(values[0]) < best:  # move two features of the class apart
