@@ -12,8 +12,8 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.matrix import as_matrix, tiles
 
 _COSINES = 2**24  # cosines held in memory at a time
-# First and last temperature, rate and momentum. In tests/geometry/test_softmax_code.py they end within 0.002 of the least
-# largest cosine known in 3 and 15 dimensions, and within 0.02 of it in 16.
+# First and last temperature, rate and momentum. In tests/geometry/test_softmax_code.py the largest cosine ends within
+# 0.002 of the smallest known one in 3 and 15 dimensions, and within 0.02 of it in 16.
 _TEMPERATURES = (0.1, 0.001)
 _RATE, _MOMENTUM = 2.0, 0.9
 

@@ -149,7 +149,9 @@ class CollapseTrainerCallback(TrainerCallback):
     def _recorder(self, args: TrainingArguments, *, resume: bool, force: bool) -> Recorder:
         trainer = self.trainer
         model: Any = trainer.model
-        if trainer.is_fsdp_enabled or _is_zero3(trainer):
+        deepspeed = getattr(args, "hf_deepspeed_config", None)
+        zero3 = trainer.is_deepspeed_enabled and deepspeed is not None and deepspeed.is_zero3()
+        if trainer.is_fsdp_enabled or zero3:
             raise InputError("expected each process to hold all weights, got FSDP or ZeRO-3: train with DDP or ZeRO-2")
         dataset: Any = trainer.train_dataset if self.dataset is None else self.dataset
         if dataset is None:
@@ -251,11 +253,6 @@ def _unpatched(model: Any) -> Iterator[None]:
     finally:
         if patched is not None:
             model.forward = patched
-
-
-def _is_zero3(trainer: Trainer) -> bool:
-    config = getattr(trainer.args, "hf_deepspeed_config", None)
-    return bool(trainer.is_deepspeed_enabled and config is not None and config.is_zero3())
 
 
 def _class_names(model: Any, dataset: Any) -> list[str]:

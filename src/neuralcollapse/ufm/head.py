@@ -92,7 +92,7 @@ def certify_head(
     check_classifier(weight, bias, num_classes, features.shape[1])
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
-    check_label_range(int(labels.min()), int(labels.max()), num_classes)
+    check_label_range(labels, num_classes)
     order = labels.argsort(stable=True)
     H = features[order].T.double()
     counts, decays = labels.bincount(minlength=num_classes), (weight_decay, feature_decay, bias_decay)
