@@ -65,14 +65,7 @@ def chosen_classes(
 
 
 class ClassSubset:
-    """Some of K classes, renumbered from 0 in their order.
-
-    Args:
-        classes: their numbers, in any order.
-        num_classes: K.
-
-    Attributes:
-        classes: (n,) int64, sorted.
+    """Some of K classes, renumbered from 0 in their order; `classes` are their numbers (n,), sorted.
 
     Raises:
         InputError: numbers outside 0..K-1, repeated numbers, or an empty list.

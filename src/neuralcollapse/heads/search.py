@@ -49,13 +49,8 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     of those named like a head (head, classifier, fc, ...) if there are any. Others of K outputs count if they have
     names like head_dist, aux_head, distillation_classifier or AuxLogits.
 
-    Args:
-        model: any module.
-        num_classes: K. By default what the model says (`config.num_labels`, `num_classes`), or else the number of
-            outputs of the head found.
-
-    Returns:
-        At least one name, in order of registration; "" is the model itself.
+    K is `num_classes`. By default it is what the model says (`config.num_labels`, `num_classes`), or else the number of
+    outputs of the head found. The names are in order of registration; "" is the model itself.
 
     Raises:
         InputError: no layer may be a head, none has K outputs, or without K several layers named like heads have

@@ -198,7 +198,8 @@ class CollapseTrainerCallback(TrainerCallback):
             batch = trainer._prepare_inputs(batch)
             if half is None:
                 return batch
-            return {name: value.to(half) if _is_real(value) else value for name, value in batch.items()}
+            real = {name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()}
+            return {name: value.to(half) if name in real else value for name, value in batch.items()}
 
         return MappedBatches(loader, prepare, most if stream else None)
 
@@ -233,10 +234,6 @@ def _check_dataset(data: Any, name: str) -> None:
         got = f"the class {data.__name__}" if isinstance(data, type) else f"a {type(data).__name__}"
         raise InputError(f"{expected}, got {got}: give one with __getitem__ and __len__, as for the trainer")
     check_restarts(data, name)
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 @contextmanager

@@ -38,11 +38,8 @@ def reduced(small: Model, dim: int) -> Model:
 def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
     """Distinct canonical critical points of at most `rank` dimensions, the highest first.
 
-    Args:
-        units: the canonical units of the model.
-        rank: d', the number of dimensions that the points may use.
-        starts: number of random points, each taken to a critical point by Newton's method, some after a descent. By
-            default twice as many as were needed for the last new point, between 200 and 1,600.
+    `starts` random points are each taken to a critical point by Newton's method, some after a descent. By default they
+    are twice as many as were needed for the last new point, between 200 and 1,600.
 
     Half of the starts have a symmetry, which Newton's steps preserve: a saddle that is rarely reached is often one of
     few with its symmetry.

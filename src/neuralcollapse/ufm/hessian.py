@@ -19,10 +19,6 @@ _COLLAPSED = 1e-9  # features this close to their class means, relatively, count
 class Hessian:
     """The Hessian of a model's objective at a point.
 
-    Args:
-        model: the model.
-        point: the point.
-
     If the features of each class coincide, as at every critical point, the spectrum splits into that of the collapsed
     model (one column a class) and, for differences within class k, the eigenvalues of `W' C_k W / N + lH I`, C_k the
     curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative` use this, so that their cost does not grow

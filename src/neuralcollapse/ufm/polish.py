@@ -37,12 +37,9 @@ class Polished:
 
 
 def polish(units: Units, point: Point, reach: float = NEAR) -> Polished:
-    """The critical point near a point of a canonical model, or the point itself if Newton's method finds none near.
+    """The critical point near a point of `units.small`, or the point itself if Newton's method finds none near.
 
-    Args:
-        units: canonical units; the point is one of `units.small`.
-        point: a point with a small gradient.
-        reach: how far to go, relative to 1 + |point|.
+    The point has a small gradient; `reach` says how far to go, relative to 1 + |point|.
     """
     small = units.small
     vector = start = point.vector()

@@ -87,14 +87,9 @@ def survey(
     seed: int = 0,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Survey:
-    """Survey the landscape of a model.
+    """Survey the landscape of a model: `starts` random starts, some of them recorded step by step by `method`.
 
-    Args:
-        model: the model.
-        starts: number of random starts, which descend together by L-BFGS.
-        method: method of the trajectories that are recorded step by step.
-        seed: seed of the starts.
-        on_message: called with the name of each stage as it begins.
+    `on_message` is called with the name of each stage as it begins.
     """
     minimum, lowest = None, None
     on_message("the global minimum")
