@@ -73,11 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def check_format(kind: str) -> None:
-    """Raise unless a page can be written in this format.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Raise unless a page can be written in this format."""
     from neuralcollapse.report.formats import FORMATS
 
     if kind not in FORMATS:
@@ -85,21 +81,13 @@ def check_format(kind: str) -> None:
 
 
 def check_folder(out: Path, kind: str) -> None:
-    """Raise where figures cannot go into `out`.
-
-    Raises:
-        InputError: it is a file.
-    """
+    """Raise where figures cannot go into `out`."""
     if out.is_file():
         raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
 
 
 def check_free(paths: Iterable[Path], force: bool) -> None:
-    """Raise where a file would be overwritten unasked.
-
-    Raises:
-        InputError: naming the first.
-    """
+    """Raise where a file would be overwritten unasked."""
     for path in paths:
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
@@ -133,11 +121,7 @@ def _page(paths: Sequence[Path]) -> Any:
 
 
 def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
-    """Raise where a page would take the place of what it is made from.
-
-    Raises:
-        InputError: it would.
-    """
+    """Raise where a page would take the place of what it is made from."""
     if path.is_dir():
         raise InputError(f"expected --out as a file, got the folder {path}")
     place = path.resolve()

@@ -157,16 +157,7 @@ def _print_config(config: TrainConfig, out: str | None) -> None:
 
 
 def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, Path]) -> None:
-    """Raise where the file that asks for code belongs to a run folder.
-
-    Args:
-        config: the configuration.
-        code: what it would import or load, in words; None for nothing.
-        sources: the files that its options came from.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raise where the file that asks for `code` (in words; None for nothing) belongs to a run folder."""
     from neuralcollapse.networks.external import untrusted_code
 
     if code is None:

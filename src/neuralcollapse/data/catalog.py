@@ -60,11 +60,7 @@ def read_image_set(name: str, size: int | None = None) -> ImageSet:
 
 
 def check_classes(labels: Tensor, class_names: Sequence[str], source: str) -> None:
-    """Raise unless every class has a training sample.
-
-    Raises:
-        InputError: naming the classes that have none.
-    """
+    """Raise unless every class has a training sample."""
     counts = labels.bincount(minlength=len(class_names))
     if empty := [class_names[label] for label in (counts == 0).nonzero()[:, 0].tolist()]:
         raise InputError(

@@ -71,11 +71,7 @@ class Results:
 
 
 def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
-    """Look at each check: its `kind` names a function below, the rest are its options.
-
-    Raises:
-        InputError: an unknown kind or option.
-    """
+    """Look at each check: its `kind` names a function below, the rest are its options."""
     validate(checks, "checks")
     findings = []
     for check in checks:
@@ -86,11 +82,7 @@ def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
 
 
 def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every check has a statement, a known kind and options that it takes.
-
-    Raises:
-        InputError: naming the first that does not.
-    """
+    """Raise unless every check has a statement, a known kind and options that it takes."""
     for check in checks:
         if "statement" not in check:
             raise InputError(f"{source}: check {check['kind']!r}: expected `statement`, what it checks in plain words")
@@ -99,11 +91,7 @@ def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
 
 
 def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]], source: str) -> None:
-    """Raise unless an entry of an experiment (a check, a figure) names one of the kinds, with options that it takes.
-
-    Raises:
-        InputError: an unknown kind (the nearest is offered), an option too many or too few, an unknown number or cost.
-    """
+    """Raise unless an entry of an experiment (a check, a figure) names one of the kinds, with options that it takes."""
     kind, options = str(item["kind"]), {name: part for name, part in item.items() if name != "kind"}
     if kind not in kinds:
         raise InputError(f"{source}: no {kind!r}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")

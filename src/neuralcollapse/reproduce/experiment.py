@@ -92,11 +92,7 @@ def names() -> list[str]:
 
 
 def text_of(name: str) -> str:
-    """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml).
-
-    Raises:
-        InputError: no such experiment or file.
-    """
+    """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml)."""
     if name.endswith((".yaml", ".yml")):
         try:
             return Path(name).read_text(encoding="utf-8")

@@ -71,11 +71,7 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
 
 
 def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every figure is of a known kind, with options that it takes.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Raise unless every figure is of a known kind, with options that it takes."""
     for item in wanted:
         validate_item(item, FIGURES, f"{source}: figure")
 

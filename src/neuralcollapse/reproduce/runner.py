@@ -75,11 +75,7 @@ class ExperimentFolder:
 
     @classmethod
     def open(cls, path: Path) -> ExperimentFolder:
-        """An existing experiment.
-
-        Raises:
-            InputError: none there, or damaged.
-        """
+        """An existing experiment."""
         there = _read(path)
         return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"], quiet=True))
 
@@ -165,11 +161,7 @@ class ExperimentFolder:
                 place.rmdir()  # where nothing came of it
 
     def results(self) -> Results:
-        """What is there so far.
-
-        Raises:
-            InputError: damaged files.
-        """
+        """What is there so far."""
         if self.experiment.kind == "landscape":
             found = []
             for run in self.experiment.runs:
@@ -274,11 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_config(run: Run, source: Path) -> None:
-    """Raise unless checks and figures can rely on the configuration: it must be one of a training.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise unless checks and figures can rely on the configuration: it must be one of a training."""
     check_names(run.config, str(source))
     try:
         TrainConfig(**run.config)

@@ -36,11 +36,7 @@ def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
-    """The survey that a folder keeps, or None if it is missing or not complete.
-
-    Raises:
-        InputError: a file is damaged.
-    """
+    """The survey that a folder keeps, or None if it is missing or not complete."""
     if not (folder / FACTS).is_file():  # written last
         return None
     try:

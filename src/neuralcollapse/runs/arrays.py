@@ -41,14 +41,11 @@ def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[st
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> None:
-    """Raise unless the arrays are floating-point and their shapes agree.
+    """Raise ValueError unless all arrays are there, floating-point, and their shapes agree.
 
     Args:
         arrays: by name.
         dims: name to a letter for each axis, as in {"means": "Kd", "bias": "K"}; a letter stands for one size.
-
-    Raises:
-        ValueError: an array is missing, of another type, or of another shape.
     """
     sizes: dict[str, int] = {}
     for name, letters in dims.items():

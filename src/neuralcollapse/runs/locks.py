@@ -81,11 +81,7 @@ def hold(folder: str | Path) -> Hold:
 
 
 def check_unlocked(folder: str | Path) -> None:
-    """Raise where `hold` would; nothing is written.
-
-    Raises:
-        InUse: somebody else has the lock.
-    """
+    """Raise where `hold` would; nothing is written."""
     if Path(folder, NAME).is_file():  # a killed process leaves the file, unlocked
         hold(folder).release()
 

@@ -155,11 +155,7 @@ def _distinct_names(places: Sequence[Path]) -> list[str]:
 
 
 def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
-    """Raise unless the entries on the data that pages use are of the types in which this library writes them.
-
-    Raises:
-        InputError: naming the entry.
-    """
+    """Raise unless the entries on the data that pages use are of the types in which this library writes them."""
     counts = environment.get("class_counts")
     if counts is not None:
         if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):

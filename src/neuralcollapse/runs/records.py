@@ -190,11 +190,7 @@ MEASURES: dict[str, tuple[str, str]] = {
 
 
 def check_key(key: object, source: str) -> str:
-    """`key`, if `Record.value` knows it; `source` says in the error where the key was given.
-
-    Raises:
-        InputError: it does not.
-    """
+    """`key`, if `Record.value` knows it; `source` says in the error where the key was given."""
     group, dot, _ = str(key).partition(".")
     if not isinstance(key, str) or not (group in ("train", "test", "head") if dot else key in MEASURES):
         raise InputError(

@@ -342,11 +342,7 @@ def read_value(name: str, text: str) -> object:
 
 
 def check_names(values: Mapping[str, object], source: str) -> None:
-    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one.
-
-    Raises:
-        InputError: naming the first such name.
-    """
+    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one."""
     for name in values:
         if name not in types():
             raise InputError(
@@ -356,11 +352,7 @@ def check_names(values: Mapping[str, object], source: str) -> None:
 
 
 def check_value(name: str, value: object) -> None:
-    """Raise unless an option can have this value, as far as its type says.
-
-    Raises:
-        InputError: with what was expected, and the nearest of the names where it has some.
-    """
+    """Raise unless an option can have this value, as far as its type says."""
     kind = types()[name]
     if not fits(value, kind):
         raise InputError(_complaint(name, described(kind), value))

@@ -61,11 +61,7 @@ class State:
     origin: str
 
     def check_origin(self, config: TrainConfig) -> None:
-        """Raise unless the state was made with these options, apart from those that may change.
-
-        Raises:
-            InputError: naming the first that differs.
-        """
+        """Raise unless the state was made with these options, apart from those that may change."""
         try:
             made, said = completed(parse_json(self.origin)), json.loads(origin_of(config))
             items = made.items()
@@ -189,11 +185,7 @@ def restore(
 
 
 def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:
-    """Raise unless an optimiser's state is like that of the module's own: the same groups, tensors of the same shapes.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise unless an optimiser's state is like that of the module's own: the same groups, tensors of equal shapes."""
     optimizer = module.configure_optimizers()
     shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
     own = optimizer.state_dict()["param_groups"]

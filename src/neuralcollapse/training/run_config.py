@@ -38,11 +38,7 @@ def needs_trust(config: TrainConfig) -> str | None:
 
 
 def check_trusted(config: TrainConfig, run: RunFolder, trust_code: bool) -> None:
-    """Raise if the configuration of a run folder asks for code, unless the user trusts it.
-
-    Raises:
-        InputError: it does, and `trust_code` is False.
-    """
+    """Raise if the configuration of a run folder asks for code, unless the user trusts it."""
     code = needs_trust(config)
     if code is not None and not trust_code:
         raise InputError(
