@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
+from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"expected --batch-size to be at least 1, got {options.batch_size}")
-    try:
+    with train_packages():
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
         from neuralcollapse.data.batches import Batches
@@ -104,8 +104,6 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.training.config import TrainConfig
         from neuralcollapse.training.network import network_for
         from neuralcollapse.training.run_config import named_paths
-    except ImportError as error:
-        raise needs_train(error) from None
     files = find_checkpoints(options.checkpoints)  # before the data are read
     config = TrainConfig(**options.values)
     out = Path(options.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-checkpoints")
@@ -180,7 +178,7 @@ def line(checkpoint: Checkpoint) -> str:
 
 def print_last(record: Record, unit: str, samples: int) -> None:
     """The last record as a table."""
-    from neuralcollapse.runs.words import describe_epoch
+    from neuralcollapse.runs.records import describe_epoch
 
     print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
     print_measures(record)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli.printing import print_json
-from neuralcollapse.cli.report import FORMAT_HELP, check_folder, check_format, check_free, next_step
+from neuralcollapse.cli.report import add_output, check_format, check_free, next_step, print_written, written_json
 from neuralcollapse.errors import InputError
 
 
@@ -36,31 +36,23 @@ def add(commands: Any) -> None:
     parser.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
     parser.add_argument("--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam")
     parser.add_argument("--seed", type=int, default=0, help="of the starts (0)")
-    parser.add_argument("--format", default="html", metavar="FORMAT", help=FORMAT_HELP)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PLACE",
-        help="where to write it: html: landscape.html; png, svg, pdf: a folder, landscape-figures; markdown: "
-        "landscape.md, with its images beside it",
+    add_output(
+        parser,
+        "html: landscape.html; png, svg, pdf: a folder, landscape-figures; markdown: landscape.md, with its images "
+        "beside it",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    from neuralcollapse.report.formats import files, save_page
-    from neuralcollapse.report.landscape import landscape_page, summary
-    from neuralcollapse.report.landscape_figures import LANDSCAPE_FIGURES
+    from neuralcollapse.report.formats import save_page
+    from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, landscape_page, summary
 
     check_format(options.format)
     defaults = {"html": "landscape.html", "markdown": "landscape.md"}
     out: Path = options.out or Path(defaults.get(options.format, "landscape-figures"))
-    if options.format not in defaults:
-        check_folder(out, options.format)
-    check_free(files(options.format, out, LANDSCAPE_FIGURES), options.force)
+    check_free(options.format, out, LANDSCAPE_FIGURES, options.force)
     if not out.parent.is_dir():
         raise InputError(f"no folder {out.parent} to write {out.name} into: make it, or choose another --out")
     try:
@@ -109,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
                     for (value, verdict), gaps in sorted(ends.items())
                 ],
-                **({"page": str(out)} if options.format == "html" else {"files": [str(path) for path in written]}),
+                **written_json(options.format, written),
             }
         )
         return 0
@@ -128,7 +120,6 @@ def run(options: argparse.Namespace) -> int:
     for (value, verdict), gaps in sorted(ends.items()):
         print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")
     print()
-    for path in written:
-        print(f"{'page' if options.format == 'html' else 'file'}  {path}")
+    print_written(options.format, written)
     print(f"next  {next_step(options.format)}, or set unequal classes: --samples 30,10,5,2")
     return 0

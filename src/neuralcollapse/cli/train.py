@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli.parser import ConfigFile, add_options
-from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
+from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
@@ -84,7 +84,7 @@ def run(options: argparse.Namespace) -> int:
     if options.print_config:
         _print_config(TrainConfig(**values), options.out)
         raise SystemExit(0)  # as --help does
-    try:
+    with train_packages():
         import yaml  # noqa: F401  a run folder's configuration is YAML
 
         from neuralcollapse.report.single import write_page
@@ -92,8 +92,6 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.training.run import resume, train
         from neuralcollapse.training.run_config import needs_trust, read_config
         from neuralcollapse.training.trainer import is_primary
-    except ImportError as error:
-        raise needs_train(error) from None
     if options.resume:
         if options.out or options.force:
             raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
@@ -148,10 +146,8 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_config(config: TrainConfig, out: str | None) -> None:
-    try:
+    with train_packages():
         import yaml
-    except ImportError as error:
-        raise needs_train(error) from None
     values = as_builtin(asdict(config))
     print(yaml.safe_dump(({"out": out} if out else {}) | values, sort_keys=False), end="")
 

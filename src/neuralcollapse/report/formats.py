@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from neuralcollapse.report.markdown import markdown
-from neuralcollapse.report.page import Page, save_text
+from neuralcollapse.report.page import Cell, Page, save_text
 from neuralcollapse.report.paper import KINDS, save_figures
 
 FORMATS = ("html", *KINDS, "markdown")
 _IMAGES = "figures"  # the folder of a Markdown file's images, beside it
+_VERDICTS = {True: "holds", False: "**does not hold**", None: "not tested"}
 
 
 def files(format: str, out: Path, figures: Iterable[str]) -> list[Path]:
@@ -38,3 +40,48 @@ def save_page(page: Page, format: str, out: Path) -> list[Path]:
     images = save_figures(page.figures, out.parent / _IMAGES, "png")
     names = {image.stem: f"{_IMAGES}/{image.name}" for image in images}
     return [save_text(markdown(page, names), out), *images]
+
+
+def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
+    """The page as Markdown text.
+
+    Args:
+        page: the page.
+        images: figure name -> where its image is, from where the text will be.
+    """
+    parts = [f"# {escaped(page.title)}", escaped(page.subtitle)]
+    if page.claim:
+        parts += [f"> {escaped(page.claim.text)}", f"Source: {escaped(page.claim.source)}."]
+    parts.append(f"**{escaped(page.verdict)}**")
+    if page.claim:
+        found = [[Cell(what), Cell(_VERDICTS[holds]), Cell(numbers)] for holds, what, numbers in page.claim.findings]
+        parts.append(_table(("check", "", "numbers"), found, marked=1))
+    for table in page.tables:
+        if not table.narrow and table.rows:
+            rows = table.cells()
+            header = table.header or [""] * max(map(len, rows))
+            parts += [f"## {escaped(table.heading)}", *([escaped(table.note)] if table.note else [])]
+            parts.append(_table(header, rows))
+    there = images or {}
+    parts += [f"![{escaped(figure.alt)}]({there[figure.name]})" for figure in page.figures if figure.name in there]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(line, quote=False))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], marked: int | None = None) -> str:
+    def cell(column: int, item: Cell) -> str:
+        if column == marked:
+            return item.text
+        return escaped(item.text) + (f" ({escaped(item.note)})" if item.note else "")
+
+    lines = [
+        "| " + " | ".join(map(escaped, header)) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(cell(i, item) for i, item in enumerate(row)) + " |" for row in rows),
+    ]
+    return "\n".join(lines)

@@ -12,8 +12,7 @@ from typing import Any
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.runs.reading import Group, Run, by_layer, group_runs
-from neuralcollapse.runs.records import check_key, label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import check_key, label, number
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.report.comparison import NUMBERS, as_number
-from neuralcollapse.report.landscape_figures import Numbers, survey_name
+from neuralcollapse.report.landscape import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
 from neuralcollapse.runs.reading import Group
-from neuralcollapse.runs.records import label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import label, number
 
 
 def group_table(groups: Sequence[Group]) -> Table:

@@ -12,9 +12,8 @@ from typing import Any
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import Geometry, Record
+from neuralcollapse.runs.records import Geometry, Record, format_value
 from neuralcollapse.runs.renamed import with_new_names
-from neuralcollapse.runs.words import format_value
 
 
 @dataclass(frozen=True)
