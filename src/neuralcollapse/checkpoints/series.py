@@ -119,7 +119,7 @@ def measure_checkpoints(
         classifier,
         force=force,
         config={
-            "checkpoints": _said(checkpoints),
+            "checkpoints": str(checkpoints) if isinstance(checkpoints, str | os.PathLike) else listed(checkpoints, 3),
             "prefix": prefix,
             **{name: _plain(options.get(name)) for name in _OPTIONS},
             **(config or {}),
@@ -311,10 +311,6 @@ class _Run:
         }
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
         RunFolder(self._place).write_text(_LEDGER, f"{{\n{lines}\n}}\n")
-
-
-def _said(checkpoints: str | Path | Sequence[str | Path]) -> str:
-    return str(checkpoints) if isinstance(checkpoints, str | os.PathLike) else listed(checkpoints, 3)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

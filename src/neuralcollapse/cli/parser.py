@@ -14,7 +14,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.files import parse_yaml, read_mapping
 from neuralcollapse.runs.renamed import with_new_names
-from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, read_value, types
+from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, types
+from neuralcollapse.training.values import read
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
@@ -120,7 +121,7 @@ class _Option(argparse.Action):
             key, _, word = text[1:].partition("=")
             value: object = {**known.get(name, {}), key: _yaml(word)}  # the other entries are still the file's
         else:
-            value = read_value(name, text)
+            value = read(types()[name], text)
             sources.pop(name, None)
         check_value(name, value)
         namespace.values, namespace.sources = {**known, name: value}, sources
@@ -148,7 +149,7 @@ class ConfigFile(argparse.Action):
             found = with_new_names(found, "train")
             check_names(found, file)
             for name, value in found.items():
-                found[name] = read_value(name, value) if isinstance(value, str) else value  # 5e-4 is text in YAML
+                found[name] = read(types()[name], value) if isinstance(value, str) else value  # 5e-4 is text in YAML
                 try:
                     check_value(name, found[name])
                 except InputError as error:

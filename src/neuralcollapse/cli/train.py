@@ -82,10 +82,13 @@ def run(options: argparse.Namespace) -> int:
     """The command."""
     values: dict[str, Any] = options.values or {}
     if options.print_config:
-        _print_config(TrainConfig(**values), options.out)
+        config = as_builtin(asdict(TrainConfig(**values)))
+        with train_packages():
+            import yaml
+        print(yaml.safe_dump(({"out": options.out} if options.out else {}) | config, sort_keys=False), end="")
         raise SystemExit(0)  # as --help does
     with train_packages():
-        import yaml  # noqa: F401  a run folder's configuration is YAML
+        import yaml
 
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
@@ -112,8 +115,7 @@ def run(options: argparse.Namespace) -> int:
                 file.resolve() for file in options.config or () if file.resolve() != (out / "config.yaml").resolve()
             ]
             needed = [file for file in files if file.is_relative_to(out.resolve())]
-            also: dict[str, Any] = {"given": needed} if needed else {}
-            folder = train(config, out, force=options.force, **also)
+            folder = train(config, out, force=options.force, given=needed)
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""
@@ -143,13 +145,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         print("next  open the page; or compare with another frame, loss or optimiser: neuralcollapse train --help")
     return 0
-
-
-def _print_config(config: TrainConfig, out: str | None) -> None:
-    with train_packages():
-        import yaml
-    values = as_builtin(asdict(config))
-    print(yaml.safe_dump(({"out": out} if out else {}) | values, sort_keys=False), end="")
 
 
 def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, Path]) -> None:

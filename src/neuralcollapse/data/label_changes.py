@@ -60,7 +60,11 @@ def imbalance(labels: Tensor, kind_and_ratio: str, num_classes: int, seed: int) 
     Raises:
         InputError: neither "exponential:R" nor "step:R", or R below 1.
     """
-    kind, ratio = _parsed(kind_and_ratio)
+    kind, _, text = kind_and_ratio.partition(":")
+    try:
+        ratio = float(text)
+    except ValueError:
+        raise _wrong_imbalance(kind_and_ratio) from None
     largest = int(labels.bincount(minlength=num_classes).min())
     return choose_per_class(labels, imbalanced_counts(kind, ratio, largest, num_classes), seed, "imbalance")
 
@@ -107,14 +111,6 @@ def label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Te
     noisy = labels.clone()
     noisy[chosen] = (labels[chosen] + shifts[chosen]) % num_classes
     return noisy
-
-
-def _parsed(text: str) -> tuple[str, float]:
-    kind, _, ratio = text.partition(":")
-    try:
-        return kind, float(ratio)
-    except ValueError:
-        raise _wrong_imbalance(text) from None
 
 
 def _wrong_imbalance(got: str) -> InputError:

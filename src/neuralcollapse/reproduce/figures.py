@@ -114,9 +114,10 @@ def minority(results: Results, axis: str) -> Figure:
     ratios = [float(group.labels[axis]) for group in ordered]
     found = [[x for run in group.runs if (x := minority_cosine(run)) is not None] for group in ordered]
     means, minima = [mean(row) for row in found], [cosine_at_minimum(group.runs[0]) for group in ordered]
+    half_ranges = [(max(row) - min(row)) / 2 if len(row) > 1 else math.nan for row in found]
     marks = [
         Line("exact minimiser", ratios, minima, GREY, "dash", markers=True),
-        Line("network", ratios, means, COLORS[0], markers=True, errors=[_half_range(row) for row in found]),
+        Line("network", ratios, means, COLORS[0], markers=True, errors=half_ranges),
     ]
     values = "; ".join(
         f"ratio {x:g}: network {number(a)}, exact {number(b)}" for x, a, b in zip(ratios, means, minima, strict=True)
@@ -201,7 +202,3 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
 def device(costs: Sequence[Mapping[str, Any]]) -> str:
     """Where the costs were measured."""
     return "CPU" if costs[0]["device"] == "cpu" else str(costs[0]["device"])
-
-
-def _half_range(row: Sequence[float]) -> float:
-    return (max(row) - min(row)) / 2 if len(row) > 1 else math.nan

@@ -52,7 +52,7 @@ class ExperimentFolder:
                 described.
         """
         text = text_of(name)
-        title = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        title = Path(name).stem
         experiment = parse(text, title, scale, changes)
         validate(experiment.checks, title)
         content = {"name": title, "scale": scale, "changes": dict(changes or {}), "text": text}
@@ -106,7 +106,7 @@ class ExperimentFolder:
                 left = ""
                 if done:
                     seconds = (time.monotonic() - began) / done * (len(waiting) - at)
-                    left = f", about {_duration(seconds)} left"
+                    left = f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
                 try:
                     done += self._take(run, progress, on_message, left)
                 except InUse:
@@ -119,7 +119,8 @@ class ExperimentFolder:
                 time.sleep(_POLL)
             waiting = [run for run in self.missing() if run in elsewhere]
         announced = False
-        while self.experiment.costs and not self._costs_whole():
+        wanted = [plan.name for plan in self.experiment.costs]
+        while wanted and [cost["name"] for cost in self._costs()] != wanted:
             try:
                 held = hold(self.path)
             except InUse:
@@ -152,8 +153,14 @@ class ExperimentFolder:
             on_message(f"run {number} of {len(self.experiment.runs)}: {planned.name}{left}")
             if isinstance(planned.config, SurveyConfig):
                 surveys.write(place, planned.config, surveys.facts(planned.config))
+                return True
+            from neuralcollapse.training.run import resume, train
+
+            if _begun(place):
+                # its configuration is that of the experiment, which `create` made sure of
+                resume(place, progress=progress, trust_code=True)
             else:
-                self._train(planned, planned.config, progress)
+                train(planned.config, place, force=True, progress=progress)
             return True
         finally:
             held.release()
@@ -175,16 +182,6 @@ class ExperimentFolder:
         for found_run in runs:
             _check_config(found_run, self.path / found_run.name / "config.yaml")
         return Results(runs=runs, costs=self._costs())
-
-    def _train(self, run: Planned, config: TrainConfig, progress: bool) -> None:
-        from neuralcollapse.training.run import resume, train
-
-        place = self.path / run.name
-        if _begun(place):
-            # its configuration is that of the experiment, which `create` made sure of
-            resume(place, progress=progress, trust_code=True)
-        else:
-            train(config, place, force=True, progress=progress)
 
     def _whole(self, run: Planned) -> bool:
         place = self.path / run.name
@@ -235,9 +232,6 @@ class ExperimentFolder:
             raise InputError(f"{file} is damaged: remove it to measure the costs again") from None
         return found
 
-    def _costs_whole(self) -> bool:
-        return [cost["name"] for cost in self._costs()] == [plan.name for plan in self.experiment.costs]
-
     def _measure_costs(self, on_message: OnMessage) -> None:
         from neuralcollapse.training.cost import step_costs
 
@@ -281,7 +275,3 @@ def _begun(place: Path) -> bool:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

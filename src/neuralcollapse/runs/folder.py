@@ -198,11 +198,6 @@ class RunFolder:
         """The file of the state of training."""
         return self.path / "state.pt"
 
-    @property
-    def logs(self) -> Path:
-        """The folder of other loggers."""
-        return self.path / "logs"
-
     def discard(self) -> None:
         """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""
         ownership.remove(self._own())

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
-from neuralcollapse.training.values import choices, described, fits, read
+from neuralcollapse.training.values import choices, described, fits
 
 _T = TypeVar("_T")
 
@@ -334,11 +334,6 @@ def descriptions() -> dict[str, str]:
             name, _, line = line.partition(":")
         found[name.strip()] = f"{found.get(name.strip(), '')} {line.strip()}".strip()
     return found
-
-
-def read_value(name: str, text: str) -> object:
-    """The value of an option, read from text (`neuralcollapse.training.values.read`)."""
-    return read(types()[name], text)
 
 
 def check_names(values: Mapping[str, object], source: str) -> None:

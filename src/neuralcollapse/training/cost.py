@@ -54,9 +54,7 @@ class Cost:
     device: str
 
 
-def step_costs(
-    configs: Mapping[str, TrainConfig], *, steps: int = 12, on_message: Callable[[str], None] = lambda text: None
-) -> dict[str, Cost]:
+def step_costs(configs: Mapping[str, TrainConfig], *, steps: int = 12) -> dict[str, Cost]:
     """What a training step of each configuration costs, on this machine.
 
     Each network takes the steps that `train` does, on the first batch of its training set again and again. They go in
@@ -68,7 +66,6 @@ def step_costs(
     Args:
         configs: by name. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
         steps: timed steps of each.
-        on_message: called with a line of text now and then.
 
     Raises:
         InputError: no configurations, steps below 1, L-BFGS, several processes, a precision other than 32-true, a
@@ -79,17 +76,13 @@ def step_costs(
     if not configs:
         raise InputError("expected at least one configuration, got none: give a mapping from names to TrainConfig")
     device = _common_device(configs)
-    runs = {}
-    for name, config in configs.items():
-        runs[name] = _Steps(config, device)
-        on_message(f"{name}: {runs[name].parameters:,} parameters")
+    runs = {name: _Steps(config, device) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
-    for turn in range(_WARM_UP + steps):
+    for _ in range(_WARM_UP + steps):
         for name in order:
             seconds[name].append(_seconds(runs[name], device))
         order.append(order.pop(0))
-        on_message(f"round {turn + 1} of {_WARM_UP + steps}")
     return {name: run.cost(median(seconds[name][_WARM_UP:])) for name, run in runs.items()}
 
 
@@ -171,11 +164,6 @@ class _Steps:
         images, labels = next(iter(Batches(data.train, config.batch_size, shuffle_seed=config.seed)))
         self.batch = images.to(device), labels.to(device)
 
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers."""
-        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-
     def __call__(self) -> None:
         """A step in the order of Lightning's loop, where the old gradients live until the forward pass is done."""
         with _deterministic(self.config.deterministic):
@@ -200,7 +188,7 @@ class _Steps:
         ]
         others = [*module.buffers(), *self.batch, *(module.seen or ())]
         return Cost(
-            parameters=self.parameters,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad),
             weights=_bytes(weights),
             gradients=_bytes(gradients),
             optimizer_state=_bytes(state),

@@ -13,7 +13,7 @@ import lightning
 import yaml
 
 from neuralcollapse.data.batches import Batches
-from neuralcollapse.data.load import Data, load_data
+from neuralcollapse.data.load import load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
@@ -187,7 +187,12 @@ def _train(
         online=online,
         sharded=True,
         progress=progress and primary,
-        environment=_environment(data),
+        environment={  # what only the data set can say
+            "test_samples": len(data.test.labels),
+            "image_shape": list(data.image_shape),
+            "pixel_mean": list(data.mean),
+            "pixel_std": list(data.std),
+        },
         class_names=data.class_names,
         on_record=lambda record, capture: bar.show(record),
     )
@@ -242,16 +247,6 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
     """Whether an error came from the run folder, or from a disk that takes nothing more."""
     inside = isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(path)
     return inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _environment(data: Data) -> dict[str, Any]:
-    """What only the data set can say for environment.json."""
-    return {
-        "test_samples": len(data.test.labels),
-        "image_shape": list(data.image_shape),
-        "pixel_mean": list(data.mean),
-        "pixel_std": list(data.std),
-    }
 
 
 def head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
