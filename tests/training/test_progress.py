@@ -4,7 +4,7 @@ import pytest
 
 from neuralcollapse.runs.records import Record
 from neuralcollapse.training import progress
-from neuralcollapse.training.progress import Progress
+from neuralcollapse.training.callbacks import Progress
 
 
 def record(epoch: int, **more) -> Record:

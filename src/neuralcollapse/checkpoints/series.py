@@ -135,16 +135,7 @@ def measure_checkpoints(
 
 
 def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterator[Record]:
-    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before.
-
-    Args:
-        recorder: measures them; its `out` is not the run folder.
-        model: the network that the run trained.
-        run: the folder.
-
-    Raises:
-        InputError: it holds no checkpoints, or one that is damaged, was changed or does not fit the model.
-    """
+    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before."""
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")

@@ -64,13 +64,7 @@ def hyphenated(arguments: Sequence[str]) -> list[str]:
 
 
 def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> None:
-    """Add options for fields of TrainConfig; what is given comes in `namespace.values`.
-
-    Args:
-        group: a parser or a group of its options.
-        names: of the fields.
-        defaults: say in the help what the default is.
-    """
+    """Add options for fields of TrainConfig, whose values come in `namespace.values`; the help says the `defaults`."""
     for name in names:
         kind = types()[name]
         shape: dict[str, Any] = {"metavar": _metavar(kind)}

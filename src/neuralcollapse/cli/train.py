@@ -82,14 +82,12 @@ def run(options: argparse.Namespace) -> int:
     """The command."""
     values: dict[str, Any] = options.values or {}
     if options.print_config:
-        config = as_builtin(asdict(TrainConfig(**values)))
+        printed = ({"out": options.out} if options.out else {}) | as_builtin(asdict(TrainConfig(**values)))
         with train_packages():
             import yaml
-        print(yaml.safe_dump(({"out": options.out} if options.out else {}) | config, sort_keys=False), end="")
+        print(yaml.safe_dump(printed, sort_keys=False), end="")
         raise SystemExit(0)  # as --help does
     with train_packages():
-        import yaml
-
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import resume, train

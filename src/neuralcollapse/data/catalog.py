@@ -36,12 +36,7 @@ _CIFAR100 = _words("""
 
 
 def read_image_set(name: str, size: int | None = None) -> ImageSet:
-    """The data set called `name` (see `load_data`), resized to `size` x `size` pixels if given.
-
-    Raises:
-        InputError: an unknown name, missing or damaged files, labels outside of the training set's classes, a class
-            without training samples, an unreachable hub.
-    """
+    """The data set called `name` (see `load_data`), resized to `size` x `size` pixels if given."""
     head, colon, folder = name.partition(":")
     if head in _READERS:
         if colon and not folder:

@@ -25,9 +25,6 @@ def image_folder(folder: Path, size: int | None) -> ImageSet:
     """FOLDER/train/CLASS/* and FOLDER/test (or val, valid, ...); without train, FOLDER/CLASS/* and no test set.
 
     The names of the splits may be in upper or lower case.
-
-    Raises:
-        InputError: a class without images, files that are not images, or a test set without a training set.
     """
     there = _folders(folder)
     splits = {name.lower(): name for name in reversed(there)}

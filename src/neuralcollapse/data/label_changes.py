@@ -55,11 +55,7 @@ def samples_per_class(labels: Tensor, count: int, class_names: Sequence[str], se
 
 
 def imbalance(labels: Tensor, kind_and_ratio: str, num_classes: int, seed: int) -> Tensor:
-    """Indices, in increasing order, of an imbalanced subset as large as the smallest class allows.
-
-    Raises:
-        InputError: neither "exponential:R" nor "step:R", or R below 1.
-    """
+    """Indices, in increasing order, of an imbalanced subset as large as the smallest class allows."""
     kind, _, text = kind_and_ratio.partition(":")
     try:
         ratio = float(text)

@@ -23,16 +23,7 @@ def files(format: str, out: Path, figures: Iterable[str]) -> list[Path]:
 
 
 def save_page(page: Page, format: str, out: Path) -> list[Path]:
-    """Write a page; returns the files, the page first.
-
-    Args:
-        page: the page.
-        format: one of FORMATS.
-        out: the file; for png, svg and pdf the folder.
-
-    Raises:
-        InputError: a file cannot be written, or packages are missing.
-    """
+    """Write a page; returns the files, the page first. `out` is the file, or for png, svg and pdf the folder."""
     if format == "html":
         return [save_text(page.html(), out)]
     if format in KINDS:
@@ -43,12 +34,7 @@ def save_page(page: Page, format: str, out: Path) -> list[Path]:
 
 
 def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
-    """The page as Markdown text.
-
-    Args:
-        page: the page.
-        images: figure name -> where its image is, from where the text will be.
-    """
+    """The page as Markdown text; `images` says by the names of figures where their images are, seen from the text."""
     parts = [f"# {escaped(page.title)}", escaped(page.subtitle)]
     if page.claim:
         parts += [f"> {escaped(page.claim.text)}", f"Source: {escaped(page.claim.source)}."]

@@ -226,11 +226,13 @@ def grows(results: Results, key: str, axis: str, by: float) -> Outcome:
 
 def deeper(results: Results, key: str, correlation: float) -> Outcome:
     """A number falls from layer to layer at the end of every run: Spearman's rank correlation with depth."""
+    from scipy.stats import spearmanr
+
     found = {}
     for run in results.runs:
         layers = [*by_layer(run, run.last, key).values()]
         if len(layers) > 2:
-            found[run.name] = _rank_correlation(layers)
+            found[run.name] = float(spearmanr(range(len(layers)), layers).statistic)  # NaN if one of them is
     if not found:
         return None, "no inner layers were measured"
     worst = max(found, key=lambda name: _high(found[name]))
@@ -341,15 +343,6 @@ def _range(found: Sequence[float]) -> str:
         return "none"
     low, high = min(found), max(found)
     return number(low) if low == high else f"{number(low)} to {number(high)}"
-
-
-def _rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's correlation of values with their place; NaN if one is undefined."""
-    from scipy.stats import spearmanr
-
-    if any(math.isnan(x) for x in values):
-        return math.nan
-    return float(spearmanr(range(len(values)), values).statistic)
 
 
 def _lower(text: str) -> str:

@@ -107,16 +107,7 @@ def text_of(name: str) -> str:
 
 
 def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """An experiment by its name or file, at a scale.
-
-    Args:
-        name: of an experiment of the package, or a YAML file.
-        scale: "smoke", "laptop" or "paper".
-        changes: options that go before those of the file, in every run.
-
-    Raises:
-        InputError: no such experiment, file or scale; a file that does not say what it should.
-    """
+    """An experiment by its name or file, at a scale; `changes` win over the options of the file in every run."""
     return parse(text_of(name), Path(name).stem, scale, changes)
 
 

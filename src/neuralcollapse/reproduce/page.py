@@ -19,11 +19,7 @@ from neuralcollapse.runs.reading import group_runs
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
-    """The page of an experiment, of the runs that are whole.
-
-    Raises:
-        InputError: none is, damaged files, or figures that cannot be drawn.
-    """
+    """The page of an experiment, of the runs that are whole."""
     experiment, results = folder.experiment, folder.results()
     there = len(results.runs) + len(results.surveys)
     if not there:
@@ -53,11 +49,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
 
 
 def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) -> list[Figure]:
-    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group.
-
-    Raises:
-        InputError: as `validate_figures`, or an axis that the runs do not have or whose values are no numbers.
-    """
+    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group."""
     validate_figures(wanted, source)
     drawn = {}
     for item in wanted:

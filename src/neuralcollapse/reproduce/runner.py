@@ -45,12 +45,7 @@ class ExperimentFolder:
 
     @classmethod
     def create(cls, name: str, scale: str, out: Path, changes: Mapping[str, Any] | None = None) -> ExperimentFolder:
-        """The folder of an experiment, new or one to go on with.
-
-        Raises:
-            InputError: no such experiment, a folder with something else in it, or with the same experiment otherwise
-                described.
-        """
+        """The folder of an experiment, new or one to go on with."""
         text = text_of(name)
         title = Path(name).stem
         experiment = parse(text, title, scale, changes)

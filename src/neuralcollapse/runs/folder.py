@@ -117,11 +117,7 @@ class RunFolder:
         return run
 
     def lock(self) -> None:
-        """Keep other writers out.
-
-        Raises:
-            InputError: another process or thread is writing, or the folder cannot be written.
-        """
+        """Keep other writers out."""
         if self._hold is None:
             try:
                 self._hold = locks.hold(self.path)
@@ -306,9 +302,5 @@ class RunFolder:
         return write_atomically(self.path / name, text.encode())
 
     def read_text(self, name: str) -> str:
-        """Read a text file of the folder.
-
-        Raises:
-            InputError: the file is missing or not text.
-        """
+        """Read a text file of the folder."""
         return read_text(self.path / name)

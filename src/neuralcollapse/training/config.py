@@ -289,11 +289,7 @@ CHANGEABLE = (
 
 
 def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a resumed run: the old one with what may change.
-
-    Raises:
-        InputError: a change of what made the weights, or of epochs under a cosine schedule.
-    """
+    """The configuration of a resumed run: the old one with what may change."""
     values = {item.name: getattr(old, item.name) for item in fields(old)}
     new = TrainConfig(**(values | dict(changes)))
     for name in values:

@@ -59,18 +59,9 @@ def step_costs(configs: Mapping[str, TrainConfig], *, steps: int = 12) -> dict[s
 
     Each network takes the steps that `train` does, on the first batch of its training set again and again. They go in
     turns, a step of each configuration a round, with another one first each time, so that what disturbs the machine
-    falls on all alike; two rounds come before those that are timed. The networks, gradients and optimisers are all in
-    memory at once, the activations of one at a time. Time to read the data, and what Lightning does around a step, are
-    left out.
-
-    Args:
-        configs: by name. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
-        steps: timed steps of each.
-
-    Raises:
-        InputError: no configurations, steps below 1, L-BFGS, several processes, a precision other than 32-true, a
-            device that is not there or not the same for all, a batch larger than the training set, or what `train`
-            refuses in data and network.
+    falls on all alike; two rounds come before the `steps` that are timed. The networks, gradients and optimisers are
+    all in memory at once, the activations of one at a time. Time to read the data, and what Lightning does around a
+    step, are left out. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
     """
     check_count(steps, "steps", 1)
     if not configs:

@@ -16,12 +16,7 @@ from neuralcollapse.training.config import TrainConfig
 
 
 def network_for(config: TrainConfig, data: Data) -> nn.Module:
-    """The network that a run trains, with new weights, in train mode.
-
-    Raises:
-        InputError: it cannot be built or take the images, is too large for this machine, or its classifier does not
-            make its logits.
-    """
+    """The network that a run trains, with new weights, in train mode."""
     try:
         network = _built(config, data)
         _check_takes(network, config, data)

@@ -80,12 +80,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Read it; nothing but tensors, numbers and plain containers is ever unpickled.
-
-        Raises:
-            InputError: the file is cut off, was changed since it was written, holds other objects, or is no state of a
-                run.
-        """
+        """Read it; nothing but tensors, numbers and plain containers is ever unpickled."""
         try:
             values = read_state(path)
         except (OSError, ValueError) as error:
@@ -154,11 +149,7 @@ def restore(
     collapse: CollapseCallback,
     online: OnlineFeatures | None,
 ) -> None:
-    """Put a trainer that has not started where the state was.
-
-    Raises:
-        InputError: the state is of another network, or further than the data reach.
-    """
+    """Put a trainer that has not started where the state was."""
     if state.step > len(batches):
         raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
     _check_optimizer(state.optimizer, module)

@@ -19,12 +19,11 @@ from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training.callbacks import EpochSchedule, SaveState, SaveWeights
+from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
 from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
-from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.step import NETWORK, Classification

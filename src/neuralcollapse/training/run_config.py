@@ -15,11 +15,7 @@ _WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar
 
 
 def read_config(run: RunFolder) -> TrainConfig:
-    """The configuration of a run.
-
-    Raises:
-        InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
-    """
+    """The configuration of a run."""
     values = completed(read_mapping(run.path / "config.yaml"))
     check_names(values, str(run.path / "config.yaml"))
     try:
