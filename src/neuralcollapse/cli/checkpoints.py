@@ -98,6 +98,7 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
         from neuralcollapse.data.batches import Batches
+        from neuralcollapse.data.pixels import Pixels
         from neuralcollapse.report.single import write_page
         from neuralcollapse.runs.folder import RunFolder
         from neuralcollapse.runs.reading import read_run
@@ -112,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
     device = _device(options.device)
     data = _data(config, options)
     model, layer = _unwrapped(network_for(config, data), options.layer)
-    _normalised(model, options.normalize or "data", data, device)
+    pixels = Pixels(*pixel_statistics(options.normalize or "data", data), data.channels).to(device)
+    model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))  # so that it takes uint8 images
     paths: dict[int, str] = {}
 
     def show(checkpoint: Checkpoint) -> None:
@@ -231,20 +233,8 @@ def _unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
     return network, layer or name
 
 
-def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
-    """Have the model take uint8 images."""
-    from neuralcollapse.data.pixels import Pixels
-
-    pixels = Pixels(*pixel_statistics(how, data), data.channels).to(device)
-    model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))
-
-
 def pixel_statistics(how: str, data: Data) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize.
-
-    Raises:
-        InputError: neither a name nor numbers, or another number of them than there are channels.
-    """
+    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize."""
     if how == "data":
         return data.mean, data.std
     named = {"imagenet": _IMAGENET, "unit": ((0.0,), (1.0,)), "half": ((0.5,), (0.5,))}

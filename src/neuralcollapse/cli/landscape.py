@@ -47,7 +47,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command."""
     from neuralcollapse.report.formats import save_page
-    from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, landscape_page, summary
+    from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, ends, landscape_page, summary
 
     check_format(options.format)
     defaults = {"html": "landscape.html", "markdown": "landscape.md"}
@@ -88,9 +88,6 @@ def run(options: argparse.Namespace) -> int:
         on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     written = save_page(landscape_page(found), options.format, out)
-    ends: dict[tuple[str, str], list[float]] = {}
-    for value, verdict, gap in zip(found.starts.objectives, found.starts.verdicts, found.starts.gaps, strict=True):
-        ends.setdefault((f"{float(value):.8f}", verdict), []).append(float(gap))
     if options.json:
         print_json(
             {
@@ -99,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
                 "coverage": found.coverage,
                 "ends": [
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
-                    for (value, verdict), gaps in sorted(ends.items())
+                    for value, verdict, gaps in ends(found)
                 ],
                 **written_json(options.format, written),
             }
@@ -117,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
             print(f"  {entry.name:<{wide}} {facts}  {entry.certificate.verdict}")
         print(f"\n  {found.coverage}")
     print(f"\n  {'end of starts':>13} {'starts':>7} {'largest certified gap':>22}  verdict")
-    for (value, verdict), gaps in sorted(ends.items()):
+    for value, verdict, gaps in ends(found):
         print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")
     print()
     print_written(options.format, written)

@@ -7,7 +7,6 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -72,17 +71,12 @@ def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> N
             shape |= {"nargs": "?", "const": "true"}
         elif get_origin(kind) is tuple:
             shape |= {"nargs": "+"}
-        group.add_argument(_flag(name), dest="values", action=_Option, help=_help(name, defaults), **shape)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
+        flag = "--" + name.replace("_", "-")
+        group.add_argument(flag, dest="values", action=_Option, help=_help(name, defaults), **shape)
 
 
 def _help(name: str, with_default: bool) -> str:
-    (field,) = (item for item in fields(TrainConfig) if item.name == name)
-    default = () if field.default is MISSING else field.default
-    shown = f" (default: {_shown(default)})" if with_default else ""
+    shown = f" (default: {_shown(getattr(TrainConfig, name, ()))})" if with_default else ""
     return f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
 
 

@@ -39,11 +39,7 @@ def choose_per_class(labels: Tensor, counts: Sequence[int], seed: int, purpose: 
 
 
 def samples_per_class(labels: Tensor, count: int, class_names: Sequence[str], seed: int) -> Tensor:
-    """Indices, in increasing order, of `count` samples of each class, chosen at random.
-
-    Raises:
-        InputError: a class has fewer.
-    """
+    """Indices, in increasing order, of `count` samples of each class, chosen at random."""
     sizes = labels.bincount(minlength=len(class_names))
     fewest = int(sizes.argmin())
     if sizes[fewest] < count:
@@ -94,11 +90,7 @@ def random_labels(count: int, num_classes: int, seed: int) -> Tensor:
 
 
 def label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """The labels (N,) int64 with round(share N) of them, chosen at random, changed to another class at random.
-
-    Raises:
-        InputError: there is a single class.
-    """
+    """The labels (N,) int64 with round(share N) of them, chosen at random, changed to another class at random."""
     if num_classes < 2:
         raise InputError("label_noise needs at least two classes, got one")
     source = seeded_generator("label_noise", seed)

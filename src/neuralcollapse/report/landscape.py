@@ -53,14 +53,22 @@ def summary(found: Survey) -> str:
     verdicts = Counter(found.starts.verdicts)
     count = len(found.starts.verdicts)
     worst = float(found.starts.gaps.max())
-    ends = f"{verdicts['global_minimum']} of {count} random starts end at a certified global minimum"
+    share = f"{verdicts['global_minimum']} of {count} random starts end at a certified global minimum"
     gap = f" (largest certified gap {worst:.1e})" if math.isfinite(worst) else " (no bound exists for this loss)"
     if not found.atlas:
-        return f"{ends}{gap}."
+        return f"{share}{gap}."
     saddles = sum(entry.certificate.verdict == "strict_saddle" for entry in found.atlas)
     low = sum(entry.family == "low rank" for entry in found.atlas)
     by = f" ({len(found.atlas) - low} by partitions, {low} of low rank)" if low else ""
-    return f"{ends}{gap}. Of {len(found.atlas)} critical points in the atlas{by}, {saddles} are strict saddles."
+    return f"{share}{gap}. Of {len(found.atlas)} critical points in the atlas{by}, {saddles} are strict saddles."
+
+
+def ends(found: Survey) -> list[tuple[str, str, list[float]]]:
+    """Where the starts end: (objective, verdict, certified gaps of the starts that end there), the lowest first."""
+    gaps: dict[tuple[str, str], list[float]] = {}
+    for value, verdict, gap in zip(found.starts.objectives, found.starts.verdicts, found.starts.gaps, strict=True):
+        gaps.setdefault((f"{float(value):.8f}", verdict), []).append(float(gap))
+    return [(value, verdict, these) for (value, verdict), these in sorted(gaps.items())]
 
 
 def _cards(found: Survey) -> list[tuple[str, str, str]]:
@@ -94,11 +102,7 @@ def _tables(found: Survey) -> list[Table]:
         header = ("groups or shape", "objective", "verdict", "index", "rank", "least eigenvalue", "NC2", "gap")
         note = "NC1 is 0 at every critical point, saddles included: it certifies nothing. " + found.coverage
         tables.append(Table("Atlas", rows, header, note.strip()))
-    ends = Counter(
-        (f"{float(value):.8f}", verdict)
-        for value, verdict in zip(found.starts.objectives, found.starts.verdicts, strict=True)
-    )
-    lines = [(value, verdict.replace("_", " "), count) for (value, verdict), count in sorted(ends.items())[:20]]
+    lines = [(value, verdict.replace("_", " "), len(gaps)) for value, verdict, gaps in ends(found)[:20]]
     tables.append(Table("Where the starts end", lines, ("objective", "verdict", "starts"), narrow=True))
     return tables
 

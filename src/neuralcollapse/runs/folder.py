@@ -52,9 +52,6 @@ class RunFolder:
             path: the folder.
             force: overwrite an earlier run, if this library wrote everything in the folder.
             given: files and folders that are still needed: a folder that holds one is not overwritten.
-
-        Raises:
-            InputError: the folder is in use, cannot be written, or holds files of others.
         """
         given = list(given)
         run = cls.check_free(path, force=force, given=given)
@@ -75,11 +72,7 @@ class RunFolder:
 
     @classmethod
     def check_free(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
-        """Raise where `create` would refuse the folder; nothing is written.
-
-        Raises:
-            InputError: the folder is in use, cannot be read, or holds files of others.
-        """
+        """Raise where `create` would refuse the folder; nothing is written."""
         run = cls(path)
         try:
             if not os.path.lexists(run.path) or not ownership.is_in_use(run.path):

@@ -131,11 +131,7 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Read run folders, each named after its folder, with as many folders above it as make the names different.
-
-    Raises:
-        InputError: as `read_run`, or a folder given twice.
-    """
+    """Read run folders, each named after its folder, with as many folders above it as make the names different."""
     places = [Path(path).resolve() for path in paths]
     twice = [str(path) for path, times in zip(paths, map(places.count, places), strict=True) if times > 1]
     if twice:

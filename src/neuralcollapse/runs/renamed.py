@@ -31,9 +31,6 @@ def with_new_names(values: Mapping[str, Any], where: str, *, quiet: bool = False
         values: names to values.
         where: "train", "measure" or "check": the part of `RENAMED` that applies.
         quiet: say nothing; for what this library wrote.
-
-    Raises:
-        InputError: an old name and its new one are both there.
     """
     result: dict[str, Any] = {}
     for name, value in values.items():

@@ -58,11 +58,7 @@ class SaveWeights(lightning.Callback):
 class SaveState(lightning.Callback):
     """Writes the state at ends of epochs, and when a signal came, which ends the training. Goes after the others.
 
-    Args:
-        run: the run folder.
-        measuring: gives the states of the callbacks that measure; it is called in all processes.
-        stop: notes the signals.
-        config: of the run.
+    `measuring` gives the states of the callbacks that measure; it is called in all processes.
     """
 
     def __init__(

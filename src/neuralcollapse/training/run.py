@@ -21,12 +21,11 @@ from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
-from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
-from neuralcollapse.training.step import NETWORK, Classification
+from neuralcollapse.training.step import NETWORK, Classification, loss_function
 from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet
 
 EVAL_BATCH = 512  # samples of a batch when measuring
