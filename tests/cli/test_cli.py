@@ -16,22 +16,11 @@ from safetensors.torch import save_file
 
 import neuralcollapse as nc
 from neuralcollapse.cli import main
-from neuralcollapse.errors import RenamedWarning
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
+from tests.helpers import refused
 
 SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
-
-
-@pytest.fixture(autouse=True)
-def _own_warning_display(monkeypatch):
-    import warnings
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", nc.NeuralCollapseWarning)
-        warnings.simplefilter("always", RenamedWarning)
-        yield
 
 
 @pytest.fixture
@@ -44,17 +33,6 @@ def arrays() -> dict[str, np.ndarray]:
         "weight": rng.standard_normal((3, 4)).astype(np.float32),
         "bias": rng.standard_normal(3).astype(np.float32),
     }
-
-
-def refused(capsys, *arguments: object) -> str:
-    """Run a command that must fail: exit code 2, nothing on stdout, one line on stderr, which is returned."""
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("neuralcollapse: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_help_names_the_commands_and_gives_examples():

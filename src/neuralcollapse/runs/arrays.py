@@ -15,16 +15,11 @@ _DIRECTORY_BYTES = 2**20  # the most for a zip's list of members, which Python r
 
 
 def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of a file, and the names of those that were not read.
-
-    Args:
-        path: the file.
-        names: of the arrays to read, where the file has them.
-        most: bytes that these may have together, uncompressed.
+    """The arrays of `names` that a file has, and the names of those that were not read.
 
     Raises:
-        ValueError: the file is damaged or not a .npz file, its arrays are larger than `most`, or an array's header
-            does not agree with its size.
+        ValueError: the file is damaged or not a .npz file, these arrays have more than `most` bytes together
+            uncompressed, or an array's header does not agree with its size.
         OSError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError: likewise.
     """
     _check_directory(path)
