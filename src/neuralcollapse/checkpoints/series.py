@@ -145,7 +145,6 @@ def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterato
 
 
 def _measure_file(recorder: Recorder, model: nn.Module, number: int, path: Path, prefix: str | None = None) -> Record:
-    """Load a checkpoint into the model and measure it."""
     fit_weights(model, read_weights(path), path, prefix=prefix)
     try:
         return recorder.measure(model, number)

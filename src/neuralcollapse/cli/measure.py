@@ -130,7 +130,6 @@ def _run_folder(options: argparse.Namespace) -> int:
 
 
 def _file(options: argparse.Namespace) -> int:
-    """Measure a file of features."""
     _check_decays(options)
     arrays, unused = read_features(options.path)
     from neuralcollapse.capture.features import measure_features

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.files import parse_yaml, read_mapping
+from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, types
 from neuralcollapse.training.values import read
@@ -72,12 +72,9 @@ def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> N
         elif get_origin(kind) is tuple:
             shape |= {"nargs": "+"}
         flag = "--" + name.replace("_", "-")
-        group.add_argument(flag, dest="values", action=_Option, help=_help(name, defaults), **shape)
-
-
-def _help(name: str, with_default: bool) -> str:
-    shown = f" (default: {_shown(getattr(TrainConfig, name, ()))})" if with_default else ""
-    return f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
+        shown = f" (default: {_shown(getattr(TrainConfig, name, ()))})" if defaults else ""
+        text = f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
+        group.add_argument(flag, dest="values", action=_Option, help=text, **shape)
 
 
 def _shown(value: Any) -> str:
@@ -107,7 +104,10 @@ class _Option(argparse.Action):
         sources = dict(namespace.sources or {})
         if get_origin(types()[name]) is dict and text.startswith("."):
             key, _, word = text[1:].partition("=")
-            value: object = {**known.get(name, {}), key: _yaml(word)}  # the other entries are still the file's
+            value: object = {
+                **known.get(name, {}),
+                key: read(types()[name], word),
+            }  # the other entries are still the file's
         else:
             value = read(types()[name], text)
             sources.pop(name, None)
@@ -125,7 +125,6 @@ class ConfigFile(argparse.Action):
     """Options of the command line only. Version 0.1.0 wrote them into the files that it printed, switched off."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Read the files."""
         for file in values:
             found = read_mapping(Path(file))
             for name in self.own:
@@ -145,10 +144,3 @@ class ConfigFile(argparse.Action):
             namespace.values = {**(namespace.values or {}), **found}
             namespace.sources = {**(namespace.sources or {}), **dict.fromkeys(found, Path(file))}
             namespace.config = [*(namespace.config or ()), Path(file)]
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except ValueError:
-        return text

@@ -69,7 +69,6 @@ def _class_folders(folder: Path, names: Sequence[str], size: int | None, *, all_
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a class's folder."""
     files = [folder / name for name in list_folder(folder) if name.lower() not in _OF_SYSTEMS]
     for path in files:
         if path.is_dir():

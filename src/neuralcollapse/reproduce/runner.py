@@ -23,7 +23,7 @@ from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
-from neuralcollapse.runs.files import as_float, parse_json, parse_yaml, read_text, write_atomically
+from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold
 from neuralcollapse.runs.ownership import is_in_use
@@ -207,7 +207,7 @@ class ExperimentFolder:
                 continue
             for name, old in asdict(there).items():
                 new = asdict(run.config)[name]
-                if _plain(old) != _plain(new):
+                if as_builtin(old) != as_builtin(new):
                     raise InputError(
                         f"{place} was run with {name} {old!r}, and the experiment now asks {new!r}: choose another "
                         "--out, or remove that folder to run it again"
@@ -266,7 +266,3 @@ def _check_config(run: Run, source: Path) -> None:
 def _begun(place: Path) -> bool:
     """Whether a run has left the files from which it can go on."""
     return all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json"))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

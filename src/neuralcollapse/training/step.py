@@ -117,7 +117,6 @@ class Classification(lightning.LightningModule):
             self.seen = (inputs[0], logits)
 
     def _seed_step(self) -> None:
-        """Seed torch's generators for this step of this process."""
         parts = (self.config.seed, self.current_epoch, self.step, self.global_rank)
         seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)
