@@ -102,14 +102,12 @@ class _Option(argparse.Action):
         text = ",".join(values) if isinstance(values, list) else values
         known = dict(namespace.values or {})
         sources = dict(namespace.sources or {})
-        if get_origin(types()[name]) is dict and text.startswith("."):
+        kind = types()[name]
+        if get_origin(kind) is dict and text.startswith("."):
             key, _, word = text[1:].partition("=")
-            value: object = {
-                **known.get(name, {}),
-                key: read(types()[name], word),
-            }  # the other entries are still the file's
+            value: object = {**known.get(name, {}), key: read(kind, word)}  # the other entries are still the file's
         else:
-            value = read(types()[name], text)
+            value = read(kind, text)
             sources.pop(name, None)
         check_value(name, value)
         namespace.values, namespace.sources = {**known, name: value}, sources
@@ -125,6 +123,7 @@ class ConfigFile(argparse.Action):
     """Options of the command line only. Version 0.1.0 wrote them into the files that it printed, switched off."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Read the files."""
         for file in values:
             found = read_mapping(Path(file))
             for name in self.own:
