@@ -109,11 +109,9 @@ def run(options: argparse.Namespace) -> int:
             folder = resume(out, values, trust_code=options.trust_code)
         else:
             # a run's own configuration may be given for the run that takes its place, which writes it again
-            files = [
-                file.resolve() for file in options.config or () if file.resolve() != (out / "config.yaml").resolve()
-            ]
-            needed = [file for file in files if file.is_relative_to(out.resolve())]
-            folder = train(config, out, force=options.force, given=needed)
+            own = (out / "config.yaml").resolve()
+            files = [file.resolve() for file in options.config or ()]
+            folder = train(config, out, force=options.force, given=[file for file in files if file != own])
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""

@@ -7,7 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
@@ -15,12 +15,11 @@ from neuralcollapse.runs.reading import Group, Run, by_layer, group_runs
 from neuralcollapse.runs.records import check_key, label, number
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: a statement, whether it holds (None: these runs cannot decide it), and the numbers behind it."""
+class Finding(NamedTuple):
+    """One check: whether it holds (None: these runs cannot decide it), its statement, and the numbers behind it."""
 
-    statement: str
     holds: bool | None
+    statement: str
     detail: str
 
 
@@ -76,7 +75,7 @@ def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
     for check in checks:
         options = {name: item for name, item in check.items() if name not in ("kind", "statement")}
         holds, detail = _KINDS[str(check["kind"])](results, **options)
-        findings.append(Finding(str(check["statement"]), holds, detail))
+        findings.append(Finding(holds, str(check["statement"]), detail))
     return Verdict(findings)
 
 

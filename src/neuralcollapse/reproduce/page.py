@@ -26,20 +26,14 @@ def experiment_page(folder: ExperimentFolder) -> Page:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
     verdict = judge(experiment.checks, results)
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
-    tables = _tables(results)
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
         verdict=verdict.sentence,
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
-        tables=tables,
-        claim=Claim(
-            experiment.claim,
-            experiment.source,
-            verdict.word,
-            [(finding.holds, finding.statement, finding.detail) for finding in verdict.findings],
-        ),
+        tables=_tables(results),
+        claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
         lead=1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
