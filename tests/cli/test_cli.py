@@ -16,22 +16,11 @@ from safetensors.torch import save_file
 
 import neuralcollapse as nc
 from neuralcollapse.cli import main
-from neuralcollapse.errors import RenamedWarning
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
+from tests.helpers import refused
 
 SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
-
-
-@pytest.fixture(autouse=True)
-def _own_warning_display(monkeypatch):
-    import warnings
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", nc.NeuralCollapseWarning)
-        warnings.simplefilter("always", RenamedWarning)
-        yield
 
 
 @pytest.fixture
@@ -44,17 +33,6 @@ def arrays() -> dict[str, np.ndarray]:
         "weight": rng.standard_normal((3, 4)).astype(np.float32),
         "bias": rng.standard_normal(3).astype(np.float32),
     }
-
-
-def refused(capsys, *arguments: object) -> str:
-    """Run a command that must fail: exit code 2, nothing on stdout, one line on stderr, which is returned."""
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("neuralcollapse: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_help_names_the_commands_and_gives_examples():
@@ -301,7 +279,7 @@ def test_the_printed_config_keeps_the_run_folder_and_not_what_is_for_the_command
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
     asked = []
 
-    def stop(config, out, *, force):
+    def stop(config, out, *, force, given):
         asked.append((out, force))
         raise nc.InputError("not run")
 
@@ -704,7 +682,7 @@ def test_a_wrong_value_of_training_is_one_line_in_our_words(arguments, message, 
 def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
     seen = []
 
-    def train(config, out, *, force):
+    def train(config, out, *, force, given):
         seen.append(config)
         raise KeyboardInterrupt
 

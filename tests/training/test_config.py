@@ -10,10 +10,10 @@ from neuralcollapse.training.config import (
     TrainConfig,
     check_names,
     descriptions,
-    read_value,
     resumed,
     types,
 )
+from neuralcollapse.training.values import read
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_each_option_is_described_once():
     ],
 )
 def test_a_text_is_read_as_the_option_takes_it(name, text, value):
-    assert read_value(name, text) == value
+    assert read(types()[name], text) == value
 
 
 def test_lists_become_tuples():

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
-from neuralcollapse.training.values import choices, described, fits, read
+from neuralcollapse.training.values import choices, described, fits
 
 _T = TypeVar("_T")
 
@@ -289,11 +289,7 @@ CHANGEABLE = (
 
 
 def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a resumed run: the old one with what may change.
-
-    Raises:
-        InputError: a change of what made the weights, or of epochs under a cosine schedule.
-    """
+    """The configuration of a resumed run: the old one with what may change."""
     values = {item.name: getattr(old, item.name) for item in fields(old)}
     new = TrainConfig(**(values | dict(changes)))
     for name in values:
@@ -336,17 +332,8 @@ def descriptions() -> dict[str, str]:
     return found
 
 
-def read_value(name: str, text: str) -> object:
-    """The value of an option, read from text (`neuralcollapse.training.values.read`)."""
-    return read(types()[name], text)
-
-
 def check_names(values: Mapping[str, object], source: str) -> None:
-    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one.
-
-    Raises:
-        InputError: naming the first such name.
-    """
+    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one."""
     for name in values:
         if name not in types():
             raise InputError(
@@ -356,11 +343,7 @@ def check_names(values: Mapping[str, object], source: str) -> None:
 
 
 def check_value(name: str, value: object) -> None:
-    """Raise unless an option can have this value, as far as its type says.
-
-    Raises:
-        InputError: with what was expected, and the nearest of the names where it has some.
-    """
+    """Raise unless an option can have this value, as far as its type says."""
     kind = types()[name]
     if not fits(value, kind):
         raise InputError(_complaint(name, described(kind), value))
