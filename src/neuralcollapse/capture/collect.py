@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.forward import Forward, HeadMismatch
-from neuralcollapse.capture.hooks import Head
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.processes import summed
 from neuralcollapse.capture.sums import Sums, predictions
@@ -173,11 +172,15 @@ def collect(
     `loss` takes logits (N, K) and labels (N,) and returns their mean loss.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
-    batches = partial(_with_progress, loader, progress)
+
+    def batches(text: str) -> Iterable[Any]:
+        return tqdm(loader, desc=text, unit="batch", leave=False, disable=None if progress else True)
 
     def first_pass(classifier: str | nn.Module | None) -> tuple[Forward, Sums]:
         head, others = find_classifier(model, classifier, num_classes)
-        count = _num_classes(head, num_classes)
+        weight, bias = head_tensors(head.module)
+        count = len(weight) if num_classes is None else num_classes
+        check_classifier(weight, bias, count, weight.shape[1])
         inner, chosen = inner_layers(model, layers), classifier is not None
         forward = Forward(model, head, others, inner, ignore_index, device, next_token=next_token, chosen=chosen)
         if min_count is not None and iter(loader) is loader:
@@ -203,14 +206,6 @@ def collect(
         again = (predictions(forward(batch), forward) for batch in batches("measuring nc4"))
         capture.nc4 = _nc4(forward, again if sums.kept is None else sums.kept, capture.moments, sharded)
     return capture
-
-
-def _num_classes(head: Head, num_classes: int | None) -> int:
-    """K, after checking that the head has a weight (K, d)."""
-    weight, bias = head_tensors(head.module)
-    count = weight.shape[0] if num_classes is None else num_classes
-    check_classifier(weight, bias, count, weight.shape[1])
-    return count
 
 
 def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, sharded: bool) -> Tensor:
@@ -279,7 +274,3 @@ def _nc4(
         stacklevel=3,
     )
     return math.nan
-
-
-def _with_progress(loader: Iterable[Any], progress: bool, text: str) -> Iterable[Any]:
-    return tqdm(loader, desc=text, unit="batch", leave=False, disable=None if progress else True)

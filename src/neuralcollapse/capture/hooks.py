@@ -136,17 +136,14 @@ def run_hooked(
             None if given.is_inference() else given._version,
         )
 
-    hooks = []
-    for each in (head, *others):
-        hooks.append(
-            each.module.register_forward_hook(
-                lambda _, args, kwargs, output, each=each: on_head(each, args, kwargs, output), with_kwargs=True
-            )
-        )
-    for name, layer in (layers or {}).items():
-        hooks.append(
-            layer.register_forward_hook(lambda _, __, out, name=name: trace.layers.__setitem__(name, _copied(out)))
-        )
+    hooks = [
+        each.module.register_forward_hook(lambda _, a, k, out, each=each: on_head(each, a, k, out), with_kwargs=True)
+        for each in (head, *others)
+    ]
+    hooks += [
+        layer.register_forward_hook(lambda _, __, out, name=name: trace.layers.__setitem__(name, _copied(out)))
+        for name, layer in (layers or {}).items()
+    ]
     try:
         with eval_mode(model), torch.no_grad():
             trace.returned = call(model, inputs)

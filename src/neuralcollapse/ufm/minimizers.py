@@ -63,12 +63,7 @@ def closed_form(model: Model) -> ClosedForm | None:
 
 
 def collapses_to_zero(model: Model) -> bool:
-    """Whether the decay is so strong that W = 0 and H = 0 at the minimum; if convex, iff `|grad g|_2 <= mu` there."""
-    if not model.loss.convex:
-        form = closed_form(model)
-        if form is None:
-            raise InputError("the threshold of the focal loss is known for balanced classes only")
-        return form.margin == 0
+    """Whether W = 0 and H = 0 minimise a convex model, for so strong a decay that `|grad g|_2 <= mu` there."""
     small = Units(model).small
     point = small.zero_point()
     if point.b is not None:
