@@ -32,6 +32,14 @@ def check_features(features: Tensor) -> None:
         raise InputError(f"expected floating-point features, got {features.dtype}: convert them with features.float()")
 
 
+def check_vectors(vectors: Tensor) -> None:
+    """Raise unless `vectors` is a finite (K, d) floating-point matrix."""
+    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
+        got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
+        raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
+    check_finite(vectors, "vectors")
+
+
 def check_finite(values: Tensor, name: str = "features") -> None:
     """Raise if any of `values` (features, weights) is NaN or infinite; the error says how many and in which rows."""
     if bool(torch.isfinite(values.sum())):  # one cheap pass: NaN and infinity survive a sum
@@ -71,8 +79,9 @@ def check_labels(labels: Tensor, num_samples: int, name: str = "labels") -> Tens
     return labels.to(torch.int64)
 
 
-def check_label_range(lowest: int, highest: int, num_classes: int) -> None:
-    """Raise unless 0 <= lowest and highest < num_classes."""
+def check_label_range(labels: Tensor, num_classes: int) -> None:
+    """Raise unless all labels, if there are any, are from 0 to num_classes - 1."""
+    lowest, highest = (int(end) for end in torch.aminmax(labels)) if labels.numel() else (0, 0)
     if lowest >= 0 and highest < num_classes:
         return
     hint = (

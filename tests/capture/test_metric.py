@@ -159,11 +159,6 @@ def test_pickle_keeps_samples_and_classifier(data, head):
     assert float(metric.moments[:K].sum()) == N
 
 
-def test_an_etf_classifier_can_be_measured(data):
-    values = filled(data, nc.ETFClassifier(D, K)).compute()
-    assert float(values["nc2"]) == pytest.approx(0, abs=1e-6)
-
-
 @pytest.mark.parametrize(
     ("classifier", "message"),
     [

@@ -15,7 +15,7 @@ import yaml
 from safetensors.torch import save_file
 
 import neuralcollapse as nc
-from neuralcollapse.cli import main
+from neuralcollapse.cli import main, printing
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
 from tests.helpers import refused
@@ -692,3 +692,21 @@ def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
     assert seen[0].measure_at == (1, 2, 5)
     assert seen[0].layers == ("a.b", "c")
     assert (seen[0].random_labels, seen[0].compile) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["train", "--epochs", "1", "--out", "run"], "plotly"),
+        (["train", "--epochs", "1", "--out", "run"], "jinja2"),
+        (["landscape", "--samples", "3"], "plotly"),
+        (["landscape", "--samples", "3", "--format", "png"], "matplotlib"),
+        (["reproduce", "landscape", "--scale", "smoke"], "plotly"),
+        (["measure", "--network", "mlp", "--data", "digits", "--checkpoints", "x.pt"], "plotly"),
+    ],
+)
+def test_packages_of_the_page_are_looked_for_before_the_work(arguments, missing, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(printing, "find_spec", lambda name: None if name == missing else object())
+    assert f"No module named '{missing}'): pip install 'neuralcollapse[train]'" in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())

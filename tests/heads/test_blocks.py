@@ -49,15 +49,6 @@ def test_features_need_not_lie_in_one_piece(strides):
     torch.testing.assert_close(layer(features), F.linear(features, layer.weight, layer.bias), rtol=1e-12, atol=1e-12)
 
 
-def test_features_beyond_the_blocks_are_not_used_and_get_no_gradient():
-    layer = etf_layer(5, 64, bias=False)
-    assert not layer.weight[:, 60:].any()
-    features = torch.randn(3, 64, dtype=F64, requires_grad=True)
-    layer(features).square().sum().backward()
-    assert not features.grad[:, 60:].any()
-    assert bool((features.grad[:, :60] != 0).all())
-
-
 @pytest.mark.parametrize(("num_classes", "dim"), [(5, 4), (5, 5), (5, 9), (2, 3)])
 def test_with_less_than_two_features_a_class_it_is_the_papers_frame(num_classes, dim):
     blocks, plain = (nc.ETFClassifier(dim, num_classes, rotation=name) for name in ("blocks", "none"))
@@ -71,7 +62,7 @@ def test_it_is_the_default():
     assert nc.ETFClassifier(64, 10).rotation_name == "blocks"
     assert nc.fix_classifier(nn.Linear(64, 10)).rotation_name == "blocks"
     assert nc.build_network("mlp", 10, 64, "etf").fc.rotation_name == "blocks"
-    assert TrainConfig(frame="simplex").frame_rotation == "blocks"
+    assert TrainConfig(frame="simplex").rotation == "blocks"
 
 
 def test_a_sum_beyond_the_range_of_half_precision_is_no_harm():

@@ -202,6 +202,10 @@ def test_a_dense_checkpoint_of_this_frame_loads_and_another_is_refused(make, bia
     dense = torch.nn.Linear(layer.in_features, layer.num_classes, bias=bias)
     with torch.no_grad():
         dense.weight.copy_(layer.weight)
+    checkpoint = torch.nn.ModuleDict({"fc": dense}).state_dict()
+    keys = list(checkpoint)
+    torch.nn.ModuleDict({"fc": layer}).load_state_dict(checkpoint)
+    assert list(checkpoint) == keys
     layer.load_state_dict(dense.state_dict())
     features = features_of(layer, 3)
     torch.testing.assert_close(layer(features), dense(features))

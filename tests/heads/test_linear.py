@@ -318,7 +318,7 @@ def test_a_1x1_convolution_gives_way_to_a_fixed_layer_of_the_same_maps(pooled, n
     with torch.no_grad():
         twin.classifier[1].weight.copy_(layer.weight[..., None, None])
     model.load_state_dict(twin.state_dict())  # a dense checkpoint of this very frame, four-dimensional
-    with pytest.raises(nc.InputError, match="not this layer's simplex ETF"):
+    with pytest.raises(nc.InputError, match="not this layer's frame"):
         model.load_state_dict(Maps(pooled).to(torch.float64).state_dict())
 
 

@@ -46,18 +46,6 @@ def test_the_rule_is_the_stated_one(momentum, update_every):
     assert not torch.allclose(rows, nc.simplex_etf(K, D, dtype=F64), atol=0.1)
 
 
-def test_the_frame_stays_a_simplex_etf_that_is_fixed_for_gradients():
-    own = layer(scale=2.0)
-    for features, labels in batches(3):
-        features.requires_grad_()
-        own(features).sum().backward()
-        own.follow(labels)
-    assert torch.allclose(own.weight / 2 @ own.weight.T / 2, torch.full((K, K), -1 / 3).double().fill_diagonal_(1))
-    assert [name for name, _ in own.named_parameters()] == ["bias"]
-    features = torch.randn(5, D, dtype=F64)
-    assert torch.allclose(own(features), features @ own.weight.T + own.bias)
-
-
 def test_eval_mode_keeps_nothing_and_other_features_can_be_given():
     own = layer().eval()
     features, labels = next(iter(batches(1)))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.capture.collect import Capture
-from neuralcollapse.loops.kept import geometry_of, record_of, spread
+from neuralcollapse.loops.kept import certified, geometry_of, spread
 from neuralcollapse.runs.folder import RunFolder
 
 EPOCHS = 3
@@ -145,12 +145,12 @@ def test_every_loop_keeps_the_same_record_geometry_and_environment(loop):
     records = run.records()
     assert [record.epoch for record in records] == list(range(EPOCHS + 1))
     moments = nc.ClassMoments.from_batch(torch.randn(12, 6), torch.arange(12) % 3, 3)
-    expected = record_of(Capture(moments, torch.randn(3, 6), torch.zeros(3), 1.0, 0.1, nc4=0.0), 0, head_decay=1e-3)
+    capture = Capture(moments, torch.randn(3, 6), torch.zeros(3), 1.0, 0.1, nc4=0.0)
     for record in records:
         assert record.source == "eval"
         assert set(record.train) == set(record.test) == {"loss", "accuracy"}
-        assert set(record.measures) == set(expected.measures)
-        assert set(record.head) == set(expected.head)
+        assert set(record.measures) == set(capture.measures()) - {"loss", "accuracy", "num_samples"}
+        assert set(record.head) == set(certified(capture, 1e-3))
     assert [geometry.epoch for geometry in run.geometries()] == list(range(EPOCHS + 1))
 
     environment = json.loads(run.read_text("environment.json"))
@@ -192,8 +192,10 @@ def test_what_is_large(classes, dim, kept):
     assert geometry is None or geometry.means.shape == (classes, dim)
 
 
-def test_kept_epochs_are_spread_evenly_in_the_root_of_the_epoch():
-    kept = spread(range(101), 11)
+def test_kept_epochs_are_spread_evenly_in_the_root_of_the_epoch(monkeypatch):
+    with monkeypatch.context() as fewer:
+        fewer.setattr("neuralcollapse.loops.kept._GEOMETRIES", 11)
+        kept = spread(range(101))
     assert (len(kept), kept[0], kept[-1]) == (11, 0, 100)
     assert kept[1] <= 4
     assert max(after - before for before, after in itertools.pairwise(kept)) <= 30

@@ -198,7 +198,7 @@ def test_an_old_name_works_with_a_note_that_gives_the_new_one():
     ],
 )
 def test_each_frame_has_a_rotation_of_its_own(values, rotation):
-    assert TrainConfig(**values).frame_rotation == rotation
+    assert TrainConfig(**values).rotation == rotation
 
 
 def test_each_option_is_described_once():

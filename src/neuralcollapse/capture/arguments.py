@@ -95,10 +95,7 @@ def find_classifier(
 ) -> tuple[Head, list[Head]]:
     """The head to measure, and other layers of the model with the same number of outputs.
 
-    Args:
-        model: the network.
-        classifier: a layer or its name, an nn.Sequential that ends in the head, or None to find it.
-        num_classes: K, if the user gave it.
+    `classifier` is a layer or its name, an nn.Sequential that ends in the head, or None to find it.
 
     Raises:
         InputError: no such head, or one with a single output.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,24 +77,23 @@ def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """Move tensors, alone or in mappings, lists and tuples, to the device; other values stay as they are."""
-    if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
-    if isinstance(value, Mapping):
-        return {name: to_device(item, device) for name, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(to_device(item, device) for item in value)
-    return value
+    """The inputs with their tensors on the device."""
+    return _mapped(lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def truncated(value: Any, count: int, axis: int = 0) -> Any:
     """The first `count` samples of the inputs, whose samples are along `axis`."""
+    return _mapped(lambda tensor: tensor.narrow(axis, 0, count) if tensor.dim() > axis else tensor, value)
+
+
+def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The function of tensors, alone or in mappings, lists and tuples; other values stay as they are."""
     if isinstance(value, Tensor):
-        return value.narrow(axis, 0, count) if value.dim() > axis else value
+        return function(value)
     if isinstance(value, Mapping):
-        return {name: truncated(item, count, axis) for name, item in value.items()}
+        return {name: _mapped(function, item) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(truncated(item, count, axis) for item in value)
+        return type(value)(_mapped(function, item) for item in value)
     return value
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor
 
@@ -32,13 +33,15 @@ class CapturedBatch:
     head_logits: Tensor
     kept: Tensor | None
 
+    @cached_property
     def predicted(self) -> Tensor:
         """(N,) the class of the largest returned logit, among all classes."""
         return self._largest(self.logits)
 
+    @cached_property
     def head_predicted(self) -> Tensor:
         """(N,) the class of the largest output of the head, among all classes."""
-        return self._largest(self.head_logits)
+        return self.predicted if self.head_logits is self.logits else self._largest(self.head_logits)
 
     def loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
         """The sum over the samples of a mean loss of logits and labels; in parts, since the logits may be large."""

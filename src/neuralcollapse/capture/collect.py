@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,13 +18,12 @@ from neuralcollapse.capture.arguments import check_device, check_loader, check_m
 from neuralcollapse.capture.forward import Forward, HeadMismatch
 from neuralcollapse.capture.hooks import Head
 from neuralcollapse.capture.layers import Layers, inner_layers
-from neuralcollapse.capture.nc4 import disagreement_share, disagreements
 from neuralcollapse.capture.processes import summed
-from neuralcollapse.capture.sums import Sums, renumbered
+from neuralcollapse.capture.sums import Sums, predictions
 from neuralcollapse.checks import check_classifier
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.measures import measures, nc4_disagreements
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.linear import head_tensors
 
@@ -199,8 +200,8 @@ def collect(
         sums.join(forward)
     capture = _result(forward, sums)
     if nc4:
-        kept = sums.kept if sums.kept is not None else _second_pass(forward, batches("measuring nc4"))
-        capture.nc4 = _nc4(forward, kept, capture.moments, sharded)
+        again = (predictions(forward(batch), forward) for batch in batches("measuring nc4"))
+        capture.nc4 = _nc4(forward, again if sums.kept is None else sums.kept, capture.moments, sharded)
     return capture
 
 
@@ -259,22 +260,25 @@ def _result(forward: Forward, sums: Sums) -> Capture:
 def _nc4(
     forward: Forward, kept: Iterable[tuple[Tensor, Tensor, Tensor]], moments: ClassMoments, sharded: bool
 ) -> float:
-    """NC4 of (features, classes predicted by the head, by the model), over all processes."""
-    predictions = ((features, by_model if forward.by_model else by_head) for features, by_head, by_model in kept)
-    wrong, count = map(float, disagreements(predictions, moments))
+    """NC4 of (features, classes predicted by the head, by the model), over all processes.
+
+    NaN with a warning unless all samples were seen again.
+    """
+    wrong = seen = 0.0
+    for features, by_head, by_model in kept:
+        wrong += nc4_disagreements(features, by_model if forward.by_model else by_head, moments)
+        seen += len(features)
     if sharded:
-        wrong, count = summed(forward.device, wrong, count)
-    return disagreement_share(wrong, count, moments.num_samples)
-
-
-def _second_pass(forward: Forward, batches: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    for batch in batches:
-        captured = forward(batch)
-        yield (
-            captured.features,
-            renumbered(captured.head_predicted(), forward),
-            renumbered(captured.predicted(), forward),
-        )
+        wrong, seen = summed(forward.device, wrong, seen)
+    if seen == moments.num_samples:
+        return wrong / seen
+    warnings.warn(
+        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {seen:.0f} samples instead of "
+        f"{moments.num_samples}: give a DataLoader that can be run again, or nc4=False",
+        NeuralCollapseWarning,
+        stacklevel=3,
+    )
+    return math.nan
 
 
 def _with_progress(loader: Iterable[Any], progress: bool, text: str) -> Iterable[Any]:

@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neuralcollapse.capture.nc4 import disagreements
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.measures import measures, nc4_disagreements
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
 
 
@@ -81,8 +80,7 @@ def measure_features(
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([part for _, part in batches])
         found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        wrong, count = disagreements(found, moments)
-        result["nc4"] = wrong / count
+        result["nc4"] = sum(nc4_disagreements(block, part, moments) for block, part in found) / len(labels)
         result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
 

@@ -47,14 +47,8 @@ class HeadMismatch(InputError):
 class Forward:
     """Runs batches through a model and returns what its head saw.
 
-    Args:
-        model: the network.
-        head: the layer to measure.
+    Args (others as for `neuralcollapse.measure`):
         others: other layers with the same number of outputs, which may make the logits in its place or with it.
-        layers: inner layers, by name.
-        ignore_index: samples with this label are left out.
-        device: where to run.
-        next_token: see `neuralcollapse.measure`.
         chosen: whether the user named the head; if not, another one takes its place if the model returns its outputs.
 
     Attributes:
@@ -66,18 +60,18 @@ class Forward:
         self,
         model: nn.Module,
         head: Head,
-        others: Iterable[Head] = (),
-        layers: Mapping[str, InnerLayer] | None = None,
-        ignore_index: int | None = None,
-        device: torch.device | None = None,
+        others: Iterable[Head],
+        layers: Mapping[str, InnerLayer],
+        ignore_index: int | None,
+        device: torch.device | None,
         *,
-        next_token: bool = False,
-        chosen: bool = True,
+        next_token: bool,
+        chosen: bool,
     ) -> None:
         self.model = model
         self.head = head
         self.others = list(others)
-        self.layers = dict(layers or {})
+        self.layers = dict(layers)
         self.ignore_index = ignore_index if ignore_index is not None or not next_token else _NO_TOKEN
         self.next_token = next_token
         self.chosen = chosen

@@ -98,8 +98,7 @@ class InnerLayer:
                     f"{values.shape[1]} positions of layer {self.name!r} are padding: give a function of its output, "
                     f"layers={{{self.name!r}: function}}"
                 )
-            return values.mean(1)
-        return average(values, fitting[0])
+        return average(values, fitting[0] if fitting else None)
 
     def _letters(self, values: Tensor, labels: tuple[int, ...], sequence_first: Callable[[Tensor], bool]) -> str:
         if values.dim() == 2:

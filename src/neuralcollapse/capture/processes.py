@@ -12,11 +12,6 @@ from torch import nn
 from neuralcollapse.geometry.moments import ClassMoments
 
 
-def num_processes() -> int:
-    """The number of processes."""
-    return torch.distributed.get_world_size()
-
-
 def summed(device: torch.device, *values: float) -> list[float]:
     """Each number's sum over the processes; all of them must call this."""
     numbers = torch.tensor([float(value) for value in values], dtype=torch.float64, device=device)
@@ -32,7 +27,7 @@ def merged(moments: ClassMoments) -> ClassMoments:
     joined = ClassMoments.zeros(
         moments.num_classes, moments.feature_dim, moments.packed.device, means_dtype=moments.means.dtype
     )
-    for rank in range(num_processes()):
+    for rank in range(torch.distributed.get_world_size()):
         part = moments.packed if rank == torch.distributed.get_rank() else torch.empty_like(moments.packed)
         torch.distributed.broadcast(part, rank)
         joined.absorb(ClassMoments(part, *moments.shape))

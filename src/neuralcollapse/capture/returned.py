@@ -65,13 +65,9 @@ class Relation:
     def of(
         cls, name: str, outputs: Tensor, returned: Tensor, others: Mapping[str, tuple[Tensor, bool]] | None = None
     ) -> Relation:
-        """The relation between some rows of the outputs of a head and of the returned logits.
+        """The relation between rows (n, K) of the outputs of a head and of the returned logits.
 
-        Args:
-            name: the name of the head.
-            outputs: (n, K) outputs of the head.
-            returned: (n, K) logits that the model returned.
-            others: name -> outputs (n, K) of another head, and whether it receives the same features.
+        `others` are the outputs (n, K) of other heads, by name, and whether they receive the same features.
         """
         others = others or {}
         eps = _ROUNDED * max(torch.finfo(outputs.dtype).eps, torch.finfo(returned.dtype).eps, rounding(returned))
@@ -199,8 +195,6 @@ class LeastSquares:
 
     def solve(self) -> tuple[Tensor, Tensor] | None:
         """(K, d) A and (K,) c of `z = A h + c`; None if they are not determined, or the map is not linear."""
-        if not self._features:
-            return None
         h, z = torch.cat(self._features), torch.cat(self._logits)
         if len(h) < h.shape[1] + 2:  # with so few rows some map always fits
             return None

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed
 from torch import Tensor
 
+from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
-from neuralcollapse.capture.processes import merged, num_processes, summed
+from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments
 
@@ -57,12 +59,10 @@ class Sums:
                 self.layers[name] = self._empty(outputs.shape[1], outputs.device)
                 self.layers[name].round_at_least(forward.spacing)
             self.layers[name].update(outputs, captured.labels)
-        predicted = captured.predicted()
-        self.correct += int((predicted == captured.targets).sum())
+        self.correct += int((captured.predicted == captured.targets).sum())
         self.loss += captured.loss(self._loss)
         if self.kept is not None:
-            head = predicted if captured.head_logits is captured.logits else captured.head_predicted()
-            self.kept.append((captured.features, renumbered(head, forward), renumbered(predicted, forward)))
+            self.kept.append(predictions(captured, forward))
             self._kept_bytes += captured.features.numel() * captured.features.element_size()
             self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
 
@@ -77,7 +77,7 @@ class Sums:
         with_samples, keep, self.correct, self.loss = summed(
             forward.device, self.moments.num_samples > 0, self.kept is not None, self.correct, self.loss
         )
-        everywhere = num_processes()
+        everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
         self.kept = self.kept if keep == everywhere else None
@@ -88,6 +88,9 @@ class Sums:
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
 
 
-def renumbered(predicted: Tensor, forward: Forward) -> Tensor:
-    """Predicted classes as numbers of the classes that are measured."""
-    return predicted if forward.subset is None else forward.subset.relabel(predicted)
+def predictions(captured: CapturedBatch, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
+    """The features, and the classes predicted by the head and by the model, as numbers of those that are measured."""
+    by_head, by_model = captured.head_predicted, captured.predicted
+    if forward.subset is not None:
+        by_head, by_model = forward.subset.relabel(by_head), forward.subset.relabel(by_model)
+    return captured.features, by_head, by_model

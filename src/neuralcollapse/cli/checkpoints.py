@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"expected --batch-size to be at least 1, got {options.batch_size}")
-    with train_packages():
+    with train_packages(format="html"):
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
         from neuralcollapse.data.batches import Batches
@@ -267,8 +267,6 @@ def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> 
     kept = {name: getattr(config, name) for name in _NETWORK_AND_DATA}
     if config.frame == "learned":
         del kept["rotation"]
-    else:
-        kept["rotation"] = config.frame_rotation
     return {
         **kept,
         "stem": options.values.get("stem"),

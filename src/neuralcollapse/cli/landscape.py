@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import print_json
+from neuralcollapse.cli.printing import print_json, train_packages
 from neuralcollapse.cli.report import add_output, check_format, check_free, next_step, print_written, written_json
 from neuralcollapse.errors import InputError
 
@@ -46,10 +46,10 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    from neuralcollapse.report.formats import save_page
-    from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, ends, landscape_page, summary
-
     check_format(options.format)
+    with train_packages(format=options.format):
+        from neuralcollapse.report.formats import save_page
+        from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, ends, landscape_page, summary
     defaults = {"html": "landscape.html", "markdown": "landscape.md"}
     out: Path = options.out or Path(defaults.get(options.format, "landscape-figures"))
     check_free(options.format, out, LANDSCAPE_FIGURES, options.force)

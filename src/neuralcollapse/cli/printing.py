@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from neuralcollapse.errors import InputError
@@ -59,9 +60,16 @@ def record_of_features(values: Mapping[str, Any]) -> Record:
 
 
 @contextmanager
-def train_packages() -> Iterator[None]:
-    """Say how to install the packages of a command whose imports, made inside, fail."""
+def train_packages(*, format: str = "") -> Iterator[None]:
+    """Say how to install the packages of a command whose imports, made inside, fail.
+
+    Those that only the page or its figures need, in `format`, load after the work: they are looked for before it.
+    """
+    needed = {"": (), "html": ("jinja2", "plotly")}.get(format, ("matplotlib",))
     try:
         yield
+        for name in needed:
+            if find_spec(name) is None:
+                raise ImportError(f"No module named {name!r}")
     except ImportError as error:
         raise InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'") from None

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     if options.show:
         print(text_of(options.name), end="")
         return 0
-    with train_packages():
+    with train_packages(format="html"):
         from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.page import experiment_page, validate_figures

@@ -87,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
             import yaml
         print(yaml.safe_dump(printed, sort_keys=False), end="")
         raise SystemExit(0)  # as --help does
-    with train_packages():
+    with train_packages(format="html"):
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import resume, train

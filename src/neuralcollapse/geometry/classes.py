@@ -40,9 +40,7 @@ def label_counts(labels: Tensor, num_classes: int) -> Tensor:
     Raises:
         InputError: labels outside 0..K-1.
     """
-    if len(labels):
-        lowest, highest = (int(end) for end in torch.aminmax(labels))
-        check_label_range(lowest, highest, num_classes)
+    check_label_range(labels, num_classes)
     return labels.bincount(minlength=num_classes)
 
 
@@ -54,11 +52,7 @@ def chosen_classes(
 ) -> ClassSubset | None:
     """The classes given, or those with at least `min_count` samples; None for all classes.
 
-    Args:
-        classes: class numbers.
-        min_count: 1 or more.
-        num_classes: K.
-        counts: returns the (K,) number of samples of each class; called only if `min_count` is given.
+    `counts` returns the (K,) number of samples of each class, and is called only if `min_count` is given.
 
     Raises:
         InputError: both are given, or for the reasons of `ClassSubset` and `frequent_classes`.
@@ -71,14 +65,7 @@ def chosen_classes(
 
 
 class ClassSubset:
-    """Some of K classes, renumbered from 0 in their order.
-
-    Args:
-        classes: their numbers, in any order.
-        num_classes: K.
-
-    Attributes:
-        classes: (n,) int64, sorted.
+    """Some of K classes, renumbered from 0 in their order; `classes` are their numbers (n,), sorted.
 
     Raises:
         InputError: numbers outside 0..K-1, repeated numbers, or an empty list.
@@ -113,10 +100,7 @@ class ClassSubset:
         """
         self._places = self._places.to(labels.device)
         ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
-        known = labels[~ignored]
-        if len(known):
-            lowest, highest = (int(end) for end in torch.aminmax(known))
-            check_label_range(lowest, highest, len(self._places))
+        check_label_range(labels[~ignored], len(self._places))
         return self._places[labels.masked_fill(ignored, 0)].masked_fill(ignored, LEFT_OUT)
 
     def rows(self, values: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count, check_etf_exists, check_finite
+from neuralcollapse.checks import check_count, check_etf_exists, check_vectors
 from neuralcollapse.errors import InputError
 
 
@@ -52,17 +52,14 @@ def simplex_etf(
     dtype = dtype or torch.get_default_dtype()
     if not dtype.is_floating_point:
         raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
-    scale = math.sqrt(num_classes / (num_classes - 1))
-    if generator is not None:
-        frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T @ _haar_rows(
-            num_classes - 1, dim, generator
-        )
-    elif dim >= num_classes:
+    if generator is None and dim >= num_classes:
         frame = torch.eye(num_classes, dim, dtype=torch.float64)
         frame[:, :num_classes] -= 1 / num_classes
     else:
         frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T
-    return (scale * frame).to(device=device, dtype=dtype)
+    if generator is not None:
+        frame = frame @ _haar_rows(num_classes - 1, dim, generator)
+    return (math.sqrt(num_classes / (num_classes - 1)) * frame).to(device=device, dtype=dtype)
 
 
 def orthoplex(
@@ -146,12 +143,9 @@ def nearest_simplex_etf(vectors: Tensor) -> tuple[Tensor, Tensor]:
 
     Source: Schoenemann (1966) for Procrustes.
     """
-    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
-        got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
+    check_vectors(vectors)
     num_classes, dim = vectors.shape
     check_etf_exists(num_classes, dim)
-    check_finite(vectors, "vectors")
     rows = vectors.to(torch.float64)
     basis = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64, device=vectors.device)).T
     left, singular, right = torch.linalg.svd(basis.T @ rows, full_matrices=False)

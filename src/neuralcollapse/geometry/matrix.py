@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_finite
-from neuralcollapse.errors import InputError, Undefined, listed
+from neuralcollapse.checks import check_vectors
+from neuralcollapse.errors import Undefined, listed
 from neuralcollapse.geometry.moments import add_gram
 
 _TILE = 1024  # rows of a block, so that a tile of class pairs takes 8 MB of float64
@@ -101,10 +101,7 @@ class BlockedMatrix:
 
 def as_matrix(vectors: Tensor) -> BlockedMatrix:
     """The vectors as a BlockedMatrix, after checking that they are a finite (K, d) floating-point tensor."""
-    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
-        got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
-        raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
-    check_finite(vectors, "vectors")
+    check_vectors(vectors)
     return BlockedMatrix(vectors.detach())
 
 

@@ -197,8 +197,7 @@ class ClassMoments:
             features, labels = features[kept], labels[kept]
         if labels.numel() == 0:
             return self
-        lowest, highest = (int(end) for end in torch.aminmax(labels))
-        check_label_range(lowest, highest, self.num_classes)
+        check_label_range(labels, self.num_classes)
         rows = max(1, _BLOCK_VALUES // self.feature_dim)
         if len(labels) > rows:  # a single block is checked by its sums, below
             check_finite(features)

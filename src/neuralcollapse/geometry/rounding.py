@@ -10,11 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in (torch.float64, torch.float32)} | {
-    torch.finfo(torch.float16).eps: "float16",
-    torch.finfo(torch.bfloat16).eps: "bfloat16",
-}
 _COARSE = (torch.bfloat16, torch.float16, torch.float32)
+NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in (*_COARSE, torch.float64)}
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LOOKED_AT = 1024  # values, or four rows if those are more
 _TOO_FEW = 16  # so few nonzero values say nothing about their dtype

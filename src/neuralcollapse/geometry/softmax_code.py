@@ -12,7 +12,8 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.matrix import as_matrix, tiles
 
 _COSINES = 2**24  # cosines held in memory at a time
-# First and last temperature, rate and momentum: tests/geometry/test_softmax_code.py holds them to best known codes.
+# First and last temperature, rate and momentum. In tests/geometry/test_softmax_code.py the largest cosine ends within
+# 0.002 of the smallest known one in 3 and 15 dimensions, and within 0.02 of it in 16.
 _TEMPERATURES = (0.1, 0.001)
 _RATE, _MOMENTUM = 2.0, 0.9
 
@@ -37,9 +38,9 @@ def softmax_code(
     share of the sum; on one kind of machine it is deterministic given the seed. In two dimensions the exact solution,
     the regular polygon, is returned.
 
-    Largest cosines reached: 0.4472 for K=12, d=3 (the icosahedron); 0.723 for K=24, d=3 (the best known); with 3,000
-    steps 0.5 for K=240, d=8 (the roots of E8, from most seeds). Cost: 4 K^2 d operations a step, and memory for a few
-    K x d matrices and 16 million cosines.
+    Largest cosines reached: within 0.001 of 0.4472 for K=12, d=3 (the icosahedron), within 0.002 of 0.723 for K=24, d=3
+    (the snub cube, the best known), and below 0.6 for K=240, d=8 in 1,000 steps (the roots of E8 have 0.5). Cost:
+    4 K^2 d operations a step, and memory for a few K x d matrices and 16 million cosines.
 
     Args:
         num_classes: K >= 2.

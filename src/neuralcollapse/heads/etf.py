@@ -187,18 +187,11 @@ class ETFClassifier(FixedClassifier):
     def _rotation_kept(self) -> str:
         return "none" if self.rotation_name == "blocks" and self._block == 1 else self.rotation_name
 
-    @property
-    def _frame_words(self) -> str:
-        return "simplex ETF"
-
 
 class NearestSimplex(nn.Module):
     """The running class means and the frame of rotation="nearest"; the update rule is that of `ETFClassifier.follow`.
 
-    Args:
-        rows: (K, d) the initial frame.
-        momentum: above 0 and up to 1.
-        update_every: 1 or more.
+    At first the frame is `rows`, (K, d).
     """
 
     rows: Tensor
@@ -228,8 +221,7 @@ class NearestSimplex(nn.Module):
             kept = kept_rows(features, labels, ignore_index)
             features, labels = features[kept], labels[kept]
         check_finite(features)  # all checks come before the state changes
-        if len(labels):
-            check_label_range(int(labels.min()), int(labels.max()), len(self.means))
+        check_label_range(labels, len(self.means))
         self.calls += 1
         if len(labels):
             classes, index = labels.unique(return_inverse=True)

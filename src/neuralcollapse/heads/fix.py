@@ -12,7 +12,7 @@ from neuralcollapse.geometry.frames import frame_name
 from neuralcollapse.heads.beyond_simplex import OrthoplexClassifier, SoftmaxCodeClassifier
 from neuralcollapse.heads.etf import ETFClassifier
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.heads.linear import head_axis, head_outputs, head_tensors, is_tuned
+from neuralcollapse.heads.linear import head_axis, head_outputs, head_tensors, tuned_layer
 from neuralcollapse.heads.search import find_heads, named_head
 
 _FRAMES: dict[str, type[FixedClassifier]] = {
@@ -76,7 +76,7 @@ def _like(layer: nn.Module, where: str, frame: str, options: dict[str, Any]) -> 
     """A fixed layer of the same shape, device, dtype and mode; `where` names the layer in errors."""
     if frame != "auto" and frame not in _FRAMES:
         raise InputError(f"expected frame 'auto', {', '.join(map(repr, _FRAMES))}, got {frame!r}")
-    if is_tuned(layer):
+    if tuned_layer(layer) is not None:
         raise InputError(
             f"expected {where} to be a plain linear layer, got {type(layer).__name__} with an adapter: fix the head "
             "first, then add adapters to other layers, with modules_to_save for the head's bias"
@@ -97,13 +97,8 @@ def _like(layer: nn.Module, where: str, frame: str, options: dict[str, Any]) -> 
             f"d={dim}: widen the features, or take frame='auto', here {best!r}"
         )
     chosen = best if frame == "auto" else frame
-    floating = next((x.dtype for x in (weight, bias) if x is not None and x.is_floating_point()), None)
-    like: dict[str, Any] = {
-        "bias": bias is not None,
-        "device": weight.device,
-        "dtype": floating,
-        "axis": head_axis(layer),
-    }
+    like: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "axis": head_axis(layer)}
+    like["dtype"] = next((x.dtype for x in (weight, bias) if x is not None and x.is_floating_point()), None)
     if chosen == "orthoplex":
         like["rotation"] = "fast"
     try:

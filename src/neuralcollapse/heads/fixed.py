@@ -18,19 +18,7 @@ from neuralcollapse.geometry.frames import frame_name
 class FixedClassifier(nn.Module):
     """Logits `s W h + b` with fixed unit rows W: bias, scale, rotation and checkpoints. A subclass gives the rows.
 
-    Args:
-        in_features: d.
-        num_classes: K.
-        bias: learn a bias b (K,), zero at first.
-        scale: s, the length of every row.
-        learn_scale: make s a parameter instead of a constant.
-        rotation: "none", or "fast": rotate the frame by a seeded orthonormal transform.
-        seed: seed of the rotation.
-        axis: the axis of the features in the input and of the logits in the output, counted from the end: -1, or -3
-            for maps (N, d, H, W) as a 1x1 convolution takes them.
-        device, dtype: of bias and scale.
-
-    Shapes: (..., d) -> (..., K), or with axis=-3 (..., d, H, W) -> (..., K, H, W).
+    Arguments and shapes are those of `ETFClassifier`; `rotations` are those that a subclass accepts.
 
     The state dict names its frame, and the state of another frame is refused. States of version 0.1.0 name none: for
     these the frame is recognised by the buffers.
@@ -200,7 +188,7 @@ class FixedClassifier(nn.Module):
             flat = weight.flatten(1) if weight.dim() > 2 and weight.shape[2:].numel() == 1 else weight
             if flat.shape != own.shape or not bool((flat - own).norm() <= 1e-2 * own.norm()):
                 raise InputError(
-                    f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's {self._frame_words} "
+                    f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's frame ({self.frame}) "
                     f"{tuple(own.shape)}: load it into the layer that was saved, or drop that key to train with the "
                     "fixed frame"
                 )
@@ -213,10 +201,6 @@ class FixedClassifier(nn.Module):
         if "scale" in held:
             state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    @property
-    def _frame_words(self) -> str:
-        return self.frame.replace("_", " ")
 
 
 def _words(frame: str, rotation: str, num_classes: int, dim: int) -> str:

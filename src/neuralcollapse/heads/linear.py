@@ -80,13 +80,13 @@ def head_axis(module: nn.Module) -> int:
     """
     if isinstance(module, FixedClassifier):
         return module.axis
-    base = _tuned(module) or module
+    base = tuned_layer(module) or module
     return next((axis for kind, axis in _CONVOLUTIONS.items() if isinstance(base, kind)), -1)
 
 
 def head_outputs(module: nn.Module) -> int | None:
     """K of a module that may be a linear head; None for any other module."""
-    base = _tuned(module)
+    base = tuned_layer(module)
     if base is not None:
         return head_outputs(base)
     if isinstance(module, nn.Linear | FixedClassifier):
@@ -106,12 +106,7 @@ def head_outputs(module: nn.Module) -> int | None:
     return weight.shape[0]
 
 
-def is_tuned(module: nn.Module) -> bool:
-    """Whether a layer carries an adapter of peft, such as LoRA's."""
-    return _tuned(module) is not None
-
-
-def _tuned(module: nn.Module) -> nn.Module | None:
+def tuned_layer(module: nn.Module) -> nn.Module | None:
     """The layer inside an adapter of peft, such as LoRA's; recognised by name, so that peft need not be installed."""
     if any(kind.__name__ == "BaseTunerLayer" for kind in type(module).__mro__):
         base = getattr(module, "base_layer", None)
@@ -121,7 +116,7 @@ def _tuned(module: nn.Module) -> nn.Module | None:
 
 def _is_pointwise(module: nn.Module) -> bool:
     """Whether a module is a convolution that maps each position linearly: kernel 1, stride 1, no padding."""
-    layer = _tuned(module) or module
+    layer = tuned_layer(module) or module
     if not isinstance(layer, tuple(_CONVOLUTIONS)):
         return False
     conv: Any = layer
@@ -131,7 +126,7 @@ def _is_pointwise(module: nn.Module) -> bool:
 
 def _is_transposed(module: nn.Module) -> bool:
     """Whether a module is transformers' Conv1D, a linear layer that keeps its weight as (d, K)."""
-    layer = _tuned(module) or module
+    layer = tuned_layer(module) or module
     return any(kind.__name__ == "Conv1D" for kind in type(layer).__mro__) and isinstance(
         getattr(layer, "nf", None), int
     )

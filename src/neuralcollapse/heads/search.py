@@ -27,10 +27,8 @@ def head_names(model: nn.Module, num_outputs: int | None = None) -> list[str]:
     others). A layer with a LoRA adapter is a single candidate, and so is a parametrised one (weight_norm,
     spectral_norm).
 
-    Args:
-        model: any module.
-        num_outputs: only layers with this number of outputs. Without it, 1x1 convolutions count only if no other
-            candidate comes after them, since many networks are full of them.
+    Only layers with `num_outputs` outputs count. Without that number, 1x1 convolutions count only if no other candidate
+    comes after them, since many networks are full of them.
     """
     found = list(_candidates(model))
     if num_outputs is not None:
@@ -51,13 +49,8 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
     of those named like a head (head, classifier, fc, ...) if there are any. Others of K outputs count if they have
     names like head_dist, aux_head, distillation_classifier or AuxLogits.
 
-    Args:
-        model: any module.
-        num_classes: K. By default what the model says (`config.num_labels`, `num_classes`), or else the number of
-            outputs of the head found.
-
-    Returns:
-        At least one name, in order of registration; "" is the model itself.
+    K is `num_classes`. By default it is what the model says (`config.num_labels`, `num_classes`), or else the number of
+    outputs of the head found. The names are in order of registration; "" is the model itself.
 
     Raises:
         InputError: no layer may be a head, none has K outputs, or without K several layers named like heads have
@@ -74,7 +67,7 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
         )
     if not declared:
         names = everything if said is None else head_names(model, said)
-        outputs = head_outputs(_submodule(model, everything[-1]))
+        outputs = head_outputs(model.get_submodule(everything[-1]))
         if not names and num_classes is None and outputs != 1:  # a replaced head may have another K than the model says
             names = [name for name in everything if _is_called_head(name)]
         if not names:
@@ -90,7 +83,7 @@ def find_heads(model: nn.Module, num_classes: int | None = None) -> list[str]:
         likely = [name for name in names if _is_called_head(name)]
         _check_alike(model, likely)
         declared = (likely or names)[-1:]
-    outputs = head_outputs(_submodule(model, declared[-1]))
+    outputs = head_outputs(model.get_submodule(declared[-1]))
     called = [name for name in head_names(model, outputs) if any(_HEAD.search(part) for part in name.split("."))]
     called = [name for name in called if not _goes_on(model, name, everything)]
     order = {path: index for index, (path, _) in enumerate(_candidates(model))}
@@ -102,7 +95,7 @@ def _goes_on(model: nn.Module, name: str, everything: list[str]) -> bool:
     words = name.split(".")
     for depth in range(len(words)):
         place = "".join(f"{word}." for word in words[:depth])
-        if isinstance(_submodule(model, place.rstrip(".")), nn.Sequential):
+        if isinstance(model.get_submodule(place.rstrip(".")), nn.Sequential):
             inside = [other for other in everything if other.startswith(place)]
             if inside and not f"{inside[-1]}.".startswith(f"{place}{words[depth]}."):
                 return True
@@ -117,7 +110,7 @@ def _check_alike(model: nn.Module, likely: list[str]) -> None:
             words = name.split(".")
             first = next(index for index, word in enumerate(words) if _HEAD.search(word) or _LAST.search(word))
             parts[".".join(words[: first + 1])] = name  # the last of a part, such as the end of an nn.Sequential
-    outputs = {name: head_outputs(_submodule(model, name)) for name in parts.values()}
+    outputs = {name: head_outputs(model.get_submodule(name)) for name in parts.values()}
     if len(set(outputs.values())) > 1:
         shown = listed([f"{name} ({count} outputs)" for name, count in outputs.items()])
         raise InputError(f"{type(model).__name__} has several heads: {shown}: name one of them")
@@ -134,7 +127,7 @@ def find_head(model: nn.Module, num_classes: int | None = None) -> str:
     main = main_heads(model, num_classes)
     if len(main) > 1:
         raise InputError(
-            f"{type(model).__name__} has {len(main)} heads of {head_outputs(_submodule(model, main[0]))} outputs: "
+            f"{type(model).__name__} has {len(main)} heads of {head_outputs(model.get_submodule(main[0]))} outputs: "
             f"{listed(main)}: name one of them"
         )
     return main[0]
@@ -235,10 +228,6 @@ def _unused(module: nn.Module) -> list[nn.Module]:
     active = [] if getattr(module, "disable_adapters", False) else getattr(module, "active_adapters", [])
     runs = next((copies[name] for name in active if name in copies), original)
     return [part for part in (original, *copies.values()) if part is not runs]
-
-
-def _submodule(model: nn.Module, path: str) -> nn.Module:
-    return model.get_submodule(path)
 
 
 def _said_classes(model: nn.Module) -> int | None:

@@ -149,7 +149,9 @@ class CollapseTrainerCallback(TrainerCallback):
     def _recorder(self, args: TrainingArguments, *, resume: bool, force: bool) -> Recorder:
         trainer = self.trainer
         model: Any = trainer.model
-        if trainer.is_fsdp_enabled or _is_zero3(trainer):
+        deepspeed = getattr(args, "hf_deepspeed_config", None)
+        zero3 = trainer.is_deepspeed_enabled and deepspeed is not None and deepspeed.is_zero3()
+        if trainer.is_fsdp_enabled or zero3:
             raise InputError("expected each process to hold all weights, got FSDP or ZeRO-3: train with DDP or ZeRO-2")
         dataset: Any = trainer.train_dataset if self.dataset is None else self.dataset
         if dataset is None:
@@ -196,7 +198,8 @@ class CollapseTrainerCallback(TrainerCallback):
             batch = trainer._prepare_inputs(batch)
             if half is None:
                 return batch
-            return {name: value.to(half) if _is_real(value) else value for name, value in batch.items()}
+            real = {name for name, value in batch.items() if isinstance(value, Tensor) and value.is_floating_point()}
+            return {name: value.to(half) if name in real else value for name, value in batch.items()}
 
         return MappedBatches(loader, prepare, most if stream else None)
 
@@ -233,10 +236,6 @@ def _check_dataset(data: Any, name: str) -> None:
     check_restarts(data, name)
 
 
-def _is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
-
-
 @contextmanager
 def _unpatched(model: Any) -> Iterator[None]:
     """With the model's own `forward`: for mixed precision, accelerate replaces it by one with autocast.
@@ -251,11 +250,6 @@ def _unpatched(model: Any) -> Iterator[None]:
     finally:
         if patched is not None:
             model.forward = patched
-
-
-def _is_zero3(trainer: Trainer) -> bool:
-    config = getattr(trainer.args, "hf_deepspeed_config", None)
-    return bool(trainer.is_deepspeed_enabled and config is not None and config.is_zero3())
 
 
 def _class_names(model: Any, dataset: Any) -> list[str]:

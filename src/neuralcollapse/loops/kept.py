@@ -1,4 +1,4 @@
-"""What a run keeps of a measurement: the record, the geometry, and what environment.json says of the run."""
+"""What a run keeps beside the measures: the certificate of the head, the geometry, and environment.json."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from neuralcollapse.capture.collect import Capture
-from neuralcollapse.runs.records import Geometry, Record
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
 
 HeadDecay = float | tuple[float, float | None, float | None]
@@ -25,33 +25,7 @@ _GEOMETRIES = 60  # at most 500 MB in all
 _LISTED_CLASSES = 10_000  # a list of more makes environment.json slow to read
 
 
-def record_of(
-    capture: Capture,
-    epoch: int,
-    *,
-    test: Mapping[str, float] | None = None,
-    seconds: float = math.nan,
-    learning_rate: float = math.nan,
-    head_decay: HeadDecay | None = None,
-    pairwise: bool | int = True,
-    source: str = "eval",
-) -> Record:
-    """The record of a capture."""
-    values = capture.measures(pairwise=pairwise)
-    return Record(
-        epoch=epoch,
-        seconds=seconds,
-        learning_rate=learning_rate,
-        train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
-        test=dict(test or {}),
-        layers=values.pop("layers", {}),
-        measures={name: value for name, value in values.items() if name != "num_samples"},
-        head={} if head_decay is None else _head(capture, head_decay),
-        source=source,
-    )
-
-
-def _head(capture: Capture, decay: HeadDecay) -> dict[str, float]:
+def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
     """The certificate of the last layer, for a decay of its weight or for those of (weight, features, bias)."""
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
     return certify_head_moments(
@@ -80,7 +54,7 @@ def geometry_of(epoch: int, capture: Capture) -> Geometry | None:
     return Geometry(epoch, means, moments.global_mean.cpu().numpy(), capture.weight.float().cpu().numpy(), bias)
 
 
-def spread(epochs: Iterable[int], most: int | None = None) -> list[int]:
+def spread(epochs: Iterable[int]) -> list[int]:
     """Which of the measured epochs keep their geometry: at most 60 of them.
 
     The first and the last stay. When there is one too many, the one goes whose neighbours are nearest to each other in
@@ -89,11 +63,10 @@ def spread(epochs: Iterable[int], most: int | None = None) -> list[int]:
     What stays depends on the epochs alone, and what was dropped once never comes back as more epochs follow. So a run
     that was killed and resumed ends with the same files as one that ran through.
     """
-    most = _GEOMETRIES if most is None else most
     kept: list[int] = []
     for epoch in sorted(epochs):
         kept.append(epoch)
-        if len(kept) > max(most, 2):
+        if len(kept) > _GEOMETRIES:
             place = [math.sqrt(each) for each in kept]
             kept.pop(min(range(1, len(kept) - 1), key=lambda at: place[at + 1] - place[at - 1]))
     return kept
@@ -102,18 +75,13 @@ def spread(epochs: Iterable[int], most: int | None = None) -> list[int]:
 def environment_of(
     model: nn.Module,
     capture: Capture,
-    class_names: Sequence[str] = (),
-    test_samples: int = 0,
-    more: Mapping[str, Any] | None = None,
+    class_names: Sequence[str],
+    test_samples: int,
+    more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What environment.json says: the same keys for every run, None where something is not known.
 
-    Args:
-        model: the network.
-        capture: of the training set.
-        class_names: of all classes of the data set.
-        test_samples: the number of samples in the test set.
-        more: what the caller knows of the data; it goes before what is found here.
+    `class_names` are those of all classes of the data set. `more` goes before what is found here.
     """
     moments = capture.moments
     names = [str(name) for name in class_names]
@@ -138,7 +106,7 @@ def environment_of(
         "pixel_mean": None,
         "pixel_std": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        **(more or {}),
+        **more,
     }
 
 

@@ -70,13 +70,7 @@ class IterableBatches:
 
 
 class MappedBatches:
-    """The batches of a loader, each changed by a function.
-
-    Args:
-        loader: gives the batches.
-        function: makes what the model gets of each.
-        most: the number of batches to stop after; all when not given.
-    """
+    """The batches of a loader, or the first `most` of them, each changed by a function."""
 
     def __init__(self, loader: Iterable[Any], function: Callable[[Any], Any], most: int | None = None) -> None:
         self.loader = loader

@@ -29,11 +29,7 @@ def options_of(*functions: Callable[..., Any], without: Sequence[str] = ()) -> l
 
 
 def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken: Sequence[str] = ()) -> None:
-    """Raise unless each option is known and is not one that `owner` sets itself.
-
-    Raises:
-        InputError: naming the first wrong option, and the nearest right one.
-    """
+    """Raise unless each option is known and is not one that `owner` sets itself; the error names the nearest one."""
     known = [name for name in known if name not in taken]
     for name in options:
         if name in taken:
@@ -44,11 +40,7 @@ def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken:
 
 
 def check_values(options: Mapping[str, Any]) -> None:
-    """Raise unless each option's value is of the right type and range, as far as that shows without a network.
-
-    Raises:
-        InputError: naming the first wrong value.
-    """
+    """Raise unless each option's value is of the right type and range, as far as that shows without a network."""
     for name, value in options.items():
         if value is None and name in _OPTIONAL:
             continue
@@ -65,21 +57,9 @@ def check_values(options: Mapping[str, Any]) -> None:
         raise InputError(f"expected out as the path of a run folder, got the file {out}: choose another")
 
 
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool | np.bool_)
-
-
-def _is_function(value: Any) -> bool:
-    return callable(value) and not isinstance(value, type)
-
-
 def _are_names(value: Any) -> bool:
     sound = isinstance(value, Iterable) and not isinstance(value, nn.Module | Tensor)
     return sound and all(isinstance(each, str) for each in value)
-
-
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str | os.PathLike) and bool(os.fspath(value))
 
 
 def _check_classes(value: Any, name: str) -> None:
@@ -107,8 +87,8 @@ _OPTIONAL = (
     *("num_classes", "ignore_index", "classes", "min_count", "device"),
 )
 
-_FLAG = (_is_flag, "True or False")
-_FUNCTION = (_is_function, "as a function")
+_FLAG = (lambda value: isinstance(value, bool | np.bool_), "True or False")
+_FUNCTION = (lambda value: callable(value) and not isinstance(value, type), "as a function")
 _UNITS = ("epoch", "step", "checkpoint")
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -117,7 +97,10 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
         "as the dotted name of the last layer, such as 'fc'",
     ),
     "layers": (_are_names, "as dotted names of inner layers, such as ['layer3']"),
-    "out": (_is_path, "as the path of a run folder"),
+    "out": (
+        lambda value: isinstance(value, str | os.PathLike) and bool(os.fspath(value)),
+        "as the path of a run folder",
+    ),
     "unit": (lambda value: value in _UNITS, f"as one of {', '.join(_UNITS)}"),
     "config": (lambda value: isinstance(value, Mapping), "as a dict, such as {'data': 'my pictures'}"),
     "environment": (lambda value: isinstance(value, Mapping), "as a dict, such as {'test_samples': 100}"),

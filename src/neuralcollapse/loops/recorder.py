@@ -8,7 +8,6 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.loops.kept import HeadDecay, environment_of, geometry_of, record_of, spread
+from neuralcollapse.loops.kept import HeadDecay, certified, environment_of, geometry_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.runs.files import as_builtin, nan_to_none
@@ -157,7 +156,10 @@ class Recorder:
         epoch = check_count(epoch, "epoch", 0)
         if not isinstance(learning_rate, Real):
             raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
-        _check_weights(model, epoch, self.unit)
+        if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
+            raise InputError(
+                f"training diverged by {self.unit} {epoch} (weights are not finite): lower the learning rate"
+            )
         buffers = first_buffers(model) if self.options.get("sharded") else nullcontext()
         with _undisturbed(model), buffers:
             if self.online is None:
@@ -165,19 +167,21 @@ class Recorder:
             else:
                 capture = self.online(model)
             test = self._test(model, capture)
-        record = record_of(
-            capture,
-            epoch,
-            test={} if test is None else {"loss": test.loss, "accuracy": test.accuracy},
+        values = capture.measures(pairwise=self.pairwise)
+        record = Record(
+            epoch=epoch,
             seconds=self.seconds,
             learning_rate=float(learning_rate),
-            head_decay=self.head_decay,
-            pairwise=self.pairwise,
+            train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
+            test={} if test is None else {"loss": test.loss, "accuracy": test.accuracy},
+            layers={
+                name.removeprefix(f"{self.inside}.") if self.inside else name: layer
+                for name, layer in values.pop("layers", {}).items()
+            },
+            measures={name: value for name, value in values.items() if name != "num_samples"},
+            head={} if self.head_decay is None else certified(capture, self.head_decay),
             source="eval" if self.online is None else "online",
         )
-        if self.inside:
-            layers = {name.removeprefix(f"{self.inside}."): values for name, values in record.layers.items()}
-            record = replace(record, layers=layers)
         self._keep(record, model, capture, test)
         if self.on_record is not None:
             self.on_record(record, capture)
@@ -257,11 +261,6 @@ class Recorder:
         config = nan_to_none(as_builtin(self.describe(model)))
         folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
         return folder
-
-
-def _check_weights(model: nn.Module, epoch: int, unit: str) -> None:
-    if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
-        raise InputError(f"training diverged by {unit} {epoch} (weights are not finite): lower the learning rate")
 
 
 @contextmanager

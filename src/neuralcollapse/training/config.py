@@ -181,6 +181,8 @@ class TrainConfig:
         _require(self, "label_noise", 0 <= self.label_noise <= 1, "a share from 0 to 1")
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         self._check_combinations()
+        if self.rotation is None:  # said in the run folder, so that it means the same when a default has moved
+            object.__setattr__(self, "rotation", _ROTATIONS.get(self.frame))
 
     def _check_combinations(self) -> None:
         if self.decay_on == "all" and (self.feature_decay or self.bias_decay):
@@ -222,11 +224,6 @@ class TrainConfig:
     def rate(self) -> float:
         """The learning rate: as given, or the optimiser's own."""
         return _RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
-
-    @property
-    def frame_rotation(self) -> str | None:
-        """The rotation: as given, or the frame's own; None where it has none."""
-        return self.rotation or _ROTATIONS.get(self.frame)
 
     @property
     def classifier(self) -> str:

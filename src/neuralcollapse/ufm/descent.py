@@ -17,11 +17,9 @@ _ROUNDING = 1e-14  # relative rise of f that rounding alone explains
 
 @dataclass
 class Descent:
-    """The end of a descent: points (B, n), values (B,), gradient norms (B,), and the iterations run."""
+    """The end of a descent: points (B, n), and the iterations run."""
 
     points: Tensor
-    values: Tensor
-    gradient_norms: Tensor
     iterations: int
 
 
@@ -71,7 +69,7 @@ def lbfgs(
         if not bool(going.all()):
             active = active[going]
             steps = [(s[going], y[going], inverse[going]) for s, y, inverse in steps]
-    return Descent(points, values, norms, iteration)
+    return Descent(points, iteration)
 
 
 def _two_loop(gradient: Tensor, steps: list[tuple[Tensor, Tensor, Tensor]]) -> Tensor:
@@ -111,8 +109,7 @@ def _search(
     if not bool(accepted.all()):
         stuck = ~accepted
         new_x[stuck] = x[stuck]
-        stuck_f, stuck_g = objective(x[stuck])
-        new_f[stuck], new_g[stuck] = stuck_f, stuck_g
+        new_f[stuck], new_g[stuck] = objective(x[stuck])
     return new_x, new_f, new_g, accepted
 
 

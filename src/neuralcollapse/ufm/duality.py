@@ -13,10 +13,10 @@ minimising over b alone achieves this up to rounding, whose worst effect is subt
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from scipy.optimize import minimize_scalar
+from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from neuralcollapse.ufm.losses import CrossEntropy
@@ -29,21 +29,13 @@ _LARGEST_BIAS = 1e3  # assumed bound of |b| at a minimum without decay on b
 _GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A lower bound of the minimum, and the bias (K,) at which it was taken."""
-
-    value: float
-    bias: Tensor | None
-
-
-def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> Bound:
+def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> float:
     """The bound from the logits of a point, after minimising over the bias; -inf for a loss that is not convex.
 
     `products` is W H (scaled, for collapsed models), if it is already known.
     """
     if not model.loss.convex:
-        return Bound(-math.inf, point.b)
+        return -math.inf
     logits = model.scaled(point.W @ point.H) if products is None else products
     bias = None
     if model.bias:
@@ -72,14 +64,14 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> B
 
     end, slope = bound(largest)
     if slope >= 0:  # concave and still increasing, so the maximum is at the end
-        return Bound(end, bias)
+        return end
     found = minimize_scalar(
         lambda scale: -bound(scale)[0],
         bounds=(0.0, largest),
         method="bounded",
         options={"xatol": 1e-4 * largest, "maxiter": 20},
     )
-    return Bound(max(end, -float(found.fun)), bias)
+    return max(end, -float(found.fun))
 
 
 def decay_cost(model: Model, objective: float) -> float:
@@ -165,7 +157,5 @@ def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
         size = float(far.norm())
         far = far / size if size > 0 else far
         return (near, size, far) if wide else (far, size, near)
-    from scipy.sparse.linalg import svds
-
     u, s, v = svds(matrix.cpu().numpy(), k=1)
     return torch.as_tensor(u[:, 0].copy()).to(matrix), float(s[0]), torch.as_tensor(v[0].copy()).to(matrix)

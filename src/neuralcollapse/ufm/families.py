@@ -35,22 +35,18 @@ def reduced(small: Model, dim: int) -> Model:
     return small.with_columns(small.columns, feature_dim=dim)
 
 
-def search(units: Units, rank: int, starts: int | None = None, seed: int = 0) -> list[Point]:
+def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
     """Distinct canonical critical points of at most `rank` dimensions, the highest first.
 
-    Args:
-        units: the canonical units of the model.
-        rank: d', the number of dimensions that the points may use.
-        starts: number of random points, each taken to a critical point by Newton's method, some after a descent. By
-            default twice as many as were needed for the last new point, between 200 and 1,600.
-        seed: seed of the random points.
+    `starts` random points are each taken to a critical point by Newton's method, some after a descent. By default they
+    are twice as many as were needed for the last new point, between 200 and 1,600.
 
     Half of the starts have a symmetry, which Newton's steps preserve: a saddle that is rarely reached is often one of
     few with its symmetry.
     """
     lower = copy.copy(units)
     lower.small = small = reduced(units.small, rank)
-    generator = torch.Generator().manual_seed(seed + 1000 * rank)
+    generator = torch.Generator().manual_seed(1000 * rank)
     found: list[Point] = []
     known = Known()
     tried = last = 0
@@ -73,9 +69,8 @@ def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
     begin[::2] = torch.stack([_symmetric(small, vector, generator) for vector in begin[::2]])
     few = begin[1::_LOWERED]
     if len(few):
-        begin = torch.cat(
-            [begin, lbfgs(small.value_and_gradient, few, tolerance=1e-4 * small.mu, iterations=300).points]
-        )
+        lowered = lbfgs(small.value_and_gradient, few, tolerance=1e-4 * small.mu, iterations=300).points
+        begin = torch.cat([begin, lowered])
     part = max(1, _TOGETHER // small.size**2)
     ends = torch.cat([newton_on_gradient(small, rows) for rows in begin.split(part)])
     return ends[different(invariants(small, small.point(ends)))]
@@ -92,9 +87,8 @@ def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tens
     signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator) - 1).to(vector)
     order = order.to(small.device)
     bias = None if point.b is None else (point.b + point.b[order]) / 2
-    return Point(
-        (point.W + point.W[order] * signs) / 2, (point.H + signs[:, None] * point.H[:, order]) / 2, bias
-    ).vector()
+    W, H = point.W + point.W[order] * signs, point.H + signs[:, None] * point.H[:, order]
+    return Point(W / 2, H / 2, bias).vector()
 
 
 def padded(small: Model, point: Point) -> Point:

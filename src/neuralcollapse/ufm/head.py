@@ -92,13 +92,13 @@ def certify_head(
     check_classifier(weight, bias, num_classes, features.shape[1])
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
-    check_label_range(int(labels.min()), int(labels.max()), num_classes)
-    decays = (weight_decay, feature_decay, bias_decay)
+    check_label_range(labels, num_classes)
     order = labels.argsort(stable=True)
     H = features[order].T.double()
-    model = _model(labels.bincount(minlength=num_classes), weight, bias, float(H.square().sum()), decays)
+    counts, decays = labels.bincount(minlength=num_classes), (weight_decay, feature_decay, bias_decay)
+    model = _model(counts, weight, bias, float(H.square().sum()), decays)
     point = Point(weight.double(), H, None if bias is None else bias.double())
-    return _compare(model, float(model.value(point)), lower_bound(model, point).value)
+    return _compare(model, float(model.value(point)), lower_bound(model, point))
 
 
 @torch.no_grad()
@@ -128,13 +128,12 @@ def certify_head_moments(
     decay = model.weight_decay * float(point.W.square().sum()) + model.feature_decay * size
     if point.b is not None:
         decay += model.bias_decay * float(point.b.square().sum())
-    return _compare(model, loss + decay / 2, lower_bound(small, point).value)
+    return _compare(model, loss + decay / 2, lower_bound(small, point))
 
 
-_Decays = tuple[float, float | None, float | None]
-
-
-def _model(counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: _Decays) -> Model:
+def _model(
+    counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: tuple[float, float | None, float | None]
+) -> Model:
     """The model of which the head is a point; `size` is the sum of the squared lengths of the features."""
     weight_decay, feature_decay, bias_decay = decays
     check_real(weight_decay, "weight_decay")

@@ -19,10 +19,6 @@ _COLLAPSED = 1e-9  # features this close to their class means, relatively, count
 class Hessian:
     """The Hessian of a model's objective at a point.
 
-    Args:
-        model: the model.
-        point: the point.
-
     If the features of each class coincide, as at every critical point, the spectrum splits into that of the collapsed
     model (one column a class) and, for differences within class k, the eigenvalues of `W' C_k W / N + lH I`, C_k the
     curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative` use this, so that their cost does not grow
@@ -72,7 +68,7 @@ class Hessian:
 
     def eigenvalues(self, count: int = 6, *, largest: bool = False) -> Tensor:
         """The `count` smallest (or largest) eigenvalues, ascending."""
-        pieces = [self._reduced()._extreme(count, largest)] if self._splits else [self._extreme(count, largest)]
+        pieces = [(self._reduced() if self._splits else self)._extreme(count, largest)]
         if self._splits:
             pieces += [values.repeat(min(count, repeats)) for values, _, repeats in self._within()]
         values = torch.cat(pieces).sort().values
@@ -132,8 +128,8 @@ class Hessian:
     def least_direction(self) -> tuple[float, Point]:
         """The least eigenvalue and its unit eigenvector."""
         if self._splits:
-            value, direction = self._reduced().least_direction()
-            best, direction = value, self.model.expand(direction)
+            best, direction = self._reduced().least_direction()
+            direction = self.model.expand(direction)
             first = 0
             for (values, vectors, repeats), samples in zip(self._within(), self.model.counts, strict=True):
                 if repeats and float(values[0]) < best:  # move two features of the class apart

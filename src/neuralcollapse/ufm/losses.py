@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -137,14 +137,9 @@ class CrossEntropy:
 
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """The t at which an entry of `y + t v` reaches zero."""
-        if not self.smoothing:  # only the entry of the right class, where y = 1, can decrease
-            least = float(slopes.min())
-            return -1 / least if least < 0 else math.inf
-        steepest = float((slopes / targets).min())
+        # Without smoothing only the entry of the right class, where y = 1, can decrease.
+        steepest = float((slopes / targets if self.smoothing else slopes).min())
         return -1 / steepest if steepest < 0 else math.inf
-
-
-_NO_DUAL = "the focal loss is not convex in the logits, so it has no duality bound"
 
 
 class Focal:
@@ -175,9 +170,8 @@ class Focal:
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """With `L = log p` and `l = phi(L)`: `phi''(L) <y - P, d> (y - P) - phi'(L) (diag(P) - P P') d`."""
         probabilities, away, slope, bend = self._derivatives(logits, targets)
-        return bend * (away * direction).sum(-2, keepdim=True) * away - slope * _softmax_curvature(
-            probabilities, direction
-        )
+        along = (away * direction).sum(-2, keepdim=True)
+        return bend * along * away - slope * _softmax_curvature(probabilities, direction)
 
     def _derivatives(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`P`, `y - P`, `phi'(L)` and `phi''(L)` for `phi(L) = -(1-e^L)^gamma L`."""
@@ -194,23 +188,11 @@ class Focal:
         away = torch.where(targets > 0, others, -probabilities)
         return probabilities, away, slope, bend
 
-    def bias_derivatives(
-        self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[float, Tensor, Tensor]:
-        """Raises, as `dual` does."""
-        raise InputError(_NO_DUAL)
-
-    def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
+    def dual(self, *arguments: Any, **named: Any) -> NoReturn:
         """Raises: the loss is not convex, so its conjugate gives no bound."""
-        raise InputError(_NO_DUAL)
+        raise InputError("the focal loss is not convex in the logits, so it has no duality bound")
 
-    def dual_line(self, slopes: Tensor, targets: Tensor, weights: Tensor) -> Callable[[float], tuple[float, float]]:
-        """Raises, as `dual` does."""
-        raise InputError(_NO_DUAL)
-
-    def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
-        """Raises, as `dual` does."""
-        raise InputError(_NO_DUAL)
+    bias_derivatives = dual_line = largest_scale = dual
 
 
 class SquaredError:

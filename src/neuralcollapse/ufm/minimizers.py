@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from scipy.optimize import brentq, minimize_scalar
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_real
@@ -138,7 +139,7 @@ def _descended(units: Units) -> Point:
             vector = descend(units, vector, tolerance)
             point = work.point(vector)
             value = float(work.value(point))
-            now = value - lower_bound(work, point).value
+            now = value - lower_bound(work, point)
             if now < gap:
                 best, gap, least = point, now, value
             cost = decay_cost(work, least)
@@ -204,8 +205,6 @@ def _require_dim(model: Model, rank: int) -> None:
 
 def _focal_margin(gamma: float, num_classes: int, c: float) -> tuple[float, float]:
     """The margin that minimises the balanced focal objective, and the minimum, by a grid and a bounded search."""
-    from scipy.optimize import minimize_scalar
-
     others = num_classes - 1
 
     def value(margin: float) -> float:
@@ -234,8 +233,6 @@ def fixed_classifier_minimum(
     K = check_count(num_classes, "num_classes", 2)
     N = K * check_count(samples_per_class, "samples_per_class", 1)
     feature_decay, row_norm = check_real(feature_decay, "feature_decay"), check_real(row_norm, "row_norm")
-    from scipy.optimize import brentq
-
     target = math.log(K * K * row_norm**2 / ((K - 1) * N * feature_decay))
 
     def excess(log_margin: float) -> float:

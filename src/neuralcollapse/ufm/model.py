@@ -182,15 +182,18 @@ class Model:
 
     # -- collapsed points ---------------------------------------------------------------------------------
 
+    @property
+    def _sizes(self) -> Tensor:
+        return torch.tensor(self.counts, dtype=torch.float64, device=self.device)
+
     def collapsed(self) -> Self:
         """The same model with one column a class, `g_k = sqrt(n_k) h_k`, for points with equal features in each class.
 
         There objective, gradient, spectral norm and the negative eigenvalues of the Hessian are those of the full
         model: differences of features within a class only add curvatures of at least lH.
         """
-        counts = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
-        labels = torch.arange(self.num_classes, device=self.device)
-        return self.with_columns(Columns(labels, counts / counts.sum(), counts.sqrt()))
+        labels, sizes = torch.arange(self.num_classes, device=self.device), self._sizes
+        return self.with_columns(Columns(labels, sizes / sizes.sum(), sizes.sqrt()))
 
     @property
     def is_collapsed(self) -> bool:
@@ -199,14 +202,12 @@ class Model:
 
     def collapse(self, point: Point) -> Point:
         """The class means of a point's features, as a point of `collapsed()`."""
-        sizes = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
         sums = point.H.new_zeros(*point.H.shape[:-1], self.num_classes).index_add_(-1, self.columns.labels, point.H)
-        return Point(point.W, sums / sizes.sqrt(), point.b)
+        return Point(point.W, sums / self._sizes.sqrt(), point.b)
 
     def expand(self, point: Point) -> Point:
         """A point of `collapsed()` as a point of this model: the inverse of `collapse`."""
-        sizes = torch.tensor(self.counts, dtype=torch.float64, device=self.device)
-        return Point(point.W, (point.H / sizes.sqrt())[..., self.columns.labels], point.b)
+        return Point(point.W, (point.H / self._sizes.sqrt())[..., self.columns.labels], point.b)
 
     def spread(self, point: Point) -> float:
         """The distance of the features from their class means, relative to their norm; 0 at every critical point."""

@@ -23,8 +23,8 @@ NEAR = 1e-2  # a critical point further away than this, relative to 1 + |point|,
 _ENDED = 1e-3  # below this times mu (1 + |point|) the canonical gradient at the end of a descent is worth polishing
 _FLAT = 1e-6  # no step is taken along eigenvectors of eigenvalues below this times mu
 _DENSE_UP_TO = 800  # variables up to which the step is computed from the spectrum
-_STEPS = 40
-_DESCENT = 150  # Newton steps of a descent, at most
+_STEPS = 40  # Newton steps, at most
+_DESCENT = 150  # the same of a descent
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,10 @@ class Polished:
     error: float
 
 
-def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS) -> Polished:
-    """The critical point near a point of a canonical model, or the point itself if Newton's method finds none near.
+def polish(units: Units, point: Point, reach: float = NEAR) -> Polished:
+    """The critical point near a point of `units.small`, or the point itself if Newton's method finds none near.
 
-    Args:
-        units: canonical units; the point is one of `units.small`.
-        point: a point with a small gradient.
-        reach: how far to go, relative to 1 + |point|.
-        steps: Newton steps at most.
+    The point has a small gradient; `reach` says how far to go, relative to 1 + |point|.
     """
     small = units.small
     vector = start = point.vector()
@@ -52,7 +48,7 @@ def polish(units: Units, point: Point, reach: float = NEAR, steps: int = _STEPS)
     size = float(gradient.norm())
     goal = 1e-3 * SOLVED * units.mu
     step, error = newton_step(units, vector, gradient)
-    for _ in range(steps):
+    for _ in range(_STEPS):
         if size <= goal:
             break
         for _ in range(6):

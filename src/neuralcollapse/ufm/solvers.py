@@ -112,11 +112,28 @@ def minimize(
         check_real(learning_rate, "learning_rate")
     record = _Recorder(model, limit)
     units = Units(model)
+    scales = units.scales()
+    # |g| <= |scales g| / min(scales)
+    goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
+
+    def descend(begin: Tensor) -> Tensor:
+        if method == "newton":
+            return scales * _newton(model, begin / scales, scales, limit, goal, record)
+        if method != "lbfgs":
+            return _first_order(units, begin, method, limit, tolerance, learning_rate, batch_size, seed, record)
+        end = lbfgs(
+            units.objective,
+            (begin / scales)[None],
+            tolerance=goal,
+            iterations=limit,
+            watch=lambda points: record(scales * points[0]),
+        )
+        return scales * end.points[0]
+
     point, left = start, 0
     record(point.vector())
     while True:
-        end = _descend(units, point, method, limit, tolerance, learning_rate, batch_size, seed, record)
-        point = finish(units, model.point(end))
+        point = finish(units, model.point(descend(point.vector())))
         record(point.vector(), last=True)
         certificate = certify(model, point, known_bound=record.bound)
         if certificate.verdict != "strict_saddle" or left == escapes:
@@ -156,38 +173,6 @@ def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
     return min((saddle + direction * length for length in lengths), key=lambda point: float(model.value(point)))
 
 
-def _descend(
-    units: Units,
-    start: Point,
-    method: str,
-    limit: int,
-    tolerance: float | None,
-    learning_rate: float | None,
-    batch_size: int,
-    seed: int,
-    record: _Recorder,
-) -> Tensor:
-    model = units.model
-    if method not in ("lbfgs", "newton"):
-        return _first_order(units, start, method, limit, tolerance, learning_rate, batch_size, seed, record)
-    scales, objective = units.scales(), units.objective
-    goal = (
-        SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
-    )  # |g| <= |scales g| / min(scales)
-    if method == "newton":
-        return scales * _newton(model, start.vector() / scales, scales, limit, goal, record)
-    return (
-        scales
-        * lbfgs(
-            objective,
-            (start.vector() / scales)[None],
-            tolerance=goal,
-            iterations=limit,
-            watch=lambda points: record(scales * points[0]),
-        ).points[0]
-    )
-
-
 class _Recorder:
     """Records about `_RECORDS` steps of a trajectory, and the best lower bound."""
 
@@ -207,7 +192,7 @@ class _Recorder:
             self.steps.pop()  # the polished end takes the place of the same iteration
         point = self.model.point(vector)
         objective = float(self.model.value(point))
-        self.bound = max(self.bound, lower_bound(self.model, point).value)
+        self.bound = max(self.bound, lower_bound(self.model, point))
         self.steps.append(
             Step(
                 iteration,
@@ -248,7 +233,7 @@ def _newton(model: Model, start: Tensor, scales: Tensor, limit: int, goal: float
 
 def _first_order(
     units: Units,
-    start: Point,
+    begin: Tensor,
     method: str,
     limit: int,
     tolerance: float | None,
@@ -259,7 +244,7 @@ def _first_order(
 ) -> Tensor:
     """A torch.optim optimiser on one vector, with the gradient of the model or of a batch of its samples."""
     model = units.model
-    x = start.vector().clone()
+    x = begin.clone()
     x.grad = torch.zeros_like(x)
     if method == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam([x], lr=learning_rate or 0.02)
@@ -267,10 +252,12 @@ def _first_order(
         optimizer = torch.optim.SGD([x], lr=learning_rate or (1.0 if method == "gd" else 0.2), momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, limit, eta_min=0.0) if method != "gd" else None
     batches = _batches(model, batch_size, seed) if method == "sgd" else None
+    goal = SOLVED * units.mu if tolerance is None else tolerance
     for iteration in range(1, limit + 1):
         part = model if batches is None else next(batches)
         x.grad.copy_(part.value_and_gradient(x)[1])
-        if batches is None and _small(units, x.grad, tolerance):
+        gradient = units.scales() * x.grad if tolerance is None else x.grad
+        if batches is None and float(gradient.norm()) <= goal:
             break
         optimizer.step()
         if schedule is not None:
@@ -279,12 +266,6 @@ def _first_order(
             raise InputError(f"{method} diverged at iteration {iteration}: lower learning_rate")
         record(x)
     return x
-
-
-def _small(units: Units, gradient: Tensor, tolerance: float | None) -> bool:
-    if tolerance is not None:
-        return float(gradient.norm()) <= tolerance
-    return float((units.scales() * gradient).norm()) <= SOLVED * units.mu
 
 
 def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:

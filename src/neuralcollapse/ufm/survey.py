@@ -87,17 +87,11 @@ def survey(
     seed: int = 0,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Survey:
-    """Survey the landscape of a model.
+    """Survey the landscape of a model: `starts` random starts, some of them recorded step by step by `method`.
 
-    Args:
-        model: the model.
-        starts: number of random starts, which descend together by L-BFGS.
-        method: method of the trajectories that are recorded step by step.
-        seed: seed of the starts.
-        on_message: called with the name of each stage as it begins.
+    `on_message` is called with the name of each stage as it begins.
     """
-    minimum: float | None = None
-    lowest: Point | None = None
+    minimum, lowest = None, None
     on_message("the global minimum")
     try:
         lowest, minimum = global_minimizer(model), global_minimum(model)
@@ -115,10 +109,9 @@ def survey(
     begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
     trajectories = [minimize(model, point, method, seed=seed) for point in begin]
 
-    saddles = [
-        entry for entry in entries if entry.certificate.verdict == "strict_saddle" and entry.family == "partition"
-    ]
-    chosen = {_name(entry): entry.point for entry in (saddles[:1] + saddles[-1:])}
+    tied = [entry for entry in entries if entry.family == "partition"]
+    saddles = [entry for entry in tied if entry.certificate.verdict == "strict_saddle"]
+    chosen = {f"saddle {entry.name}": entry.point for entry in (saddles[:1] + saddles[-1:])}
     if lowest is not None:
         chosen["global minimum"] = lowest
     small = model.collapsed()
@@ -163,11 +156,10 @@ def minority_phase(model: Model) -> Phase:
     small = max(2, K - large)
     top = 1000
     ratios = [float(10 ** (3 * i / (_PHASE - 1))) for i in range(_PHASE)]
-    cosines: list[list[float]] = []
     decays = [float(10 ** (-1.5 + 2.5 * i / (_PHASE - 1))) for i in range(_PHASE)]
+    cosines: list[list[float]] = []
     for ratio in ratios:
-        minor = max(1, round(top / ratio))
-        counts = [top] * large + [minor] * small
+        counts = [top] * large + [max(1, round(top / ratio))] * small
         row = []
         for decay in decays:
             decay_each = decay / sum(counts)
@@ -190,7 +182,3 @@ def minority_phase(model: Model) -> Phase:
 def _cosine(a: Tensor, b: Tensor) -> float:
     size = float(a.norm() * b.norm())
     return float(a @ b) / size if size > 1e-12 else math.nan
-
-
-def _name(entry: Entry) -> str:
-    return f"saddle {entry.name}"

@@ -11,11 +11,12 @@ feature of the class. There gradients, distances and |grad g|_2 are the same for
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.ufm.model import Columns, Model, Point
+from neuralcollapse.ufm.model import Model, Point
 
 
 class Units:
@@ -35,10 +36,8 @@ class Units:
         self.weight = (model.feature_decay * samples / model.weight_decay) ** 0.25
         self.feature = math.sqrt(samples) / self.weight
         decay = model.mu * math.sqrt(samples)
-        counts = torch.tensor(model.counts, dtype=torch.float64, device=model.device)
-        shares = counts / counts.sum()
-        labels = torch.arange(model.num_classes, device=model.device)
-        canonical = Columns(labels, shares, shares.sqrt())
+        each_class = model.collapsed().columns
+        canonical = replace(each_class, roots=each_class.weights.sqrt())
         self.small = model.with_columns(canonical, weight_decay=decay, feature_decay=decay)
 
     @property
@@ -50,11 +49,8 @@ class Units:
         """(n,) the factors from the entries of a canonical vector, with all columns, to those of the model's vector."""
         K, d, count = self.model.num_classes, self.model.feature_dim, len(self.model.columns.labels)
         sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0])
-        return (
-            torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64)
-            .repeat_interleave(sizes)
-            .to(self.model.device)
-        )
+        factors = torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64)
+        return factors.repeat_interleave(sizes).to(self.model.device)
 
     def objective(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The model's objective and gradient as functions of (..., n) canonical vectors with all columns."""
