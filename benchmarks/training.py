@@ -45,7 +45,7 @@ def training(quick: bool) -> Table:
                 peak=True,
             ),
             Row("the same with a DataLoader", lambda: loader_epoch(loader, loaded, loaded_sgd)),
-            Row("an epoch of `neuralcollapse train`, trainer set up anew", Ours(data), "at most 1.1", peak=True),
+            Row("an epoch of `neuralcollapse train`, with a new trainer", Ours(data), "at most 1.1", peak=True),
         ],
         rounds=2 if quick else 5,
     )

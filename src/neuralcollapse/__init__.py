@@ -4,18 +4,21 @@ The public names are listed in `__init__.pyi`. Each is loaded when it is first u
 costs next to nothing.
 """
 
-import warnings as _warnings
-
 import lazy_loader as _lazy_loader
 
 __version__ = "0.1.0"
 
 _load, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)
+__all__ = [*__all__, "__version__"]
 
 _RENAMED = {"CodeClassifier": "SoftmaxCodeClassifier"}  # name of version 0.1.0 -> name of today
 
 
 def __getattr__(name: str) -> object:
+    value = _load(_RENAMED.get(name, name))
     if name in _RENAMED:
-        _warnings.warn(f"{name} is now called {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
-    return _load(_RENAMED.get(name, name))
+        from neuralcollapse.runs.renamed import warn_renamed
+
+        warn_renamed(name, _RENAMED[name])
+        globals()[name] = value  # `from neuralcollapse import` asks twice
+    return value

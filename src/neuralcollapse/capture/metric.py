@@ -157,7 +157,7 @@ class NeuralCollapse(Metric):
             mine, others = (metric.classes and metric.classes.classes.tolist() for metric in (self, incoming_state))
             if mine != others:
                 raise InputError("expected a metric of the same classes, got one of others: give both the same classes")
-            updates = incoming_state._update_count
+            updates = incoming_state._update_count  # torchmetrics has no public count of updates
         elif isinstance(incoming_state, dict) and isinstance(incoming_state.get("moments"), Tensor):
             theirs, shape, updates = incoming_state["moments"], self._shape, 1
         else:

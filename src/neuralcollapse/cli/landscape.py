@@ -62,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     classes = options.classes if options.classes is not None else len(samples) if len(samples) > 1 else 4
     if options.no_bias and options.bias_decay:
         raise InputError("expected --bias-decay without --no-bias, got both: a model without bias has nothing to decay")
+    if not 0 <= options.seed < 2**32:
+        raise InputError(f"expected --seed from 0 to 2^32 - 1, got {options.seed}")
     if options.starts < 1:
         raise InputError(f"expected --starts of at least 1, got {options.starts}")
     from neuralcollapse.ufm.model import Model

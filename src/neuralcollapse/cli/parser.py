@@ -72,7 +72,8 @@ def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> N
         elif get_origin(kind) is tuple:
             shape |= {"nargs": "+"}
         flag = "--" + name.replace("_", "-")
-        shown = f" (default: {_shown(getattr(TrainConfig, name, ()))})" if defaults else ""
+        default = getattr(TrainConfig, name, ())
+        shown = f" (default: {_shown(default)})" if defaults and default is not None else ""
         text = f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
         group.add_argument(flag, dest="values", action=_Option, help=text, **shape)
 
@@ -104,7 +105,10 @@ class _Option(argparse.Action):
         sources = dict(namespace.sources or {})
         kind = types()[name]
         if get_origin(kind) is dict and text.startswith("."):
-            key, _, word = text[1:].partition("=")
+            key, equals, word = text[1:].partition("=")
+            if not key or not equals:
+                flag = f"{self.option_strings[0]}.NAME VALUE"
+                raise InputError(f"expected {flag}, got {self.option_strings[0]}{text}")
             value: object = {**known.get(name, {}), key: read(kind, word)}  # the other entries are still the file's
         else:
             value = read(kind, text)
@@ -131,15 +135,21 @@ class ConfigFile(argparse.Action):
                     raise InputError(
                         f"{file}: {name} is for the command line, not for a file: give --{name.replace('_', '-')}"
                     )
-            namespace.out = found.pop("out", None) or namespace.out
-            found = with_new_names(found, "train")
-            check_names(found, file)
-            for name, value in found.items():
-                found[name] = read(types()[name], value) if isinstance(value, str) else value  # 5e-4 is text in YAML
-                try:
+            out = found.pop("out", None)
+            if out is not None and (not isinstance(out, str) or not out):
+                raise InputError(f"{file}: expected out to be the path of a folder, got {out!r}")
+            namespace.out = out or namespace.out
+            try:
+                found = with_new_names({str(name).replace("-", "_"): value for name, value in found.items()}, "train")
+                check_names(found, "the file")
+                for name, value in found.items():
+                    kind = types()[name]
+                    if value is None and get_origin(kind) in (tuple, dict):
+                        value = () if get_origin(kind) is tuple else {}
+                    found[name] = read(kind, value) if isinstance(value, str) else value  # 5e-4 is text in YAML
                     check_value(name, found[name])
-                except InputError as error:
-                    raise InputError(f"{file}: {error}") from None
+            except InputError as error:
+                raise InputError(f"{file}: {error}") from None
             namespace.values = {**(namespace.values or {}), **found}
             namespace.sources = {**(namespace.sources or {}), **dict.fromkeys(found, Path(file))}
             namespace.config = [*(namespace.config or ()), Path(file)]

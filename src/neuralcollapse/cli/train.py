@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
         printed = ({"out": options.out} if options.out else {}) | as_builtin(asdict(TrainConfig(**values)))
         with train_packages():
             import yaml
-        print(yaml.safe_dump(printed, sort_keys=False), end="")
+        print(yaml.safe_dump(printed, sort_keys=False, allow_unicode=True), end="")
         raise SystemExit(0)  # as --help does
     with train_packages(format="html"):
         from neuralcollapse.report.single import write_page
@@ -93,6 +93,9 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.training.run import resume, train
         from neuralcollapse.training.run_config import needs_trust, read_config
         from neuralcollapse.training.trainer import is_primary
+    for flag in ("resume", "out"):
+        if getattr(options, flag) == "":
+            raise InputError(f"expected the path of a run folder after --{flag}, got an empty text")
     if options.resume:
         if options.out or options.force:
             raise InputError("--resume goes on in the run's own folder: leave out --out and --force")

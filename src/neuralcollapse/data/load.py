@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuralcollapse.checks import check_count, check_real
 from neuralcollapse.data import label_changes
 from neuralcollapse.data.catalog import check_classes, read_image_set
 from neuralcollapse.data.splits import Split
@@ -79,6 +80,21 @@ def load_data(
         InputError: an unknown data set, missing or damaged files, an unreachable hub, too few samples of a class, or
             options that do not fit the images.
     """
+    if not isinstance(name, str):
+        raise InputError(f"expected the name of a data set, such as 'digits', got {name!r:.80}")
+    for option, value in (("image_size", image_size), ("samples_per_class", samples_per_class)):
+        if value is not None:
+            check_count(value, option, 1)
+    if channels not in (None, 1, 3):
+        raise InputError(f"expected channels to be 1 or 3, got {channels!r}")
+    if not isinstance(imbalance, str | None):
+        raise InputError(f"expected imbalance as 'exponential:R' or 'step:R', got {imbalance!r}")
+    if not isinstance(random_labels, bool):
+        raise InputError(f"expected random_labels to be True or False, got {random_labels!r}")
+    if check_real(label_noise, "label_noise", zero=True) > 1:
+        raise InputError(f"expected label_noise to be a share from 0 to 1, got {label_noise!r}")
+    if check_count(seed, "seed", 0) >= 2**32:
+        raise InputError(f"expected seed to be from 0 to 2^32 - 1, got {seed!r}")
     try:
         source = read_image_set(name, image_size)
     except (MemoryError, OverflowError, RuntimeError) as error:

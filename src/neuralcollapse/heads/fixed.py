@@ -158,7 +158,7 @@ class FixedClassifier(nn.Module):
             return
         if found != own:
             turned = [name for name in self.rotations if own.replace(repr(self._rotation_kept()), repr(name)) == found]
-            how = f"with rotation={turned[0]!r}" if turned else "as it was when saved"
+            how = f"with rotation={turned[0]!r} (--rotation {turned[0]})" if turned else "as it was when saved"
             raise InputError(f"{place} has the frame {found}, and this layer {own}: build it {how}")
 
     def _unnamed(self, held: Mapping[str, Any]) -> str:

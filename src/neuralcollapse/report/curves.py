@@ -18,7 +18,7 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
     """The curves of one run, in reading order; `unit` is what its records count."""
     figures = [
         split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
-        split_curve(records, unit, "accuracy", "Share of samples classified rightly.", Axis(percent=True)),
+        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", Axis(percent=True)),
         measure_curve(
             records,
             unit,
@@ -110,8 +110,8 @@ def key_meaning(key: str) -> str:
         text = text if text.startswith("tr") else text[:1].upper() + text[1:]
         return f"{text}. On the training set."
     return {
-        "train.accuracy": "Share of training samples classified rightly.",
-        "test.accuracy": "Share of test samples classified rightly.",
+        "train.accuracy": "Share of training samples classified correctly.",
+        "test.accuracy": "Share of test samples classified correctly.",
         "head.ratio": "The last layer's objective over the exact minimum for its class counts and decays.",
     }.get(key, f"{key_title(key)}.")
 

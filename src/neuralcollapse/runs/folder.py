@@ -38,9 +38,14 @@ class RunFolder:
     A writer holds the folder's lock, from `create` or `lock` until `unlock` or the end of this object.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike):
+            raise InputError(f"expected the path of a run folder, got {path!r:.80}")
         self.path = Path(path)
         self._hold: locks.Hold | None = None
+
+    def __fspath__(self) -> str:
+        return str(self.path)
 
     @classmethod
     def create(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:

@@ -24,10 +24,13 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {"frame": {"etf": "simplex", "softma
 """Option -> old value -> new value."""
 
 
-def with_new_names(values: Mapping[str, Any], where: str, *, quiet: bool = False) -> dict[str, Any]:
+def with_new_names(
+    values: Mapping[str, Any], where: str, *, quiet: bool = False, stacklevel: int = 3
+) -> dict[str, Any]:
     """A mapping with new names for old ones, each in the place of the old one, which may not stand beside its new one.
 
-    `where` is the part of `RENAMED` that applies. `quiet` says nothing: for what this library wrote.
+    `where` is the part of `RENAMED` that applies. `quiet` says nothing: for what this library wrote. `stacklevel` is
+    that of the user's line, as `warnings.warn` counts from here.
     """
     result: dict[str, Any] = {}
     for name, value in values.items():
@@ -39,7 +42,8 @@ def with_new_names(values: Mapping[str, Any], where: str, *, quiet: bool = False
         result[new] = _new_value(new, value)
         if not quiet and (new, result[new]) != (name, value):
             same = result[new] == value
-            warn_renamed(name if same else f"{name}={value}", new if same else f"{new}={result[new]}")
+            old = name if same else f"{name}={value}"
+            warn_renamed(old, new if same else f"{new}={result[new]}", stacklevel=stacklevel + 1)
     return result
 
 
@@ -65,9 +69,10 @@ def with_new_flags(arguments: Sequence[str], where: str) -> list[str]:
     return result
 
 
-def warn_renamed(old: str, new: str) -> None:
+def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
     """Say in one line that a name has changed."""
-    warnings.warn(f"{old} is now called {new}; the old name works in this version only", RenamedWarning, stacklevel=3)
+    text = f"{old} is now called {new}; the old name works in this version only"
+    warnings.warn(text, RenamedWarning, stacklevel=stacklevel)
 
 
 def _new_value(name: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
-from neuralcollapse.training.values import choices, described, fits
+from neuralcollapse.training.values import choices, described, fits, read
 
 _T = TypeVar("_T")
 
@@ -27,9 +27,11 @@ def _takes_old_names(cls: type[_T]) -> type[_T]:
     @wraps(made)
     def __init__(self: Any, *args: Any, **values: Any) -> None:
         for old, new in RENAMED["train"].items():
-            if old in values:
+            if old in values and set(types()) <= {*values, old}:
                 values.pop(new, None)  # dataclasses.replace gives every field beside what changes
-        made(self, *args, **with_new_names(values, "train"))
+        values = with_new_names(values, "train", stacklevel=4)
+        check_names(values, "TrainConfig")
+        made(self, *args, **values)
 
     cls.__init__ = __init__  # type: ignore[method-assign]
     return cls
@@ -161,13 +163,14 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, kind in types().items():
-            check_value(name, getattr(self, name))
-            if get_origin(kind) is tuple:  # YAML and callers may give lists
-                object.__setattr__(self, name, tuple(getattr(self, name)))
+            value = _as_given(kind, getattr(self, name))
+            check_value(name, value)
+            object.__setattr__(self, name, tuple(value) if get_origin(kind) is tuple else value)
         _require(self, "batch_size", self.batch_size >= 2, "at least 2, for batch normalisation")
         for name in _COUNTS:
             value = getattr(self, name)
             _require(self, name, value is None or value >= 1, "at least 1")
+            _require(self, name, value is None or value < 2**31, "below 2^31")
         for name in ("learning_rate", "decay_factor", "gradient_clip"):
             value = getattr(self, name)
             _require(self, name, value is None or _positive(value), "positive and finite")
@@ -288,6 +291,7 @@ CHANGEABLE = (
 def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
     """The configuration of a resumed run: the old one with what may change."""
     values = {item.name: getattr(old, item.name) for item in fields(old)}
+    check_names(changes, "resume")
     new = TrainConfig(**(values | dict(changes)))
     for name in values:
         if getattr(new, name) != getattr(old, name) and name not in CHANGEABLE:
@@ -309,6 +313,13 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
     if options.get("frame") == "simplex":
         return {"rotation": "fast"} | options
     return options
+
+
+def _as_given(kind: Any, value: Any) -> Any:
+    """A value as a caller may give it: a NumPy number as Python's, one name for a list of names."""
+    if type(value).__module__ == "numpy" and hasattr(value, "item"):
+        return value.item()
+    return read(kind, value) if get_origin(kind) is tuple and isinstance(value, str) else value
 
 
 @cache

@@ -10,6 +10,7 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.checkpoints.series import measure_run
 from neuralcollapse.data.batches import Batches
 from neuralcollapse.data.load import load_data
+from neuralcollapse.data.splits import Split
 from neuralcollapse.loops.loaders import MappedBatches
 from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.folder import RunFolder
@@ -47,11 +48,15 @@ def remeasure(
     network = network_for(config, data)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     module = Classification(network, config, data).to(device)
+
+    def batches(split: Split) -> MappedBatches:
+        return MappedBatches(
+            Batches(split, EVAL_BATCH, device=device), lambda batch: (module.inputs(batch[0].to(device)), batch[1])
+        )
+
     recorder = Recorder(
-        MappedBatches(
-            Batches(data.train, EVAL_BATCH, device=device),
-            lambda batch: (module.inputs(batch[0].to(device)), batch[1]),
-        ),
+        batches(data.train),
+        batches(data.test) if len(data.test.labels) else None,
         classifier=module.classifier_name,
         layers=config.layers,
         head_decay=head_decay(config) if certify_head else None,

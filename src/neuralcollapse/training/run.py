@@ -60,6 +60,11 @@ def train(
             a folder in use, training that diverged (a run folder with no state to resume from is removed).
         Stopped: a signal came; the state is in the folder.
     """
+    if not isinstance(config, TrainConfig):
+        raise InputError(
+            f"expected a TrainConfig first, as in train(TrainConfig(epochs=3), 'runs/mine'), got {config!r:.80}"
+        )
+    out = RunFolder(out).path
     needed = [*given, *named_paths(config)]
 
     def folder() -> RunFolder:
@@ -69,7 +74,7 @@ def train(
 
     if is_primary():
         RunFolder.check_free(out, force=force, given=needed)
-    return _train(config, Path(out), folder, None, progress, fresh=True)
+    return _train(config, out, folder, None, progress, fresh=True)
 
 
 def resume(
@@ -94,6 +99,8 @@ def resume(
             is not set, a change concerns what made the weights, or more epochs were trained than are asked for.
         Stopped: a signal came again.
     """
+    if changes is not None and not isinstance(changes, Mapping):
+        raise InputError(f"expected changes as a mapping of options, such as {{'epochs': 300}}, got {changes!r:.80}")
     run = RunFolder.open(path)
     if is_primary():
         run.lock()

@@ -16,7 +16,9 @@ def read(kind: Any, text: str) -> object:
     as JSON or YAML, truth values as true or false. Text that does not fit the type stays text, for `fits` to refuse.
     """
     origin, parts = get_origin(kind), get_args(kind)
-    if origin is Literal or kind is str:
+    if origin is Literal:
+        return text if text in parts else text.replace("-", "_") if text.replace("-", "_") in parts else text
+    if kind is str:
         return text
     if origin is tuple:
         return tuple(read(parts[0], item) for item in _items(text))
