@@ -79,10 +79,12 @@ def record_lines(run: Path) -> list[dict[str, Any]]:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """The one line in which the command refuses these arguments, with exit code 2."""
+    """The one line in which the command refuses these arguments, with exit code 2 and nothing on stdout."""
     capsys.readouterr()
     assert main([str(argument) for argument in arguments]) == 2
-    message = capsys.readouterr().err
+    out, message = capsys.readouterr()
+    assert out == ""
+    assert message.startswith("neuralcollapse: error: ")
     assert message.count("\n") == 1
     return message
 

@@ -146,7 +146,7 @@ def test_a_command_of_the_docs_is_one(line, monkeypatch, tmp_path):
         return
     seen = []
 
-    def train(config, out, *, force):
+    def train(config, out, *, force, given):
         seen.append(config)
         raise nc.InputError("far enough")
 

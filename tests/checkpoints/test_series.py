@@ -11,31 +11,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.checkpoints import series as module
 from neuralcollapse.checkpoints.order import find_checkpoints, training_order
 from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
+from tests.helpers import SmallNet, small_loader
 
 
-class Net(nn.Module):
-    def __init__(self, seed=0, classes=3):
-        super().__init__()
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            self.body = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU())
-            self.fc = nn.Linear(6, classes)
-
-    def forward(self, inputs):
-        return self.fc(self.body(inputs))
+def network(seed=0, classes=3):
+    return SmallNet(classes, seed=seed)
 
 
 @pytest.fixture(scope="module")
 def loader():
-    torch.manual_seed(0)
-    return DataLoader(TensorDataset(torch.randn(60, 4), torch.arange(60) % 3), batch_size=20)
+    return small_loader(60, batch_size=20)
 
 
 @pytest.fixture
@@ -58,7 +49,7 @@ def save(folder, *names, seed=None):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         number = int("".join(x if x.isdigit() else " " for x in name).split()[-1]) if seed is None else seed
-        state = Net(number).state_dict()
+        state = network(number).state_dict()
         if path.suffix == ".safetensors":
             save_file(state, path)
         else:
@@ -66,7 +57,7 @@ def save(folder, *names, seed=None):
 
 
 def expected(seed, loader):
-    return nc.measure(Net(seed), loader)["nc1"]
+    return nc.measure(network(seed), loader)["nc1"]
 
 
 def nc1(records):
@@ -159,7 +150,7 @@ def test_patterns_paths_and_folders_are_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_each_checkpoint_is_measured_as_measure_would(tmp_path, loader, suffix):
     save(tmp_path, f"epoch-10.{suffix}", f"epoch-2.{suffix}")
-    model = Net(99)
+    model = network(99)
     seen = []
     records = nc.measure_checkpoints(model, f"{tmp_path}/*.{suffix}", loader, on_checkpoint=seen.append)
     assert [record.epoch for record in records] == [2, 10]
@@ -167,13 +158,13 @@ def test_each_checkpoint_is_measured_as_measure_would(tmp_path, loader, suffix):
     assert [(one.path.name, one.unit, one.fresh) for one in seen] == [
         (f"epoch-{number}.{suffix}", "epoch", True) for number in (2, 10)
     ]
-    own = Net(99).state_dict()
+    own = network(99).state_dict()
     assert all(torch.equal(value, own[name]) for name, value in model.state_dict().items())
 
 
 def test_a_compiled_model_and_inner_layers(tmp_path, loader):
     save(tmp_path, "epoch-1.pt")
-    (record,) = nc.measure_checkpoints(torch.compile(Net()), tmp_path / "epoch-1.pt", loader, layers=["body.0"])
+    (record,) = nc.measure_checkpoints(torch.compile(network()), tmp_path / "epoch-1.pt", loader, layers=["body.0"])
     assert nc1([record]) == pytest.approx([expected(1, loader)])
     assert set(record.layers) == {"body.0"}
 
@@ -182,7 +173,7 @@ def test_the_run_folder_is_one_that_a_page_is_made_from(tmp_path, loader):
     save(tmp_path, "c/step-100.pt", "c/step-200000.pt")
     out = tmp_path / "run"
     records = nc.measure_checkpoints(
-        Net(), f"{tmp_path}/c/*.pt", loader, test_loader=loader, out=out, config={"data": "mine"}
+        network(), f"{tmp_path}/c/*.pt", loader, test_loader=loader, out=out, config={"data": "mine"}
     )
     assert nc1(RunFolder.open(out).records()) == nc1(records)
     assert unit(out) == "step"
@@ -194,11 +185,11 @@ def test_a_second_call_measures_only_what_is_new_and_puts_it_in_its_place(tmp_pa
     save(tmp_path, "c/epoch-1.pt", "c/epoch-5.pt")
     out = tmp_path / "run"
     pattern = f"{tmp_path}/c/*.pt"
-    nc.measure_checkpoints(Net(), pattern, loader, out=out)
+    nc.measure_checkpoints(network(), pattern, loader, out=out)
     first = (out / "records.jsonl").read_text().splitlines()
     save(tmp_path, "c/epoch-3.pt", "c/epoch-10.pt")
     seen = []
-    records = nc.measure_checkpoints(Net(), pattern, loader, out=out, on_checkpoint=seen.append)
+    records = nc.measure_checkpoints(network(), pattern, loader, out=out, on_checkpoint=seen.append)
     assert read == ["epoch-1.pt", "epoch-5.pt", "epoch-3.pt", "epoch-10.pt"]
     assert [one.fresh for one in seen] == [False, True, False, True]
     assert [record.epoch for record in records] == [1, 3, 5, 10]
@@ -207,7 +198,7 @@ def test_a_second_call_measures_only_what_is_new_and_puts_it_in_its_place(tmp_pa
     assert [json.loads(line)["epoch"] for line in lines] == [1, 3, 5, 10]
     assert [lines[0], lines[2]] == first
     assert [geometry.epoch for geometry in RunFolder.open(out).geometries()] == [1, 3, 5, 10]
-    nc.measure_checkpoints(Net(), pattern, loader, out=out)
+    nc.measure_checkpoints(network(), pattern, loader, out=out)
     assert len(read) == 4
     assert (out / "records.jsonl").read_text().splitlines() == lines
 
@@ -215,12 +206,12 @@ def test_a_second_call_measures_only_what_is_new_and_puts_it_in_its_place(tmp_pa
 def test_a_changed_file_is_measured_anew_and_a_missing_one_keeps_its_record(tmp_path, loader, read):
     save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt", "c/epoch-3.pt")
     out = tmp_path / "run"
-    nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.pt", loader, out=out)
+    nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     (tmp_path / "c" / "epoch-1.pt").unlink()
     save(tmp_path, "c/epoch-3.pt", seed=7)
     os.utime(tmp_path / "c" / "epoch-3.pt", (1, 1))
     del read[:]
-    records = nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.pt", loader, out=out)
+    records = nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     assert read == ["epoch-3.pt"]
     assert [record.epoch for record in records] == [1, 2, 3]
     assert nc1(records) == pytest.approx([expected(seed, loader) for seed in (1, 2, 7)])
@@ -231,7 +222,7 @@ def test_records_get_new_numbers_where_new_names_call_for_them(tmp_path, loader,
     out = tmp_path / "run"
 
     def measured():
-        records = nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.ckpt", loader, out=out)
+        records = nc.measure_checkpoints(network(), f"{tmp_path}/c/*.ckpt", loader, out=out)
         geometries = {one.epoch: one.weight for one in RunFolder.open(out).geometries()}
         assert list(geometries) == [record.epoch for record in records]
         return {record.epoch: round(record.measures["nc1"], 9) for record in records}, geometries
@@ -246,13 +237,13 @@ def test_records_get_new_numbers_where_new_names_call_for_them(tmp_path, loader,
     found, weights = measured()
     assert found == dict(zip([100, 200], values(100, 200), strict=True))
     assert unit(out) == "step"
-    torch.testing.assert_close(torch.from_numpy(weights[200]), Net(200).fc.weight.detach())
+    torch.testing.assert_close(torch.from_numpy(weights[200]), network(200).fc.weight.detach())
     save(tmp_path, "c/another-1.ckpt")
     with pytest.warns(nc.NeuralCollapseWarning, match=r"do not say .*counted from 1 to 3"):
         found, weights = measured()
     assert found == dict(zip([1, 2, 3], values(1, 100, 200), strict=True))
     assert unit(out) == "checkpoint"
-    torch.testing.assert_close(torch.from_numpy(weights[2]), Net(100).fc.weight.detach())
+    torch.testing.assert_close(torch.from_numpy(weights[2]), network(100).fc.weight.detach())
     assert len(read) == 3
 
 
@@ -263,17 +254,17 @@ def test_a_damaged_checkpoint_stops_and_what_was_measured_stays(tmp_path, loader
     if damage == "cut":
         bad.write_bytes(bad.read_bytes()[:100])
     elif damage == "other":
-        torch.save(Net(2, classes=4).state_dict(), bad)
+        torch.save(network(2, classes=4).state_dict(), bad)
     else:
-        torch.save({name: value * float("nan") for name, value in Net(2).state_dict().items()}, bad)
-    model, out = Net(99), tmp_path / "run"
+        torch.save({name: value * float("nan") for name, value in network(2).state_dict().items()}, bad)
+    model, out = network(99), tmp_path / "run"
     with pytest.raises(nc.InputError) as error:
         nc.measure_checkpoints(model, f"{tmp_path}/c/*.pt", loader, out=out)
     message = str(error.value)
     assert str(bad) in message
     assert f"the 1 measured before are kept in {out}" in message
     assert "\n" not in message
-    assert torch.equal(model.fc.weight, Net(99).fc.weight)
+    assert torch.equal(model.fc.weight, network(99).fc.weight)
     assert len(RunFolder.open(out).records()) == 1
     save(tmp_path, "c/epoch-2.pt")
     records = nc.measure_checkpoints(model, f"{tmp_path}/c/*.pt", loader, out=out)
@@ -284,7 +275,7 @@ def test_a_damaged_checkpoint_stops_and_what_was_measured_stays(tmp_path, loader
 def test_a_damaged_first_checkpoint_leaves_no_folder(tmp_path, loader):
     (tmp_path / "epoch-1.pt").write_bytes(b"x")
     with pytest.raises(nc.InputError, match="damaged") as error:
-        nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, out=tmp_path / "run")
+        nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, out=tmp_path / "run")
     assert "kept" not in str(error.value)
     assert not (tmp_path / "run").exists()
 
@@ -313,7 +304,7 @@ def test_a_kill_between_two_checkpoints_loses_nothing(tmp_path, loader, read):
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     same = {"data": "mine", "network": "net"}
-    records = nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.pt", loader, out=tmp_path / "run", config=same)
+    records = nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=tmp_path / "run", config=same)
     assert read == ["epoch-3.pt"]
     assert nc1(records) == pytest.approx([expected(seed, loader) for seed in (1, 2, 3)])
 
@@ -333,9 +324,9 @@ def test_a_kill_before_the_ledger_is_written_measures_that_one_again(tmp_path, l
 
     monkeypatch.setattr(module._Run, "_write", kill)
     with pytest.raises(KeyboardInterrupt):
-        nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.pt", loader, out=out)
+        nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     monkeypatch.undo()
-    records = nc.measure_checkpoints(Net(), f"{tmp_path}/c/*.pt", loader, out=out)
+    records = nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     assert nc1(records) == pytest.approx([expected(seed, loader) for seed in (1, 2)])
     assert nc1(RunFolder.open(out).records()) == nc1(records)
 
@@ -343,7 +334,7 @@ def test_a_kill_before_the_ledger_is_written_measures_that_one_again(tmp_path, l
 def test_another_question_in_the_same_folder_is_refused_and_force_begins_anew(tmp_path, loader, read):
     save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt")
     out, pattern = tmp_path / "run", f"{tmp_path}/c/*.pt"
-    nc.measure_checkpoints(Net(), pattern, loader, out=out, config={"data": "mine"})
+    nc.measure_checkpoints(network(), pattern, loader, out=out, config={"data": "mine"})
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     for change, message in [
         ({"config": {"data": "yours"}}, "data='mine', got 'yours'"),
@@ -353,28 +344,28 @@ def test_another_question_in_the_same_folder_is_refused_and_force_begins_anew(tm
         ({"ignore_index": 2}, "ignore_index=None, got 2"),
     ]:
         with pytest.raises(nc.InputError, match=message) as error:
-            nc.measure_checkpoints(Net(), pattern, loader, **({"out": out, "config": {"data": "mine"}} | change))
+            nc.measure_checkpoints(network(), pattern, loader, **({"out": out, "config": {"data": "mine"}} | change))
         assert "--force" in str(error.value)
-    with pytest.raises(nc.InputError, match="network='Net', got 'Sequential'"):
+    with pytest.raises(nc.InputError, match="network='SmallNet', got 'Sequential'"):
         nc.measure_checkpoints(
             nn.Sequential(nn.Linear(4, 3)), pattern, loader, "0", out=out, config={"data": "mine", "layer": "fc"}
         )
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     (tmp_path / "c" / "epoch-1.pt").unlink()
     del read[:]
-    records = nc.measure_checkpoints(Net(), pattern, loader, out=out, force=True, nc4=False)
+    records = nc.measure_checkpoints(network(), pattern, loader, out=out, force=True, nc4=False)
     assert read == ["epoch-2.pt"]
     assert [record.epoch for record in records] == [2]
     assert len(RunFolder.open(out).records()) == 1
-    assert [record.epoch for record in nc.measure_checkpoints(Net(), pattern, loader, out=out, nc4=False)] == [2]
+    assert [record.epoch for record in nc.measure_checkpoints(network(), pattern, loader, out=out, nc4=False)] == [2]
 
 
 def test_another_trainings_checkpoints_do_not_join(tmp_path, loader):
     save(tmp_path, "a/epoch-1.pt", "a/epoch-2.pt", "b/epoch-1.pt", "b/epoch-2.pt")
     out = tmp_path / "run"
-    nc.measure_checkpoints(Net(), f"{tmp_path}/a/*.pt", loader, out=out)
+    nc.measure_checkpoints(network(), f"{tmp_path}/a/*.pt", loader, out=out)
     with pytest.raises(nc.InputError, match=r"holds .*a/epoch-1.pt and others.*--force"):
-        nc.measure_checkpoints(Net(), f"{tmp_path}/b/*.pt", loader, out=out)
+        nc.measure_checkpoints(network(), f"{tmp_path}/b/*.pt", loader, out=out)
 
 
 def test_a_folder_that_is_no_such_run_is_refused_before_anything_is_read(tmp_path, loader, read, short_run):
@@ -384,31 +375,31 @@ def test_a_folder_that_is_no_such_run_is_refused_before_anything_is_read(tmp_pat
     (tmp_path / "notes" / "todo.txt").touch()
     for out, force in [("run", False), ("notes", False), ("notes", True)]:
         with pytest.raises(nc.InputError, match="not empty"):
-            nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, out=tmp_path / out, force=force)
+            nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, out=tmp_path / out, force=force)
     assert read == []
 
 
 def test_a_damaged_ledger_is_one_line(tmp_path, loader):
     save(tmp_path, "epoch-1.pt")
     out = tmp_path / "run"
-    nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, out=out)
+    nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, out=out)
     for text in ("{", "[1]", '{"a": [1]}', '{"a": [1, 2, {}]}'):
         (out / "checkpoints.json").write_text(text)
         with pytest.raises(nc.InputError, match=r"checkpoints.json is damaged"):
-            nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, out=out)
+            nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, out=out)
 
 
 def test_a_wrong_classifier_is_named_before_anything_is_read(tmp_path, loader, read):
     save(tmp_path, "epoch-1.pt")
     with pytest.raises(nc.InputError, match="no layer 'head'"):
-        nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, "head")
+        nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, "head")
     assert read == []
 
 
 def test_two_sets_of_weights_in_a_file_need_a_prefix(tmp_path, loader):
-    both = {"model": Net(1).state_dict(), "ema": Net(2).state_dict()}
+    both = {"model": network(1).state_dict(), "ema": network(2).state_dict()}
     torch.save(both, tmp_path / "epoch-1.pt")
     with pytest.raises(nc.InputError, match=r"'model\.', 'ema\.'"):
-        nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader)
-    records = nc.measure_checkpoints(Net(), tmp_path / "epoch-1.pt", loader, prefix="ema.")
+        nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader)
+    records = nc.measure_checkpoints(network(), tmp_path / "epoch-1.pt", loader, prefix="ema.")
     assert nc1(records) == pytest.approx([expected(2, loader)])

@@ -15,23 +15,12 @@ import yaml
 from safetensors.torch import save_file
 
 import neuralcollapse as nc
-from neuralcollapse.cli import main
-from neuralcollapse.errors import RenamedWarning
+from neuralcollapse.cli import main, printing
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
+from tests.helpers import refused
 
 SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
-
-
-@pytest.fixture(autouse=True)
-def _own_warning_display(monkeypatch):
-    import warnings
-
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", nc.NeuralCollapseWarning)
-        warnings.simplefilter("always", RenamedWarning)
-        yield
 
 
 @pytest.fixture
@@ -44,17 +33,6 @@ def arrays() -> dict[str, np.ndarray]:
         "weight": rng.standard_normal((3, 4)).astype(np.float32),
         "bias": rng.standard_normal(3).astype(np.float32),
     }
-
-
-def refused(capsys, *arguments: object) -> str:
-    """Run a command that must fail: exit code 2, nothing on stdout, one line on stderr, which is returned."""
-    code = main([str(argument) for argument in arguments])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("neuralcollapse: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def test_help_names_the_commands_and_gives_examples():
@@ -301,7 +279,7 @@ def test_the_printed_config_keeps_the_run_folder_and_not_what_is_for_the_command
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
     asked = []
 
-    def stop(config, out, *, force):
+    def stop(config, out, *, force, given):
         asked.append((out, force))
         raise nc.InputError("not run")
 
@@ -704,7 +682,7 @@ def test_a_wrong_value_of_training_is_one_line_in_our_words(arguments, message, 
 def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
     seen = []
 
-    def train(config, out, *, force):
+    def train(config, out, *, force, given):
         seen.append(config)
         raise KeyboardInterrupt
 
@@ -714,3 +692,21 @@ def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
     assert seen[0].measure_at == (1, 2, 5)
     assert seen[0].layers == ("a.b", "c")
     assert (seen[0].random_labels, seen[0].compile) == (True, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "missing"),
+    [
+        (["train", "--epochs", "1", "--out", "run"], "plotly"),
+        (["train", "--epochs", "1", "--out", "run"], "jinja2"),
+        (["landscape", "--samples", "3"], "plotly"),
+        (["landscape", "--samples", "3", "--format", "png"], "matplotlib"),
+        (["reproduce", "landscape", "--scale", "smoke"], "plotly"),
+        (["measure", "--network", "mlp", "--data", "digits", "--checkpoints", "x.pt"], "plotly"),
+    ],
+)
+def test_packages_of_the_page_are_looked_for_before_the_work(arguments, missing, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(printing, "find_spec", lambda name: None if name == missing else object())
+    assert f"No module named '{missing}'): pip install 'neuralcollapse[train]'" in refused(capsys, *arguments)
+    assert not list(tmp_path.iterdir())

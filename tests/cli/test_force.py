@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse import InputError
@@ -18,6 +16,7 @@ from neuralcollapse.cli import main
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.run import resume, train
+from tests.helpers import SmallNet, files_in, refused, small_loader
 
 NETWORK = [
     "--network",
@@ -39,41 +38,19 @@ def exp1(short_run, tmp_path, monkeypatch) -> Path:
     return Path(shutil.copytree(short_run.path, "exp1"))
 
 
-def files(path) -> dict[str, bytes]:
-    return {str(file): file.read_bytes() for file in Path(path).rglob("*") if file.is_file() and file.name != ".lock"}
-
-
-def refused(capsys, *arguments) -> str:
-    capsys.readouterr()
-    assert main([str(argument) for argument in arguments]) == 2
-    message = capsys.readouterr().err
-    assert message.count("\n") == 1
-    return message
-
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.fc = nn.Linear(4, 3)
-
-    def forward(self, inputs):
-        return self.fc(inputs)
-
-
 @pytest.fixture
 def loader():
-    torch.manual_seed(0)
-    return DataLoader(TensorDataset(torch.randn(30, 4), torch.arange(3).repeat(10)), 10)
+    return small_loader(batch_size=10)
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
 @pytest.mark.parametrize("pattern", ["exp1/checkpoints/*.safetensors", "./exp1/../exp1/checkpoints/epoch-00002.*"])
 def test_the_checkpoints_to_measure_are_never_what_is_overwritten(pattern, force, exp1, capsys):
-    before = files(exp1)
+    before = files_in(exp1)
     message = refused(capsys, "measure", *NETWORK, "--checkpoints", pattern, "--out", "exp1", *force)
     assert "which is still needed: choose another (--out, out=)" in message
     assert "--force" not in message
-    assert files(exp1) == before
+    assert files_in(exp1) == before
 
 
 def test_nor_those_that_lie_in_the_folder_of_an_earlier_measurement(exp1, capsys):
@@ -81,12 +58,12 @@ def test_nor_those_that_lie_in_the_folder_of_an_earlier_measurement(exp1, capsys
     assert main([*flags, "--json"]) == 0
     assert "--force" in refused(capsys, *flags, "--no-pairwise")  # nothing would be lost
     shutil.copytree("exp1/checkpoints", "measured/checkpoints", dirs_exist_ok=True)
-    before = files("measured")
+    before = files_in("measured")
     inside = ["measure", *NETWORK, "--checkpoints", "measured/checkpoints/*", "--out", "measured"]
     for given in (["--force"], ["--no-pairwise"], []):
         assert "--force" not in refused(capsys, *inside, *given)
     assert "holds checkpoints/epoch-00002.safetensors" in refused(capsys, *flags, "--force")
-    assert files("measured") == before
+    assert files_in("measured") == before
 
 
 @pytest.mark.parametrize("force", [[], ["--force"]])
@@ -100,17 +77,17 @@ def test_no_run_takes_the_place_of_its_own_data_or_configuration(what, force, ex
     else:
         (exp1 / "mine.yaml").write_text("epochs: 1\n")
         flags = ["--config", "exp1/mine.yaml"] if what == "config" else ["--config", "exp1/checkpoints/../mine.yaml"]
-    before = files(exp1)
+    before = files_in(exp1)
     message = refused(capsys, "train", "--out", "exp1", *flags, *force)
     assert "choose another (--out, out=)" in message
     assert "--force" not in message
-    assert files(exp1) == before
+    assert files_in(exp1) == before
 
 
 def test_a_run_that_cannot_begin_leaves_the_earlier_one(exp1, monkeypatch, capsys):
     from neuralcollapse.training import run as module
 
-    before = files(exp1)
+    before = files_in(exp1)
     flags = ["train", "--out", "exp1", "--force", *QUICK]
     assert main([*flags, "--learning_rate", "1e30"]) == 2  # diverges after the first record
     shutil.rmtree("exp1", ignore_errors=True)
@@ -126,25 +103,25 @@ def test_a_run_that_cannot_begin_leaves_the_earlier_one(exp1, monkeypatch, capsy
             patch.setattr("neuralcollapse.loops.recorder.collect", collect)
             with pytest.raises(error):
                 train(module.TrainConfig(epochs=1, loggers=()), "exp1", force=True, progress=False)
-        assert files(exp1) == before
+        assert files_in(exp1) == before
 
 
 def test_in_python_too(exp1, loader):
-    torch.save(Net().state_dict(), exp1 / "epoch-1.pt")
-    before = files(exp1)
+    torch.save(SmallNet().state_dict(), exp1 / "epoch-1.pt")
+    before = files_in(exp1)
     asked = [
-        lambda: nc.measure_checkpoints(Net(), exp1 / "epoch-1.pt", loader, out=exp1, force=True, progress=False),
+        lambda: nc.measure_checkpoints(SmallNet(), exp1 / "epoch-1.pt", loader, out=exp1, force=True, progress=False),
         lambda: nc.Recorder(loader, out=exp1, force=True),
         lambda: train(TrainConfig(epochs=1), exp1, force=True, progress=False),
     ]
     for ask in asked:
         with pytest.raises(nc.InputError, match=r"holds .*epoch-1\.pt"):
             ask()
-    assert files(exp1) == before
+    assert files_in(exp1) == before
 
 
 def test_a_recorders_weights_of_ones_own_are_kept(loader, tmp_path):
-    nc.Recorder(loader, out=tmp_path, progress=False).measure(Net(), 0)
+    nc.Recorder(loader, out=tmp_path, progress=False).measure(SmallNet(), 0)
     mine = tmp_path / "checkpoints" / "epoch-00000.safetensors"
     mine.write_text("mine")
     with pytest.raises(nc.InputError, match=r"holds checkpoints/epoch-00000\.safetensors, not written by this library"):
@@ -167,10 +144,10 @@ def held_by_another(folder):
 
 
 def test_there_is_one_writer_a_run(exp1, loader, capsys):
-    nc.Recorder(loader, out="recorded", progress=False).measure(Net(), 0)
+    nc.Recorder(loader, out="recorded", progress=False).measure(SmallNet(), 0)
     flags = [*NETWORK, "--checkpoints", "exp1/checkpoints/*", "--out", "measured"]
     assert main(["measure", *flags, "--json"]) == 0
-    before = files(".")
+    before = files_in(".")
     with held_by_another("exp1") as pid, held_by_another("measured"), held_by_another("recorded"):
         for arguments in (
             ["train", "--resume", "exp1", "--epochs", "9"],
@@ -190,22 +167,22 @@ def test_there_is_one_writer_a_run(exp1, loader, capsys):
         assert main(["measure", "exp1", "--json"]) == 0  # to read is no harm
         assert main(["report", "exp1", "--out", "page.html"]) == 0
     Path("page.html").unlink()
-    assert files(".") == before
-    nc.Recorder(loader, out="recorded", resume=True, progress=False).measure(Net(), 1)
+    assert files_in(".") == before
+    nc.Recorder(loader, out="recorded", resume=True, progress=False).measure(SmallNet(), 1)
 
 
 def test_in_a_notebook_a_second_recorder_goes_on_where_the_first_was(loader, tmp_path):
     first = nc.Recorder(loader, out=tmp_path / "run", progress=False)
-    first.measure(Net(), 0)
-    nc.Recorder(loader, out=tmp_path / "run", resume=True, progress=False).measure(Net(), 1)
+    first.measure(SmallNet(), 0)
+    nc.Recorder(loader, out=tmp_path / "run", resume=True, progress=False).measure(SmallNet(), 1)
     again = nc.Recorder(loader, out=tmp_path / "run", force=True, progress=False)
-    again.measure(Net(), 5)
+    again.measure(SmallNet(), 5)
     lines = (tmp_path / "run/records.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [5]
 
 
 def test_a_run_of_another_kind_may_take_the_place_of_a_training(exp1, loader):
-    nc.Recorder(loader, out=exp1, force=True, progress=False).measure(Net(), 0)
+    nc.Recorder(loader, out=exp1, force=True, progress=False).measure(SmallNet(), 0)
     left = sorted(str(path.relative_to(exp1)) for path in exp1.rglob("*") if path.name != ".lock")
     assert left == [
         "checkpoints",
@@ -230,11 +207,11 @@ def test_a_finished_command_leaves_no_lock(exp1, capsys):
 @pytest.mark.parametrize("kind", ["html", "markdown"])
 @pytest.mark.parametrize("force", [[], ["--force"]])
 def test_a_page_never_takes_the_place_of_what_it_is_made_from(name, kind, force, exp1, capsys):
-    before = files(exp1)
+    before = files_in(exp1)
     message = refused(capsys, "report", "exp1", "--format", kind, "--out", f"./exp1/{name}", *force)
     assert "is a file of the run: choose another with --out" in message
     assert "--force" not in message
-    assert files(exp1) == before
+    assert files_in(exp1) == before
 
 
 def test_the_images_of_a_markdown_page_overwrite_nothing_unasked(exp1, capsys):

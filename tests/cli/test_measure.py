@@ -5,7 +5,6 @@ import pickle
 import shutil
 import sys
 import types
-import warnings
 
 import numpy as np
 import pytest
@@ -18,17 +17,10 @@ import neuralcollapse as nc
 from neuralcollapse.cli import main
 from neuralcollapse.cli.checkpoints import pixel_statistics
 from neuralcollapse.data.load import load_data
+from tests.helpers import refused
 
 MLP = ["--network", "mlp", "--network-options", '{"width": 32, "depth": 2}', "--feature-dim", "16", "--data", "digits"]
 ALL = ["--checkpoints", "ckpts/*.pt"]
-
-
-@pytest.fixture(autouse=True)
-def _own_warning_display(monkeypatch):
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # main() sets it; put it back after
-    with warnings.catch_warnings():
-        warnings.simplefilter("always", nc.NeuralCollapseWarning)
-        yield
 
 
 @pytest.fixture
@@ -40,17 +32,6 @@ def place(tmp_path, monkeypatch, short_run):
         state = {f"module.{name}": value for name, value in load_file(file).items()}
         torch.save({"state_dict": state, "epoch": epoch}, tmp_path / "ckpts" / f"epoch_{epoch}.pt")
     return tmp_path
-
-
-def refused(capsys, *arguments):
-    """Run a command that must fail: exit code 2, nothing on stdout, one line on stderr, which is returned."""
-    code = main(["measure", *map(str, arguments)])
-    out, err = capsys.readouterr()
-    assert code == 2
-    assert out == ""
-    assert err.startswith("neuralcollapse: error: ")
-    assert err.count("\n") == 1
-    return err
 
 
 def measured(capsys, *arguments):
@@ -176,7 +157,7 @@ def test_a_function_of_ones_own_and_a_fixed_classifier(place, capsys):
         result = measured(capsys, *flags, "--network-options", '{"width": 12}', "--frame", "simplex")
         assert result["records"][0]["measures"]["nc2"] == pytest.approx(0, abs=1e-5)
         assert "is missing 1 of the model's 4 weights" in refused(
-            capsys, *flags, "--network-options", '{"width": 12}', "--out", "x"
+            capsys, "measure", *flags, "--network-options", '{"width": 12}', "--out", "x"
         )
     finally:
         sys.modules.pop("nets_of_mine", None)
@@ -195,15 +176,17 @@ def test_more_classes_than_the_data_have(place, capsys):
     flags = ["--network", "mlp", "--data", "digits", "--checkpoints", "w.pt"]
     assert main(["measure", *flags, "--num-classes", "12"]) == 0
     assert "no samples of classes 10, 11" in capsys.readouterr().err
-    assert "expected fc.weight as float32 (10, 256), got float32 (12, 256)" in refused(capsys, *flags, "--out", "x")
+    assert "expected fc.weight as float32 (10, 256), got float32 (12, 256)" in refused(
+        capsys, "measure", *flags, "--out", "x"
+    )
 
 
 def test_the_head_is_certified_with_the_decays_of_the_training(place, capsys):
     flags = [*MLP, "--checkpoints", "ckpts/epoch_4.pt"]
     result = measured(capsys, *flags, "--certify-head", "--weight-decay", "0.01")
     assert result["records"][0]["head"]["ratio"] >= 1
-    assert "--weight-decay" in refused(capsys, *flags, "--certify-head")
-    assert "--certify-head" in refused(capsys, *flags, "--weight-decay", "0.1")
+    assert "--weight-decay" in refused(capsys, "measure", *flags, "--certify-head")
+    assert "--certify-head" in refused(capsys, "measure", *flags, "--weight-decay", "0.1")
 
 
 def test_an_accuracy_of_guessing_is_pointed_out(place, capsys):
@@ -295,7 +278,7 @@ def test_a_newcomers_mistake_is_one_line_and_leaves_nothing(place, capsys, flags
     torch.save({"state_dict": Bomb()}, place / "bomb.pt")
     (place / "cut.pt").write_bytes((place / "ckpts" / "epoch_2.pt").read_bytes()[:500])
     before = sorted(place.rglob("*"))
-    assert message.format(place=place) in refused(capsys, *flags)
+    assert message.format(place=place) in refused(capsys, "measure", *flags)
     assert sorted(place.rglob("*")) == before
 
 
@@ -322,20 +305,20 @@ def test_the_same_folder_with_another_question_is_refused(place, capsys):
         (["--no-pairwise"], "pairwise=True, got False"),
         (["--layers", "features.1"], r"layers=[], got ['features.1']"),
     ]:
-        assert message in refused(capsys, *flags, *change)
+        assert message in refused(capsys, "measure", *flags, *change)
     assert len(measured(capsys, *flags)["records"]) == 2
 
 
 def test_the_run_folder_is_not_taken_for_one_of_a_training(place, capsys):
     measured(capsys, *MLP, "--checkpoints", "ckpts/epoch_2.pt", "--out", "r")
-    assert "neuralcollapse report r" in refused(capsys, "r")
+    assert "neuralcollapse report r" in refused(capsys, "measure", "r")
 
 
 def test_weights_twice_in_a_file_need_a_prefix(place, capsys):
     state = load_file_of(place / "ckpts" / "epoch_2.pt")
     torch.save({"model": state, "model_ema": {name: value + 1 for name, value in state.items()}}, "both.pt")
     flags = [*MLP, "--checkpoints", "both.pt"]
-    assert "choose one with prefix" in refused(capsys, *flags)
+    assert "choose one with prefix" in refused(capsys, "measure", *flags)
     assert len(measured(capsys, *flags, "--prefix", "model.module.")["records"]) == 1
 
 
@@ -345,7 +328,7 @@ def load_file_of(path):
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
-    assert "neuralcollapse[train]" in refused(capsys, *MLP, "--checkpoints", "ckpts/*.pt")
+    assert "neuralcollapse[train]" in refused(capsys, "measure", *MLP, "--checkpoints", "ckpts/*.pt")
 
 
 def test_help_says_that_the_pixels_must_be_those_of_the_training(capsys):
@@ -358,7 +341,7 @@ def test_help_says_that_the_pixels_must_be_those_of_the_training(capsys):
 
 def test_a_whole_pickle_never_runs(place, capsys):
     (place / "w.ckpt").write_bytes(pickle.dumps(Bomb()))
-    assert "never loaded" in refused(capsys, *MLP, "--checkpoints", "w.ckpt")
+    assert "never loaded" in refused(capsys, "measure", *MLP, "--checkpoints", "w.ckpt")
 
 
 def test_the_report_can_be_made_again(place, capsys):

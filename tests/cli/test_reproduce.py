@@ -6,13 +6,7 @@ import yaml
 
 from neuralcollapse.cli import main
 from neuralcollapse.reproduce.experiment import names
-
-
-def refused(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert len(error.strip().splitlines()) == 1
-    return error
+from tests.helpers import refused
 
 
 @pytest.fixture(scope="module")

@@ -62,7 +62,7 @@ def test_it_is_the_default():
     assert nc.ETFClassifier(64, 10).rotation_name == "blocks"
     assert nc.fix_classifier(nn.Linear(64, 10)).rotation_name == "blocks"
     assert nc.build_network("mlp", 10, 64, "etf").fc.rotation_name == "blocks"
-    assert TrainConfig(frame="simplex").frame_rotation == "blocks"
+    assert TrainConfig(frame="simplex").rotation == "blocks"
 
 
 def test_a_sum_beyond_the_range_of_half_precision_is_no_harm():

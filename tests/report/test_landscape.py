@@ -5,9 +5,15 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from neuralcollapse.report.landscape import landscape_page, summary
-from neuralcollapse.report.landscape_figures import LANDSCAPE_FIGURES, energy_figure, gap_figure, landscape_figures
-from neuralcollapse.report.markdown import markdown
+from neuralcollapse.report.formats import markdown
+from neuralcollapse.report.landscape import (
+    LANDSCAPE_FIGURES,
+    energy_figure,
+    gap_figure,
+    landscape_figures,
+    landscape_page,
+    summary,
+)
 from neuralcollapse.report.paper import save_figures
 from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.ufm.model import Model

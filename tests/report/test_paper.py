@@ -17,7 +17,7 @@ from neuralcollapse import InputError
 from neuralcollapse.report import paper
 from neuralcollapse.report.class_means import cosine_map, simplex_motion
 from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap, Line
-from neuralcollapse.report.landscape_figures import energy_figure, gap_figure, phase_figure, spectrum_figure
+from neuralcollapse.report.landscape import energy_figure, gap_figure, phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
 from neuralcollapse.report.single import run_figures
 from neuralcollapse.runs.reading import read_run

@@ -122,7 +122,7 @@ def test_surveys():
     ],
 )
 def test_the_verdict_counts_what_holds(holds, word):
-    verdict = Verdict([Finding(f"Part {i}", item, "") for i, item in enumerate(holds)])
+    verdict = Verdict([Finding(item, f"Part {i}", "") for i, item in enumerate(holds)])
     assert verdict.word == word
     assert f"{sum(item is True for item in holds)} of {len(holds)} checks hold" in verdict.sentence
     for i, item in enumerate(holds):

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.report.landscape_figures import energy_figure, gap_figure
+from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig

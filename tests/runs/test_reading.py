@@ -5,8 +5,7 @@ import pytest
 
 from neuralcollapse import InputError
 from neuralcollapse.runs.reading import Group, by_layer, group_runs, read_run, read_runs
-from neuralcollapse.runs.records import check_key, label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import check_key, label, number
 from tests.helpers import made_record, made_run
 
 

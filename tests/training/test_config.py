@@ -10,10 +10,10 @@ from neuralcollapse.training.config import (
     TrainConfig,
     check_names,
     descriptions,
-    read_value,
     resumed,
     types,
 )
+from neuralcollapse.training.values import read
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_an_old_name_works_with_a_note_that_gives_the_new_one():
     ],
 )
 def test_each_frame_has_a_rotation_of_its_own(values, rotation):
-    assert TrainConfig(**values).frame_rotation == rotation
+    assert TrainConfig(**values).rotation == rotation
 
 
 def test_each_option_is_described_once():
@@ -228,7 +228,7 @@ def test_each_option_is_described_once():
     ],
 )
 def test_a_text_is_read_as_the_option_takes_it(name, text, value):
-    assert read_value(name, text) == value
+    assert read(types()[name], text) == value
 
 
 def test_lists_become_tuples():

@@ -70,7 +70,7 @@ def test_one_process_prints_and_writes(two):
     assert err.count("epoch    1/2") == 1
     assert (run.path / "report.html").is_file()
     assert not list(run.path.rglob(".*"))
-    assert [path.name for path in (run.logs / "csv").iterdir()] == ["version_0"]
+    assert [path.name for path in (run.path / "logs" / "csv").iterdir()] == ["version_0"]
 
 
 # Sharded measuring

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from neuralcollapse import InputError
-from neuralcollapse.training.losses import loss_function
+from neuralcollapse.training.step import loss_function
 from neuralcollapse.ufm.losses import find_loss
 
 F64 = torch.float64

@@ -3,8 +3,8 @@ from types import SimpleNamespace
 import pytest
 
 from neuralcollapse.runs.records import Record
-from neuralcollapse.training import progress
-from neuralcollapse.training.progress import Progress
+from neuralcollapse.training import callbacks
+from neuralcollapse.training.callbacks import Progress
 
 
 def record(epoch: int, **more) -> Record:
@@ -14,7 +14,7 @@ def record(epoch: int, **more) -> Record:
 @pytest.fixture
 def clock(monkeypatch) -> SimpleNamespace:
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: now.seconds)
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: now.seconds)
     return now
 
 

@@ -77,11 +77,7 @@ def _choices(texts: Sequence[str], columns: Sequence[tuple[int, ...]]) -> Iterat
 
 
 def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The files that paths and glob patterns name; a folder means the weights that save_pretrained wrote there.
-
-    Raises:
-        InputError: no such file, or a file of another kind.
-    """
+    """The files that paths and glob patterns name; a folder means the weights that save_pretrained wrote there."""
     given: Any = [checkpoints] if isinstance(checkpoints, str | os.PathLike) else checkpoints
     found: list[Path] = []
     for each in given if isinstance(given, Iterable) else [given]:

@@ -119,7 +119,7 @@ def measure_checkpoints(
         classifier,
         force=force,
         config={
-            "checkpoints": _said(checkpoints),
+            "checkpoints": str(checkpoints) if isinstance(checkpoints, str | os.PathLike) else listed(checkpoints, 3),
             "prefix": prefix,
             **{name: _plain(options.get(name)) for name in _OPTIONS},
             **(config or {}),
@@ -135,16 +135,7 @@ def measure_checkpoints(
 
 
 def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterator[Record]:
-    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before.
-
-    Args:
-        recorder: measures them; its `out` is not the run folder.
-        model: the network that the run trained.
-        run: the folder.
-
-    Raises:
-        InputError: it holds no checkpoints, or one that is damaged, was changed or does not fit the model.
-    """
+    """The record of each checkpoint that a run folder keeps, in order; afterwards the model is as before."""
     checkpoints = run.checkpoints()
     if not checkpoints:
         raise InputError(f"{run.path} holds no checkpoints: train with a smaller checkpoint_every or to the end")
@@ -154,7 +145,6 @@ def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterato
 
 
 def _measure_file(recorder: Recorder, model: nn.Module, number: int, path: Path, prefix: str | None = None) -> Record:
-    """Load a checkpoint into the model and measure it."""
     fit_weights(model, read_weights(path), path, prefix=prefix)
     try:
         return recorder.measure(model, number)
@@ -311,10 +301,6 @@ class _Run:
         }
         lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
         RunFolder(self._place).write_text(_LEDGER, f"{{\n{lines}\n}}\n")
-
-
-def _said(checkpoints: str | Path | Sequence[str | Path]) -> str:
-    return str(checkpoints) if isinstance(checkpoints, str | os.PathLike) else listed(checkpoints, 3)
 
 
 def _stamp(path: Path) -> tuple[int, int]:

@@ -31,11 +31,7 @@ _FEW = 4  # names in a message
 
 
 def check_kind(path: Path) -> None:
-    """Raise unless a file of this name can hold weights.
-
-    Raises:
-        InputError: it has another suffix.
-    """
+    """Raise unless a file of this name can hold weights."""
     if path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"expected weights in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {path}: leave it out, or {_HOW}"

@@ -50,11 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The options of a command line; `run` is the function of its command, or None without one.
-
-    Raises:
-        InputError: wrong options.
-    """
+    """The options of a command line; `run` is the function of its command, or None without one."""
     arguments = hyphenated(arguments)
     if arguments:
         arguments = [arguments[0], *with_new_flags(arguments[1:], arguments[0])]

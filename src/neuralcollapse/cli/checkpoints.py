@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
+from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -94,18 +94,17 @@ def run(options: argparse.Namespace) -> int:
             )
     if options.batch_size is not None and options.batch_size < 1:
         raise InputError(f"expected --batch-size to be at least 1, got {options.batch_size}")
-    try:
+    with train_packages(format="html"):
         from neuralcollapse.checkpoints.order import find_checkpoints
         from neuralcollapse.checkpoints.series import measure_checkpoints
         from neuralcollapse.data.batches import Batches
+        from neuralcollapse.data.pixels import Pixels
         from neuralcollapse.report.single import write_page
         from neuralcollapse.runs.folder import RunFolder
         from neuralcollapse.runs.reading import read_run
         from neuralcollapse.training.config import TrainConfig
         from neuralcollapse.training.network import network_for
         from neuralcollapse.training.run_config import named_paths
-    except ImportError as error:
-        raise needs_train(error) from None
     files = find_checkpoints(options.checkpoints)  # before the data are read
     config = TrainConfig(**options.values)
     out = Path(options.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-checkpoints")
@@ -114,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
     device = _device(options.device)
     data = _data(config, options)
     model, layer = _unwrapped(network_for(config, data), options.layer)
-    _normalised(model, options.normalize or "data", data, device)
+    pixels = Pixels(*pixel_statistics(options.normalize or "data", data), data.channels).to(device)
+    model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))  # so that it takes uint8 images
     paths: dict[int, str] = {}
 
     def show(checkpoint: Checkpoint) -> None:
@@ -180,7 +180,7 @@ def line(checkpoint: Checkpoint) -> str:
 
 def print_last(record: Record, unit: str, samples: int) -> None:
     """The last record as a table."""
-    from neuralcollapse.runs.words import describe_epoch
+    from neuralcollapse.runs.records import describe_epoch
 
     print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
     print_measures(record)
@@ -233,20 +233,8 @@ def _unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
     return network, layer or name
 
 
-def _normalised(model: nn.Module, how: str, data: Data, device: Any) -> None:
-    """Have the model take uint8 images."""
-    from neuralcollapse.data.pixels import Pixels
-
-    pixels = Pixels(*pixel_statistics(how, data), data.channels).to(device)
-    model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))
-
-
 def pixel_statistics(how: str, data: Data) -> tuple[Sequence[float], Sequence[float]]:
-    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize.
-
-    Raises:
-        InputError: neither a name nor numbers, or another number of them than there are channels.
-    """
+    """Mean and standard deviation of each channel, of pixels from 0 to 255, for a value of --normalize."""
     if how == "data":
         return data.mean, data.std
     named = {"imagenet": _IMAGENET, "unit": ((0.0,), (1.0,)), "half": ((0.5,), (0.5,))}
@@ -279,8 +267,6 @@ def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> 
     kept = {name: getattr(config, name) for name in _NETWORK_AND_DATA}
     if config.frame == "learned":
         del kept["rotation"]
-    else:
-        kept["rotation"] = config.frame_rotation
     return {
         **kept,
         "stem": options.values.get("stem"),

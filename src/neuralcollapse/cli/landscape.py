@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import print_json
-from neuralcollapse.cli.report import FORMAT_HELP, check_folder, check_format, check_free, next_step
+from neuralcollapse.cli.printing import print_json, train_packages
+from neuralcollapse.cli.report import add_output, check_format, check_free, next_step, print_written, written_json
 from neuralcollapse.errors import InputError
 
 
@@ -36,31 +36,23 @@ def add(commands: Any) -> None:
     parser.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
     parser.add_argument("--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam")
     parser.add_argument("--seed", type=int, default=0, help="of the starts (0)")
-    parser.add_argument("--format", default="html", metavar="FORMAT", help=FORMAT_HELP)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PLACE",
-        help="where to write it: html: landscape.html; png, svg, pdf: a folder, landscape-figures; markdown: "
-        "landscape.md, with its images beside it",
+    add_output(
+        parser,
+        "html: landscape.html; png, svg, pdf: a folder, landscape-figures; markdown: landscape.md, with its images "
+        "beside it",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    from neuralcollapse.report.formats import files, save_page
-    from neuralcollapse.report.landscape import landscape_page, summary
-    from neuralcollapse.report.landscape_figures import LANDSCAPE_FIGURES
-
     check_format(options.format)
+    with train_packages(format=options.format):
+        from neuralcollapse.report.formats import save_page
+        from neuralcollapse.report.landscape import LANDSCAPE_FIGURES, ends, landscape_page, summary
     defaults = {"html": "landscape.html", "markdown": "landscape.md"}
     out: Path = options.out or Path(defaults.get(options.format, "landscape-figures"))
-    if options.format not in defaults:
-        check_folder(out, options.format)
-    check_free(files(options.format, out, LANDSCAPE_FIGURES), options.force)
+    check_free(options.format, out, LANDSCAPE_FIGURES, options.force)
     if not out.parent.is_dir():
         raise InputError(f"no folder {out.parent} to write {out.name} into: make it, or choose another --out")
     try:
@@ -96,9 +88,6 @@ def run(options: argparse.Namespace) -> int:
         on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
     )
     written = save_page(landscape_page(found), options.format, out)
-    ends: dict[tuple[str, str], list[float]] = {}
-    for value, verdict, gap in zip(found.starts.objectives, found.starts.verdicts, found.starts.gaps, strict=True):
-        ends.setdefault((f"{float(value):.8f}", verdict), []).append(float(gap))
     if options.json:
         print_json(
             {
@@ -107,9 +96,9 @@ def run(options: argparse.Namespace) -> int:
                 "coverage": found.coverage,
                 "ends": [
                     {"objective": float(value), "verdict": verdict, "starts": len(gaps), "largest_gap": max(gaps)}
-                    for (value, verdict), gaps in sorted(ends.items())
+                    for value, verdict, gaps in ends(found)
                 ],
-                **({"page": str(out)} if options.format == "html" else {"files": [str(path) for path in written]}),
+                **written_json(options.format, written),
             }
         )
         return 0
@@ -125,10 +114,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"  {entry.name:<{wide}} {facts}  {entry.certificate.verdict}")
         print(f"\n  {found.coverage}")
     print(f"\n  {'end of starts':>13} {'starts':>7} {'largest certified gap':>22}  verdict")
-    for (value, verdict), gaps in sorted(ends.items()):
+    for value, verdict, gaps in ends(found):
         print(f"  {value:>13} {len(gaps):>7} {max(gaps):>22.1e}  {verdict}")
     print()
-    for path in written:
-        print(f"{'page' if options.format == 'html' else 'file'}  {path}")
+    print_written(options.format, written)
     print(f"next  {next_step(options.format)}, or set unequal classes: --samples 30,10,5,2")
     return 0

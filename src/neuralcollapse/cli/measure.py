@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import needs_train, print_json, print_measures, record_of_features
+from neuralcollapse.cli.printing import print_json, print_measures, record_of_features, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import Record, RunFolder
 
@@ -97,11 +97,9 @@ def _run_folder(options: argparse.Namespace) -> int:
         raise InputError(
             "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
         )
-    try:
+    with train_packages():
         from neuralcollapse.checkpoints.series import Checkpoint
         from neuralcollapse.training.remeasure import remeasure
-    except ImportError as error:
-        raise needs_train(error) from None
     if (folder.path / "checkpoints.json").is_file():
         raise InputError(
             f"expected the run folder of a training, got that of measured checkpoints: 'neuralcollapse report "
@@ -132,7 +130,6 @@ def _run_folder(options: argparse.Namespace) -> int:
 
 
 def _file(options: argparse.Namespace) -> int:
-    """Measure a file of features."""
     _check_decays(options)
     arrays, unused = read_features(options.path)
     from neuralcollapse.capture.features import measure_features

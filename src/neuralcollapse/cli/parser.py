@@ -7,14 +7,14 @@ import json
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.files import parse_yaml, read_mapping
+from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.renamed import with_new_names
-from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, read_value, types
+from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, types
+from neuralcollapse.training.values import read
 
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
@@ -63,13 +63,7 @@ def hyphenated(arguments: Sequence[str]) -> list[str]:
 
 
 def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> None:
-    """Add options for fields of TrainConfig; what is given comes in `namespace.values`.
-
-    Args:
-        group: a parser or a group of its options.
-        names: of the fields.
-        defaults: say in the help what the default is.
-    """
+    """Add options for fields of TrainConfig, whose values come in `namespace.values`; the help says the `defaults`."""
     for name in names:
         kind = types()[name]
         shape: dict[str, Any] = {"metavar": _metavar(kind)}
@@ -77,18 +71,10 @@ def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> N
             shape |= {"nargs": "?", "const": "true"}
         elif get_origin(kind) is tuple:
             shape |= {"nargs": "+"}
-        group.add_argument(_flag(name), dest="values", action=_Option, help=_help(name, defaults), **shape)
-
-
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def _help(name: str, with_default: bool) -> str:
-    (field,) = (item for item in fields(TrainConfig) if item.name == name)
-    default = () if field.default is MISSING else field.default
-    shown = f" (default: {_shown(default)})" if with_default else ""
-    return f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
+        flag = "--" + name.replace("_", "-")
+        shown = f" (default: {_shown(getattr(TrainConfig, name, ()))})" if defaults else ""
+        text = f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")
+        group.add_argument(flag, dest="values", action=_Option, help=text, **shape)
 
 
 def _shown(value: Any) -> str:
@@ -116,11 +102,12 @@ class _Option(argparse.Action):
         text = ",".join(values) if isinstance(values, list) else values
         known = dict(namespace.values or {})
         sources = dict(namespace.sources or {})
-        if get_origin(types()[name]) is dict and text.startswith("."):
+        kind = types()[name]
+        if get_origin(kind) is dict and text.startswith("."):
             key, _, word = text[1:].partition("=")
-            value: object = {**known.get(name, {}), key: _yaml(word)}  # the other entries are still the file's
+            value: object = {**known.get(name, {}), key: read(kind, word)}  # the other entries are still the file's
         else:
-            value = read_value(name, text)
+            value = read(kind, text)
             sources.pop(name, None)
         check_value(name, value)
         namespace.values, namespace.sources = {**known, name: value}, sources
@@ -148,7 +135,7 @@ class ConfigFile(argparse.Action):
             found = with_new_names(found, "train")
             check_names(found, file)
             for name, value in found.items():
-                found[name] = read_value(name, value) if isinstance(value, str) else value  # 5e-4 is text in YAML
+                found[name] = read(types()[name], value) if isinstance(value, str) else value  # 5e-4 is text in YAML
                 try:
                     check_value(name, found[name])
                 except InputError as error:
@@ -156,10 +143,3 @@ class ConfigFile(argparse.Action):
             namespace.values = {**(namespace.values or {}), **found}
             namespace.sources = {**(namespace.sources or {}), **dict.fromkeys(found, Path(file))}
             namespace.config = [*(namespace.config or ()), Path(file)]
-
-
-def _yaml(text: str) -> Any:
-    try:
-        return parse_yaml(text)
-    except ValueError:
-        return text

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 
 from neuralcollapse.errors import InputError
@@ -14,29 +16,23 @@ from neuralcollapse.runs.records import MEASURES, Record
 
 def print_measures(record: Record) -> None:
     """The measures of a record with their meanings, its head certificate and its inner layers."""
-    print_table(record.measures)
+    values = record.measures
+    for name, (_, meaning) in MEASURES.items():
+        if name in values:
+            error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
+            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}{error}")
+    if "num_pairs" in values:
+        print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
     if record.head:
         head = record.head
         print(
             f"\n  {'head':<27} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
             f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
         )
-    for number, (name, values) in enumerate(record.layers.items()):
-        if number == 0:
-            print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
+    if record.layers:
+        print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
+    for name, values in record.layers.items():
         print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
-
-
-def print_table(values: Mapping[str, float]) -> None:
-    """Every measure with its meaning."""
-    for name, (_, meaning) in MEASURES.items():
-        if name in values:
-            error = values.get(f"{name}_error")
-            print(
-                f"  {name:<27} {values[name]:>10.3g}   {meaning}" + (f" (± {error:.1g})" if error is not None else "")
-            )
-    if "num_pairs" in values:
-        print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
 
 
 def print_accuracies(record: Record) -> None:
@@ -63,6 +59,17 @@ def record_of_features(values: Mapping[str, Any]) -> Record:
     )
 
 
-def needs_train(error: ImportError) -> InputError:
-    """The error of a command whose packages are missing."""
-    return InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'")
+@contextmanager
+def train_packages(*, format: str = "") -> Iterator[None]:
+    """Say how to install the packages of a command whose imports, made inside, fail.
+
+    Those that only the page or its figures need, in `format`, load after the work: they are looked for before it.
+    """
+    needed = {"": (), "html": ("jinja2", "plotly")}.get(format, ("matplotlib",))
+    try:
+        yield
+        for name in needed:
+            if find_spec(name) is None:
+                raise ImportError(f"No module named {name!r}")
+    except ImportError as error:
+        raise InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'") from None

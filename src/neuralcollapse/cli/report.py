@@ -7,10 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.cli.printing import print_json, train_packages
 from neuralcollapse.errors import InputError
-
-FORMAT_HELP = "html (a page), png, svg or pdf (a folder of figures), markdown (tables)"
 
 
 def add(commands: Any) -> None:
@@ -29,23 +27,18 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="RUN", help="run folders, or the folder of an experiment"
     )
-    parser.add_argument("--format", default="html", metavar="FORMAT", help=FORMAT_HELP)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="PLACE",
-        help="where to write it: html: RUN/report.html, or report.html for several; png, svg, pdf: a folder, "
-        "RUN/figures, or figures for several; markdown: on the terminal, or into this file with its images beside it",
+    add_output(
+        parser,
+        "html: RUN/report.html, or report.html for several; png, svg, pdf: a folder, RUN/figures, or figures for "
+        "several; markdown: on the terminal, or into this file with its images beside it",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    from neuralcollapse.report.formats import files, save_page
-    from neuralcollapse.report.markdown import markdown
+    from neuralcollapse.report.formats import markdown, save_page
+    from neuralcollapse.report.paper import KINDS
 
     kind: str = options.format
     check_format(kind)
@@ -54,55 +47,59 @@ def run(options: argparse.Namespace) -> int:
     if out is None and kind == "markdown":
         print(markdown(page), end="")
         return 0
-    single, images = len(options.paths) == 1, kind not in ("html", "markdown")
+    single, images = len(options.paths) == 1, kind in KINDS
     place = out or (options.paths[0] if single else Path()) / ("figures" if images else "report.html")
-    if images:
-        check_folder(place, kind)
-    else:
+    if not images:
         _keep_runs(place, options.paths)
     own = out is None and (single or images)  # files of these names in these places are of an earlier report
-    check_free(files(kind, place, (figure.name for figure in page.figures)), options.force or own)
+    check_free(kind, place, (figure.name for figure in page.figures), options.force or own)
     written = save_page(page, kind, place)
     if options.json:
-        print_json({"page": str(written[0])} if kind == "html" else {"files": [str(path) for path in written]})
+        print_json(written_json(kind, written))
         return 0
-    for path in written:
-        print(f"{'page' if kind == 'html' else 'file'}  {path}")
+    print_written(kind, written)
     print(f"next  {next_step(kind)}")
     return 0
 
 
-def check_format(kind: str) -> None:
-    """Raise unless a page can be written in this format.
+def add_output(parser: argparse.ArgumentParser, places: str) -> None:
+    """Add the options that say how and where a page is written; `places` is the help of --out."""
+    formats = "html (a page), png, svg or pdf (a folder of figures), markdown (tables)"
+    parser.add_argument("--format", default="html", metavar="FORMAT", help=formats)
+    parser.add_argument("--out", type=Path, metavar="PLACE", help=f"where to write it: {places}")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
 
-    Raises:
-        InputError: it cannot.
-    """
+
+def check_format(kind: str) -> None:
+    """Raise unless a page can be written in this format."""
     from neuralcollapse.report.formats import FORMATS
 
     if kind not in FORMATS:
         raise InputError(f"expected a --format of {', '.join(FORMATS)}, got {kind!r}")
 
 
-def check_folder(out: Path, kind: str) -> None:
-    """Raise where figures cannot go into `out`.
+def check_free(kind: str, out: Path, figures: Iterable[str], force: bool) -> None:
+    """Raise where a file would be overwritten unasked, or `out` is no folder and figures go into it."""
+    from neuralcollapse.report.formats import files
+    from neuralcollapse.report.paper import KINDS
 
-    Raises:
-        InputError: it is a file.
-    """
-    if out.is_file():
+    if kind in KINDS and out.is_file():
         raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
-
-
-def check_free(paths: Iterable[Path], force: bool) -> None:
-    """Raise where a file would be overwritten unasked.
-
-    Raises:
-        InputError: naming the first.
-    """
-    for path in paths:
+    for path in files(kind, out, figures):
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
+
+
+def written_json(kind: str, written: Sequence[Path]) -> dict[str, Any]:
+    """What --json says of the files that were written."""
+    return {"page": str(written[0])} if kind == "html" else {"files": [str(path) for path in written]}
+
+
+def print_written(kind: str, written: Sequence[Path]) -> None:
+    """The files that were written."""
+    for path in written:
+        print(f"{'page' if kind == 'html' else 'file'}  {path}")
 
 
 def next_step(kind: str) -> str:
@@ -118,11 +115,9 @@ def _page(paths: Sequence[Path]) -> Any:
     from neuralcollapse.report.single import single_page
     from neuralcollapse.runs.reading import read_run, read_runs
 
-    try:
+    with train_packages():
         from neuralcollapse.reproduce.page import experiment_page
         from neuralcollapse.reproduce.runner import ExperimentFolder
-    except ImportError as error:
-        raise needs_train(error) from None
 
     experiments = [path for path in paths if ExperimentFolder.is_one(path)]
     if experiments and len(paths) > 1:
@@ -133,11 +128,7 @@ def _page(paths: Sequence[Path]) -> Any:
 
 
 def _keep_runs(path: Path, runs: Sequence[Path]) -> None:
-    """Raise where a page would take the place of what it is made from.
-
-    Raises:
-        InputError: it would.
-    """
+    """Raise where a page would take the place of what it is made from."""
     if path.is_dir():
         raise InputError(f"expected --out as a file, got the folder {path}")
     place = path.resolve()

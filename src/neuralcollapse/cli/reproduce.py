@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.cli.printing import needs_train, print_json
+from neuralcollapse.cli.printing import print_json, train_packages
 
 
 def add(commands: Any) -> None:
@@ -34,25 +34,21 @@ def add(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """The command."""
-    try:
+    with train_packages():
         import yaml  # noqa: F401  the experiments are YAML
 
         from neuralcollapse.reproduce.experiment import text_of
-    except ImportError as error:
-        raise needs_train(error) from None
     if options.name is None:
         return _list(options.json)
     if options.show:
         print(text_of(options.name), end="")
         return 0
-    try:
+    with train_packages(format="html"):
         from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.page import experiment_page, validate_figures
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
-    except ImportError as error:
-        raise needs_train(error) from None
 
     out = options.out or Path("runs") / f"{slug(Path(options.name).stem)}-{options.scale}"
     changes = {"data": options.data} if options.data else {}

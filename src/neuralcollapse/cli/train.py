@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli.parser import ConfigFile, add_options
-from neuralcollapse.cli.printing import needs_train, print_accuracies, print_json, print_measures
+from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
@@ -82,18 +82,17 @@ def run(options: argparse.Namespace) -> int:
     """The command."""
     values: dict[str, Any] = options.values or {}
     if options.print_config:
-        _print_config(TrainConfig(**values), options.out)
+        printed = ({"out": options.out} if options.out else {}) | as_builtin(asdict(TrainConfig(**values)))
+        with train_packages():
+            import yaml
+        print(yaml.safe_dump(printed, sort_keys=False), end="")
         raise SystemExit(0)  # as --help does
-    try:
-        import yaml  # noqa: F401  a run folder's configuration is YAML
-
+    with train_packages(format="html"):
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import resume, train
         from neuralcollapse.training.run_config import needs_trust, read_config
         from neuralcollapse.training.trainer import is_primary
-    except ImportError as error:
-        raise needs_train(error) from None
     if options.resume:
         if options.out or options.force:
             raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
@@ -110,12 +109,9 @@ def run(options: argparse.Namespace) -> int:
             folder = resume(out, values, trust_code=options.trust_code)
         else:
             # a run's own configuration may be given for the run that takes its place, which writes it again
-            files = [
-                file.resolve() for file in options.config or () if file.resolve() != (out / "config.yaml").resolve()
-            ]
-            needed = [file for file in files if file.is_relative_to(out.resolve())]
-            also: dict[str, Any] = {"given": needed} if needed else {}
-            folder = train(config, out, force=options.force, **also)
+            own = (out / "config.yaml").resolve()
+            files = [file.resolve() for file in options.config or ()]
+            folder = train(config, out, force=options.force, given=[file for file in files if file != own])
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""
@@ -147,26 +143,8 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _print_config(config: TrainConfig, out: str | None) -> None:
-    try:
-        import yaml
-    except ImportError as error:
-        raise needs_train(error) from None
-    values = as_builtin(asdict(config))
-    print(yaml.safe_dump(({"out": out} if out else {}) | values, sort_keys=False), end="")
-
-
 def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, Path]) -> None:
-    """Raise where the file that asks for code belongs to a run folder.
-
-    Args:
-        config: the configuration.
-        code: what it would import or load, in words; None for nothing.
-        sources: the files that its options came from.
-
-    Raises:
-        InputError: it does.
-    """
+    """Raise where the file that asks for `code` (in words; None for nothing) belongs to a run folder."""
     from neuralcollapse.networks.external import untrusted_code
 
     if code is None:

@@ -85,16 +85,11 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # only when the first batch is asked for: Lightning may make iterators that it never uses
         skip, self.skip = self.skip, 0
-        yield from self._pass(self._bounds[skip:], self._order())
-
-    def _order(self) -> Tensor | None:
-        if self.shuffle_seed is None:
-            return None
-        source = seeded_generator("order", self.shuffle_seed, self.epoch)
-        return torch.randperm(len(self.split.labels), generator=source).to(self.split.labels.device)
-
-    def _pass(self, bounds: list[tuple[int, int]], order: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-        for start, stop in bounds:
+        order = None
+        if self.shuffle_seed is not None:
+            source = seeded_generator("order", self.shuffle_seed, self.epoch)
+            order = torch.randperm(len(self.split.labels), generator=source).to(self.split.labels.device)
+        for start, stop in self._bounds[skip:]:
             part = slice(start + self.rank, stop, self.world)
             if order is None:
                 images, labels = self.split.images[part], self.split.labels[part]

@@ -36,12 +36,7 @@ _CIFAR100 = _words("""
 
 
 def read_image_set(name: str, size: int | None = None) -> ImageSet:
-    """The data set called `name` (see `load_data`), resized to `size` x `size` pixels if given.
-
-    Raises:
-        InputError: an unknown name, missing or damaged files, labels outside of the training set's classes, a class
-            without training samples, an unreachable hub.
-    """
+    """The data set called `name` (see `load_data`), resized to `size` x `size` pixels if given."""
     head, colon, folder = name.partition(":")
     if head in _READERS:
         if colon and not folder:
@@ -60,11 +55,7 @@ def read_image_set(name: str, size: int | None = None) -> ImageSet:
 
 
 def check_classes(labels: Tensor, class_names: Sequence[str], source: str) -> None:
-    """Raise unless every class has a training sample.
-
-    Raises:
-        InputError: naming the classes that have none.
-    """
+    """Raise unless every class has a training sample."""
     counts = labels.bincount(minlength=len(class_names))
     if empty := [class_names[label] for label in (counts == 0).nonzero()[:, 0].tolist()]:
         raise InputError(

@@ -36,7 +36,11 @@ def from_hub(
         try:
             found: Any = datasets.load_dataset(name)
         except ConnectionError:
-            raise InputError(_unreachable(name)) from None
+            known = next((short for short, hub_id in HUB.items() if hub_id == name), None)
+            local = f"'{known}:FOLDER' with the standard files" if known else "'imagefolder:FOLDER'"
+            raise InputError(
+                f"the Hugging Face hub cannot be reached for {name!r}; from files on this machine: {local}"
+            ) from None
         except datasets.exceptions.DatasetNotFoundError:
             raise InputError(
                 f"the Hugging Face hub has no data set {name!r}, or it is private: expected an id such as "
@@ -96,12 +100,6 @@ def _hub_split(title: str, rows: Any, image_column: str, label_column: str, size
             yield f"{title}, image {index}", Path(value["path"]) if content is None else io.BytesIO(content)
 
     return Split(stack_pictures(pictures(), len(labels), size), torch.tensor(labels))
-
-
-def _unreachable(name: str) -> str:
-    known = next((short for short, hub_id in HUB.items() if hub_id == name), None)
-    local = f"'{known}:FOLDER' with the standard files" if known else "'imagefolder:FOLDER'"
-    return f"the Hugging Face hub cannot be reached for {name!r}; from files on this machine: {local}"
 
 
 @contextmanager

@@ -25,9 +25,6 @@ def image_folder(folder: Path, size: int | None) -> ImageSet:
     """FOLDER/train/CLASS/* and FOLDER/test (or val, valid, ...); without train, FOLDER/CLASS/* and no test set.
 
     The names of the splits may be in upper or lower case.
-
-    Raises:
-        InputError: a class without images, files that are not images, or a test set without a training set.
     """
     there = _folders(folder)
     splits = {name.lower(): name for name in reversed(there)}
@@ -72,7 +69,6 @@ def _class_folders(folder: Path, names: Sequence[str], size: int | None, *, all_
 
 
 def _images(folder: Path) -> list[Path]:
-    """The images in a class's folder."""
     files = [folder / name for name in list_folder(folder) if name.lower() not in _OF_SYSTEMS]
     for path in files:
         if path.is_dir():

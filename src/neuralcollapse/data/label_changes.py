@@ -39,11 +39,7 @@ def choose_per_class(labels: Tensor, counts: Sequence[int], seed: int, purpose: 
 
 
 def samples_per_class(labels: Tensor, count: int, class_names: Sequence[str], seed: int) -> Tensor:
-    """Indices, in increasing order, of `count` samples of each class, chosen at random.
-
-    Raises:
-        InputError: a class has fewer.
-    """
+    """Indices, in increasing order, of `count` samples of each class, chosen at random."""
     sizes = labels.bincount(minlength=len(class_names))
     fewest = int(sizes.argmin())
     if sizes[fewest] < count:
@@ -55,12 +51,12 @@ def samples_per_class(labels: Tensor, count: int, class_names: Sequence[str], se
 
 
 def imbalance(labels: Tensor, kind_and_ratio: str, num_classes: int, seed: int) -> Tensor:
-    """Indices, in increasing order, of an imbalanced subset as large as the smallest class allows.
-
-    Raises:
-        InputError: neither "exponential:R" nor "step:R", or R below 1.
-    """
-    kind, ratio = _parsed(kind_and_ratio)
+    """Indices, in increasing order, of an imbalanced subset as large as the smallest class allows."""
+    kind, _, text = kind_and_ratio.partition(":")
+    try:
+        ratio = float(text)
+    except ValueError:
+        raise _wrong_imbalance(kind_and_ratio) from None
     largest = int(labels.bincount(minlength=num_classes).min())
     return choose_per_class(labels, imbalanced_counts(kind, ratio, largest, num_classes), seed, "imbalance")
 
@@ -94,11 +90,7 @@ def random_labels(count: int, num_classes: int, seed: int) -> Tensor:
 
 
 def label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Tensor:
-    """The labels (N,) int64 with round(share N) of them, chosen at random, changed to another class at random.
-
-    Raises:
-        InputError: there is a single class.
-    """
+    """The labels (N,) int64 with round(share N) of them, chosen at random, changed to another class at random."""
     if num_classes < 2:
         raise InputError("label_noise needs at least two classes, got one")
     source = seeded_generator("label_noise", seed)
@@ -107,14 +99,6 @@ def label_noise(labels: Tensor, share: float, num_classes: int, seed: int) -> Te
     noisy = labels.clone()
     noisy[chosen] = (labels[chosen] + shifts[chosen]) % num_classes
     return noisy
-
-
-def _parsed(text: str) -> tuple[str, float]:
-    kind, _, ratio = text.partition(":")
-    try:
-        return kind, float(ratio)
-    except ValueError:
-        raise _wrong_imbalance(text) from None
 
 
 def _wrong_imbalance(got: str) -> InputError:

@@ -48,11 +48,7 @@ def resize(images: Tensor, size: int) -> Tensor:
 
 
 def list_folder(folder: Path) -> list[str]:
-    """The names of the files and folders in a folder, sorted, without hidden ones.
-
-    Raises:
-        InputError: it is not a folder.
-    """
+    """The names of the files and folders in a folder, sorted, without hidden ones."""
     if not folder.is_dir():
         raise InputError(
             f"expected a folder of the data set's files, got {str(folder)!r}, which is not a folder (from {Path.cwd()})"

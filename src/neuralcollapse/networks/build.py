@@ -136,11 +136,9 @@ def _frame(classifier: str, frame: str | None) -> str:
 def _check_frame_options(frame: str, learn_scale: bool, rotation: str | None) -> None:
     if learn_scale and frame == "learned":
         raise InputError("learn_scale is for a fixed frame, such as frame='simplex': learned rows have any length")
-    if rotation in (None, "blocks") and frame == "learned":
-        return
-    if frame == "learned":
+    if frame == "learned" and rotation not in (None, "blocks"):
         raise InputError(f"rotation is for a fixed frame, such as frame='simplex', got {rotation!r} for learned rows")
-    if rotation is not None and rotation not in _ROTATIONS[frame]:
+    if frame != "learned" and rotation is not None and rotation not in _ROTATIONS[frame]:
         raise InputError(f"expected rotation {', '.join(map(repr, _ROTATIONS[frame]))} for {frame}, got {rotation!r}")
 
 

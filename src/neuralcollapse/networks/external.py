@@ -36,9 +36,6 @@ class ExternalNetwork(nn.Module):
 
     Attributes:
         classifier_name: dotted path of the classifier in this module, such as "network.head".
-
-    Raises:
-        InputError: no such layer.
     """
 
     def __init__(self, network: nn.Module, num_classes: int) -> None:
@@ -99,12 +96,7 @@ class ExternalNetwork(nn.Module):
 class Head(nn.Module):
     """A linear map without bias from the network's features to d dimensions, then a classifier `fc`.
 
-    Args:
-        in_features: of the network.
-        feature_dim: d.
-        num_classes: K.
-        bias: of the classifier.
-        spatial: number of spatial dimensions if the network's own classifier is a 1x1 convolution, else 0.
+    `spatial` is the number of spatial dimensions if the network's own classifier is a 1x1 convolution, else 0.
 
     Shapes: (..., in_features) -> (..., num_classes), with spatial=2 (N, in_features, H, W) -> (N, num_classes, H, W).
     """
@@ -126,16 +118,9 @@ class Head(nn.Module):
 def external_network(
     name: str, num_classes: int, feature_dim: int | None, options: Mapping[str, Any]
 ) -> ExternalNetwork:
-    """The network that `name` describes, randomly initialised unless its options say otherwise.
+    """The network that `name` describes (see `build_network`), randomly initialised unless its options say otherwise.
 
-    Args:
-        name: "torchvision:MODEL" or "timm:MODEL"; "transformers:MODEL" with a model type ("vit"), a hub id or a
-            folder with a config.json (the weights there are not loaded); or "package.module:function", called as
-            function(num_classes=K, **options), whose module may be in the current folder.
-        num_classes: K.
-        feature_dim: d, the dimension of the classifier's input; if the network has another, a linear map to d comes
-            before the classifier.
-        options: passed on to the network.
+    Where its classifier's input has another dimension than `feature_dim`, a linear map comes before the classifier.
 
     Raises:
         InputError: a library, model, module or function that is missing, options that it does not take, or a network

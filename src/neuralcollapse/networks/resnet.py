@@ -91,9 +91,6 @@ class ResNet(nn.Module):
         width: channels of the first stage; the other stages have 2, 4 and 8 times as many.
 
     Shapes: (N, in_channels, H, W) -> (N, K).
-
-    Raises:
-        InputError: another stem, or a number below 1.
     """
 
     def __init__(

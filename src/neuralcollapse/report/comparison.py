@@ -8,25 +8,15 @@ from typing import Any
 
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import comparison_curve
-from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.report.single import data_name, limits, shown, state
-from neuralcollapse.runs.reading import Group, Run, common_unit, group_runs
-from neuralcollapse.runs.records import label
-from neuralcollapse.runs.words import format_value, number
+from neuralcollapse.report.single import data_name, given, limits, shown, state
+from neuralcollapse.runs.reading import Run, common_unit, group_runs
+from neuralcollapse.runs.records import format_value, label, number
 
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
-_CURVES = (
-    ("nc1", True),
-    ("nc2", False),
-    ("nc2_means", False),
-    ("nc3", False),
-    ("nc_bias", True),
-    ("train.accuracy", False),
-    ("test.accuracy", False),
-    ("head.ratio", True),
-)
+_CURVES = ("nc1", "nc2", "nc2_means", "nc3", "nc_bias", "train.accuracy", "test.accuracy", "head.ratio")
+_LOGARITHMIC = ("nc1", "nc_bias", "head.ratio")
 _QUIET = ("seed", "loggers", "save_seconds", "checkpoint_every", "measure_every", "measure_at")
 
 
@@ -34,12 +24,14 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     """The page of several runs: a table that sorts, curves, the geometry of one at a time, what they differ in."""
     data = list(dict.fromkeys(data_name(run.config.get("data", "?")) for run in runs))
     groups = group_runs(runs)
+    there = [key for key in _CURVES if any(not math.isnan(group.mean(key)) for group in groups)]
+    curves = [comparison_curve(groups, key, log=key in _LOGARITHMIC) for key in there]
     return Page(
         title=f"Neural collapse: {len(runs)} runs side by side",
         subtitle=f"on {', '.join(data)}",
         verdict=comparison_verdict(runs),
         cards=[],
-        figures=[*_curves(groups), *geometry_figures(runs)],
+        figures=[*curves, *geometry_figures(runs)],
         tables=[run_table(runs), *setting_tables(runs)],
         lead=1,
         csv=("records.csv", records_csv(runs)),
@@ -55,15 +47,6 @@ def comparison_verdict(runs: Sequence[Run]) -> str:
     nc1 = [x for run in runs if not math.isnan(x := run.last.value("nc1"))]
     spread = f"; NC1 at the end from {number(min(nc1))} to {number(max(nc1))}" if nc1 else ""
     return f"Of {len(runs)} runs: {', '.join(parts)}{spread}."
-
-
-def _curves(groups: Sequence[Group]) -> list[Figure]:
-    """A figure for each number that at least one run has."""
-    return [
-        comparison_curve(groups, key, log=log)
-        for key, log in _CURVES
-        if any(not math.isnan(group.mean(key)) for group in groups)
-    ]
 
 
 def run_table(runs: Sequence[Run]) -> Table:
@@ -120,7 +103,7 @@ def where(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 
 def _option(item: object) -> str:
-    return "" if item is None or item == [] or item == {} else shown(item)
+    return shown(item) if given(item) else ""
 
 
 def as_number(item: object) -> float | None:

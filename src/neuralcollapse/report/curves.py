@@ -9,8 +9,7 @@ from collections.abc import Sequence
 
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
 from neuralcollapse.runs.reading import Group, common_unit
-from neuralcollapse.runs.records import MEASURES, Record, label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import MEASURES, Record, label, number
 
 _HEAD = (("objective", "the head"), ("minimum", "exact minimum"), ("lower_bound", "bound from the head"))
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from neuralcollapse.report.markdown import markdown
-from neuralcollapse.report.page import Page, save_text
+from neuralcollapse.report.page import Cell, Page, save_text
 from neuralcollapse.report.paper import KINDS, save_figures
 
 FORMATS = ("html", *KINDS, "markdown")
 _IMAGES = "figures"  # the folder of a Markdown file's images, beside it
+_VERDICTS = {True: "holds", False: "**does not hold**", None: "not tested"}
 
 
 def files(format: str, out: Path, figures: Iterable[str]) -> list[Path]:
@@ -21,16 +23,7 @@ def files(format: str, out: Path, figures: Iterable[str]) -> list[Path]:
 
 
 def save_page(page: Page, format: str, out: Path) -> list[Path]:
-    """Write a page; returns the files, the page first.
-
-    Args:
-        page: the page.
-        format: one of FORMATS.
-        out: the file; for png, svg and pdf the folder.
-
-    Raises:
-        InputError: a file cannot be written, or packages are missing.
-    """
+    """Write a page; returns the files, the page first. `out` is the file, or for png, svg and pdf the folder."""
     if format == "html":
         return [save_text(page.html(), out)]
     if format in KINDS:
@@ -38,3 +31,43 @@ def save_page(page: Page, format: str, out: Path) -> list[Path]:
     images = save_figures(page.figures, out.parent / _IMAGES, "png")
     names = {image.stem: f"{_IMAGES}/{image.name}" for image in images}
     return [save_text(markdown(page, names), out), *images]
+
+
+def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
+    """The page as Markdown text; `images` says by the names of figures where their images are, seen from the text."""
+    parts = [f"# {escaped(page.title)}", escaped(page.subtitle)]
+    if page.claim:
+        parts += [f"> {escaped(page.claim.text)}", f"Source: {escaped(page.claim.source)}."]
+    parts.append(f"**{escaped(page.verdict)}**")
+    if page.claim:
+        found = [[Cell(what), Cell(_VERDICTS[holds]), Cell(numbers)] for holds, what, numbers in page.claim.findings]
+        parts.append(_table(("check", "", "numbers"), found, marked=1))
+    for table in page.tables:
+        if not table.narrow and table.rows:
+            rows = table.cells()
+            header = table.header or [""] * max(map(len, rows))
+            parts += [f"## {escaped(table.heading)}", *([escaped(table.note)] if table.note else [])]
+            parts.append(_table(header, rows))
+    there = images or {}
+    parts += [f"![{escaped(figure.alt)}]({there[figure.name]})" for figure in page.figures if figure.name in there]
+    return "\n\n".join(parts) + "\n"
+
+
+def escaped(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(line, quote=False))
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], marked: int | None = None) -> str:
+    def cell(column: int, item: Cell) -> str:
+        if column == marked:
+            return item.text
+        return escaped(item.text) + (f" ({escaped(item.note)})" if item.note else "")
+
+    lines = [
+        "| " + " | ".join(map(escaped, header)) + " |",
+        "|" + " --- |" * len(header),
+        *("| " + " | ".join(cell(i, item) for i, item in enumerate(row)) + " |" for row in rows),
+    ]
+    return "\n".join(lines)

@@ -85,11 +85,7 @@ class Page:
     csv: tuple[str, str] | None = None
 
     def html(self) -> str:
-        """The page as one HTML text.
-
-        Raises:
-            InputError: packages are missing.
-        """
+        """The page as one HTML text."""
         try:
             import jinja2
             from plotly.offline import get_plotlyjs
@@ -110,11 +106,7 @@ class Page:
 
 
 def save_text(text: str, target: Path) -> Path:
-    """Write a page, whole or not at all.
-
-    Raises:
-        InputError: it cannot be written.
-    """
+    """Write a page, whole or not at all."""
     try:
         return write_atomically(target, text.encode(errors="replace"))
     except OSError as error:

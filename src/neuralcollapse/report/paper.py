@@ -83,18 +83,10 @@ _UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
 
 def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Path]:
-    """Write each two-dimensional figure as `folder`/NAME.KIND, one column wide; returns the paths.
+    """Write each two-dimensional figure as `folder`/NAME.KIND (png, svg or pdf), one column wide; returns the paths.
 
     All are drawn before the first is written, and the same figures give the same bytes. Three-dimensional ones are
     left out; one that moves is drawn as the page first shows it, at its last step.
-
-    Args:
-        figures: the page's.
-        folder: made if it is not there.
-        kind: "png", "svg" or "pdf".
-
-    Raises:
-        InputError: the kind is unknown, a file cannot be written, or matplotlib is not installed.
     """
     if kind not in KINDS:
         raise InputError(f"expected png, svg or pdf as the kind of figures, got {kind!r}")
@@ -114,11 +106,7 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
 
 
 def draw(figure: Figure) -> Drawing:
-    """A two-dimensional figure as one of matplotlib's.
-
-    Raises:
-        ImportError: matplotlib is not installed.
-    """
+    """A two-dimensional figure as one of matplotlib's."""
     with _style():
         from matplotlib.figure import Figure as Drawing
 

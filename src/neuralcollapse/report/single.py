@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
@@ -15,8 +14,7 @@ from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import Run, read_run
-from neuralcollapse.runs.records import MEASURES, Record
-from neuralcollapse.runs.words import describe_epoch, format_value, number
+from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, number
 
 FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {
@@ -48,13 +46,19 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Pa
 
 def single_page(run: Run) -> Page:
     """The page of a run."""
+    options = [(name, shown(item)) for name, item in run.config.items() if given(item)]
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
         verdict=verdict(run.records, run.unit),
         cards=_cards(run.last),
         figures=run_figures(run),
-        tables=[_measures(run), *_layers(run), *run_tables(run)],
+        tables=[
+            _measures(run),
+            *_layers(run),
+            Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
+            Table("Where it ran", [(name, shown(item)) for name, item in run.environment.items()], narrow=True),
+        ],
         csv=("records.csv", records_csv([run])),
     )
 
@@ -95,23 +99,15 @@ def limits() -> str:
     )
 
 
-def run_tables(run: Run) -> list[Table]:
-    """How the run was configured and where it ran."""
-    return [
-        Table("Configuration", options(run.config), note="Options that were left out are not listed.", narrow=True),
-        Table("Where it ran", [(name, shown(item)) for name, item in run.environment.items()], narrow=True),
-    ]
-
-
 def data_name(data: object) -> str:
     """A data set's name without its folder, or the folder's name where the data have none of their own."""
     kind, _, folder = str(data).partition(":")
     return Path(folder).name if kind in ("idx", "imagefolder") and folder else kind
 
 
-def options(config: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The options that have a value, for reading."""
-    return [(name, shown(item)) for name, item in config.items() if item is not None and item != [] and item != {}]
+def given(item: object) -> bool:
+    """Whether an option has a value, rather than being left out."""
+    return item is not None and item != [] and item != {}
 
 
 def shown(item: object) -> str:

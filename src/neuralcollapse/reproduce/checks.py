@@ -7,21 +7,19 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.runs.reading import Group, Run, by_layer, group_runs
-from neuralcollapse.runs.records import check_key, label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import check_key, label, number
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One check: a statement, whether it holds (None: these runs cannot decide it), and the numbers behind it."""
+class Finding(NamedTuple):
+    """One check: whether it holds (None: these runs cannot decide it), its statement, and the numbers behind it."""
 
-    statement: str
     holds: bool | None
+    statement: str
     detail: str
 
 
@@ -71,26 +69,18 @@ class Results:
 
 
 def judge(checks: Sequence[Mapping[str, Any]], results: Results) -> Verdict:
-    """Look at each check: its `kind` names a function below, the rest are its options.
-
-    Raises:
-        InputError: an unknown kind or option.
-    """
+    """Look at each check: its `kind` names a function below, the rest are its options."""
     validate(checks, "checks")
     findings = []
     for check in checks:
         options = {name: item for name, item in check.items() if name not in ("kind", "statement")}
         holds, detail = _KINDS[str(check["kind"])](results, **options)
-        findings.append(Finding(str(check["statement"]), holds, detail))
+        findings.append(Finding(holds, str(check["statement"]), detail))
     return Verdict(findings)
 
 
 def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every check has a statement, a known kind and options that it takes.
-
-    Raises:
-        InputError: naming the first that does not.
-    """
+    """Raise unless every check has a statement, a known kind and options that it takes."""
     for check in checks:
         if "statement" not in check:
             raise InputError(f"{source}: check {check['kind']!r}: expected `statement`, what it checks in plain words")
@@ -99,11 +89,7 @@ def validate(checks: Sequence[Mapping[str, Any]], source: str) -> None:
 
 
 def validate_item(item: Mapping[str, Any], kinds: Mapping[str, Callable[..., Any]], source: str) -> None:
-    """Raise unless an entry of an experiment (a check, a figure) names one of the kinds, with options that it takes.
-
-    Raises:
-        InputError: an unknown kind (the nearest is offered), an option too many or too few, an unknown number or cost.
-    """
+    """Raise unless an entry of an experiment (a check, a figure) names one of the kinds, with options that it takes."""
     kind, options = str(item["kind"]), {name: part for name, part in item.items() if name != "kind"}
     if kind not in kinds:
         raise InputError(f"{source}: no {kind!r}{did_you_mean(kind, kinds)}; there are: {', '.join(kinds)}")
@@ -239,11 +225,13 @@ def grows(results: Results, key: str, axis: str, by: float) -> Outcome:
 
 def deeper(results: Results, key: str, correlation: float) -> Outcome:
     """A number falls from layer to layer at the end of every run: Spearman's rank correlation with depth."""
+    from scipy.stats import spearmanr
+
     found = {}
     for run in results.runs:
         layers = [*by_layer(run, run.last, key).values()]
         if len(layers) > 2:
-            found[run.name] = _rank_correlation(layers)
+            found[run.name] = float(spearmanr(range(len(layers)), layers).statistic)  # NaN if one of them is
     if not found:
         return None, "no inner layers were measured"
     worst = max(found, key=lambda name: _high(found[name]))
@@ -354,15 +342,6 @@ def _range(found: Sequence[float]) -> str:
         return "none"
     low, high = min(found), max(found)
     return number(low) if low == high else f"{number(low)} to {number(high)}"
-
-
-def _rank_correlation(values: Sequence[float]) -> float:
-    """Spearman's correlation of values with their place; NaN if one is undefined."""
-    from scipy.stats import spearmanr
-
-    if any(math.isnan(x) for x in values):
-        return math.nan
-    return float(spearmanr(range(len(values)), values).statistic)
 
 
 def _lower(text: str) -> str:

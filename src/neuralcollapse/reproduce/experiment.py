@@ -23,6 +23,7 @@ from neuralcollapse.training.config import TrainConfig, check_names
 
 SCALES = ("smoke", "laptop", "paper")
 
+_EXPERIMENTS = resources.files("neuralcollapse.reproduce").joinpath("experiments")
 _TOP = ("title", "claim", "source", "kind", "options", "vary", "costs", "checks", "figures", "scales")
 _SCALE = ("needs", "minutes", "options", "vary", "seeds", "costs", "checks", "figures")
 
@@ -87,16 +88,11 @@ class Experiment:
 
 def names() -> list[str]:
     """The experiments that come with the package."""
-    folder = resources.files("neuralcollapse.reproduce").joinpath("experiments")
-    return sorted(file.name.removesuffix(".yaml") for file in folder.iterdir() if file.name.endswith(".yaml"))
+    return sorted(file.name.removesuffix(".yaml") for file in _EXPERIMENTS.iterdir() if file.name.endswith(".yaml"))
 
 
 def text_of(name: str) -> str:
-    """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml).
-
-    Raises:
-        InputError: no such experiment or file.
-    """
+    """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml)."""
     if name.endswith((".yaml", ".yml")):
         try:
             return Path(name).read_text(encoding="utf-8")
@@ -107,22 +103,12 @@ def text_of(name: str) -> str:
             f"no experiment {name!r}{did_you_mean(name, names())}; there are: {', '.join(names())}, and your own "
             ".yaml files"
         )
-    folder = resources.files("neuralcollapse.reproduce").joinpath("experiments")
-    return folder.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    return _EXPERIMENTS.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def find_experiment(name: str, scale: str, changes: Mapping[str, Any] | None = None) -> Experiment:
-    """An experiment by its name or file, at a scale.
-
-    Args:
-        name: of an experiment of the package, or a YAML file.
-        scale: "smoke", "laptop" or "paper".
-        changes: options that go before those of the file, in every run.
-
-    Raises:
-        InputError: no such experiment, file or scale; a file that does not say what it should.
-    """
-    return parse(text_of(name), Path(name).stem if name.endswith((".yaml", ".yml")) else name, scale, changes)
+    """An experiment by its name or file, at a scale; `changes` win over the options of the file in every run."""
+    return parse(text_of(name), Path(name).stem, scale, changes)
 
 
 def parse(
@@ -152,9 +138,11 @@ def parse(
     vary = {**_named(whole, "vary", name), **_named(part, "vary", name)}
     vary = {axis: values for axis, values in vary.items() if values}  # a scale drops an axis by leaving it empty
     costs = _named(part if "costs" in part else whole, "costs", name)
-    seeds = part.get("seeds", [0])
+    seeds, minutes = part.get("seeds", [0]), part.get("minutes", 0)
     if not isinstance(seeds, list) or not seeds:
         raise InputError(f"{name}: {scale}: expected seeds as a list of numbers, got {seeds!r}")
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float):
+        raise InputError(f"{name}: expected minutes as a number, got {minutes!r}")
     changed = renamed(changes or {})
     return Experiment(
         name=name,
@@ -164,7 +152,7 @@ def parse(
         kind=kind,
         scale=scale,
         needs=str(part.get("needs", "")),
-        minutes=_minutes(part.get("minutes", 0), name),
+        minutes=float(minutes),
         runs=tuple(_plan(name, kind, options, vary, seeds, changed, renamed)),
         costs=tuple(_plan(name, kind, options, costs, [None], changed, renamed)) if costs else (),
         checks=tuple(
@@ -241,12 +229,6 @@ def _named(parent: Mapping[Any, Any], key: Any, where: str) -> dict[Any, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected {key} as a mapping, got {value!r}")
     return value
-
-
-def _minutes(value: object, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InputError(f"{where}: expected minutes as a number, got {value!r}")
-    return float(value)
 
 
 def _list(value: Any, where: str) -> tuple[Mapping[str, Any], ...]:

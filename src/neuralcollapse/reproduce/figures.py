@@ -9,12 +9,11 @@ from typing import Any
 
 from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
 from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
-from neuralcollapse.report.landscape_figures import energy_figure, gap_figure
+from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.reproduce.checks import Results
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.runs.reading import Group, by_layer, group_runs
-from neuralcollapse.runs.records import label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import label, number
 
 COST_PARTS = {
     "weights": "weights",
@@ -115,9 +114,10 @@ def minority(results: Results, axis: str) -> Figure:
     ratios = [float(group.labels[axis]) for group in ordered]
     found = [[x for run in group.runs if (x := minority_cosine(run)) is not None] for group in ordered]
     means, minima = [mean(row) for row in found], [cosine_at_minimum(group.runs[0]) for group in ordered]
+    half_ranges = [(max(row) - min(row)) / 2 if len(row) > 1 else math.nan for row in found]
     marks = [
         Line("exact minimiser", ratios, minima, GREY, "dash", markers=True),
-        Line("network", ratios, means, COLORS[0], markers=True, errors=[_half_range(row) for row in found]),
+        Line("network", ratios, means, COLORS[0], markers=True, errors=half_ranges),
     ]
     values = "; ".join(
         f"ratio {x:g}: network {number(a)}, exact {number(b)}" for x, a, b in zip(ratios, means, minima, strict=True)
@@ -202,7 +202,3 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
 def device(costs: Sequence[Mapping[str, Any]]) -> str:
     """Where the costs were measured."""
     return "CPU" if costs[0]["device"] == "cpu" else str(costs[0]["device"])
-
-
-def _half_range(row: Sequence[float]) -> float:
-    return (max(row) - min(row)) / 2 if len(row) > 1 else math.nan

@@ -19,31 +19,21 @@ from neuralcollapse.runs.reading import group_runs
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
-    """The page of an experiment, of the runs that are whole.
-
-    Raises:
-        InputError: none is, damaged files, or figures that cannot be drawn.
-    """
+    """The page of an experiment, of the runs that are whole."""
     experiment, results = folder.experiment, folder.results()
     there = len(results.runs) + len(results.surveys)
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
     verdict = judge(experiment.checks, results)
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
-    tables = _tables(results)
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
         verdict=verdict.sentence,
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
-        tables=tables,
-        claim=Claim(
-            experiment.claim,
-            experiment.source,
-            verdict.word,
-            [(finding.holds, finding.statement, finding.detail) for finding in verdict.findings],
-        ),
+        tables=_tables(results),
+        claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
         lead=1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
@@ -53,11 +43,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
 
 
 def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) -> list[Figure]:
-    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group.
-
-    Raises:
-        InputError: as `validate_figures`, or an axis that the runs do not have or whose values are no numbers.
-    """
+    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group."""
     validate_figures(wanted, source)
     drawn = {}
     for item in wanted:
@@ -71,11 +57,7 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
 
 
 def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every figure is of a known kind, with options that it takes.
-
-    Raises:
-        InputError: naming the first that is not.
-    """
+    """Raise unless every figure is of a known kind, with options that it takes."""
     for item in wanted:
         validate_item(item, FIGURES, f"{source}: figure")
 

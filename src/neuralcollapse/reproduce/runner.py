@@ -23,7 +23,7 @@ from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
 from neuralcollapse.reproduce.checks import Results, validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
-from neuralcollapse.runs.files import as_float, parse_json, parse_yaml, read_text, write_atomically
+from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold
 from neuralcollapse.runs.ownership import is_in_use
@@ -45,14 +45,9 @@ class ExperimentFolder:
 
     @classmethod
     def create(cls, name: str, scale: str, out: Path, changes: Mapping[str, Any] | None = None) -> ExperimentFolder:
-        """The folder of an experiment, new or one to go on with.
-
-        Raises:
-            InputError: no such experiment, a folder with something else in it, or with the same experiment otherwise
-                described.
-        """
+        """The folder of an experiment, new or one to go on with."""
         text = text_of(name)
-        title = Path(name).stem if name.endswith((".yaml", ".yml")) else name
+        title = Path(name).stem
         experiment = parse(text, title, scale, changes)
         validate(experiment.checks, title)
         content = {"name": title, "scale": scale, "changes": dict(changes or {}), "text": text}
@@ -75,11 +70,7 @@ class ExperimentFolder:
 
     @classmethod
     def open(cls, path: Path) -> ExperimentFolder:
-        """An existing experiment.
-
-        Raises:
-            InputError: none there, or damaged.
-        """
+        """An existing experiment."""
         there = _read(path)
         return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"], quiet=True))
 
@@ -110,7 +101,7 @@ class ExperimentFolder:
                 left = ""
                 if done:
                     seconds = (time.monotonic() - began) / done * (len(waiting) - at)
-                    left = f", about {_duration(seconds)} left"
+                    left = f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
                 try:
                     done += self._take(run, progress, on_message, left)
                 except InUse:
@@ -123,7 +114,8 @@ class ExperimentFolder:
                 time.sleep(_POLL)
             waiting = [run for run in self.missing() if run in elsewhere]
         announced = False
-        while self.experiment.costs and not self._costs_whole():
+        wanted = [plan.name for plan in self.experiment.costs]
+        while wanted and [cost["name"] for cost in self._costs()] != wanted:
             try:
                 held = hold(self.path)
             except InUse:
@@ -156,8 +148,14 @@ class ExperimentFolder:
             on_message(f"run {number} of {len(self.experiment.runs)}: {planned.name}{left}")
             if isinstance(planned.config, SurveyConfig):
                 surveys.write(place, planned.config, surveys.facts(planned.config))
+                return True
+            from neuralcollapse.training.run import resume, train
+
+            if _begun(place):
+                # its configuration is that of the experiment, which `create` made sure of
+                resume(place, progress=progress, trust_code=True)
             else:
-                self._train(planned, planned.config, progress)
+                train(planned.config, place, force=True, progress=progress)
             return True
         finally:
             held.release()
@@ -165,11 +163,7 @@ class ExperimentFolder:
                 place.rmdir()  # where nothing came of it
 
     def results(self) -> Results:
-        """What is there so far.
-
-        Raises:
-            InputError: damaged files.
-        """
+        """What is there so far."""
         if self.experiment.kind == "landscape":
             found = []
             for run in self.experiment.runs:
@@ -183,16 +177,6 @@ class ExperimentFolder:
         for found_run in runs:
             _check_config(found_run, self.path / found_run.name / "config.yaml")
         return Results(runs=runs, costs=self._costs())
-
-    def _train(self, run: Planned, config: TrainConfig, progress: bool) -> None:
-        from neuralcollapse.training.run import resume, train
-
-        place = self.path / run.name
-        if _begun(place):
-            # its configuration is that of the experiment, which `create` made sure of
-            resume(place, progress=progress, trust_code=True)
-        else:
-            train(config, place, force=True, progress=progress)
 
     def _whole(self, run: Planned) -> bool:
         place = self.path / run.name
@@ -223,7 +207,7 @@ class ExperimentFolder:
                 continue
             for name, old in asdict(there).items():
                 new = asdict(run.config)[name]
-                if _plain(old) != _plain(new):
+                if as_builtin(old) != as_builtin(new):
                     raise InputError(
                         f"{place} was run with {name} {old!r}, and the experiment now asks {new!r}: choose another "
                         "--out, or remove that folder to run it again"
@@ -242,9 +226,6 @@ class ExperimentFolder:
         except (ValueError, TypeError, KeyError):
             raise InputError(f"{file} is damaged: remove it to measure the costs again") from None
         return found
-
-    def _costs_whole(self) -> bool:
-        return [cost["name"] for cost in self._costs()] == [plan.name for plan in self.experiment.costs]
 
     def _measure_costs(self, on_message: OnMessage) -> None:
         from neuralcollapse.training.cost import step_costs
@@ -274,11 +255,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _check_config(run: Run, source: Path) -> None:
-    """Raise unless checks and figures can rely on the configuration: it must be one of a training.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise unless checks and figures can rely on the configuration: it must be one of a training."""
     check_names(run.config, str(source))
     try:
         TrainConfig(**run.config)
@@ -289,11 +266,3 @@ def _check_config(run: Run, source: Path) -> None:
 def _begun(place: Path) -> bool:
     """Whether a run has left the files from which it can go on."""
     return all((place / name).is_file() for name in ("records.jsonl", "config.yaml", "environment.json"))
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,11 +19,11 @@ CONFIG, FACTS = "model.yaml", "survey.json"
 _MOST = 10**5  # steps, and directions down
 
 
-def facts(config: SurveyConfig, on_message: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+def facts(config: SurveyConfig) -> dict[str, Any]:
     """What `ufm.survey` finds, in plain numbers: minimum, atlas, ends of the starts, and gaps step by step."""
     values = asdict(config)
     starts, seed = values.pop("starts"), values.pop("seed")
-    return survey(Model(**values), starts=starts, seed=seed, on_message=on_message).record()
+    return survey(Model(**values), starts=starts, seed=seed).record()
 
 
 def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
@@ -36,11 +35,7 @@ def write(folder: Path, config: SurveyConfig, found: dict[str, Any]) -> None:
 
 
 def read(folder: Path) -> tuple[SurveyConfig, dict[str, Any]] | None:
-    """The survey that a folder keeps, or None if it is missing or not complete.
-
-    Raises:
-        InputError: a file is damaged.
-    """
+    """The survey that a folder keeps, or None if it is missing or not complete."""
     if not (folder / FACTS).is_file():  # written last
         return None
     try:

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.report.comparison import NUMBERS, as_number
-from neuralcollapse.report.landscape_figures import Numbers, survey_name
+from neuralcollapse.report.landscape import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
 from neuralcollapse.runs.reading import Group
-from neuralcollapse.runs.records import label
-from neuralcollapse.runs.words import number
+from neuralcollapse.runs.records import label, number
 
 
 def group_table(groups: Sequence[Group]) -> Table:
@@ -54,19 +53,8 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
             [
                 *(Cell(item["labels"][axis]) for axis in axes),
                 Cell(f"{item['parameters']:,}", f"{-saved:+.2f} %" if item is not first else "", item["parameters"]),
-                *(
-                    Cell(
-                        f"{item[part] / MIB:,.2f}",
-                        f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first and first[part] else "",
-                        item[part],
-                    )
-                    for part in COST_PARTS
-                ),
-                Cell(
-                    f"{1000 * item['step_seconds']:.1f}",
-                    f"{100 * (item['step_seconds'] / first['step_seconds'] - 1):+.1f} %" if item is not first else "",
-                    item["step_seconds"],
-                ),
+                *(Cell(f"{item[part] / MIB:,.2f}", _more(item, first, part), item[part]) for part in COST_PARTS),
+                Cell(f"{1000 * item['step_seconds']:.1f}", _more(item, first, "step_seconds"), item["step_seconds"]),
             ]
         )
     header = (*axes, "parameters", "weights, MiB", "gradients, MiB", "optimiser, MiB", "peak, MiB", "step, ms")
@@ -75,6 +63,10 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
         "step, and the median time of steps taken in turns. Below: against the first row of the network."
     )
     return Table("What a training step costs", rows, header, note, sortable=True)
+
+
+def _more(item: Mapping[str, Any], first: Mapping[str, Any], part: str) -> str:
+    return f"{100 * (item[part] / first[part] - 1):+.1f} %" if item is not first and first[part] else ""
 
 
 def survey_tables(surveys: Sequence[Numbers]) -> list[Table]:

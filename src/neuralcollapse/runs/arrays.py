@@ -15,16 +15,11 @@ _DIRECTORY_BYTES = 2**20  # the most for a zip's list of members, which Python r
 
 
 def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The arrays of a file, and the names of those that were not read.
-
-    Args:
-        path: the file.
-        names: of the arrays to read, where the file has them.
-        most: bytes that these may have together, uncompressed.
+    """The arrays of `names` that a file has, and the names of those that were not read.
 
     Raises:
-        ValueError: the file is damaged or not a .npz file, its arrays are larger than `most`, or an array's header
-            does not agree with its size.
+        ValueError: the file is damaged or not a .npz file, these arrays have more than `most` bytes together
+            uncompressed, or an array's header does not agree with its size.
         OSError, EOFError, zipfile.BadZipFile, NotImplementedError, MemoryError: likewise.
     """
     _check_directory(path)
@@ -41,14 +36,11 @@ def read_arrays(path: Path, names: Sequence[str], *, most: int) -> tuple[dict[st
 
 
 def check_shapes(arrays: Mapping[str, np.ndarray], dims: Mapping[str, str]) -> None:
-    """Raise unless the arrays are floating-point and their shapes agree.
+    """Raise ValueError unless all arrays are there, floating-point, and their shapes agree.
 
     Args:
         arrays: by name.
         dims: name to a letter for each axis, as in {"means": "Kd", "bias": "K"}; a letter stands for one size.
-
-    Raises:
-        ValueError: an array is missing, of another type, or of another shape.
     """
     sizes: dict[str, int] = {}
     for name, letters in dims.items():

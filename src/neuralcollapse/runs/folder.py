@@ -52,9 +52,6 @@ class RunFolder:
             path: the folder.
             force: overwrite an earlier run, if this library wrote everything in the folder.
             given: files and folders that are still needed: a folder that holds one is not overwritten.
-
-        Raises:
-            InputError: the folder is in use, cannot be written, or holds files of others.
         """
         given = list(given)
         run = cls.check_free(path, force=force, given=given)
@@ -75,11 +72,7 @@ class RunFolder:
 
     @classmethod
     def check_free(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
-        """Raise where `create` would refuse the folder; nothing is written.
-
-        Raises:
-            InputError: the folder is in use, cannot be read, or holds files of others.
-        """
+        """Raise where `create` would refuse the folder; nothing is written."""
         run = cls(path)
         try:
             if not os.path.lexists(run.path) or not ownership.is_in_use(run.path):
@@ -117,11 +110,7 @@ class RunFolder:
         return run
 
     def lock(self) -> None:
-        """Keep other writers out.
-
-        Raises:
-            InputError: another process or thread is writing, or the folder cannot be written.
-        """
+        """Keep other writers out."""
         if self._hold is None:
             try:
                 self._hold = locks.hold(self.path)
@@ -197,11 +186,6 @@ class RunFolder:
     def state(self) -> Path:
         """The file of the state of training."""
         return self.path / "state.pt"
-
-    @property
-    def logs(self) -> Path:
-        """The folder of other loggers."""
-        return self.path / "logs"
 
     def discard(self) -> None:
         """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""
@@ -311,9 +295,5 @@ class RunFolder:
         return write_atomically(self.path / name, text.encode())
 
     def read_text(self, name: str) -> str:
-        """Read a text file of the folder.
-
-        Raises:
-            InputError: the file is missing or not text.
-        """
+        """Read a text file of the folder."""
         return read_text(self.path / name)

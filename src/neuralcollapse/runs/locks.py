@@ -75,17 +75,13 @@ def hold(folder: str | Path) -> Hold:
             held = None
         if held is None:
             held = _held[place] = _acquire(folder, place, file)
-        elif held.thread != threading.get_ident() and _alive(held.thread):
+        elif held.thread != threading.get_ident() and held.thread in [thread.ident for thread in threading.enumerate()]:
             raise InUse(f"{folder} is being written by another thread: wait for it, or choose another folder")
         return Hold(held)
 
 
 def check_unlocked(folder: str | Path) -> None:
-    """Raise where `hold` would; nothing is written.
-
-    Raises:
-        InUse: somebody else has the lock.
-    """
+    """Raise where `hold` would; nothing is written."""
     if Path(folder, NAME).is_file():  # a killed process leaves the file, unlocked
         hold(folder).release()
 
@@ -135,10 +131,6 @@ def _release(held: _Held) -> None:
         if held.lock is not None:
             with suppress(OSError):
                 held.lock.release(force=True)
-
-
-def _alive(ident: int) -> bool:
-    return any(thread.ident == ident for thread in threading.enumerate())
 
 
 def _after_fork() -> None:

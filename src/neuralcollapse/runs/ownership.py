@@ -173,12 +173,7 @@ def is_training(folder: Path) -> bool:
 
 
 def why_not_overwrite(folder: Path, needed: Iterable[str | Path] = ()) -> str | None:
-    """Why a run in this folder may not be overwritten, in words; None where it may.
-
-    Args:
-        folder: a folder that is in use.
-        needed: files and folders of the user that must not be lost.
-    """
+    """Why a run in this folder may not be overwritten, in words; None where it may. Nothing `needed` must be lost."""
     if folder.is_symlink():
         return f"is a symbolic link to {os.path.realpath(folder)}"
     if not is_run(folder):

@@ -12,9 +12,8 @@ from typing import Any
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import Geometry, Record
+from neuralcollapse.runs.records import Geometry, Record, format_value
 from neuralcollapse.runs.renamed import with_new_names
-from neuralcollapse.runs.words import format_value
 
 
 @dataclass(frozen=True)
@@ -132,11 +131,7 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
-    """Read run folders, each named after its folder, with as many folders above it as make the names different.
-
-    Raises:
-        InputError: as `read_run`, or a folder given twice.
-    """
+    """Read run folders, each named after its folder, with as many folders above it as make the names different."""
     places = [Path(path).resolve() for path in paths]
     twice = [str(path) for path, times in zip(paths, map(places.count, places), strict=True) if times > 1]
     if twice:
@@ -155,11 +150,7 @@ def _distinct_names(places: Sequence[Path]) -> list[str]:
 
 
 def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
-    """Raise unless the entries on the data that pages use are of the types in which this library writes them.
-
-    Raises:
-        InputError: naming the entry.
-    """
+    """Raise unless the entries on the data that pages use are of the types in which this library writes them."""
     counts = environment.get("class_counts")
     if counts is not None:
         if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):

@@ -1,6 +1,7 @@
 """What is kept of a measured epoch: its numbers (`Record`), its class means and classifier (`Geometry`) (no torch).
 
 This is the one place that says what a record holds: loops fill it in, run folders store it, pages and tables read it.
+At the end: how people read its numbers, the same in tables, pages and on the terminal.
 """
 
 from __future__ import annotations
@@ -190,11 +191,7 @@ MEASURES: dict[str, tuple[str, str]] = {
 
 
 def check_key(key: object, source: str) -> str:
-    """`key`, if `Record.value` knows it; `source` says in the error where the key was given.
-
-    Raises:
-        InputError: it does not.
-    """
+    """`key`, if `Record.value` knows it; `source` says in the error where the key was given."""
     group, dot, _ = str(key).partition(".")
     if not isinstance(key, str) or not (group in ("train", "test", "head") if dot else key in MEASURES):
         raise InputError(
@@ -210,3 +207,22 @@ def label(key: str) -> str:
         return MEASURES[key][0]
     group, _, name = key.partition(".")
     return {"head.ratio": "head / exact minimum"}.get(key, f"{group} {name}")
+
+
+def number(x: float | None) -> str:
+    """A number with four significant digits, or as a power of ten."""
+    if x is None or math.isnan(x):
+        return "undefined"
+    return f"{x:.4g}" if x == 0 or 1e-2 <= abs(x) < 1e4 else f"{x:.2e}"
+
+
+def format_value(key: str, x: float) -> str:
+    """The number `key` of a record: accuracies with four places, nothing where it is undefined."""
+    return "" if math.isnan(x) else f"{x:.4f}" if key.endswith("accuracy") else number(x)
+
+
+def describe_epoch(record: Record, unit: str) -> str:
+    """When a record was made: "after 1 epoch", "after 500 steps", "at checkpoint 3"."""
+    if unit == "checkpoint":
+        return f"at checkpoint {record.epoch:,}"
+    return f"after {record.epoch:,} {unit}{'' if record.epoch == 1 else 's'}"

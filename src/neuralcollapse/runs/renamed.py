@@ -25,15 +25,9 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {"frame": {"etf": "simplex", "softma
 
 
 def with_new_names(values: Mapping[str, Any], where: str, *, quiet: bool = False) -> dict[str, Any]:
-    """A mapping with new names for old ones, each in the place of the old one.
+    """A mapping with new names for old ones, each in the place of the old one, which may not stand beside its new one.
 
-    Args:
-        values: names to values.
-        where: "train", "measure" or "check": the part of `RENAMED` that applies.
-        quiet: say nothing; for what this library wrote.
-
-    Raises:
-        InputError: an old name and its new one are both there.
+    `where` is the part of `RENAMED` that applies. `quiet` says nothing: for what this library wrote.
     """
     result: dict[str, Any] = {}
     for name, value in values.items():

@@ -42,11 +42,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> Path:
 
 
 def read_tensors(path: Path, names: Sequence[str] | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors of a safetensors file, and the names of those that were not read.
-
-    Args:
-        path: the file.
-        names: of the tensors to read, where the file has them; all when not given.
+    """The tensors of a safetensors file, or those of `names` that it has, and the names of those that were not read.
 
     Raises:
         ValueError, OSError: the file is damaged or cannot be read.

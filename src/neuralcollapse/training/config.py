@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
-from neuralcollapse.training.values import choices, described, fits, read
+from neuralcollapse.training.values import choices, described, fits
 
 _T = TypeVar("_T")
 
@@ -181,6 +181,8 @@ class TrainConfig:
         _require(self, "label_noise", 0 <= self.label_noise <= 1, "a share from 0 to 1")
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         self._check_combinations()
+        if self.rotation is None:  # said in the run folder, so that it means the same when a default has moved
+            object.__setattr__(self, "rotation", _ROTATIONS.get(self.frame))
 
     def _check_combinations(self) -> None:
         if self.decay_on == "all" and (self.feature_decay or self.bias_decay):
@@ -222,11 +224,6 @@ class TrainConfig:
     def rate(self) -> float:
         """The learning rate: as given, or the optimiser's own."""
         return _RATES[self.optimizer] if self.learning_rate is None else self.learning_rate
-
-    @property
-    def frame_rotation(self) -> str | None:
-        """The rotation: as given, or the frame's own; None where it has none."""
-        return self.rotation or _ROTATIONS.get(self.frame)
 
     @property
     def classifier(self) -> str:
@@ -289,11 +286,7 @@ CHANGEABLE = (
 
 
 def resumed(old: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    """The configuration of a resumed run: the old one with what may change.
-
-    Raises:
-        InputError: a change of what made the weights, or of epochs under a cosine schedule.
-    """
+    """The configuration of a resumed run: the old one with what may change."""
     values = {item.name: getattr(old, item.name) for item in fields(old)}
     new = TrainConfig(**(values | dict(changes)))
     for name in values:
@@ -336,17 +329,8 @@ def descriptions() -> dict[str, str]:
     return found
 
 
-def read_value(name: str, text: str) -> object:
-    """The value of an option, read from text (`neuralcollapse.training.values.read`)."""
-    return read(types()[name], text)
-
-
 def check_names(values: Mapping[str, object], source: str) -> None:
-    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one.
-
-    Raises:
-        InputError: naming the first such name.
-    """
+    """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one."""
     for name in values:
         if name not in types():
             raise InputError(
@@ -356,11 +340,7 @@ def check_names(values: Mapping[str, object], source: str) -> None:
 
 
 def check_value(name: str, value: object) -> None:
-    """Raise unless an option can have this value, as far as its type says.
-
-    Raises:
-        InputError: with what was expected, and the nearest of the names where it has some.
-    """
+    """Raise unless an option can have this value, as far as its type says."""
     kind = types()[name]
     if not fits(value, kind):
         raise InputError(_complaint(name, described(kind), value))

@@ -54,42 +54,26 @@ class Cost:
     device: str
 
 
-def step_costs(
-    configs: Mapping[str, TrainConfig], *, steps: int = 12, on_message: Callable[[str], None] = lambda text: None
-) -> dict[str, Cost]:
+def step_costs(configs: Mapping[str, TrainConfig], *, steps: int = 12) -> dict[str, Cost]:
     """What a training step of each configuration costs, on this machine.
 
     Each network takes the steps that `train` does, on the first batch of its training set again and again. They go in
     turns, a step of each configuration a round, with another one first each time, so that what disturbs the machine
-    falls on all alike; two rounds come before those that are timed. The networks, gradients and optimisers are all in
-    memory at once, the activations of one at a time. Time to read the data, and what Lightning does around a step, are
-    left out.
-
-    Args:
-        configs: by name. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
-        steps: timed steps of each.
-        on_message: called with a line of text now and then.
-
-    Raises:
-        InputError: no configurations, steps below 1, L-BFGS, several processes, a precision other than 32-true, a
-            device that is not there or not the same for all, a batch larger than the training set, or what `train`
-            refuses in data and network.
+    falls on all alike; two rounds come before the `steps` that are timed. The networks, gradients and optimisers are
+    all in memory at once, the activations of one at a time. Time to read the data, and what Lightning does around a
+    step, are left out. The device is that of accelerator: "cpu", "cuda", or "auto" for a GPU where there is one.
     """
     check_count(steps, "steps", 1)
     if not configs:
         raise InputError("expected at least one configuration, got none: give a mapping from names to TrainConfig")
     device = _common_device(configs)
-    runs = {}
-    for name, config in configs.items():
-        runs[name] = _Steps(config, device)
-        on_message(f"{name}: {runs[name].parameters:,} parameters")
+    runs = {name: _Steps(config, device) for name, config in configs.items()}
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     order = list(runs)
-    for turn in range(_WARM_UP + steps):
+    for _ in range(_WARM_UP + steps):
         for name in order:
             seconds[name].append(_seconds(runs[name], device))
         order.append(order.pop(0))
-        on_message(f"round {turn + 1} of {_WARM_UP + steps}")
     return {name: run.cost(median(seconds[name][_WARM_UP:])) for name, run in runs.items()}
 
 
@@ -171,11 +155,6 @@ class _Steps:
         images, labels = next(iter(Batches(data.train, config.batch_size, shuffle_seed=config.seed)))
         self.batch = images.to(device), labels.to(device)
 
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers."""
-        return sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
-
     def __call__(self) -> None:
         """A step in the order of Lightning's loop, where the old gradients live until the forward pass is done."""
         with _deterministic(self.config.deterministic):
@@ -200,7 +179,7 @@ class _Steps:
         ]
         others = [*module.buffers(), *self.batch, *(module.seen or ())]
         return Cost(
-            parameters=self.parameters,
+            parameters=sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad),
             weights=_bytes(weights),
             gradients=_bytes(gradients),
             optimizer_state=_bytes(state),

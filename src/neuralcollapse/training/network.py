@@ -16,24 +16,16 @@ from neuralcollapse.training.config import TrainConfig
 
 
 def network_for(config: TrainConfig, data: Data) -> nn.Module:
-    """The network that a run trains, with new weights, in train mode.
-
-    Raises:
-        InputError: it cannot be built or take the images, is too large for this machine, or its classifier does not
-            make its logits.
-    """
+    """The network that a run trains, with new weights, in train mode."""
     try:
         network = _built(config, data)
         _check_takes(network, config, data)
-    except (MemoryError, OverflowError) as error:
-        why: BaseException = error
-    except (RuntimeError, TypeError) as error:
-        if not any(word in str(error) for word in ("alloc", "memory", "verflow", "too large")):
+    except (MemoryError, OverflowError, RuntimeError, TypeError) as error:
+        words = ("alloc", "memory", "verflow", "too large")
+        if not isinstance(error, MemoryError | OverflowError) and not any(word in str(error) for word in words):
             raise
-        why = error
-    else:
-        return network
-    raise InputError(f"the network {config.network} is too large for this machine ({one_line(why)})") from None
+        raise InputError(f"the network {config.network} is too large for this machine ({one_line(error)})") from None
+    return network
 
 
 def _built(config: TrainConfig, data: Data) -> nn.Module:

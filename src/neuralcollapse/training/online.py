@@ -24,8 +24,7 @@ class OnlineFeatures(lightning.Callback):
     Cheap, but not what a pass in eval mode measures: the weights move during the epoch, the images may be augmented,
     batch normalisation and dropout are in training mode. There is no record of epoch 0, and no NC4.
 
-    Args:
-        sharded: several processes train, and each adds up its own share.
+    `sharded`: several processes train, and each adds up its own share.
     """
 
     def __init__(self, *, sharded: bool = False) -> None:

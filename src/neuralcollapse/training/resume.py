@@ -61,11 +61,7 @@ class State:
     origin: str
 
     def check_origin(self, config: TrainConfig) -> None:
-        """Raise unless the state was made with these options, apart from those that may change.
-
-        Raises:
-            InputError: naming the first that differs.
-        """
+        """Raise unless the state was made with these options, apart from those that may change."""
         try:
             made, said = completed(parse_json(self.origin)), json.loads(origin_of(config))
             items = made.items()
@@ -84,12 +80,7 @@ class State:
 
     @classmethod
     def read(cls, path: Path) -> State:
-        """Read it; nothing but tensors, numbers and plain containers is ever unpickled.
-
-        Raises:
-            InputError: the file is cut off, was changed since it was written, holds other objects, or is no state of a
-                run.
-        """
+        """Read it; nothing but tensors, numbers and plain containers is ever unpickled."""
         try:
             values = read_state(path)
         except (OSError, ValueError) as error:
@@ -158,11 +149,7 @@ def restore(
     collapse: CollapseCallback,
     online: OnlineFeatures | None,
 ) -> None:
-    """Put a trainer that has not started where the state was.
-
-    Raises:
-        InputError: the state is of another network, or further than the data reach.
-    """
+    """Put a trainer that has not started where the state was."""
     if state.step > len(batches):
         raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
     _check_optimizer(state.optimizer, module)
@@ -189,11 +176,7 @@ def restore(
 
 
 def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:
-    """Raise unless an optimiser's state is like that of the module's own: the same groups, tensors of the same shapes.
-
-    Raises:
-        InputError: it is not.
-    """
+    """Raise unless an optimiser's state is like that of the module's own: the same groups, tensors of equal shapes."""
     optimizer = module.configure_optimizers()
     shapes = [value.shape for group in optimizer.param_groups for value in group["params"]]
     own = optimizer.state_dict()["param_groups"]

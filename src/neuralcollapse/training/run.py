@@ -13,21 +13,19 @@ import lightning
 import yaml
 
 from neuralcollapse.data.batches import Batches
-from neuralcollapse.data.load import Data, load_data
+from neuralcollapse.data.load import load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training.callbacks import EpochSchedule, SaveState, SaveWeights
+from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
-from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
-from neuralcollapse.training.progress import Progress
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
-from neuralcollapse.training.step import NETWORK, Classification
+from neuralcollapse.training.step import NETWORK, Classification, loss_function
 from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet
 
 EVAL_BATCH = 512  # samples of a batch when measuring
@@ -187,7 +185,12 @@ def _train(
         online=online,
         sharded=True,
         progress=progress and primary,
-        environment=_environment(data),
+        environment={  # what only the data set can say
+            "test_samples": len(data.test.labels),
+            "image_shape": list(data.image_shape),
+            "pixel_mean": list(data.mean),
+            "pixel_std": list(data.std),
+        },
         class_names=data.class_names,
         on_record=lambda record, capture: bar.show(record),
     )
@@ -242,16 +245,6 @@ def _is_of_writing(error: OSError, path: Path) -> bool:
     """Whether an error came from the run folder, or from a disk that takes nothing more."""
     inside = isinstance(error.filename, str | os.PathLike) and Path(error.filename).is_relative_to(path)
     return inside or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def _environment(data: Data) -> dict[str, Any]:
-    """What only the data set can say for environment.json."""
-    return {
-        "test_samples": len(data.test.labels),
-        "image_shape": list(data.image_shape),
-        "pixel_mean": list(data.mean),
-        "pixel_std": list(data.std),
-    }
 
 
 def head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:

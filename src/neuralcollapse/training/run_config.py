@@ -15,11 +15,7 @@ _WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar
 
 
 def read_config(run: RunFolder) -> TrainConfig:
-    """The configuration of a run.
-
-    Raises:
-        InputError: config.yaml is missing, no YAML mapping, or has unknown or wrong values.
-    """
+    """The configuration of a run."""
     values = completed(read_mapping(run.path / "config.yaml"))
     check_names(values, str(run.path / "config.yaml"))
     try:
@@ -38,11 +34,7 @@ def needs_trust(config: TrainConfig) -> str | None:
 
 
 def check_trusted(config: TrainConfig, run: RunFolder, trust_code: bool) -> None:
-    """Raise if the configuration of a run folder asks for code, unless the user trusts it.
-
-    Raises:
-        InputError: it does, and `trust_code` is False.
-    """
+    """Raise if the configuration of a run folder asks for code, unless the user trusts it."""
     code = needs_trust(config)
     if code is not None and not trust_code:
         raise InputError(

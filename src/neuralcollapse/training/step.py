@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import lightning
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralcollapse.data.load import Data
 from neuralcollapse.data.pixels import Pixels, augmentation
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.networks.build import classifier_name
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.losses import loss_function
 from neuralcollapse.training.optimizers import build_optimizer, decay_groups, penalty
+from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 
 NETWORK = "network"  # where the network is in the module
 _TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
@@ -116,9 +117,39 @@ class Classification(lightning.LightningModule):
             self.seen = (inputs[0], logits)
 
     def _seed_step(self) -> None:
-        """Seed torch's generators for this step of this process."""
         parts = (self.config.seed, self.current_epoch, self.step, self.global_rank)
         seed = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+
+def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    r"""(logits (N, K), labels (N,)) -> the mean loss, from a name such as "focal:3".
+
+    cross_entropy, label_smoothing[:a], focal[:gamma] :math:`-(1-p)^\gamma \log p`, mse
+    :math:`\frac12 |z - y|^2` with one-hot y.
+
+    Raises:
+        InputError: an unknown name (the nearest is offered), or a parameter that is no number or out of range.
+    """
+    loss = find_loss(name)
+    if isinstance(loss, CrossEntropy):
+        smoothing = loss.smoothing
+        return lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    if isinstance(loss, Focal):
+        gamma = loss.gamma
+        return lambda logits, labels: _focal(logits, labels, gamma)
+    return _squared_error
+
+
+def _focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
+    log_p = -F.cross_entropy(logits, labels, reduction="none")
+    # 1 - p is 0 in float32 for a confident sample; its power's slope must not become 0 * infinity there
+    rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
+    return -(rest**gamma * log_p).mean()
+
+
+def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
+    return (logits - targets).square().sum(1).mean() / 2

@@ -21,11 +21,7 @@ from neuralcollapse.training.config import TrainConfig
 
 
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
-    """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there.
-
-    Raises:
-        InputError: a strategy that splits the weights, L-BFGS on many processes, or what Lightning refuses.
-    """
+    """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there."""
     if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
         raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
     if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
@@ -55,11 +51,7 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
 
 
 def make_logger(name: str, path: Path) -> Logger:
-    """A logger that has begun to write into the run's folder, or to its service.
-
-    Raises:
-        InputError: it is not installed, or has no account or server to write to.
-    """
+    """A logger that has begun to write into the run's folder, or to its service."""
     logs = path / "logs"
     logs.mkdir(exist_ok=True)
     try:

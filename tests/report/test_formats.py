@@ -1,5 +1,5 @@
 from neuralcollapse.report.figure import Figure
-from neuralcollapse.report.markdown import escaped, markdown
+from neuralcollapse.report.formats import escaped, markdown
 from neuralcollapse.report.page import Cell, Claim, Page, Table
 
 FINDINGS = [(True, "first", "1"), (False, "second", "2 < 3"), (None, "third", "?")]
