@@ -30,11 +30,6 @@ _REACHED = 1e-7  # gradient, relative to mu, at which a search ends and polishin
 _TOGETHER = 2**20  # entries of the Hessians that are computed together: more would not stay in the cache
 
 
-def reduced(small: Model, dim: int) -> Model:
-    """The same canonical model with another feature dimension."""
-    return small.with_columns(small.columns, feature_dim=dim)
-
-
 def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
     """Distinct canonical critical points of at most `rank` dimensions, the highest first.
 
@@ -45,7 +40,7 @@ def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
     few with its symmetry.
     """
     lower = copy.copy(units)
-    lower.small = small = reduced(units.small, rank)
+    lower.small = small = units.small.with_columns(units.small.columns, feature_dim=rank)
     generator = torch.Generator().manual_seed(1000 * rank)
     found: list[Point] = []
     known = Known()
