@@ -710,3 +710,32 @@ def test_packages_of_the_page_are_looked_for_before_the_work(arguments, missing,
     monkeypatch.setattr(printing, "find_spec", lambda name: None if name == missing else object())
     assert f"No module named '{missing}'): pip install 'neuralcollapse[train]'" in refused(capsys, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("out", ["[a]", "3", "{a: 1}", "''"])
+def test_a_folder_in_a_file_is_a_path(out, capsys, tmp_path):
+    (tmp_path / "t.yaml").write_text(f"out: {out}\nepochs: 1\n")
+    assert "t.yaml: expected out to be the path of a folder" in refused(
+        capsys, "train", "--config", tmp_path / "t.yaml"
+    )
+
+
+@pytest.mark.parametrize("flag", ["--resume", "--out"])
+def test_an_empty_path_is_no_path(flag, capsys):
+    assert f"after {flag}, got an empty text" in refused(capsys, "train", f"{flag}=")
+
+
+@pytest.mark.parametrize("entry", [".", ".name", ".=3"])
+def test_an_entry_of_a_mapping_has_a_name_and_a_value(entry, capsys):
+    assert "expected --network-options.NAME VALUE" in refused(capsys, "train", f"--network-options{entry}")
+
+
+def test_null_hyphens_and_unicode_in_a_file(capsys, tmp_path):
+    (tmp_path / "t.yaml").write_text("layers: null\nnetwork_options: null\nfeature-dim: 12\ndata: idx:dätä\n")
+    with pytest.raises(SystemExit):
+        main(["train", "--config", str(tmp_path / "t.yaml"), "--print-config", "--frame", "softmax-code"])
+    printed = capsys.readouterr().out
+    assert "data: idx:dätä" in printed
+    read = yaml.safe_load(printed)
+    assert (read["layers"], read["network_options"], read["feature_dim"]) == ([], {}, 12)
+    assert read["frame"] == "softmax_code"

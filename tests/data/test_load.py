@@ -251,3 +251,26 @@ def test_data_knows_its_shape():
     split = Split(torch.zeros(4, 1, 5, 6, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     data = Data(split, split, ("a", "b"), (0.0,), (1.0,), 3)
     assert (data.num_classes, data.image_shape) == (2, (3, 5, 6))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": None},
+        {"name": Path("digits")},
+        {"channels": 2},
+        {"label_noise": 2},
+        {"label_noise": float("nan")},
+        {"seed": -1},
+        {"seed": "a", "random_labels": True},
+        {"random_labels": "no"},
+        {"samples_per_class": "3"},
+        {"samples_per_class": 0},
+        {"image_size": -1},
+        {"image_size": 8.5},
+        {"imbalance": 3},
+    ],
+)
+def test_wrong_values_are_refused_in_one_line(values):
+    with pytest.raises(InputError, match="^expected "):
+        load_data(**{"name": "digits"} | values)

@@ -1,5 +1,8 @@
+import re
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -362,3 +365,28 @@ def test_options_that_do_not_go_together_are_refused(values, message):
 def test_lbfgs_does_not_go_with_channels_last():
     with pytest.raises(InputError, match="lays all parameters in one row"):
         TrainConfig(optimizer="lbfgs", channels_last=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "TrainConfig: no option 'epoch' (did you mean 'epochs'?)"),
+        ({"classifier": "etf", "frame": "learned"}, "classifier is now called frame, got both"),
+        ({"samples_per_class": 10**20}, "expected samples_per_class to be below 2^31"),
+        ({"lbfgs_history": 10**26}, "expected lbfgs_history to be below 2^31"),
+    ],
+)
+def test_a_mistaken_keyword_or_number_is_one_line(values, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        TrainConfig(**values)
+
+
+def test_numbers_of_numpy_and_one_name_for_a_list_are_taken():
+    config = TrainConfig(epochs=np.int64(3), weight_decay=np.float32(0.5), layers="fc")
+    assert (type(config.epochs), config.weight_decay, config.layers) == (int, 0.5, ("fc",))
+
+
+def test_the_note_on_an_old_name_points_to_the_users_line():
+    with pytest.warns(RenamedWarning) as caught:
+        TrainConfig(classifier="etf")
+    assert [Path(warning.filename).name for warning in caught] == ["test_config.py"]

@@ -515,3 +515,31 @@ def test_more_classes_than_a_simplex_holds_train_with_another_frame(frame, optio
     assert resume(run.path, {"epochs": 3}, progress=False).records()[-1].epoch == 3
     with pytest.raises(nc.InputError, match="d >= K-1 = 9"):
         train(TrainConfig(frame="simplex", **quick), tmp_path / "simplex", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda run: nc.train({"epochs": 1}, "x"), "expected a TrainConfig first"),
+        (lambda run: nc.train(nc.TrainConfig, "x"), "expected a TrainConfig first"),
+        (lambda run: nc.train("x", nc.TrainConfig()), "expected a TrainConfig first"),
+        (lambda run: nc.train(nc.TrainConfig(), None), "expected the path of a run folder, got None"),
+        (lambda run: nc.resume(None), "expected the path of a run folder, got None"),
+        (lambda run: nc.read_run(3), "expected the path of a run folder, got 3"),
+        (lambda run: nc.resume(run, {"epoch": 4}), "resume: no option 'epoch' (did you mean 'epochs'?)"),
+        (lambda run: nc.resume(run, nc.TrainConfig()), "expected changes as a mapping"),
+    ],
+)
+def test_a_mistake_at_the_door_is_one_line(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = train(TrainConfig(**SHORT | {"epochs": 1}), tmp_path / "run", progress=False)
+    with pytest.raises(nc.InputError) as error:
+        call(run)
+    assert str(error.value).startswith(message)
+
+
+def test_a_run_folder_is_read_as_its_path_is(tmp_path):
+    run = nc.train(TrainConfig(**SHORT | {"epochs": 1}), tmp_path / "run", progress=False)
+    assert nc.read_run(run).records == nc.read_run(run.path).records
+    assert nc.resume(run, progress=False).path == run.path
+    assert nc.write_page(run).is_file()
