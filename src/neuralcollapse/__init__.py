@@ -8,8 +8,8 @@ import lazy_loader as _lazy_loader
 
 __version__ = "0.1.0"
 
-_load, __dir__, __all__ = _lazy_loader.attach_stub(__name__, __file__)
-__all__ = [*__all__, "__version__"]
+_load, _, _names = _lazy_loader.attach_stub(__name__, __file__)
+__all__ = [*_names, "__version__"]
 
 _RENAMED = {"CodeClassifier": "SoftmaxCodeClassifier"}  # name of version 0.1.0 -> name of today
 
@@ -22,3 +22,7 @@ def __getattr__(name: str) -> object:
         warn_renamed(name, _RENAMED[name])
         globals()[name] = value  # `from neuralcollapse import` asks twice
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -272,5 +273,5 @@ def test_data_knows_its_shape():
     ],
 )
 def test_wrong_values_are_refused_in_one_line(values):
-    with pytest.raises(InputError, match="^expected "):
+    with pytest.raises(InputError, match=r"^expected "):
         load_data(**{"name": "digits"} | values)

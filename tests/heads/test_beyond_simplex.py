@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import neuralcollapse as nc
+from neuralcollapse.errors import RenamedWarning
 
 
 def test_classes_of_an_orthoplex_come_in_opposite_pairs_and_no_matrix_is_stored():
@@ -17,7 +18,7 @@ def test_a_code_stores_its_rows():
 
 
 def test_the_code_classifier_has_its_old_name_with_a_note():
-    with pytest.warns(DeprecationWarning, match="^CodeClassifier is now called SoftmaxCodeClassifier$"):
+    with pytest.warns(RenamedWarning, match="^CodeClassifier is now called SoftmaxCodeClassifier; "):
         assert nc.CodeClassifier is nc.SoftmaxCodeClassifier
     assert "CodeClassifier" not in nc.__all__
 

@@ -73,7 +73,7 @@ def test_a_value_at_the_edge_is_taken(values):
         ({"optimizer": "adm"}, "optimizer to be one of 'sgd', 'adam', 'adamw', 'lbfgs', got 'adm'.*mean 'adam'"),
         ({"schedule": "cosin"}, "schedule to be one of .*got 'cosin'.*mean 'cosine'"),
         ({"augment": None}, "augment to be one of .*got None$"),
-        ({"loggers": "csv"}, "loggers to be a list, each one of 'csv'.*got 'csv'"),
+        ({"loggers": 3}, "loggers to be a list, each one of 'csv'.*got 3"),
         ({"loggers": ("cvs",)}, r"loggers to be a list, each one of 'csv'.*got \('cvs',\)"),
         ({"milestones": (1.5,)}, "milestones to be a list, each of type int"),
         ({"milestones": (True,)}, "milestones to be a list, each of type int"),

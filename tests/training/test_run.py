@@ -532,14 +532,14 @@ def test_more_classes_than_a_simplex_holds_train_with_another_frame(frame, optio
 )
 def test_a_mistake_at_the_door_is_one_line(call, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run = train(TrainConfig(**SHORT | {"epochs": 1}), tmp_path / "run", progress=False)
+    run = train(replace(SHORT, epochs=1), tmp_path / "run", progress=False)
     with pytest.raises(nc.InputError) as error:
         call(run)
     assert str(error.value).startswith(message)
 
 
 def test_a_run_folder_is_read_as_its_path_is(tmp_path):
-    run = nc.train(TrainConfig(**SHORT | {"epochs": 1}), tmp_path / "run", progress=False)
+    run = nc.train(replace(SHORT, epochs=1), tmp_path / "run", progress=False)
     assert nc.read_run(run).records == nc.read_run(run.path).records
     assert nc.resume(run, progress=False).path == run.path
     assert nc.write_page(run).is_file()

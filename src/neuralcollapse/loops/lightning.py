@@ -98,7 +98,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         given = test_loader if self.wants_test else None
         self.test_loader = None if given is None else check_loader(given, "test_loader")
         self.every = every if callable(every) else check_count(every, "every", 1)
-        self.out = Path(out) if isinstance(out, str | os.PathLike) else out
+        self.out = out if out is None or isinstance(out, RunFolder) else Path(out)
         self.sharded = sharded
         self.progress = progress
         self.options = options

@@ -24,13 +24,10 @@ RENAMED_VALUES: dict[str, dict[str, str]] = {"frame": {"etf": "simplex", "softma
 """Option -> old value -> new value."""
 
 
-def with_new_names(
-    values: Mapping[str, Any], where: str, *, quiet: bool = False, stacklevel: int = 3
-) -> dict[str, Any]:
+def with_new_names(values: Mapping[str, Any], where: str, *, quiet: bool = False) -> dict[str, Any]:
     """A mapping with new names for old ones, each in the place of the old one, which may not stand beside its new one.
 
-    `where` is the part of `RENAMED` that applies. `quiet` says nothing: for what this library wrote. `stacklevel` is
-    that of the user's line, as `warnings.warn` counts from here.
+    `where` is the part of `RENAMED` that applies. `quiet` says nothing: for what this library wrote.
     """
     result: dict[str, Any] = {}
     for name, value in values.items():
@@ -43,7 +40,7 @@ def with_new_names(
         if not quiet and (new, result[new]) != (name, value):
             same = result[new] == value
             old = name if same else f"{name}={value}"
-            warn_renamed(old, new if same else f"{new}={result[new]}", stacklevel=stacklevel + 1)
+            warn_renamed(old, new if same else f"{new}={result[new]}", stacklevel=4)
     return result
 
 

@@ -29,7 +29,7 @@ def _takes_old_names(cls: type[_T]) -> type[_T]:
         for old, new in RENAMED["train"].items():
             if old in values and set(types()) <= {*values, old}:
                 values.pop(new, None)  # dataclasses.replace gives every field beside what changes
-        values = with_new_names(values, "train", stacklevel=4)
+        values = with_new_names(values, "train")
         check_names(values, "TrainConfig")
         made(self, *args, **values)
 
