@@ -405,3 +405,19 @@ def test_inference_mode_does_no_harm(data, where):
     else:
         with torch.inference_mode():
             assert nc.measure(net, batches(data)) == want
+
+
+@pytest.mark.parametrize("make", [nc.ETFClassifier, nc.OrthoplexClassifier])
+@pytest.mark.parametrize("sizes", [(6, 10), (7, 5), (10, 10), (12, 13), (33, 34)])
+def test_a_rotated_frame_is_read_where_few_features_are_not_zero(make, sizes):
+    """Behind a ReLU most features are zero; the rotation rounds each output by the length of all of them."""
+    dim, count = sizes
+    if make is nc.ETFClassifier and dim < count - 1:
+        pytest.skip("no simplex has so many classes")
+    for seed in range(10):
+        layer = make(dim, count, rotation="fast", seed=seed)
+        inputs = torch.diag(torch.rand(dim) + 1)[torch.arange(3 * max(sizes)) % dim]
+        labels = torch.arange(len(inputs)) % count
+        values = nc.measure(nn.Sequential(layer), [(inputs, labels)], "0")
+        expected = nc.measure_features(inputs, labels, layer.weight, layer.bias)
+        assert values["nc3"] == pytest.approx(expected["nc3"], abs=1e-9)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.rounding import rounding
+from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 
 _CLASSES = 256  # classes that are compared in a batch; each batch takes others
@@ -140,13 +141,15 @@ class HeadMap:
     def _distance(self, form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
         count = outputs.shape[1]
         quantised = callable(getattr(type(self.head), "weight", None))  # `weight` is a method of quantised layers only
+        rotated = isinstance(self.head, FixedClassifier)
         if self._checked == 1 and len(inputs):  # all classes once, on one row, by parts
             parts = torch.arange(count, device=outputs.device).split(4096)
-            whole = max(distance(form, inputs[:1], outputs[:1], weight, bias, part, quantised) for part in parts)
+            first = inputs[:1], outputs[:1], weight, bias
+            whole = max(distance(form, *first, part, quantised, rotated) for part in parts)
         else:
             whole = 0.0
         picked = (torch.arange(min(count, _CLASSES), device=outputs.device) * max(1, count // _CLASSES)) + self._checked
-        return max(whole, distance(form, inputs, outputs, weight, bias, picked % count, quantised))
+        return max(whole, distance(form, inputs, outputs, weight, bias, picked % count, quantised, rotated))
 
     def _found(self, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> Form | None:
         """The plain form, or the best fitting form with unit features or rows, or the matrix that probing gives."""
@@ -218,10 +221,12 @@ def distance(
     bias: Tensor | None,
     picked: Tensor | None = None,
     quantised: bool = False,
+    rotated: bool = False,
 ) -> float:
     """The deviation of some outputs from a map, relative to what rounding explains: up to 1 they agree.
 
-    Classes with an infinite output, as a mask gives, are left out.
+    Classes with an infinite output, as a mask gives, are left out. A head that rotates its input rounds every output by
+    the length of the whole input, even where the entry of the weight that meets it is zero.
     """
     if picked is None:
         picked = torch.arange(outputs.shape[1], device=outputs.device)
@@ -237,7 +242,8 @@ def distance(
     off = (off - off.mean(1, keepdim=True) if form.shifted else off).abs()
     exact = torch.finfo(torch.float64 if inputs.dtype == outputs.dtype == torch.float64 else torch.float32).eps
     walk = (features.square() @ rows.square().T).sqrt() + wanted.abs() + shift.abs()
-    allowed = _SUMS * exact * (features.abs() @ rows.abs().T + shift.abs())
+    sizes = torch.outer(features.norm(dim=1), rows.norm(dim=1)) if rotated else features.abs() @ rows.abs().T
+    allowed = _SUMS * exact * (sizes + shift.abs())
     allowed += _ROUNDED * (_QUANTISED if quantised else product_rounding(outputs)) * walk
     ratio = off / allowed.clamp(min=1e-300)
     worst = max(float(ratio.max()), _ON_AVERAGE * float(ratio.square().mean().sqrt()))
