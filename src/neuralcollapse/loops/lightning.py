@@ -146,7 +146,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         wanted = self.every(epoch) if callable(self.every) else epoch % self.every == 0
         if wanted or epoch == trainer.max_epochs:
             record = self._measure(pl_module, epoch)
-            pl_module.log_dict(_numbers(record), logger=False)  # for other callbacks; the loggers have it already
+            # for other callbacks; the loggers have it already. Equal in all processes, which Lightning cannot know
+            pl_module.log_dict(_numbers(record), logger=False, sync_dist=trainer.world_size > 1)
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Measure the end, if training stopped between two measurements, and let others write in the run folder."""
