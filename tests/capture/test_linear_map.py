@@ -409,17 +409,30 @@ def test_inference_mode_does_no_harm(data, where):
 
 @pytest.mark.filterwarnings("ignore:K=10 classes in d=6 dimensions hold no simplex ETF")
 @pytest.mark.parametrize("make", [nc.ETFClassifier, nc.OrthoplexClassifier])
-@pytest.mark.parametrize("sizes", [(6, 10), (7, 5), (10, 10), (12, 13), (33, 34)])
-def test_a_rotated_frame_is_read_where_few_features_are_not_zero(make, sizes):
+@pytest.mark.parametrize("sizes", [(6, 10), (7, 5), (10, 10), (33, 34), (64, 10)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_rotated_frame_is_read_where_few_features_are_not_zero(make, sizes, dtype):
     """Behind a ReLU most features are zero; the rotation rounds each output by the length of all of them."""
     dim, count = sizes
     if make is nc.ETFClassifier and dim < count - 1:
         pytest.skip("no simplex has so many classes")
     torch.manual_seed(0)
     labels = torch.arange(20 * count) % count
-    for seed in range(10):
-        layer = make(dim, count, rotation="fast", seed=seed)
+    for seed in range(6):
+        layer = make(dim, count, rotation="fast", seed=seed).to(dtype)
         inputs = torch.zeros(len(labels), dim).scatter_(1, torch.randint(dim, (len(labels), 1)), 1.5) * torch.rand(1)
-        values = nc.measure(nn.Sequential(layer), [(inputs, labels)], "0")
-        expected = nc.measure_features(inputs, labels, layer.weight, layer.bias)
+        values = nc.measure(nn.Sequential(layer), [(inputs.to(dtype), labels)], "0", pairwise=False)
+        expected = nc.measure_features(inputs.to(dtype), labels, layer.weight, layer.bias, pairwise=False)
         assert values["nc3"] == pytest.approx(expected["nc3"], abs=1e-9)
+
+
+@pytest.mark.parametrize("error", [1e-3, 1e-5])
+def test_a_rotated_frame_whose_outputs_are_changed_is_noticed(error):
+    class Changed(nc.ETFClassifier):
+        def forward(self, features):
+            return super().forward(features) + error * features.square().sum(1, keepdim=True) * torch.arange(5)
+
+    torch.manual_seed(0)
+    labels = torch.arange(100) % 5
+    with pytest.raises(nc.InputError, match="expected the layer '0' to give weight times input plus bias"):
+        nc.measure(nn.Sequential(Changed(7, 5, rotation="fast")), [(torch.rand(100, 7), labels)], "0")

@@ -1,4 +1,4 @@
-"""BlockedMatrix gives float64 blocks of vectors as they lie in memory, and the products of all of them."""
+"""BlockedMatrix gives float64 blocks of vectors as they are stored, and the products of all of them."""
 
 import pytest
 import torch

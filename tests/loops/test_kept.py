@@ -294,3 +294,12 @@ def test_processes_measure_the_buffers_of_the_first_and_keep_their_own(tmp_path)
     torch.manual_seed(0)
     alone = nc.Recorder(DataLoader(data(), batch_size=10), progress=False).measure(Network(), 0)
     assert first["measures"] == pytest.approx(alone.measures, rel=1e-5, abs=1e-7)
+
+
+def test_what_stays_follows_from_what_stayed_before():
+    epochs = [*range(90), *range(95, 400, 5)]
+    kept: list[int] = []
+    for epoch in epochs:
+        kept = spread([*kept, epoch])
+    assert kept == spread(epochs)
+    assert len(kept) == 60

@@ -382,8 +382,9 @@ def test_a_mistaken_keyword_or_number_is_one_line(values, message):
 
 
 def test_numbers_of_numpy_and_one_name_for_a_list_are_taken():
-    config = TrainConfig(epochs=np.int64(3), weight_decay=np.float32(0.5), layers="fc")
-    assert (type(config.epochs), config.weight_decay, config.layers) == (int, 0.5, ("fc",))
+    config = TrainConfig(epochs=np.int64(3), weight_decay=np.float32(0.5), measure_at=np.array([1, 2]), layers="fc")
+    assert (type(config.epochs), config.weight_decay) == (int, 0.5)
+    assert (config.measure_at, config.layers) == ((1, 2), ("fc",))
 
 
 def test_the_note_on_an_old_name_points_to_the_users_line():

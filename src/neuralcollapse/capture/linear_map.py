@@ -141,7 +141,7 @@ class HeadMap:
     def _distance(self, form: Form, inputs: Tensor, outputs: Tensor, weight: Tensor, bias: Tensor | None) -> float:
         count = outputs.shape[1]
         quantised = callable(getattr(type(self.head), "weight", None))  # `weight` is a method of quantised layers only
-        rotated = isinstance(self.head, FixedClassifier)
+        rotated = isinstance(self.head, FixedClassifier) and self.head.rotation is not None
         if self._checked == 1 and len(inputs):  # all classes once, on one row, by parts
             parts = torch.arange(count, device=outputs.device).split(4096)
             first = inputs[:1], outputs[:1], weight, bias
@@ -241,10 +241,12 @@ def distance(
     off = wanted - features @ rows.T - shift
     off = (off - off.mean(1, keepdim=True) if form.shifted else off).abs()
     exact = torch.finfo(torch.float64 if inputs.dtype == outputs.dtype == torch.float64 else torch.float32).eps
-    walk = (features.square() @ rows.square().T).sqrt() + wanted.abs() + shift.abs()
-    sizes = torch.outer(features.norm(dim=1), rows.norm(dim=1)) if rotated else features.abs() @ rows.abs().T
-    allowed = _SUMS * exact * (sizes + shift.abs())
-    allowed += _ROUNDED * (_QUANTISED if quantised else product_rounding(outputs)) * walk
+    if rotated:
+        sums = walk = torch.outer(features.norm(dim=1), rows.norm(dim=1))
+    else:
+        sums, walk = features.abs() @ rows.abs().T, (features.square() @ rows.square().T).sqrt()
+    allowed = _SUMS * exact * (sums + shift.abs())
+    allowed += _ROUNDED * (_QUANTISED if quantised else product_rounding(outputs)) * (walk + wanted.abs() + shift.abs())
     ratio = off / allowed.clamp(min=1e-300)
     worst = max(float(ratio.max()), _ON_AVERAGE * float(ratio.square().mean().sqrt()))
     return math.inf if math.isnan(worst) else worst

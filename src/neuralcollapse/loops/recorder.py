@@ -124,6 +124,7 @@ class Recorder:
         self.class_names = list(class_names)
         self.options = options
         self.records: list[Record] = []
+        self._spread: list[int] = []  # the epochs that keep their geometry
         self.folder = self._made if writes else None
         if inside:
             layers = options.get("layers", ())
@@ -204,6 +205,7 @@ class Recorder:
                 self.folder = folder
             text = folder.read_text("records.jsonl").strip()
             self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
+        self._spread = spread(record.epoch for record in self.records)
         last = max((record.seconds for record in self.records), default=0.0)
         self._started = time.perf_counter() - (last if seconds is None else seconds)
 
@@ -253,7 +255,10 @@ class Recorder:
         geometry = geometry_of(record.epoch, capture)
         if geometry is not None:
             folder.write_geometry(geometry)
-            folder.keep_geometries(spread(each.epoch for each in self.records))
+            # what stays follows from what stayed before: the work for a record does not grow with the run
+            epochs = [*self._spread, record.epoch] if follows else [each.epoch for each in self.records]
+            self._spread = spread(epochs)
+            folder.keep_geometries(self._spread)
 
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None

@@ -150,7 +150,7 @@ class RunFolder:
     def _set_aside(self) -> None:
         """Move an earlier run's files out of the way; of two, the one with records."""
         if self._earlier.is_dir() and not (self._earlier / "records.jsonl").is_file():
-            self._bring_back()  # a process was killed while it moved the files, of which the records go last
+            self._bring_back()  # a process was killed while it moved the files; the records go last
         records = self.path / "records.jsonl"
         if not records.is_file() or records.stat().st_size == 0:
             return ownership.remove(self._own())

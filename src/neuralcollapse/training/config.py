@@ -316,9 +316,9 @@ def completed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _as_given(kind: Any, value: Any) -> Any:
-    """A value as a caller may give it: a NumPy number as Python's, one name for a list of names."""
-    if type(value).__module__ == "numpy" and hasattr(value, "item"):
-        return value.item()
+    """A value as a caller may give it: NumPy's numbers and arrays as Python's, one name for a list of names."""
+    if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
     return read(kind, value) if get_origin(kind) is tuple and isinstance(value, str) else value
 
 

@@ -134,7 +134,7 @@ def certify_head_moments(
 def _model(
     counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: tuple[float, float | None, float | None]
 ) -> Model:
-    """The model of which the head is a point; `size` is the sum of the squared lengths of the features."""
+    """The model that has the head as one of its points; `size` is the sum of the squared lengths of the features."""
     weight_decay, feature_decay, bias_decay = decays
     check_real(weight_decay, "weight_decay")
     num_classes, dim = weight.shape
