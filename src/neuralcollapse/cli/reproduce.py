@@ -81,13 +81,14 @@ def run(options: argparse.Namespace) -> int:
                 "page": str(place),
                 "verdict": page.claim.word,
                 "findings": [
-                    {"statement": statement, "holds": holds, "detail": detail} for holds, statement, detail in findings
+                    {"statement": statement, "holds": holds, "detail": detail, "why": why}
+                    for holds, statement, detail, why in findings
                 ],
             }
         )
         return 0
     print(f"\n{experiment.title}\n  {experiment.claim}\n")
-    for holds, statement, detail in findings:
+    for holds, statement, detail, _ in findings:
         mark = {True: "holds   ", False: "does not", None: "untested"}[holds]
         print(f"  {mark}  {statement}\n            {detail}")
     print(f"\n{page.verdict}\npage  {place}\nnext  open it in a browser; figures for a paper: ", end="")
