@@ -45,7 +45,8 @@ def test_end():
 
 
 def test_end_divides_the_bias_by_the_length_of_the_logits():
-    weight = np.asarray([[3.0, 0.0], [-3.0, 0.0]], np.float32)  # logits of +-6 for means of +-1: |W M|/sqrt(2) = 3 sqrt 2
+    # means of +-1, so W M holds four times +-3, and |W M| / sqrt(2) = sqrt(18)
+    weight = np.asarray([[3.0, 0.0], [-3.0, 0.0]], np.float32)
     geometry = Geometry(9, weight / 3, np.zeros(2), weight, np.zeros(2))
     one = run("a", 0.3)
     one = Run(one.name, one.config, one.environment, one.records, [geometry])
