@@ -120,7 +120,7 @@ def measure(rank: int, world: int, folder: str) -> None:
         except nc.InputError as error:
             found[shares] = {"error": str(error)}
     body = torch.nn.Sequential(nn.Identity(), nn.Linear(D, K))  # its features are the inputs
-    signed = [(inputs.abs() - (rank == 1) * 1e-3, labels) for inputs, labels in loader(rank, world, "even")]
+    signed = [(inputs.abs() - 9 * (rank == 1), labels) for inputs, labels in loader(rank, world, "even")]
     positive = [(inputs.abs(), labels) for inputs, labels in signed]
     for name, batches in (("one signed", signed), ("none signed", positive)):
         capture = collect(body.double(), batches, "1", nc4=False, sharded=True, progress=False)
