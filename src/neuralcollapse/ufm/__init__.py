@@ -6,6 +6,7 @@ from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.minimizers import closed_form, fixed_classifier_minimum, spherical_minimum
 from neuralcollapse.ufm.model import Point
+from neuralcollapse.ufm.nonnegative import MinimumBounds, class_margins, minimum_bounds
 from neuralcollapse.ufm.solvers import Solution
 from neuralcollapse.ufm.unconstrained import UnconstrainedFeatureModel
 
@@ -15,6 +16,7 @@ __all__ = [
     "Focal",
     "HeadCertificate",
     "Hessian",
+    "MinimumBounds",
     "Point",
     "Solution",
     "SquaredError",
@@ -22,7 +24,9 @@ __all__ = [
     "certify",
     "certify_head",
     "certify_head_moments",
+    "class_margins",
     "closed_form",
     "fixed_classifier_minimum",
+    "minimum_bounds",
     "spherical_minimum",
 ]
