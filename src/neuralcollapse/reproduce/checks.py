@@ -107,6 +107,7 @@ _FITS: dict[str, Callable[[Any], bool]] = {  # options by their annotations
     "bool": lambda value: isinstance(value, bool),
     "Mapping[str, str]": lambda value: isinstance(value, dict) and all(isinstance(x, str) for x in value.values()),
 }
+_FITS["Mapping[str, str] | None"] = _FITS["Mapping[str, str]"]
 
 
 def _lower(text: str) -> str:
