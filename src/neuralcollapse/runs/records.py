@@ -190,6 +190,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "nc3": ("NC3", "distance of W M from a simplex ETF: classifier against class means"),
     "nc3_distance": ("NC3, distance", "|W/|W| - M/|M||: classifier against class means"),
     "nc4": ("NC4", "share of samples not predicted as the class of the nearest mean"),
+    "nc0": ("NC0", "|1'W|^2 / (K |W|^2): what the classifier's rows have in common; decay alone removes it"),
     "nc_bias": ("NC bias", "|b + W mu_G|: free to stay large when the bias has no decay"),
     "nc_bias_centered": ("NC bias, centred", "the same less what shifts all logits alike"),
     "equinorm_means": ("equinorm, means", "spread of the lengths of the class means"),

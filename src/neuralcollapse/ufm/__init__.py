@@ -1,5 +1,6 @@
 """The unconstrained feature model: solve it, certify any point, leave any saddle, list its critical points."""
 
+from neuralcollapse.ufm.budget import decay_budget, row_sum_left
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_moments
 from neuralcollapse.ufm.hessian import Hessian
@@ -23,6 +24,8 @@ __all__ = [
     "certify_head",
     "certify_head_moments",
     "closed_form",
+    "decay_budget",
     "fixed_classifier_minimum",
+    "row_sum_left",
     "spherical_minimum",
 ]
