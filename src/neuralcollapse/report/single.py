@@ -156,7 +156,8 @@ def _measures(run: Run) -> Table:
         rows,
         ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}", *(heading for heading, _ in beside)),
         f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
-        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}{expected_note(run)}",
+        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}"
+        f"{expected_note(run)}",
     )
 
 

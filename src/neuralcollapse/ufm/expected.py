@@ -129,7 +129,7 @@ def _of_learned(
         reached = softmax and dim >= (K if nonnegative else K - 1)
         return dict(_COLLAPSED) if reached else {}
     try:
-        values = _solved(counts, dim, decays, loss, bias, nonnegative)
+        values = _solved(counts, dim, decays, loss, bias and not (equal and softmax), nonnegative)  # there it is 0
     except (InputError, TypeError, ArithmeticError, torch.linalg.LinAlgError):  # a bonus must not end a training
         return {}
     if math.isnan(values["nc2"]):  # W = 0 and H = 0
