@@ -57,7 +57,7 @@ def model_numbers(decays: Decays | None, nonnegative: bool) -> dict[str, float]:
 def before_training(capture: Capture, head: nn.Module, measured: Mapping[str, float]) -> dict[str, float]:
     """What is expected before any training; of fixed rows, NC0 and NC2 are what they are `measured` to be."""
     frame = frame_of(head)
-    values = untrained_measures(*capture.weight.shape, frame or "learned")
+    values = untrained_measures(len(capture.weight), capture.weight.shape[1], frame or "learned")
     if frame not in (None, "simplex"):
         values |= {name: measured[name] for name in ("nc0", "nc2") if name in measured}
     return {name: value for name, value in values.items() if name in measured}

@@ -117,5 +117,6 @@ def row_sum_left(run: Run) -> float | None:
 
 def _number(run: Run, name: str) -> float | None:
     value = run.environment.get(name)
-    plain = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if plain and math.isfinite(value) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):  # anyone may have written the file
+        return None
+    return float(value) if math.isfinite(value) else None

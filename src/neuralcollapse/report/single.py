@@ -139,7 +139,7 @@ def _subtitle(run: Run) -> str:
 def _measures(run: Run) -> Table:
     first, last = run.first, run.last
     beside = expected_columns(last)
-    rows = [
+    rows: list[tuple[Cell | str, ...]] = [
         (
             Cell(label, f"{name}: {meaning}"),
             _estimate(first, name),

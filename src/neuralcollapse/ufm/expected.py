@@ -15,7 +15,6 @@ from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASUR
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 from neuralcollapse.ufm.minimizers import global_minimizer
 from neuralcollapse.ufm.model import Model
-from neuralcollapse.ufm.unconstrained import UnconstrainedFeatureModel
 
 _SOLVED_CLASSES = 200  # of unequal classes: the solver takes seconds beyond it
 _ROUNDING = 1e-9  # a measure below it is 0 at the minimiser
@@ -124,13 +123,14 @@ def _of_learned(
     counts: tuple[int, ...], dim: int, decays: Decays | None, loss: str, bias: bool, nonnegative: bool
 ) -> dict[str, float]:
     K, equal = len(counts), len(set(counts)) == 1
-    softmax = isinstance(find_loss(loss), CrossEntropy | Focal)
-    if decays is None:
+    found = find_loss(loss)
+    softmax = isinstance(found, CrossEntropy | Focal)
+    if decays is None or (equal and nonnegative and isinstance(found, Focal)):  # to which no solver is here
         reached = softmax and dim >= (K if nonnegative else K - 1)
         return dict(_COLLAPSED) if reached else {}
     try:
         values = _solved(counts, dim, decays, loss, bias and not (equal and softmax), nonnegative)  # there it is 0
-    except (InputError, TypeError, ArithmeticError, torch.linalg.LinAlgError):  # a bonus must not end a training
+    except (InputError, ArithmeticError, torch.linalg.LinAlgError):  # a bonus must not end a training
         return {}
     if math.isnan(values["nc2"]):  # W = 0 and H = 0
         return {}
@@ -144,6 +144,5 @@ def _solved(
     counts: tuple[int, ...], dim: int, decays: Decays, loss: str, bias: bool, nonnegative: bool
 ) -> dict[str, float]:
     """`minimizer_measures`; records of a run share it while the decays stay. The dict is not to be changed."""
-    features = {"features": "nonnegative"} if nonnegative else {}
-    model = UnconstrainedFeatureModel(len(counts), dim, counts, *decays, bias, loss, **features)
-    return minimizer_measures(model)
+    features = "nonnegative" if nonnegative else "real"
+    return minimizer_measures(Model(len(counts), dim, counts, *decays, bias, loss, features))

@@ -18,6 +18,7 @@ from neuralcollapse.geometry.frames import simplex_etf
 from neuralcollapse.ufm.duality import best_bias, decay_cost, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.nonnegative import nonnegative_minimizer
 from neuralcollapse.ufm.polish import descend
 from neuralcollapse.ufm.units import Units
 
@@ -45,7 +46,7 @@ def closed_form(model: Model) -> ClosedForm | None:
     K c >= 1-a, all are zero and `f* = log K` (`collapses_to_zero`). Focal loss: m minimises
     `(1-p)^gamma (-log p) + (K-1) c m` with `p = 1/(1+(K-1)e^-m)`, and is found by a scalar search.
     """
-    if not model.balanced:
+    if not model.balanced or model.nonnegative:
         return None
     K, n = model.num_classes, model.counts[0]
     c = math.sqrt(n) * model.mu
@@ -76,8 +77,10 @@ def global_minimizer(model: Model) -> Point:
 
     Raises:
         InputError: d is below the rank of the minimiser (d < K-1, or d < K for some MSE models), or the loss is focal
-            and the classes are unequal (not convex: no exact solver).
+            and the classes are unequal (not convex: no exact solver). With features >= 0: as `minimum_bounds`.
     """
+    if model.nonnegative:
+        return nonnegative_minimizer(model)
     form = closed_form(model)
     if form is not None:
         _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
