@@ -37,7 +37,8 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
             "simplex",
             ("nc2", "nc2_means", "nc3"),
             "NC2 and NC3: distance from the simplex",
-            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0.",
+            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0 "
+            "where classes are equal.",
             Axis(from_zero=True),
         ),
     ]
@@ -61,7 +62,7 @@ def measure_curve(
     beside = reference_lines(curves, log=axis.log)
     ends = [f"{label(key)} {number(x)}" for key in keys if not math.isnan(x := records[-1].value(f"minimizer.{key}"))]
     alt = f"{figure.alt} At the exact minimum: {', '.join(ends)}." if beside and ends else figure.alt
-    return replace(figure, marks=[*beside, *figure.marks], alt=alt)
+    return replace(figure, marks=[*figure.marks, *beside], alt=alt)
 
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:
@@ -95,7 +96,7 @@ def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) ->
         key_title(key),
         f"{key_meaning(key)}{over}",
         f"{key_title(key)} by {unit}. At the end: {ends}.",
-        [*reference_lines({key: beside}, log=log), *marks],
+        [*marks, *reference_lines({key: beside}, log=log)],
         Axis(unit, whole=True),
         key_axis(key, log),
         read_together=True,

@@ -26,8 +26,8 @@ Curve = tuple[str, str, Sequence[float], Callable[[str], Sequence[float]]]
 def reference_lines(curves: Mapping[str, Sequence[Curve]], *, log: bool = False) -> list[Line]:
     """The lines that theory draws beside curves, by the key of the number that each shows.
 
-    Those of all curves that agree are one grey line; others have the colour of their curve. The legend names each kind
-    once. A logarithmic axis cannot show 0.
+    Where those of all curves agree, they are one grey line; others have the colour of their curve. The legend names
+    each kind once. A logarithmic axis cannot show 0.
     """
     lines: list[Line] = []
     for group, (name, dash) in _KINDS.items():
@@ -37,11 +37,14 @@ def reference_lines(curves: Mapping[str, Sequence[Curve]], *, log: bool = False)
                 y = [math.nan if log and value <= 0 else value for value in values(f"{group}.{key}")]
                 if len(x) > 1 and not all(map(math.isnan, y)):
                     found.append((curve, color, x, y))
-        shared = len(found) > 1 and all(_same(one[3], other[3]) for one, other in itertools.pairwise(found))
-        for place, (curve, color, x, y) in enumerate(found[:1] if shared else found):
-            grey = shared or len(found) == 1
-            text = name if grey or place == 0 else f"{curve}, {name}"
-            lines.append(Line(text, x, y, GREY if grey else color, dash, legend=place == 0, width=1))
+        if found and all(_same(one[3], other[3]) for one, other in itertools.pairwise(found)):
+            lines.append(Line(name, found[0][2], found[0][3], GREY, dash, width=1))
+        elif found:
+            lines += [
+                Line(f"{curve}, {name}", x, y, color, dash, legend=False, width=1) for curve, color, x, y in found
+            ]
+            nowhere = [math.nan] * len(found[0][2])  # stands for all of them in the legend
+            lines.append(Line(name, found[0][2], nowhere, GREY, dash, hover="", width=1))
     return lines
 
 
@@ -67,16 +70,14 @@ def expected_note(run: Run) -> str:
     if not model:
         return ""
     sign = "features that are >= 0" if model.get("nonnegative") else "features of any sign"
-    decays = [
-        f"{name} {number(model[f'{word}_decay'])}"
-        for word, name in (("weight", "weight decay"), ("feature", "feature decay"), ("bias", "bias decay"))
-        if f"{word}_decay" in model
-    ]
-    if not decays:
-        text = f"for {sign} and equal classes, whatever the decays are"
-    else:
+    text = f"for {sign} and equal classes, whatever the decays are"
+    if "weight_decay" in model:
+        weight, feature, bias = (number(model.get(f"{part}_decay")) for part in ("weight", "feature", "bias"))
         balance = " (from the balance lW |W|^2 = lH |H|^2)" if run.config.get("decay_on") == "all" else ""
-        text = f"for the class counts of the run, {sign}, {', '.join(decays)}{balance}"
+        text = (
+            f"for the class counts of the run, {sign}, weight decay {weight}, feature decay {feature}{balance}, bias "
+            f"decay {bias}"
+        )
     start = ", with rows as nn.Linear draws them" if run.last.untrained.get("nc0") else ""
     untrained = f" Untrained head: expected before training{start}." if run.last.untrained else ""
     return f" Exact minimum: of the unconstrained feature model, {text}.{untrained}"
