@@ -17,6 +17,8 @@ from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables
 from neuralcollapse.runs.reading import group_runs
 
+_SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
+
 
 def experiment_page(folder: ExperimentFolder) -> Page:
     """The page of an experiment, of the runs that are whole."""
@@ -29,7 +31,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
-        verdict=verdict.sentence,
+        verdict=f"{_SMOKE if experiment.scale == 'smoke' else ''}{verdict.sentence}",
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
         tables=_tables(results),
