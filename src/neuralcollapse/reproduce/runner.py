@@ -153,9 +153,9 @@ class ExperimentFolder:
 
             if _begun(place):
                 # its configuration is that of the experiment, which `create` made sure of
-                resume(place, progress=progress, trust_code=True)
+                resume(place, progress=progress, on_message=_unsaid, trust_code=True)
             else:
-                train(planned.config, place, force=True, progress=progress)
+                train(planned.config, place, force=True, progress=progress, on_message=_unsaid)
             return True
         finally:
             held.release()
@@ -261,6 +261,10 @@ def _check_config(run: Run, source: Path) -> None:
         TrainConfig(**run.config)
     except (InputError, TypeError) as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def _unsaid(_: str) -> None:
+    """What a run cannot reach is said on its page and the experiment's, not before each run."""
 
 
 def _begun(place: Path) -> bool:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -136,11 +137,8 @@ def _stretches(weight_decay: Schedule, learning_rates: Schedule, steps: int | No
         return [Stretch(float(decays), float(rates), count)]
     table = np.stack([np.broadcast_to(decays, count), np.broadcast_to(rates, count)])
     starts = np.flatnonzero(np.diff(table, prepend=-1.0).any(axis=0))  # no value is negative
-    lasts = [*starts[1:], count]
-    return [
-        Stretch(float(decay), float(rate), int(last - start))
-        for (decay, rate), start, last in zip(table[:, starts].T, starts, lasts, strict=True)
-    ]
+    edges = pairwise([*starts.tolist(), count])
+    return [Stretch(float(table[0, start]), float(table[1, start]), stop - start) for start, stop in edges]
 
 
 def _array(values: Any, name: str) -> np.ndarray:
