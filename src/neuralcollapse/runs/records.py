@@ -83,9 +83,9 @@ class Record:
         return numbers.get(name if dot else key, math.nan)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record in plain values, None for NaN: what every command prints with --json."""
+        """The record in plain values, None for NaN; without what theory expects where it expects nothing."""
         values: dict[str, Any] = nan_to_none(as_builtin(asdict(self)))
-        return values
+        return {name: value for name, value in values.items() if value or name not in _EXPECTED}
 
     @classmethod
     def from_dict(cls, values: Any) -> Record:
