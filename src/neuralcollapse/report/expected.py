@@ -85,7 +85,7 @@ def expected_note(run: Run) -> str:
 
 def budget_table(run: Run) -> list[Table]:
     """The decay budget of a run, and how much of |1'W| it leaves, as predicted and as measured."""
-    budget, predicted, measured = decay_budget(run), _number(run, "row_sum_left"), row_sum_left(run)
+    budget, predicted, measured = decay_budget(run), row_sum_left_predicted(run), row_sum_left(run)
     named = [
         ("decay budget B", budget),
         ("|1'W| left at the end, predicted", predicted),
@@ -106,6 +106,11 @@ def budget_table(run: Run) -> list[Table]:
 def decay_budget(run: Run) -> float | None:
     """The decay budget B of a run; None where no law holds or nobody noted it."""
     return _number(run, "decay_budget")
+
+
+def row_sum_left_predicted(run: Run) -> float | None:
+    """What the law says is left of |1'W| at the end of a run; None where no law holds or nobody noted it."""
+    return _number(run, "row_sum_left")
 
 
 def row_sum_left(run: Run) -> float | None:

@@ -14,7 +14,7 @@ from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.figures import FIGURES
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables
+from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
 
 _SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
@@ -36,7 +36,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
         figures=figures(experiment.figures, results, experiment.name),
         tables=_tables(results),
         claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
-        lead=1,
+        lead=2 if results.runs else 1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),
@@ -68,7 +68,7 @@ def _tables(results: Results) -> list[Table]:
     if results.surveys:
         return survey_tables(results.surveys)
     groups = group_runs(results.runs)
-    tables = [group_table(groups)]
+    tables = [group_table(groups), *theory_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))
     return [*tables, run_table(results.runs), *setting_tables(results.runs)]
