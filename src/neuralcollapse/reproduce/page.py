@@ -14,7 +14,7 @@ from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.figures import FIGURES
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables, theory_table
+from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
 
 _SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
@@ -26,7 +26,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     there = len(results.runs) + len(results.surveys)
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
-    verdict = judge(experiment.checks, results)
+    verdict, tables = judge(experiment.checks, results), _tables(results)
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
     return Page(
         title=experiment.title,
@@ -34,9 +34,9 @@ def experiment_page(folder: ExperimentFolder) -> Page:
         verdict=f"{_SMOKE if experiment.scale == 'smoke' else ''}{verdict.sentence}",
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
-        tables=_tables(results),
+        tables=tables,
         claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
-        lead=2 if results.runs else 1,
+        lead=2 if any(table.heading == THEORY for table in tables) else 1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),

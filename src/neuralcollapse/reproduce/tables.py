@@ -42,6 +42,7 @@ def group_table(groups: Sequence[Group]) -> Table:
     return Table("The runs at their end", rows, header, note, sortable=True)
 
 
+THEORY = "What theory expects"
 _EXPECTED = ("nc2", "nc2_means", "nc3", "nc3_distance", "nc_bias")  # keys whose values in theory are told
 
 
@@ -72,12 +73,12 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
         )
     header = (*axes, "B", "|1'W| left, predicted", "|1'W| left, measured", *map(label, keys))
     note = (
-        "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by about "
-        "exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. Measures: "
+        "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by "
+        "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. Measures: "
         "expected of an untrained head | at the end | at the exact minimum for the run's classes, decays and sign of "
         "features."
     )
-    return [Table("What theory expects", rows, header, note, sortable=True)]
+    return [Table(THEORY, rows, header, note, sortable=True)]
 
 
 def _mean_cell(values: Sequence[float]) -> Cell:

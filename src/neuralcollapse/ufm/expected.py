@@ -110,7 +110,7 @@ def expected_at_minimum(
     """
     K, equal = len(counts), len(set(counts)) == 1
     most = _SOLVED_WITH_BIAS if nonnegative and bias else _SOLVED_CLASSES
-    if K < 2 or min(counts) < 1 or not (equal or (decays and K <= most and frame == "learned")):
+    if K < 2 or min(counts) < 1 or not (equal or (decays and most >= K and frame == "learned")):
         return {}
     values: dict[str, float] = {}
     if frame == "learned":
