@@ -158,6 +158,11 @@ class Progress(lightning.Callback):
         elif self.visible and record.epoch % max(1, self.epochs // 10) == 0:
             self._line(f"epoch {record.epoch:>4}/{self.epochs}  {text}")
 
+    def say(self, text: str) -> None:
+        """A line on stderr, above the bar where there is one."""
+        if self.visible:
+            tqdm.write(text, file=sys.stderr)
+
     def close(self) -> None:
         """Clear the bar."""
         self.bar.close()

@@ -97,7 +97,7 @@ class TrainConfig:
             which is cheap, but of weights that move (and of augmented images).
         layers: inner layers to measure too, by dotted name in the network.
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
-            (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy).
+            (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy), at the decays after a warm-up.
         checkpoint_every: epochs between kept weights; the last are always kept.
         save_seconds: least number of seconds between two saved states to resume from (at ends of epochs).
         loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -180,10 +179,6 @@ def _update_environment(run: RunFolder, values: Mapping[str, Any]) -> None:
         run.write_text(file.name, json.dumps({**old, **values}, indent=2) + "\n")
 
 
-def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def _train(
     config: TrainConfig,
     path: Path,
@@ -214,8 +209,6 @@ def _train(
     batches = Batches(data.train, config.batch_size, shuffle_seed=config.seed, **place)
     module.batch_sizes = batches.sizes
     budget = run_budget(config, len(data.train.labels))
-    if budget.advice and primary and (on_message or progress):
-        (on_message or _print)(budget.advice)
     bar = Progress(config.epochs, len(batches), progress and primary)
     online = OnlineFeatures(sharded=trainer.world_size > 1) if config.measure == "online" else None
     collapse = CollapseCallback(
@@ -263,6 +256,8 @@ def _train(
     try:
         if primary:
             made = folder()
+            if budget.advice:
+                (on_message or bar.say)(budget.advice)
             if not fresh:
                 _update_environment(run, _of_budget(budget))
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
