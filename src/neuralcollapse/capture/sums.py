@@ -27,7 +27,6 @@ class Sums:
         layers: name -> moments of the outputs of an inner layer.
         correct: number of samples whose class has the largest logit.
         loss: sum of the losses.
-        nonnegative: whether no feature so far was below 0.
         kept: (features, classes predicted by the head, by the model) of each batch, for NC4; None once too large.
     """
 
@@ -52,6 +51,7 @@ class Sums:
 
     @property
     def nonnegative(self) -> bool:
+        """Whether no feature so far, in any process that was joined, was below 0."""
         return self._elsewhere and (self._least is None or bool(self._least >= 0))
 
     def add(self, forward: Forward, batch: Any) -> None:

@@ -5,13 +5,13 @@ Each class then has a column of logits of its own, and only the bias joins them:
     min over b and Z:  sum_k [ p_k l(z_k + b, k) + c_k |z_k| ] + lb/2 |b|^2,     p_k = n_k/N,  c_k = mu sqrt(n_k)
 
 For a given bias, z_k is 0 iff `p_k |grad l(b, k)| <= c_k`. Otherwise `z = a (y - q)` with `q = softmax(z + b)`, and
-`|y - q| = c_k/p_k`: two equations in a and `s = log sum exp(z + b)`, since `q_j = omega(log a + b_j + a y_j - s)/a` with
-the Wright omega function. What remains is convex and differentiable in b: Newton's method.
+`|y - q| = c_k/p_k`: two equations in a and `s = log sum exp(z + b)`, since `q_j = omega(log a + b_j + a y_j - s)/a`
+with the Wright omega function. What remains is convex and differentiable in b: Newton's method.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +42,7 @@ def decoupled(model: Model) -> Decoupled:
     find = _squared if isinstance(model.loss, SquaredError) else _Softmax(targets, shares, prices)
     bias = np.zeros(len(counts))
     if model.bias:
-        bias = _best_bias(lambda b: find(targets, shares, prices, b), model.bias_decay, targets, shares)
+        bias = _best_bias(lambda b: find(targets, shares, prices, b), model.bias_decay, model.num_classes)
     logits = find(targets, shares, prices, bias).logits
     own = [torch.as_tensor(part, device=model.device) for part in (logits.T.copy(), bias)]
     return Decoupled(own[0], own[1] if model.bias else None)
@@ -58,33 +58,33 @@ class _Columns:
     hessian: np.ndarray
 
 
-def _best_bias(find, decay: float, targets: np.ndarray, shares: np.ndarray) -> np.ndarray:
+def _best_bias(find: Callable[[np.ndarray], _Columns], decay: float, num_classes: int) -> np.ndarray:
     """Newton's method with backtracking."""
-    bias = np.zeros(len(shares))
-    K = len(shares)
+    bias = np.zeros(num_classes)
 
     def at(b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         found = find(b)
         value = found.value + decay / 2 * float(b @ b)
-        return value, found.gradient + decay * b, found.hessian + decay * np.eye(K)
+        return value, found.gradient + decay * b, found.hessian + decay * np.eye(num_classes)
 
     value, gradient, hessian = at(bias)
     for _ in range(_STEPS):
         size = float(np.linalg.norm(gradient))
         scale = float(np.diag(hessian).max())
-        if size <= 1e-15 * scale:
+        if size <= 1e-16 * scale:
             break
         # Adding the same number to every bias changes no softmax, so ones are in the kernel of the Hessian.
         step = np.linalg.lstsq(hessian, gradient, rcond=1e-13)[0]
         slope = float(gradient @ step)
         if not slope > 0:
-            step, slope = gradient / scale, size**2 / scale
+            step, slope = gradient / max(scale, size), size**2 / max(scale, size)
         longest = float(np.abs(step).max())
         if longest > 5:
             step, slope = step * (5 / longest), slope * (5 / longest)
-        for _ in range(40):
+        for _ in range(40 if size > 1e-10 * scale else 3):
             trial = at(bias - step)
-            falls = trial[0] <= value - 1e-4 * slope
+            falls = trial[0] <= value - 1e-4 * slope and trial[0] < value * (1 - 1e-14)
+            # Near the end rounding hides the decrease of the value, but not that of the gradient.
             if falls or (trial[0] <= value * (1 + 1e-13) and float(np.linalg.norm(trial[1])) < 0.5 * size):
                 break
             step, slope = step / 2, slope / 2
@@ -121,14 +121,12 @@ class _Softmax:
         q = np.tile(softmax(bias), (K, 1))
         away = _away(q, targets)
         alive = shares * np.linalg.norm(away, axis=1) > prices * (1 + _ALIVE)
-        log_partition = np.full(K, float(logsumexp(bias)))
         multipliers = np.zeros(K)
         if alive.any():
-            self.log_a[alive], log_partition[alive], q[alive] = _columns(
+            self.log_a[alive], q[alive], away[alive] = _columns(
                 targets[alive], np.flatnonzero(alive), (prices / shares)[alive], bias, self.log_a[alive]
             )
             multipliers[alive] = np.exp(self.log_a[alive])
-            away[alive] = _away(q[alive], targets[alive])
         logits = multipliers[:, None] * away
         value = float(shares @ _loss(logits + bias, targets) + prices @ np.linalg.norm(logits, axis=1))
         return _Columns(logits, value, -(shares @ away), _hessian(q, away, shares, multipliers, alive))
@@ -155,7 +153,7 @@ def _loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
 def _columns(
     targets: np.ndarray, own: np.ndarray, goal: np.ndarray, bias: np.ndarray, log_a: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(log a, s, q) of classes `own`, (A, K) targets, at which `|y - q|` is `goal`: it falls as a grows.
+    """(log a, q, y - q) of classes `own`, (A, K) targets, at which `|y - q|` is `goal`: it falls as a grows.
 
     Newton's method in log a, inside a bracket that shrinks.
     """
@@ -164,18 +162,15 @@ def _columns(
     s = None
     for _ in range(_STEPS):
         a = np.exp(log_a)
-        s, q, omega_slope = _partition(targets, own, bias, log_a, s)
-        away = _away(q, targets)
+        s, q, z, omega_slope = _partition(targets, own, bias, log_a, s)
+        away = z / a[:, None]
         length = np.linalg.norm(away, axis=1)
         excess = np.log(length / goal)
-        if np.abs(excess).max() <= 4e-16 * 8:
-            break
         low, high = np.where(excess > 0, log_a, low), np.where(excess < 0, log_a, high)
         # implicit derivatives in log a
         bent = omega_slope / a[:, None]
         moved = bent * (1 + a[:, None] * targets) - q
         moved[rows, own] = bent[rows, own] = 0.0
-        others = 1 - q[rows, own]
         kappa = a + 1 / q[rows, own]
         R, T = bent.sum(1), moved.sum(1)
         ds = (a * away[rows, own] + kappa * T) / (1 + kappa * R)
@@ -184,42 +179,54 @@ def _columns(
         slope = -(away * dq).sum(1) / length**2
         with np.errstate(divide="ignore", invalid="ignore"):
             new = log_a - excess / slope
-        inside = np.isfinite(new) & (new > low) & (new < high) & (slope < 0)
-        new = np.where(inside, new, (low + high) / 2)
-        if np.abs(new - log_a).max() <= 1e-15 * (1 + np.abs(log_a).max()):
+        done = (np.abs(excess) <= 4e-15) | (np.abs(new - log_a) <= 4e-16 * (1 + np.abs(log_a)))
+        if done.all():
             break
-        log_a = new
-    return log_a, s, q
+        inside = np.isfinite(new) & (new > low) & (new < high) & (slope < 0)
+        log_a = np.where(done, log_a, np.where(inside, new, (low + high) / 2))
+    return log_a, q, away
 
 
 def _partition(
     targets: np.ndarray, own: np.ndarray, bias: np.ndarray, log_a: np.ndarray, start: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(s, q, the slope of omega) for multipliers a: with Q the sum of the others' q_j, s solves
-    `s = b_k + a (y_k - 1 + Q) - log(1 - Q)`, whose difference of sides is increasing and concave in s."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(s, q, z, the slope of omega) for multipliers a.
+
+    With Q the sum of the others' q_j, s solves `s = b_k + a (y_k - 1 + Q) - log(1 - Q)`, and the difference of the two
+    sides is increasing and concave in s. Where a y_j is large, `z_j = s + log q_j - b_j` has more digits than
+    `a (y_j - q_j)`.
+    """
     rows, a = np.arange(len(own)), np.exp(log_a)[:, None]
     base = log_a[:, None] + bias + a * targets
     base[rows, own] = -np.inf
-    rest = 1 - targets[rows, own]
+    large = a * targets > 1
+    large[rows, own] = False
     low, high = np.full(len(own), -np.inf), logsumexp(bias + a * targets, axis=1)
     s = high if start is None else np.minimum(start, high)
     for _ in range(_STEPS):
-        omega = wrightomega(base - s[:, None])
+        exponent = base - s[:, None]
+        omega = wrightomega(exponent)
         q, bent = omega / a, omega / (1 + omega)
         Q, R = q.sum(1), bent.sum(1) / a[:, 0]
         fits = Q < 1
         left = np.where(fits, 1 - Q, 1.0)
-        excess = np.where(fits, s - bias[own] - a[:, 0] * (Q - rest) + np.log1p(-np.where(fits, Q, 0.0)), -1.0)
+        z = a * targets - omega
+        z[rows, own] = 0.0
+        logs = np.where(omega < 1, exponent - omega, np.log(np.maximum(omega, 1.0)))
+        z[large] = (s[:, None] - bias - log_a[:, None] + logs)[large]
+        z[rows, own] = -z.sum(1)
+        excess = np.where(fits, s - bias[own] - z[rows, own] + np.log1p(-np.where(fits, Q, 0.0)), -1.0)
         low, high = np.where(excess < 0, s, low), np.where(excess > 0, s, high)
         step = excess / (1 + (a[:, 0] + 1 / left) * R)
         new = s - step
         new = np.where(fits & (new > low) & (new < high), new, np.where(np.isfinite(low), (low + high) / 2, new))
-        done = np.abs(step) <= 2e-16 * (1 + np.abs(s))
+        noise = 4e-16 * (1 + np.abs(s) + np.abs(z[rows, own]))
+        done = (np.abs(step) <= noise) | (np.abs(excess) <= noise)
         if (done & fits).all():
             break
         s = np.where(done & fits, s, new)
     q[rows, own] = 1 - Q
-    return s, q, bent
+    return s, q, z, bent
 
 
 def _hessian(

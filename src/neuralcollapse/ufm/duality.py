@@ -61,7 +61,7 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
     linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
-    norm = _weighted_norm(model, slopes)
+    norm = dual_norm(model, slopes)
     largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0, _LARGEST_SCALE)
     line = model.loss.dual_line(slopes, targets, weights)
 
@@ -87,11 +87,13 @@ def decay_cost(model: Model, objective: float) -> float:
     return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
 
 
-def _weighted_norm(model: Model, slopes: Tensor) -> float:
-    """`|G|_2` of unweighted slopes, or what takes its place if features are >= 0.
+def dual_norm(model: Model, slopes: Tensor) -> float:
+    """`|G|_2` of unweighted slopes, or what takes its place if features are >= 0: at most mu at a global minimiser.
 
     Without another matrix if all columns have the same weight.
     """
+    if model.nonnegative and not model.is_collapsed:
+        slopes, model = _class_means(model, slopes), model.collapsed()
     weights, roots = model.columns.weights, model.columns.roots
     if model.nonnegative:
         scaled = model.scaled(slopes * weights)

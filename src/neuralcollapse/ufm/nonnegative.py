@@ -6,12 +6,12 @@ Without a bias the classes have orthogonal features, `h_{k,i} = r_k e_k`, and ea
 
 For cross-entropy with smoothing a it is solved by `z = m_k (e_k - 1/K)`, `rho = sqrt((K-1)/K)`:
 
-    Q = a rho^2 + rho c_k/p_k ,    m_k = log((K-1) (1-Q)/Q)  if Q < (K-1)/K, else 0
+    Q = a rho^2 + rho c_k/p_k,    m_k = log((K-1) (1-Q)/Q)  if Q < (K-1)/K, else 0
     f* = sum_k p_k [ log(1 + (K-1) e^-m_k) + a rho^2 m_k ] + rho c_k m_k
 
-so that class k vanishes iff `n_k <= N^2 lW lH K/((K-1)(1-a)^2)`. For squared error `z = (1 - c_k/p_k)_+ e_k`. The slopes
-y_k of different classes then have no positive inner product, so that the bound of `duality.py` meets f*: that proves
-the formula. The same holds with a bias and equal classes (b is constant).
+so that class k vanishes iff `n_k <= N^2 lW lH K/((K-1)(1-a)^2)`. For squared error `z = (1 - c_k/p_k)_+ e_k`. The
+slopes y_k of different classes then have no positive inner product, so that the bound of `duality.py` meets f*: that
+proves the formula. The same holds with a bias and equal classes (b is constant).
 
 With a bias and unequal classes the bias joins the classes (`decoupled.py`), and if it is hardly decayed, small classes
 share features at the minimum. Descent finds that minimum, and it is exact where the bound proves it.
@@ -73,7 +73,10 @@ def minimum_bounds(model: Model) -> MinimumBounds:
     small = model.collapsed()
     logits, bias = _orthogonal_logits(model)
     best = _point(model, logits, bias)
-    upper, lower = float(small.value(best)), lower_bound(small, best)
+    upper = float(small.value(best))
+    if not model.bias or model.balanced:  # proved
+        return MinimumBounds(upper, upper, model.expand(best), True)
+    lower = lower_bound(small, best)
     if not _closed(small, upper, lower) and model.num_classes <= _DESCENT_UP_TO:
         upper, lower, best = _descended(model, best, upper, lower)
     return MinimumBounds(lower, upper, model.expand(best), _closed(small, upper, lower))
@@ -150,7 +153,8 @@ def _descended(model: Model, orthogonal: Point, upper: float, lower: float) -> t
         start = units.small.random_point(attempt, scale=1.0 if attempt > _ATTEMPTS // 2 else _SMALL).vector()
         if attempt <= _ATTEMPTS // 2:
             start = near + start * (attempt > 0)
-        point = work.point(bounded_lbfgs(units, start, tolerance=1e-12 * units.mu, iterations=3000) * scales)
+        descent = bounded_lbfgs(units, start, tolerance=1e-12 * units.mu, iterations=3000)
+        point = work.point(descent.points * scales)
         value = float(work.value(point))
         lower = max(lower, lower_bound(work, point))
         if value < upper:

@@ -9,6 +9,7 @@ import torch
 from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
+from neuralcollapse.ufm.descent import Descent
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.units import Units
 
@@ -28,7 +29,7 @@ def bounded_lbfgs(
     tolerance: float,
     iterations: int,
     watch: Callable[[Tensor], None] | None = None,
-) -> Tensor:
+) -> Descent:
     """Minimise the model of `units` from a canonical (n,) vector by SciPy's L-BFGS-B.
 
     It stops where no entry of the projected gradient exceeds `tolerance`, or where rounding hides all progress.
@@ -49,4 +50,4 @@ def bounded_lbfgs(
         callback=None if watch is None else lambda x: watch(torch.as_tensor(x.copy(), device=device)),
         options={"maxiter": iterations, "maxfun": 4 * iterations, "maxcor": 20, "ftol": 0.0, "gtol": tolerance},
     )
-    return torch.as_tensor(found.x, device=device)
+    return Descent(torch.as_tensor(found.x, device=device), int(found.nit))
