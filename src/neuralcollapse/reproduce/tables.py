@@ -43,24 +43,24 @@ def group_table(groups: Sequence[Group]) -> Table:
 
 
 THEORY = "What theory expects"
-_EXPECTED = ("nc2", "nc2_means", "nc3", "nc3_distance", "nc_bias")  # keys whose values in theory are told
+_EXPECTED = ("nc2", "nc2_means", "nc3", "nc3_distance", "nc_bias")
 
 
 def theory_table(groups: Sequence[Group]) -> list[Table]:
     """A row for each group: the time that its decay had, and its measures beside what theory expects of them."""
     axes = list(groups[0].labels)
     keys = [key for key in _EXPECTED if any(not math.isnan(group.mean(f"minimizer.{key}")) for group in groups)]
-    budgets = [[budget for run in group.runs if (budget := decay_budget(run)) is not None] for group in groups]
+    budgets = [[x for run in group.runs if (x := decay_budget(run)) is not None] for group in groups]
     if not keys and not any(budgets):
         return []
     rows = []
-    for group, budget in zip(groups, budgets, strict=True):
+    for group, noted in zip(groups, budgets, strict=True):
         predicted = [x for run in group.runs if (x := row_sum_left_predicted(run)) is not None]
         measured = [x for run in group.runs if (x := row_sum_left(run)) is not None]
         rows.append(
             [
                 *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
-                *(_mean_cell(values) for values in (budget, predicted, measured)),
+                *(_mean_cell(values) for values in (noted, predicted, measured)),
                 *(
                     Cell(
                         f"{number(group.mean(f'untrained.{key}'))} | {group.formatted(key)} | "
@@ -74,9 +74,9 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
     header = (*axes, "B", "|1'W| left, predicted", "|1'W| left, measured", *map(label, keys))
     note = (
         "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by "
-        "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. Measures: "
-        "expected of an untrained head | at the end | at the exact minimum for the run's classes, decays and sign of "
-        "features."
+        "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. "
+        "Measures: expected of an untrained head | at the end | at the exact minimum for the run's classes, decays "
+        "and sign of features."
     )
     return [Table(THEORY, rows, header, note, sortable=True)]
 

@@ -95,9 +95,9 @@ def expected_at_minimum(
     constant may then be added to it.
 
     The minimiser is not known, and nothing is raised, for unequal classes without decays, under focal loss, or of more
-    than 200 (50 with features >= 0 and a bias); for classes without samples; for fewer dimensions than the minimiser needs; where features >= 0 leave no
-    exact minimum, or the solver does not reach it; for unequal classes with a fixed frame, and for fixed frames other
-    than the simplex.
+    than 200 (50 with features >= 0 and a bias); for classes without samples; for fewer dimensions than the minimiser
+    needs; where features >= 0 leave no exact minimum, or the solver does not reach it; for unequal classes with a fixed
+    frame, and for fixed frames other than the simplex.
 
     Args:
         counts: n_k, the samples of each class.
@@ -110,7 +110,8 @@ def expected_at_minimum(
     """
     K, equal = len(counts), len(set(counts)) == 1
     most = _SOLVED_WITH_BIAS if nonnegative and bias else _SOLVED_CLASSES
-    if K < 2 or min(counts) < 1 or not (equal or (decays and most >= K and frame == "learned")):
+    solved = decays is not None and most >= K and frame == "learned"
+    if K < 2 or min(counts) < 1 or not (equal or solved):
         return {}
     values: dict[str, float] = {}
     if frame == "learned":
