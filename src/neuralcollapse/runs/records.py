@@ -28,6 +28,9 @@ _INFLATED = 20
 _LARGEST = 1e15  # of a class mean or weight: its square still fits in float32
 
 
+_LOGGED_HEAD = ("objective", "minimum", "ratio", "lower_bound")
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """One measured epoch: what `neuralcollapse.Recorder.measure` returns and a line of records.jsonl holds.
@@ -42,8 +45,8 @@ class Record:
         train: loss and accuracy on the training set in eval mode.
         test: loss and accuracy on the test set.
         measures: the keys of `neuralcollapse.measures`, and nc4, on the training set.
-        head: if asked for, the last layer's objective, its exact minimum, their ratio, and the lower bound
-            (`neuralcollapse.ufm.certify_head`).
+        head: if asked for, the last layer's objective, its minimum, their ratio, the lower bound, and the model that
+            it was compared with (`neuralcollapse.ufm.HeadCertificate.record`).
         layers: if asked for, the measures of inner layers, by dotted name.
         source: "eval" for a pass over the un-augmented training set in eval mode; "online" for the training steps of
             the epoch, during which the weights moved.
@@ -60,8 +63,12 @@ class Record:
     source: str = "eval"
 
     def flat(self) -> dict[str, float]:
-        """Every number by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ..."""
-        groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": self.head}
+        """The numbers by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ...
+
+        Of the head those that change: what describes its model is left out.
+        """
+        head = {name: self.head[name] for name in _LOGGED_HEAD if name in self.head}
+        groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": head}
         return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
 
     def value(self, key: str) -> float:
