@@ -7,7 +7,7 @@ Behind a ReLU the features are >= 0, and the model with real features has a mini
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -76,8 +76,8 @@ class HeadCertificate:
     least_count: int = 0
     largest_count: int = 0
     bias: bool = False
-    feature_decay_given: bool = False
-    bias_decay_given: bool = False
+    feature_decay_given: bool = field(default=False, compare=False)
+    bias_decay_given: bool = field(default=False, compare=False)
 
     def __repr__(self) -> str:
         model, ratio, bound = head_lines(self.record())
