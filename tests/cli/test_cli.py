@@ -573,9 +573,27 @@ def test_the_head_of_a_file_and_of_a_run_is_certified_on_request(tmp_path, capsy
     assert "--certify-head" in refused(capsys, "measure", tmp_path / "f.npz", "--weight-decay", "0.01")
     assert "leave them out" in refused(capsys, "measure", short_run.path, "--weight-decay", "0.01")
     assert main(["measure", str(short_run.path), "--certify-head"]) == 0
-    assert capsys.readouterr().out.count("times the exact minimum") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("times the minimum of the unconstrained feature model") == 1
+    assert printed.count("features >= 0, bias; decay of weight") == 1  # the last layer of the run follows a ReLU
     assert main(["measure", str(short_run.path), "--certify-head", "--json"]) == 0
-    assert all(record["head"]["ratio"] >= 1 for record in json.loads(capsys.readouterr().out)["records"])
+    heads = [record["head"] for record in json.loads(capsys.readouterr().out)["records"]]
+    assert all(head["ratio"] >= 1 and head["nonnegative"] == 1 for head in heads)
+
+
+def test_the_sign_of_the_features_of_a_file_may_be_given(tmp_path, capsys, arrays):
+    arrays = arrays | {"features": np.abs(arrays["features"])}
+    np.savez(tmp_path / "f.npz", **arrays)
+    flags = ["measure", str(tmp_path / "f.npz"), "--certify-head", "--weight-decay", "0.01", "--json"]
+    found = {}
+    for sign in ("auto", "real", "nonnegative"):
+        assert main([*flags, "--features-sign", sign]) == 0
+        found[sign] = json.loads(capsys.readouterr().out)["head"]
+    assert main(flags) == 0
+    assert json.loads(capsys.readouterr().out)["head"] == found["auto"] == found["nonnegative"]
+    assert found["real"]["nonnegative"] == 0
+    assert found["real"]["ratio"] > found["auto"]["ratio"]
+    assert "add it, or leave them out" in refused(capsys, *flags[:2], "--features-sign", "real")
 
 
 def test_a_file_is_compared_with_the_exact_minimum(tmp_path, capsys, arrays):

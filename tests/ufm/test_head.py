@@ -5,6 +5,7 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse import InputError
+from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm import UnconstrainedFeatureModel, certify_head
 from tests.ufm import oracles
 
@@ -168,13 +169,104 @@ def test_zero_features_with_a_given_decay_are_a_point_like_any_other():
     assert found.ratio > 1
 
 
+def positive_head(noise=0.0, counts=COUNTS, dim=6, bias=True):
+    """(features, labels, weight, bias) of the minimiser with features >= 0, plus noise that keeps them so."""
+    decay = WEIGHT_DECAY if bias else 0.0
+    model = Model(len(counts), dim, counts, WEIGHT_DECAY, FEATURE_DECAY, decay, bias, features="nonnegative")
+    point = model.global_minimizer() + model.random_point(1) * noise
+    return point.H.T.contiguous(), model.columns.labels, point.W, point.b
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_features_at_least_zero_are_compared_with_their_own_minimum(bias):
+    best = certify_head(*positive_head(bias=bias), WEIGHT_DECAY)
+    assert (best.nonnegative, best.exact, best.floor) == (True, True, False)
+    assert best.ratio == pytest.approx(1, abs=1e-8)
+    assert best.gap <= 1e-8
+    real = certify_head(*positive_head(bias=bias), WEIGHT_DECAY, features_sign="real")
+    assert (real.nonnegative, real.exact, real.floor) == (False, True, False)
+    assert real.ratio > 1.05  # a floor that features >= 0 cannot reach
+    assert real.objective == best.objective
+    found = certify_head(*positive_head(0.1, bias=bias), WEIGHT_DECAY)
+    assert found.lower_bound < found.minimum < found.objective
+    same = certify_head(*positive_head(0.1, bias=bias), WEIGHT_DECAY, features_sign="nonnegative")
+    assert same == found
+
+
+def test_one_negative_feature_makes_the_model_real():
+    features, labels, weight, bias = positive_head(0.1)
+    features[3, 2] = -1e-9
+    assert not certify_head(features, labels, weight, bias, WEIGHT_DECAY).nonnegative
+    with pytest.raises(InputError, match="expected features >= 0, got 1 negative entries"):
+        certify_head(features, labels, weight, bias, WEIGHT_DECAY, features_sign="nonnegative")
+
+
+def test_with_k_minus_1_dimensions_the_minimum_is_a_floor():
+    features, labels, weight, bias = positive_head(0.1)
+    parts = features[:, :3], labels, weight[:, :3], bias
+    for found in (certify_head(*parts, WEIGHT_DECAY), certify_head(*parts, WEIGHT_DECAY, features_sign="nonnegative")):
+        assert (found.nonnegative, found.floor) == (False, True)
+        assert "a floor" in repr(found)
+    assert not certify_head(parts[0] - 1, *parts[1:], WEIGHT_DECAY).floor
+
+
+def test_from_moments_the_sign_is_given():
+    features, labels, weight, bias = positive_head(0.1)
+    moments = nc.ClassMoments.from_batch(features, labels, 4)
+    loss = float(torch.nn.functional.cross_entropy(features @ weight.T + bias, labels))
+    expected = certify_head(features, labels, weight, bias, WEIGHT_DECAY)
+    arguments = (moments, loss, weight, bias, WEIGHT_DECAY)
+    found = nc.ufm.certify_head_moments(*arguments, features_sign="nonnegative")
+    assert found.nonnegative
+    for name in ("objective", "minimum", "ratio", "feature_decay", "bias_decay"):
+        assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9)
+    assert not nc.ufm.certify_head_moments(*arguments).nonnegative
+    with pytest.raises(InputError, match="moments do not show the sign"):
+        nc.ufm.certify_head_moments(*arguments, features_sign="auto")
+    with pytest.raises(InputError, match="no features_sign 'positive'"):
+        certify_head(features, labels, weight, bias, WEIGHT_DECAY, features_sign="positive")
+
+
+def test_an_inexact_minimum_is_an_upper_bound_and_says_so():
+    counts = [1859, 1118, 19, 3, 1, 1]
+    model = Model(6, 6, counts, 5e-4, 5e-3, 5e-4, features="nonnegative")
+    point = nc.ufm.minimum_bounds(model).point
+    found = certify_head(point.H.T.contiguous(), model.columns.labels, point.W, point.b, 5e-4, 5e-3)
+    assert (found.nonnegative, found.exact) == (True, False)
+    assert found.record()["exact"] == 0
+    assert found.ratio == pytest.approx(1, abs=1e-9)
+    assert "minimum of at most" in repr(found)
+    assert "may fall below 1" in repr(found)
+
+
 def test_a_head_certificate_reads_in_three_lines():
-    certificate = nc.ufm.HeadCertificate(0.25, 0.125, 2.0, 0.1, 0.15, 1e-5, 5e-4)
-    assert repr(certificate).splitlines() == [
-        "HeadCertificate(2 times the minimum)",
-        "  objective 0.25, minimum 0.125, lower bound 0.1",
-        "  decay of weights 0.0005, of features 1e-05",
+    found = certify_head(*positive_head(0.1), WEIGHT_DECAY, FEATURE_DECAY)
+    assert repr(found).splitlines() == [
+        "HeadCertificate(model  cross-entropy, K = 4, d = 6, 1 to 6 samples a class, features >= 0, bias; decay of "
+        "weight 0.01 (given), features 0.004 (given), bias 0.01 (as for the weight)",
+        f"  ratio  {found.ratio:.4g}: objective {found.objective:.6g}, exact minimum {found.minimum:.6g}",
+        f"  bound  {found.lower_bound:.6g}, proved from the head's own logits: the minimum is not below it)",
     ]
+    real = certify_head(*head(0.1, [3] * 4, bias=False), WEIGHT_DECAY)
+    assert (
+        repr(real)
+        .splitlines()[0]
+        .endswith(
+            "3 samples a class, real features, no bias; decay of weight 0.01 (given), "
+            f"features {real.feature_decay:.4g} (from the balance)"
+        )
+    )
+
+
+def test_a_record_holds_numbers_alone_and_old_ones_are_still_read():
+    record = certify_head(*positive_head(0.1), WEIGHT_DECAY).record()
+    assert {type(value) for value in record.values()} == {int, float}
+    assert {"objective", "minimum", "ratio", "lower_bound", "weight_decay", "feature_decay", "bias_decay"} < set(record)
+    assert (record["nonnegative"], record["exact"]) == (1, 1)
+    old = {name: record[name] for name in ("objective", "minimum", "ratio", "lower_bound")}  # of version 0.1.0
+    lines = head_lines(old)
+    assert lines[0] == "model  cross-entropy, real features"
+    assert lines[1:] == head_lines(record)[1:]
 
 
 @pytest.mark.parametrize("decay", [1e-8, 1e-5, 1.0])

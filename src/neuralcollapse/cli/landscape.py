@@ -33,6 +33,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--loss", default="cross_entropy", help="cross_entropy, label_smoothing[:A], focal[:GAMMA] or mse"
     )
+    parser.add_argument(
+        "--features",
+        choices=("real", "nonnegative"),
+        default="real",
+        help="nonnegative: features >= 0, as behind a ReLU; no atlas then (real)",
+    )
     parser.add_argument("--starts", type=int, default=100, metavar="N", help="random starts (100)")
     parser.add_argument("--method", default="lbfgs", help="of the recorded trajectories: lbfgs, newton, gd, sgd, adam")
     parser.add_argument("--seed", type=int, default=0, help="of the starts (0)")
@@ -81,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         options.bias_decay,
         not options.no_bias,
         options.loss,
+        features=options.features,
     )
     found = survey(
         model,

@@ -24,6 +24,7 @@ _ARRAYS = ("features", "labels", "weight", "bias")
 _INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
 _INFLATED = 200
 _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
+_OF_FILES = (*_DECAYS, "features_sign")  # options of --certify-head
 
 
 def add(commands: Any) -> None:
@@ -59,6 +60,11 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--bias-decay", type=float, metavar="L", help="of the bias (the weight decay)")
     parser.add_argument(
+        "--features-sign",
+        choices=("auto", "real", "nonnegative"),
+        help="of a file, for --certify-head: the sign of the model's features (auto: that of the measured ones)",
+    )
+    parser.add_argument(
         "--trust-code",
         action="store_true",
         help="of a run folder: import the code that its configuration names, as in network: my_module:function",
@@ -79,6 +85,8 @@ def run(options: argparse.Namespace) -> int:
                 "'neuralcollapse measure --help'"
             )
         _check_decays(options)
+        if options.features_sign is not None:
+            raise InputError("--features-sign is for files: a pass over the data sees the sign of the features itself")
         if options.certify_head and options.weight_decay is None:
             raise InputError("--certify-head needs --weight-decay of the training: add it")
         return checkpoints.run(options)
@@ -94,7 +102,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     """Measure the kept checkpoints of a run again."""
     folder = RunFolder.open(options.path)
     for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
-    for_files += [*(getattr(options, name) for name in _DECAYS)]
+    for_files += [getattr(options, name) for name in _OF_FILES]
     if options.no_pairwise or any(value is not None for value in for_files):
         raise InputError(
             "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
@@ -176,8 +184,8 @@ def _pairwise(options: argparse.Namespace) -> bool | int:
 
 
 def _check_decays(options: argparse.Namespace) -> None:
-    if not options.certify_head and any(getattr(options, name) is not None for name in _DECAYS):
-        raise InputError("the decays are for --certify-head: add it, or leave them out")
+    if not options.certify_head and any(getattr(options, name) is not None for name in _OF_FILES):
+        raise InputError("the decays and --features-sign are for --certify-head: add it, or leave them out")
 
 
 def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:
@@ -191,7 +199,9 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
     weight = torch.as_tensor(arrays["weight"])
     bias = torch.as_tensor(arrays["bias"]) if "bias" in arrays else None
     decays = (options.weight_decay, options.feature_decay)
-    return certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay).record()
+    sign = options.features_sign or "auto"
+    found = certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay, features_sign=sign)
+    return found.record()
 
 
 def _at_minimum(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:

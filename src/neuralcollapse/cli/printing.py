@@ -12,6 +12,7 @@ from typing import Any
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import nan_to_none
+from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.runs.records import MEASURES, Record
 
 
@@ -38,11 +39,10 @@ def print_measures(record: Record) -> None:
     if "num_pairs" in values:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
     if record.head:
-        head = record.head
-        print(
-            f"\n  {'head':<27} {head['ratio']:>10.4g}   times the exact minimum: objective {head['objective']:.6g}, "
-            f"minimum {head['minimum']:.6g}, bound {head['lower_bound']:.6g}"
-        )
+        ratio = record.head["ratio"]
+        print(f"\n  {'head':<27} {ratio:>10.4g}   times the minimum of the unconstrained feature model:")
+        for text in head_lines(record.head):
+            print(f"    {text}")
     if record.layers:
         print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
     for name, values in record.layers.items():

@@ -35,6 +35,7 @@ def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
         weight_decay,
         feature_decay,
         bias_decay=bias_decay,
+        features_sign="nonnegative" if capture.nonnegative else "real",
     ).record()
 
 

@@ -11,10 +11,9 @@ from functools import partial
 
 from neuralcollapse.report.expected import Curve, of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
+from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Group, common_unit
 from neuralcollapse.runs.records import MEASURES, Record, label, number
-
-_HEAD = (("objective", "the head"), ("minimum", "exact minimum"), ("lower_bound", "bound from the head"))
 
 
 def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
@@ -67,9 +66,13 @@ def measure_curve(
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:
     """The last layer's objective, the exact minimum for its class counts, and the lower bound from its class means."""
-    lines = [(text, [record.value(f"head.{key}") for record in records]) for key, text in _HEAD]
+    last = next(record.head for record in reversed(records) if record.head)
+    kind = features_words(last)
+    exact = "exact minimum" if last.get("exact", 1) else "upper bound of the minimum"
+    names = {"objective": "the head", "minimum": f"{exact}, {kind}", "lower_bound": "bound from the head"}
+    lines = [(text, [record.value(f"head.{key}") for record in records]) for key, text in names.items()]
     caption = (
-        "The last layer as a point of the unconstrained feature model: its objective, the exact global minimum for "
+        f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
         "its class counts and decays, and the lower bound that its class means certify. "
         f"At the end {number(records[-1].value('head.ratio'))} times the minimum."
     )

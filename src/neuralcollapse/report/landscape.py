@@ -35,11 +35,13 @@ def landscape_page(found: Survey) -> Page:
     """The page of a survey."""
     model = found.model
     counts = model.counts[0] if model.balanced else ", ".join(map(str, model.counts))
+    features = "features >= 0" if model.nonnegative else "features"
     return Page(
         title=f"Landscape of the unconstrained feature model, K = {model.num_classes}, d = {model.feature_dim}",
         subtitle=(
             f"{model.loss.name.replace('_', ' ')}, samples a class: {counts}; decay of weights {model.weight_decay:g}, "
-            f"features {model.feature_decay:g}, bias {f'{model.bias_decay:g}' if model.bias else 'none (no bias)'}"
+            f"{features} {model.feature_decay:g}, "
+            f"bias {f'{model.bias_decay:g}' if model.bias else 'none (no bias)'}"
         ),
         verdict=summary(found),
         cards=_cards(found),

@@ -14,6 +14,7 @@ from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, number
 
@@ -56,6 +57,7 @@ def single_page(run: Run) -> Page:
         figures=run_figures(run),
         tables=[
             _measures(run),
+            *_head(run),
             *_layers(run),
             *budget_table(run),
             Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
@@ -165,6 +167,15 @@ def _estimate(record: Record, name: str) -> str:
     """A measure for reading, with its standard error where it is of a sample of pairs."""
     error = record.measures.get(f"{name}_error", math.nan)
     return number(record.measures.get(name)) + ("" if math.isnan(error) else f" ± {error:.1g}")
+
+
+def _head(run: Run) -> list[Table]:
+    """The certificate of the head: its model, its ratio, its bound."""
+    last = run.last
+    rows = [tuple(line.split("  ", 1)) for line in head_lines(last.head)] if last.head else []
+    heading = f"The head against its optimum at {run.unit} {last.epoch:,}"
+    note = "The last layer as a point of the unconstrained feature model. Its ratio goes to 1 under collapse."
+    return [Table(heading, rows, note=note)] if rows else []
 
 
 def _layers(run: Run) -> list[Table]:

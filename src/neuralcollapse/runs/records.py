@@ -29,6 +29,9 @@ _INFLATED = 20
 _LARGEST = 1e15  # of a class mean or weight: its square still fits in float32
 
 
+_LOGGED_HEAD = ("objective", "minimum", "ratio", "lower_bound")
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
     """One measured epoch: what `neuralcollapse.Recorder.measure` returns and a line of records.jsonl holds.
@@ -43,8 +46,8 @@ class Record:
         train: loss and accuracy on the training set in eval mode.
         test: loss and accuracy on the test set.
         measures: the keys of `neuralcollapse.measures`, and nc4, on the training set.
-        head: if asked for, the last layer's objective, its exact minimum, their ratio, and the lower bound
-            (`neuralcollapse.ufm.certify_head`).
+        head: if asked for, the last layer's objective, its minimum, their ratio, the lower bound, and the model that
+            it was compared with (`neuralcollapse.ufm.HeadCertificate.record`).
         layers: if asked for, the measures of inner layers, by dotted name.
         minimizer: where theory knows them, the values of the measures at the exact minimiser of the unconstrained
             feature model for the run's class counts, decays, loss and sign of the features.
@@ -66,12 +69,16 @@ class Record:
     untrained: dict[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
-        """Every number by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ..."""
+        """The numbers by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ...
+
+        Of the head those that change: what describes its model is left out.
+        """
+        head = {name: self.head[name] for name in _LOGGED_HEAD if name in self.head}
         groups = {
             "collapse": self.measures,
             "train": self.train,
             "test": self.test,
-            "head": self.head,
+            "head": head,
             "minimizer": self.minimizer,
         }
         return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}

@@ -41,7 +41,8 @@ class Survey:
 
     Attributes:
         model: the model.
-        minimum: the exact global minimum; None if it is not known (d < K-1, or focal loss with unequal counts).
+        minimum: the exact global minimum; None if it is not known (d < K-1, or focal loss with unequal counts; with
+            features >= 0 also where its bounds do not agree).
         atlas: critical points.
         coverage: what was searched for them and what was not, in words.
         starts: the ends of the random starts.
@@ -89,6 +90,8 @@ def survey(
 ) -> Survey:
     """Survey the landscape of a model: `starts` random starts, some of them recorded step by step by `method`.
 
+    With features >= 0 there is no atlas, and so no way out of a saddle; spectra and phase diagram are left out too.
+
     `on_message` is called with the name of each stage as it begins.
     """
     minimum, lowest = None, None
@@ -112,7 +115,7 @@ def survey(
     tied = [entry for entry in entries if entry.family == "partition"]
     saddles = [entry for entry in tied if entry.certificate.verdict == "strict_saddle"]
     chosen = {f"saddle {entry.name}": entry.point for entry in (saddles[:1] + saddles[-1:])}
-    if lowest is not None:
+    if lowest is not None and not model.nonnegative:
         chosen["global minimum"] = lowest
     small = model.collapsed()
     spectra = {
@@ -124,7 +127,7 @@ def survey(
         saddle = max(saddles, key=lambda entry: len(entry.partition))
         way = (saddle, way_out(model, saddle))
     phase = None
-    if not model.balanced and model.loss.convex:
+    if not model.balanced and model.loss.convex and not model.nonnegative:
         on_message("the phase diagram of minority collapse")
         phase = minority_phase(model)
     return Survey(model, minimum, entries, coverage(model) if entries else "", ends, trajectories, spectra, way, phase)
