@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.capture import sums
+from neuralcollapse.capture.collect import collect
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
 
 K, D, N, INPUTS = 3, 5, 25, 4  # batches of 8 leave one sample for the last
@@ -141,6 +142,26 @@ class Tokens(nn.Module):
 
     def forward(self, ids, mask=None):
         return {"logits": self.fc(self.embed(ids))}
+
+
+def test_it_is_known_whether_every_measured_feature_is_at_least_zero(network, data):
+    inputs, labels = data
+    network.body.append(nn.ReLU())
+    batches = list(zip(inputs.split(8), labels.split(8), strict=True))
+    assert collect(network, batches, progress=False).nonnegative
+    network.body[-1] = nn.Identity()
+    with torch.no_grad():
+        network.eval()
+        lowest = int(network.body(inputs).amin(1).argmin())
+    shift = nn.Identity()
+    network.body.append(shift)
+    least = network.body(inputs).detach().amin(1).sort().values
+    shift.register_forward_hook(lambda module, given, output: output - (least[0] + least[1]) / 2)
+    assert not collect(network, batches, progress=False).nonnegative  # one feature of one sample is below zero
+    ignored = labels.clone()
+    ignored[lowest] = -100
+    batches = list(zip(inputs.split(8), ignored.split(8), strict=True))
+    assert collect(network, batches, ignore_index=-100, progress=False).nonnegative
 
 
 def test_token_features_are_measured_one_by_one():

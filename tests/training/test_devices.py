@@ -14,6 +14,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 import neuralcollapse as nc
+from neuralcollapse.capture.collect import collect
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.remeasure import remeasure
 
@@ -128,6 +129,12 @@ def measure(rank: int, world: int, folder: str) -> None:
             found[shares] = nc.measure(network(), batches, layers=["body"], sharded=True, progress=False)
         except nc.InputError as error:
             found[shares] = {"error": str(error)}
+    body = torch.nn.Sequential(nn.Identity(), nn.Linear(D, K))  # its features are the inputs
+    signed = [(inputs.abs() - 9 * (rank == 1), labels) for inputs, labels in loader(rank, world, "even")]
+    positive = [(inputs.abs(), labels) for inputs, labels in signed]
+    for name, batches in (("one signed", signed), ("none signed", positive)):
+        capture = collect(body.double(), batches, "1", nc4=False, sharded=True, progress=False)
+        found[name] = capture.nonnegative
     dist.destroy_process_group()
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
@@ -156,6 +163,10 @@ def test_sharded_over_two_processes_the_measures_are_those_of_one(shares, sharde
         assert {name: values[name] for name in others} == pytest.approx(
             {name: expected[name] for name in others}, rel=1e-9
         )
+
+
+def test_features_are_nonnegative_if_they_are_in_every_process(sharded):
+    assert [(found["one signed"], found["none signed"]) for found in sharded] == [(False, True)] * 2
 
 
 def test_a_process_without_samples_is_an_error_in_both(sharded):

@@ -137,6 +137,19 @@ def test_only_the_first_process_takes_up_the_sums_of_all(primary, monkeypatch):
     assert (state["sums"] is not None, state["correct"]) == ((True, 4.0) if primary else (False, 0.0))
 
 
+def test_the_sign_of_the_features_goes_with_the_sums(tmp_path, captures):
+    train(replace(ONLINE, epochs=1), tmp_path / "run", progress=False)  # its features come from a ReLU
+    assert [capture.nonnegative for capture in captures] == [True]
+    online = OnlineFeatures()
+    online._moments = nc.ClassMoments.from_batch(torch.rand(6, 3), torch.arange(6) % 2, 2)
+    state = online.state_dict()
+    old = {name: value for name, value in state.items() if name != "nonnegative"}
+    for given, nonnegative in ((state, True), (old, False)):  # 0.1.0 did not keep it: not known
+        again = OnlineFeatures()
+        again.load_state_dict(given)
+        assert again.state_dict()["nonnegative"] is nonnegative
+
+
 def test_sums_are_joined_by_all_processes_and_only_within_an_epoch(tmp_path, monkeypatch):
     """Else one process waits for others that never come: each writes its state at a time of its own."""
     written = []

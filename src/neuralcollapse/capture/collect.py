@@ -41,6 +41,7 @@ class Capture:
         layers: name -> moments of the outputs of an inner layer.
         classes: the numbers of the classes that were measured, if not all.
         layer: the dotted name of the classifier.
+        nonnegative: whether every feature was >= 0, as after a ReLU; False if that is not known.
     """
 
     moments: ClassMoments
@@ -52,6 +53,7 @@ class Capture:
     layers: dict[str, ClassMoments] = field(default_factory=dict)
     classes: Tensor | None = None
     layer: str = ""
+    nonnegative: bool = False
 
     def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
         """The dict that `measure` returns."""
@@ -249,6 +251,7 @@ def _result(forward: Forward, sums: Sums) -> Capture:
         layers=sums.layers,
         classes=None if subset is None else subset.classes,
         layer=forward.head.name,
+        nonnegative=sums.nonnegative,
     )
 
 

@@ -46,6 +46,13 @@ class Sums:
         self._means_dtype = means_dtype
         self._loss = loss
         self._kept_bytes = 0
+        self._least: Tensor | None = None  # stays on the features' device, so that no batch waits for it
+        self._elsewhere = True
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether no feature so far, in any process that was joined, was below 0."""
+        return self._elsewhere and (self._least is None or bool(self._least >= 0))
 
     def add(self, forward: Forward, batch: Any) -> None:
         """Run a batch through the network and add it to the sums."""
@@ -54,6 +61,7 @@ class Sums:
             self.moments = self._empty(captured.features.shape[1], captured.features.device)
             self.moments.round_at_least(forward.spacing)
         self.moments.update(captured.features, captured.labels)
+        self._least = least_feature(captured.features, self._least)
         for name, outputs in captured.layers.items():
             if name not in self.layers:
                 self.layers[name] = self._empty(outputs.shape[1], outputs.device)
@@ -74,18 +82,32 @@ class Sums:
         """
         if self.moments is None:
             self.moments = self._empty(forward.tensors()[0].shape[1], forward.device)
-        with_samples, keep, self.correct, self.loss = summed(
-            forward.device, self.moments.num_samples > 0, self.kept is not None, self.correct, self.loss
+        with_samples, keep, signed, self.correct, self.loss = summed(
+            forward.device,
+            self.moments.num_samples > 0,
+            self.kept is not None,
+            not self.nonnegative,
+            self.correct,
+            self.loss,
         )
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
         self.kept = self.kept if keep == everywhere else None
+        self._elsewhere = signed == 0
         self.moments = merged(self.moments)
         self.layers = {name: merged(part) for name, part in self.layers.items()}
 
     def _empty(self, dim: int, device: torch.device) -> ClassMoments:
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
+
+
+def least_feature(features: Tensor, least: Tensor | None = None) -> Tensor | None:
+    """The smallest entry of the features and of those before them, as a tensor on their device; None without any."""
+    if not features.numel():
+        return least
+    smallest = features.detach().amin()
+    return smallest if least is None else torch.minimum(smallest, least.to(smallest))
 
 
 def predictions(captured: CapturedBatch, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:

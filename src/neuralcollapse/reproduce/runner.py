@@ -20,9 +20,10 @@ import yaml
 
 from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.reproduce import surveys
-from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
-from neuralcollapse.reproduce.checks import Results, validate
+from neuralcollapse.reproduce.checks import validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
+from neuralcollapse.reproduce.results import COSTS as COST_NAMES
+from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold

@@ -11,6 +11,7 @@ from torch import nn
 from neuralcollapse.capture.arguments import find_classifier
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.capture.processes import merged, summed
+from neuralcollapse.capture.sums import least_feature
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.linear import head_tensors
@@ -33,6 +34,8 @@ class OnlineFeatures(lightning.Callback):
 
     def _begin(self) -> None:
         self._moments: ClassMoments | None = None
+        self._least: torch.Tensor | None = None
+        self._signed_before = False
         self._correct = self._loss = 0.0
 
     @torch.no_grad()
@@ -50,6 +53,7 @@ class OnlineFeatures(lightning.Callback):
         except InputError as error:
             where = f"epoch {trainer.current_epoch + 1}"
             raise InputError(f"training diverged in {where} ({error}): lower the learning rate") from None
+        self._least = least_feature(features, self._least)
         self._correct += int((logits.argmax(1) == labels).sum())
         self._loss += float(pl_module.loss(logits.float(), labels)) * len(labels)
 
@@ -62,24 +66,26 @@ class OnlineFeatures(lightning.Callback):
         assert isinstance(model, Classification)
         weight, bias = head_tensors(find_classifier(model, model.classifier, None)[0].module)
         own = self._moments or ClassMoments.zeros(weight.shape[0], weight.shape[1], weight.device)
-        moments, (correct, loss) = self._joined(own)
-        return Capture(moments, weight, bias, correct / moments.num_samples, loss / moments.num_samples)
+        moments, (correct, loss, signed) = self._joined(own)
+        count = moments.num_samples
+        return Capture(moments, weight, bias, correct / count, loss / count, nonnegative=not signed)
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of an epoch that is not over, over all processes: all of them must call this."""
-        sums, totals = None, [0.0, 0.0]
+        sums, totals = None, [0.0, 0.0, 0.0]
         if self._moments is not None:
             moments, totals = self._joined(self._moments)
             sums = (moments.packed, moments.num_classes, moments.feature_dim)
-        return {"sums": sums, "correct": totals[0], "loss": totals[1]}
+        return {"sums": sums, "correct": totals[0], "loss": totals[1], "nonnegative": not totals[2]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a `state_dict`; the sums of all processes are the first one's now, the others begin with none."""
         if state_dict["sums"] is not None and is_primary():
             self._correct, self._loss = state_dict["correct"], state_dict["loss"]
             self._moments = ClassMoments(*state_dict["sums"])
+            self._signed_before = not state_dict.get("nonnegative", False)  # version 0.1.0 did not keep it
 
     def _joined(self, moments: ClassMoments) -> tuple[ClassMoments, list[float]]:
-        if not self.sharded:
-            return moments, [self._correct, self._loss]
-        return merged(moments), summed(moments.packed.device, self._correct, self._loss)
+        signed = self._signed_before or (self._least is not None and bool(self._least < 0))
+        totals = [self._correct, self._loss, float(signed)]
+        return (merged(moments), summed(moments.packed.device, *totals)) if self.sharded else (moments, totals)

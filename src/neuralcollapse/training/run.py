@@ -218,6 +218,8 @@ def _train(
         config.measured,
         config.layers,
         head_decay(config) if config.certify_head else None,
+        decays=known_decays(config),
+        loss_name=config.loss,
         inside=NETWORK,
         out=run,
         loss=loss,
@@ -296,6 +298,12 @@ def head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
     if config.decay_on == "all":
         return config.weight_decay, None, None
     return config.weight_decay, config.feature_decay, config.bias_decay
+
+
+def known_decays(config: TrainConfig) -> tuple[float, float | None, float | None] | None:
+    """The decays of the objective that a run minimises, None where it has none: without decay, or under AdamW."""
+    coupled = config.weight_decay > 0 and config.optimizer != "adamw"
+    return head_decay(config) if coupled and (config.decay_on == "all" or config.feature_decay > 0) else None
 
 
 def _is_whole(run: RunFolder, config: TrainConfig) -> bool:

@@ -7,6 +7,7 @@ from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.minimizers import closed_form, fixed_classifier_minimum, spherical_minimum
 from neuralcollapse.ufm.model import Point
+from neuralcollapse.ufm.nonnegative import MinimumBounds, class_margins, minimum_bounds
 from neuralcollapse.ufm.solvers import Solution
 from neuralcollapse.ufm.unconstrained import UnconstrainedFeatureModel
 
@@ -16,6 +17,7 @@ __all__ = [
     "Focal",
     "HeadCertificate",
     "Hessian",
+    "MinimumBounds",
     "Point",
     "Solution",
     "SquaredError",
@@ -23,9 +25,11 @@ __all__ = [
     "certify",
     "certify_head",
     "certify_head_moments",
+    "class_margins",
     "closed_form",
     "decay_budget",
     "fixed_classifier_minimum",
+    "minimum_bounds",
     "row_sum_left",
     "spherical_minimum",
 ]

@@ -132,8 +132,10 @@ def atlas(
 
     Raises:
         InputError: K > 20 and no partitions given, groups that are not a partition of the classes, or a rank that is
-            not between 1 and K-1.
+            not between 1 and K-1; features >= 0.
     """
+    if model.nonnegative:
+        raise InputError("the atlas is of models with features='real': behind features >= 0 no saddle can be certified")
     if ranks is None:
         ranks = _default_ranks(model) if partitions is None else ()
     ranks = [check_count(rank, "a rank", 1) for rank in ranks]

@@ -11,6 +11,9 @@ No point is exactly critical, and near a minimum |grad g|_2 may exceed mu by abo
 small gradient is first moved to the critical point beside it (`polish.py`), and that point is a saddle only if its
 negative curvature exceeds what the remaining error explains. All tolerances are taken in canonical units (`units.py`),
 so that equivalent models get the same verdicts.
+
+With features >= 0 a critical point has no projected gradient, and no saddle is ever certified: a class whose features
+are all 0 gets no gradient, but neither is there a way down of second order.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.ufm.duality import decay_cost, lower_bound, spectral_norm, top_pair
+from neuralcollapse.ufm.duality import decay_cost, dual_norm, lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import NEAR, Polished, polish
@@ -41,13 +44,15 @@ class Certificate:
     """What is known about a point.
 
     Attributes:
-        verdict: "global_minimum", "strict_saddle", "not_critical" or "undecided".
+        verdict: "global_minimum", "strict_saddle", "not_critical" or "undecided"; with features >= 0 never the second.
         reason: why, in one sentence.
         objective: f at the point.
         lower_bound: the best certified lower bound of the minimum; -inf if there is none (focal loss).
         gap: `objective - lower_bound`: the point is at most this far above the minimum.
-        gradient_norm: `|grad f|`.
-        spectral_ratio: `|grad g|_2 / mu`; at most 1 at a global minimiser.
+        gradient_norm: `|grad f|`; with features >= 0 of the projected gradient, without the entries that hold features
+            at 0.
+        spectral_ratio: `|grad g|_2 / mu`, or with features >= 0 what takes its place (`duality.dual_norm`); at most 1
+            at a global minimiser.
         curvature: `f''[D, D]` along `direction`, negative at a strict saddle; None without a direction.
         direction: the way down D, as a point; None if none is known.
         least_eigenvalue: at a saddle, the Rayleigh quotient of the best combination of the two parts of D. It is an
@@ -101,10 +106,12 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         )
     if math.isnan(known_bound):
         raise InputError("expected known_bound to be a number, got nan")
-    slopes = model.loss.gradient(logits, model.targets).mul_(model.columns.weights)
-    gradient = model.gradient_at(point, slopes)
+    slopes = model.loss.gradient(logits, model.targets)
+    ratio = dual_norm(model, slopes) / model.mu if model.nonnegative else math.nan
+    slopes = slopes.mul_(model.columns.weights)
+    gradient = model.projected(point, model.gradient_at(point, slopes))
     slopes = model.scaled(slopes)
-    ratio = spectral_norm(slopes) / model.mu
+    ratio = ratio if model.nonnegative else spectral_norm(slopes) / model.mu
     bound = max(known_bound, lower_bound(model, point, products))
     if known_bound > objective + _CONTRADICTION * abs(objective) + 1e-13:
         raise InputError(
@@ -116,13 +123,15 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     rounding = 4e-16 * (1 + norm) * float(slopes.norm()) * units.mu / model.mu
     critical = slope <= CRITICAL * min(1.0, units.mu) * (1 + norm) + rounding
     near = None
-    if critical and not _closed(model, objective, bound):
+    if critical and not model.nonnegative and not _closed(model, objective, bound):
         near = polish(units, units.enter(point))
         bound = max(bound, lower_bound(units.small, near.point))
     facts = (objective, bound, objective - bound, gradient.norm(), ratio)
 
     if _closed(model, objective, bound):
         return Certificate("global_minimum", f"the certified gap is {max(objective - bound, 0.0):.1e}", *facts)
+    if critical and model.nonnegative:
+        return Certificate("undecided", _why_undecided(model, facts[2]), *facts)
     if near is None:
         return Certificate("not_critical", f"the gradient's length is {facts[3]:.1e}: descend further", *facts)
     return _way_down(model, units, near, facts) or Certificate("undecided", _why_undecided(model, facts[2]), *facts)
@@ -164,6 +173,11 @@ def _way_down(
 
 
 def _why_undecided(model: Model, gap: float) -> str:
+    if model.nonnegative:
+        return (
+            f"a critical point, at most {gap:.3g} above the minimum: with features >= 0 it may be a local minimum, or "
+            "a class may be stuck with features that are all 0"
+        )
     if not model.loss.convex:
         return "no descent direction of second order, and no lower bound exists for a loss that is not convex"
     if model.feature_dim < model.num_classes - 1:

@@ -8,6 +8,10 @@ least that. With the slopes G of any logits, |G|_2 the spectral norm, and `0 <= 
 is a lower bound, concave in t. Without a bias the last term is absent. Without decay on the bias, G 1 must be zero;
 minimising over b alone achieves this up to rounding, whose worst effect is subtracted (for a minimum with |b| up to
 1e3, since nothing else bounds b then). Source: weak duality; Zhu et al. 2021 for the convex form.
+
+With features >= 0 more slopes are admissible. In the dual the rows h of the features of a collapsed point only have to
+satisfy `|Y h|^2 <= mu^2 |h|^2` for h >= 0, with Y = G of the class means, and `h'Y'Y h <= h'(Y'Y)_+ h`, so that
+`t <= mu / sqrt(lambda)` will do, lambda the smaller of the largest eigenvalues of Y'Y and of its positive part.
 """
 
 from __future__ import annotations
@@ -51,10 +55,13 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
     one_hot = isinstance(model.loss, CrossEntropy) and not model.loss.smoothing
     if bias is not None and model.bias_decay == 0 and not one_hot:  # any slopes will do: take close ones with G 1 = 0
         slopes = slopes - (slopes @ weights).unsqueeze(-1) / weights.sum()
+    if model.nonnegative and not model.is_collapsed:  # the mean slopes of each class give no smaller a bound
+        slopes, model = _class_means(model, slopes), model.collapsed()
+        weights, targets = model.columns.weights, model.targets
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
     linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
-    norm = _weighted_norm(model, slopes)
+    norm = dual_norm(model, slopes)
     largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0, _LARGEST_SCALE)
     line = model.loss.dual_line(slopes, targets, weights)
 
@@ -80,12 +87,28 @@ def decay_cost(model: Model, objective: float) -> float:
     return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
 
 
-def _weighted_norm(model: Model, slopes: Tensor) -> float:
-    """`|G|_2` of unweighted slopes; without another matrix if all columns have the same weight."""
+def dual_norm(model: Model, slopes: Tensor) -> float:
+    """`|G|_2` of unweighted slopes, or what takes its place if features are >= 0: at most mu at a global minimiser.
+
+    Without another matrix if all columns have the same weight.
+    """
+    if model.nonnegative and not model.is_collapsed:
+        slopes, model = _class_means(model, slopes), model.collapsed()
     weights, roots = model.columns.weights, model.columns.roots
+    if model.nonnegative:
+        scaled = model.scaled(slopes * weights)
+        gram = scaled.mT @ scaled
+        largest = [float(torch.linalg.eigvalsh(matrix)[-1]) for matrix in (gram.clamp(min=0), gram)]
+        return math.sqrt(max(0.0, min(largest)))
     if model.balanced:
         return spectral_norm(slopes) * float(weights[0] / roots[0])
     return spectral_norm(model.scaled(slopes * weights))
+
+
+def _class_means(model: Model, slopes: Tensor) -> Tensor:
+    """(K, K): the mean of the columns of each class."""
+    sums = slopes.new_zeros(*slopes.shape[:-1], model.num_classes).index_add_(-1, model.columns.labels, slopes)
+    return sums / torch.tensor(model.counts, dtype=sums.dtype, device=sums.device)
 
 
 def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Sources: Zhu et al. 2021 (cross-entropy); the other closed forms follow from the
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from neuralcollapse.geometry.frames import simplex_etf
 from neuralcollapse.ufm.duality import best_bias, decay_cost, lower_bound, spectral_norm
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.nonnegative import nonnegative_minimizer
 from neuralcollapse.ufm.polish import descend
 from neuralcollapse.ufm.units import Units
 
@@ -25,6 +27,8 @@ _ATTEMPTS = 5  # starts of the solver
 _GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
 _ENOUGH = 1e-7  # the one that it must reach
 _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
+_KEPT = 4  # solutions
+_solutions: dict[Hashable, tuple[Tensor, Tensor | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def closed_form(model: Model) -> ClosedForm | None:
     K c >= 1-a, all are zero and `f* = log K` (`collapses_to_zero`). Focal loss: m minimises
     `(1-p)^gamma (-log p) + (K-1) c m` with `p = 1/(1+(K-1)e^-m)`, and is found by a scalar search.
     """
-    if not model.balanced:
+    if not model.balanced or model.nonnegative:
         return None
     K, n = model.num_classes, model.counts[0]
     c = math.sqrt(n) * model.mu
@@ -76,8 +80,10 @@ def global_minimizer(model: Model) -> Point:
 
     Raises:
         InputError: d is below the rank of the minimiser (d < K-1, or d < K for some MSE models), or the loss is focal
-            and the classes are unequal (not convex: no exact solver).
+            and the classes are unequal (not convex: no exact solver). With features >= 0: as `minimum_bounds`.
     """
+    if model.nonnegative:
+        return nonnegative_minimizer(model)
     form = closed_form(model)
     if form is not None:
         _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
@@ -110,7 +116,19 @@ def global_minimum(model: Model) -> float:
 def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
     """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
 
-    Solved with d = K, where the landscape is benign and descent finds the minimum, and in canonical units, where the
+    The last solutions are kept: the certificate of a head and what theory expects of its measures are of one model.
+    """
+    decays = (model.weight_decay, model.feature_decay, model.bias_decay)
+    key = (model.counts, decays, model.bias, type(model.loss), tuple(vars(model.loss).items()), model.device)
+    if key not in _solutions:
+        while len(_solutions) >= _KEPT:
+            _solutions.pop(next(iter(_solutions)), None)
+        _solutions[key] = _solve_convex(model)
+    return _solutions[key]
+
+
+def _solve_convex(model: Model) -> tuple[Tensor, Tensor | None]:
+    """Solved with d = K, where the landscape is benign and descent finds the minimum, and in canonical units, where the
     problem is best conditioned. L-BFGS comes near; Newton's method does the rest, for tiny decays nearly everything.
     """
     units = Units(model.like(feature_dim=model.num_classes).collapsed())

@@ -2,7 +2,10 @@
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lW/2 |W|^2 + lH/2 |H|^2 + lb/2 |b|^2
 
-Source: Zhu, Ding, Zhou, Li, You, Sulam, Qu, NeurIPS 2021 (arXiv 2105.02375), equation 2.
+With features="nonnegative" every entry of H is >= 0, as behind a ReLU.
+
+Sources: Zhu, Ding, Zhou, Li, You, Sulam, Qu, NeurIPS 2021 (arXiv 2105.02375), equation 2; with H >= 0: Dang, Tran,
+Nguyen, Ho, ICML 2024.
 """
 
 from __future__ import annotations
@@ -19,13 +22,16 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_real
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
 from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm.losses import Loss, find_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+
+FEATURES = ("real", "nonnegative")
 
 
 @dataclass
@@ -89,9 +95,11 @@ class Model:
         bias: False leaves b out.
         loss: "cross_entropy", "label_smoothing", "focal", "mse", or an instance of a loss of `ufm.losses`.
         device: device of the points.
+        features: "real", or "nonnegative" for H >= 0. That landscape is not benign: a class whose features are all 0
+            gets no gradient and stays there, so no saddles are certified.
 
     Raises:
-        InputError: decays that are not positive, K < 2, d < 1, empty classes, an unknown loss.
+        InputError: decays that are not positive, K < 2, d < 1, empty classes, an unknown loss or kind of features.
     """
 
     def __init__(
@@ -106,6 +114,7 @@ class Model:
         loss: str | Loss = "cross_entropy",
         *,
         device: torch.device | str | None = None,
+        features: str = "real",
     ) -> None:
         self.num_classes = check_count(num_classes, "num_classes", 2)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
@@ -126,6 +135,11 @@ class Model:
         self.bias_decay = check_real(bias_decay, "bias_decay", zero=True)
         self.bias = bias
         self.loss = find_loss(loss)
+        if features not in FEATURES:
+            raise InputError(
+                f"no features {features!r}{did_you_mean(features, FEATURES)}; there are: real, nonnegative"
+            )
+        self.features = features
         self.device = torch.device(device or "cpu")
         labels = torch.arange(num_classes, device=self.device).repeat_interleave(
             torch.tensor(self.counts, device=self.device)
@@ -149,6 +163,7 @@ class Model:
             "bias": self.bias,
             "loss": self.loss,
             "device": self.device,
+            "features": self.features,
         }
         return type(self)(**(arguments | changes))
 
@@ -158,6 +173,20 @@ class Model:
         vars(model).update(changes)
         model._set_columns(columns)
         return model
+
+    def __repr__(self) -> str:
+        counts = self.counts[0] if self.balanced else list(self.counts)
+        bias = f"bias_decay={self.bias_decay:g}" if self.bias else "bias=False"
+        decays = f"weight_decay={self.weight_decay:g}, feature_decay={self.feature_decay:g}, {bias}"
+        return (
+            f"{type(self).__name__}({self.num_classes} classes, d={self.feature_dim}, samples_per_class={counts}, "
+            f"{decays}, loss={self.loss.name}, features={self.features})"
+        )
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether the features must be >= 0."""
+        return self.features == "nonnegative"
 
     @property
     def num_samples(self) -> int:
@@ -221,10 +250,31 @@ class Model:
         return self.point(torch.zeros(self.size, dtype=torch.float64, device=self.device))
 
     def random_point(self, seed: int = 0, scale: float = 1.0) -> Point:
-        """Independent standard normal entries times `scale`; the same seed gives the same point."""
+        """Independent standard normal entries times `scale`; the same seed gives the same point.
+
+        Features >= 0 are the absolute values.
+        """
         check_real(scale, "scale")
+        return self.point(self.random_vectors(1, seed, scale)[0])
+
+    def random_vectors(self, count: int, seed: int, scale: float) -> Tensor:
+        """(count, n) vectors of random points."""
         generator = torch.Generator().manual_seed(seed)
-        return self.point(scale * torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.device))
+        vectors = scale * torch.randn(count, self.size, generator=generator, dtype=torch.float64).to(self.device)
+        if self.nonnegative:
+            self.point(vectors).H.abs_()  # a view
+        return vectors
+
+    def project(self, point: Point) -> Point:
+        """The nearest point of the model: negative features become 0 where they must not be negative."""
+        return Point(point.W, point.H.clamp(min=0), point.b) if self.nonnegative else point
+
+    def projected(self, point: Point, gradient: Point) -> Point:
+        """The part of a gradient that descent can follow: without that of features at 0 that would become negative."""
+        if not self.nonnegative:
+            return gradient
+        held = (point.H <= 0) & (gradient.H > 0)
+        return Point(gradient.W, torch.where(held, 0.0, gradient.H), gradient.b)
 
     def point(self, vector: Tensor) -> Point:
         """The point of an (..., n) vector of W, H and b: the inverse of `Point.vector`."""
@@ -263,6 +313,11 @@ class Model:
                 raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with .double()")
             if not bool(torch.isfinite(part.sum())) and (bad := int((~torch.isfinite(part)).sum())):
                 raise InputError(f"expected finite {name}, got {bad} NaN or infinite values")
+        if self.nonnegative and bool((point.H < 0).any()):
+            raise InputError(
+                f"expected H >= 0 in a model with features='nonnegative', got {int((point.H < 0).sum())} negative "
+                "entries: model.project(point) sets them to 0"
+            )
 
     # -- the objective and its derivatives, over any leading dimensions -----------------------------------
 

@@ -19,10 +19,12 @@ from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.polish import SOLVED, finish
+from neuralcollapse.ufm.projected import bounded_lbfgs
 from neuralcollapse.ufm.units import Units
 
 METHODS = ("lbfgs", "newton", "gd", "sgd", "adam")
 _BATCH_VALUES = 2**22  # entries of all points that descend together
+_BOUNDED = 1e-7  # the same as SOLVED with features >= 0, where no Newton step gives the last digits
 _RECORDS = 60  # about as many steps of a trajectory are recorded
 
 
@@ -84,6 +86,9 @@ def minimize(
     lbfgs and newton run in canonical units (`units.py`), so that they take the same path in equivalent models. An end
     with a small gradient is polished by Newton's method before it is certified.
 
+    With features >= 0, lbfgs is SciPy's L-BFGS-B, gd, sgd and adam set negative features to 0 after each step, newton
+    is refused, and nothing is polished; gradients are projected ones.
+
     Args:
         model: the model.
         start: the starting point.
@@ -91,14 +96,14 @@ def minimize(
             batches of samples), or "adam".
         iterations: maximum number of iterations; by default 5,000, or 300 for newton.
         tolerance: the gradient norm at which to stop. The default scales with the model: 1e-9 of
-            `mu sqrt(N) (1 + |point|)`, in canonical units.
+            `mu sqrt(N) (1 + |point|)`, in canonical units (1e-7 with features >= 0).
         learning_rate: of gd, sgd and adam, by default 1, 0.2 and 0.02. For sgd and adam it decays to 0 by a cosine.
         batch_size: samples in a step of sgd.
         seed: seed of the batches of sgd.
         escapes: maximum number of saddles to leave; 0 stops at the first.
 
     Raises:
-        InputError: an unknown method, or a start that does not fit the model.
+        InputError: an unknown method, newton with features >= 0, or a start that does not fit the model.
     """
     model.check_point(start)
     start = model.point(start.vector().detach())
@@ -107,6 +112,8 @@ def minimize(
     check_count(batch_size, "batch_size", 1)
     check_count(escapes, "escapes", 0)
     check_method(method)
+    if method == "newton" and model.nonnegative:
+        raise InputError("expected a method that keeps features >= 0, got newton: use lbfgs, gd, sgd or adam")
     limit = (300 if method == "newton" else 5000) if iterations is None else check_count(iterations, "iterations", 1)
     if learning_rate is not None:
         check_real(learning_rate, "learning_rate")
@@ -116,24 +123,29 @@ def minimize(
     # |g| <= |scales g| / min(scales)
     goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
 
+    def watch(canonical: Tensor) -> None:
+        record(scales * canonical)
+
     def descend(begin: Tensor) -> Tensor:
         if method == "newton":
             return scales * _newton(model, begin / scales, scales, limit, goal, record)
         if method != "lbfgs":
             return _first_order(units, begin, method, limit, tolerance, learning_rate, batch_size, seed, record)
+        if model.nonnegative:
+            return scales * bounded_lbfgs(units, begin / scales, tolerance=goal, iterations=limit, watch=watch).points
         end = lbfgs(
             units.objective,
             (begin / scales)[None],
             tolerance=goal,
             iterations=limit,
-            watch=lambda points: record(scales * points[0]),
+            watch=lambda points: watch(points[0]),
         )
         return scales * end.points[0]
 
     point, left = start, 0
     record(point.vector())
     while True:
-        point = finish(units, model.point(descend(point.vector())))
+        point = _finished(units, model.point(descend(point.vector())))
         record(point.vector(), last=True)
         certificate = certify(model, point, known_bound=record.bound)
         if certificate.verdict != "strict_saddle" or left == escapes:
@@ -141,8 +153,11 @@ def minimize(
         left += 1
         point = leave(model, point, certificate)
     if tolerance is None:
-        reached = units.gradient_norm(model.gradient(point)) / (units.mu * (1 + units.norm(point)))
-        converged = reached <= 10 * SOLVED  # a factor of ten, as polishing may have made the point's norm smaller
+        slope = units.gradient_norm(model.projected(point, model.gradient(point)))
+        reached = slope / (units.mu * (1 + units.norm(point)))
+        converged = reached <= (
+            _BOUNDED if model.nonnegative else 10 * SOLVED
+        )  # a factor of ten, as polishing may have made the point's norm smaller
     else:
         converged = certificate.gradient_norm <= tolerance
     gap = f"certified gap {certificate.gap:.1e}" if math.isfinite(certificate.gap) else "no certified gap"
@@ -152,6 +167,11 @@ def minimize(
     return Solution(
         point, certificate.objective, certificate, tuple(record.steps), converged, record.iteration, message
     )
+
+
+def _finished(units: Units, point: Point) -> Point:
+    """The end of a descent: polished, or with features >= 0 as it is, without rounding below 0."""
+    return units.model.project(point) if units.model.nonnegative else finish(units, point)
 
 
 def check_method(method: str) -> None:
@@ -164,7 +184,7 @@ def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
     """The lowest of some points along the way down of a strict saddle, in both directions.
 
     Raises:
-        InputError: the certificate has no direction.
+        InputError: the certificate has no direction, as always with features >= 0.
     """
     if certificate.direction is None:
         raise InputError(f"no way down is known: the verdict is {certificate.verdict!r}")
@@ -199,7 +219,7 @@ class _Recorder:
                 objective,
                 self.bound,
                 objective - self.bound,
-                self.model.gradient(point).norm(),
+                self.model.projected(point, self.model.gradient(point)).norm(),
                 self.model.measures(point),
             )
         )
@@ -256,10 +276,13 @@ def _first_order(
     for iteration in range(1, limit + 1):
         part = model if batches is None else next(batches)
         x.grad.copy_(part.value_and_gradient(x)[1])
-        gradient = units.scales() * x.grad if tolerance is None else x.grad
+        free = model.projected(model.point(x), model.point(x.grad)).vector() if model.nonnegative else x.grad
+        gradient = units.scales() * free if tolerance is None else free
         if batches is None and float(gradient.norm()) <= goal:
             break
         optimizer.step()
+        if model.nonnegative:
+            model.point(x).H.clamp_(min=0)  # a view
         if schedule is not None:
             schedule.step()
         if not bool(torch.isfinite(x).all()):
@@ -303,7 +326,8 @@ def many_starts(
 ) -> Starts:
     """L-BFGS from `count` random points at once; each end is polished and certified.
 
-    All points descend together as one batch (in parts if large), which costs a fraction of so many separate runs.
+    All points descend together as one batch (in parts if large), which costs a fraction of so many separate runs; with
+    features >= 0 one after another, by L-BFGS-B.
     """
     check_count(count, "count", 1)
     check_real(scale, "scale")
@@ -312,9 +336,12 @@ def many_starts(
     units = Units(model)
     scales, objective = units.scales(), units.objective
     goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
-    generator = torch.Generator().manual_seed(seed)
-    vectors = scale * torch.randn(count, model.size, generator=generator, dtype=torch.float64).to(model.device)
+    vectors = model.random_vectors(count, seed, scale)
     ends, most = [], 0
+    if model.nonnegative:
+        descents = [bounded_lbfgs(units, each / scales, tolerance=goal, iterations=iterations) for each in vectors]
+        ends = [(descent.points * scales)[None] for descent in descents]
+        vectors, most = vectors[:0], max(descent.iterations for descent in descents)
     for part in vectors.split(max(1, _BATCH_VALUES // model.size)):
         ended = lbfgs(objective, part / scales, tolerance=goal, iterations=iterations)
         ends.append(ended.points * scales)
@@ -322,7 +349,7 @@ def many_starts(
     found = torch.cat(ends)
     certificates = []
     for i, vector in enumerate(found):
-        point = finish(units, model.point(vector))
+        point = _finished(units, model.point(vector))
         found[i] = point.vector()
         certificates.append(certify(model, point))
     return Starts(
