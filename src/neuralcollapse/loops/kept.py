@@ -105,6 +105,8 @@ def environment_of(
         "image_shape": None,
         "pixel_mean": None,
         "pixel_std": None,
+        "decay_budget": None,
+        "row_sum_left": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         **more,
     }
