@@ -110,7 +110,7 @@ def expected_at_minimum(
     """
     K, equal = len(counts), len(set(counts)) == 1
     most = _SOLVED_WITH_BIAS if nonnegative and bias else _SOLVED_CLASSES
-    solved = decays is not None and K <= most and frame == "learned"
+    solved = decays is not None and most >= K and frame == "learned"
     if K < 2 or min(counts) < 1 or not (equal or solved):
         return {}
     values: dict[str, float] = {}
