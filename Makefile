@@ -15,7 +15,7 @@ DEMO ?=
 .PHONY: demo test test-all test-lowest lint bench docs clean
 
 demo: $(VENV)/.ready
-	$(BIN)/neuralcollapse train --out runs/demo --force $(DEMO)
+	$(BIN)/neuralcollapse train --out runs/demo --force --certify-head $(DEMO)
 
 test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"

@@ -46,6 +46,7 @@ def with_head(features: Array, labels: NDArray[Any], weight: Array, bias: Array 
         "nc2": to_etf(rows @ rows.T),
         "nc3": to_etf(rows @ deviations.T),
         "nc3_distance": float(np.linalg.norm(rows / np.linalg.norm(rows) - deviations / np.linalg.norm(deviations))),
+        "nc0": float((rows.sum(0) ** 2).sum() / (len(rows) * (rows**2).sum())),
         "nc_bias": float(np.linalg.norm(middle)),
         "nc_bias_centered": float(np.linalg.norm(middle - middle.mean())),
         "equinorm_weights": spread(rows),

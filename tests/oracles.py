@@ -61,6 +61,7 @@ def measures(
             "nc2": _distance_to_etf(rows @ rows.T),
             "nc3": _distance_to_etf(rows @ centred.T),
             "nc3_distance": np.linalg.norm(rows / np.linalg.norm(rows) - centred / np.linalg.norm(centred)),
+            "nc0": np.trace(np.ones((len(seen), len(seen))) @ rows @ rows.T) / (len(seen) * np.trace(rows @ rows.T)),
             "nc_bias": np.linalg.norm(logits),
             "nc_bias_centered": np.linalg.norm((np.eye(len(seen)) - 1 / len(seen)) @ logits),
             "equinorm_weights": _equinorm(rows),

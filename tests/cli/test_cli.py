@@ -18,6 +18,7 @@ import neuralcollapse as nc
 from neuralcollapse.cli import main, printing
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.ufm.expected import Decays, expected_at_minimum
 from tests.helpers import refused
 
 SHORT_FLAGS = ["--epochs", "2", "--width", "16", "--depth", "1", "--feature-dim", "9"]
@@ -593,6 +594,27 @@ def test_the_sign_of_the_features_of_a_file_may_be_given(tmp_path, capsys, array
     assert found["real"]["nonnegative"] == 0
     assert found["real"]["ratio"] > found["auto"]["ratio"]
     assert "add it, or leave them out" in refused(capsys, *flags[:2], "--features-sign", "real")
+
+
+def test_a_file_is_compared_with_the_exact_minimum(tmp_path, capsys, arrays):
+    np.savez(tmp_path / "f.npz", **arrays)
+    flags = ["measure", str(tmp_path / "f.npz"), "--certify-head", "--weight-decay", "0.01"]
+    assert main([*flags, "--json"]) == 0
+    minimum = json.loads(capsys.readouterr().out)["minimizer"]
+    counts = np.bincount(arrays["labels"]).tolist()
+    feature_decay = 0.01 * (arrays["weight"] ** 2).sum() / (arrays["features"] ** 2).sum()
+    decays = Decays(0.01, float(feature_decay), 0.01)
+    dim = arrays["features"].shape[1]
+    expected = expected_at_minimum(counts, dim, decays, nonnegative=bool((arrays["features"] >= 0).all()))
+    assert {name: minimum[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert minimum["feature_decay"] == pytest.approx(feature_decay)
+    assert main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (header,) = [line for line in lines if "measured" in line]
+    assert header.split() == ["measured", "minimum"]
+    table = lines[lines.index(header) : [line.startswith("  minimum:") for line in lines].index(True)]
+    assert len(table) > len(expected)
+    assert max(map(len, table)) <= 100
 
 
 @pytest.mark.parametrize("arguments", [["mesure"], ["measure"], ["measure", "a", "b"], ["report", "--what"]])

@@ -112,6 +112,14 @@ def test_a_folder_in_the_home_directory(tmp_path, monkeypatch):
     assert len(read_image_set("mnist:~/mnist").train.labels) == 25
 
 
+def test_a_name_without_a_folder_is_looked_for_in_the_folder_of_data_sets(tmp_path, monkeypatch):
+    idx_folder(tmp_path / "mnist")
+    monkeypatch.setenv("NEURALCOLLAPSE_DATA", str(tmp_path))
+    assert len(read_image_set("mnist").train.labels) == 25
+    assert len(read_image_set("digits").train.labels) == 1437  # has no folder
+    fails("idx", "expected a folder")
+
+
 def test_missing_files_are_all_listed_and_what_lies_there(tmp_path):
     idx_folder(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").rename(tmp_path / "train-labels.zip")

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined
 from neuralcollapse.geometry import measures as formulas
 from neuralcollapse.geometry import pairs
-from neuralcollapse.geometry.frames import simplex_etf
+from neuralcollapse.geometry.frames import orthoplex, simplex_etf
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.heads.etf import ETFClassifier
 from tests import oracles
 
 CASES = oracles.vector_cases()
@@ -121,6 +122,7 @@ def test_each_measure_alone_gives_what_all_together_give():
         "nc2_means": formulas.nc2(means),
         "nc3": formulas.nc3(weight, means),
         "nc3_distance": formulas.nc3_distance(weight, means),
+        "nc0": formulas.nc0(weight),
         "nc_bias": formulas.nc_bias(moments, weight, bias),
         "nc_bias_centered": formulas.nc_bias_centered(moments, weight, bias),
         "equinorm_means": formulas.equinorm(means),
@@ -373,7 +375,7 @@ def test_a_mean_equal_to_the_global_mean_has_no_angle(offset, noise):
 def test_a_zero_weight_has_no_geometry():
     features, labels, weight, _ = problem(6, (4, 5, 6))
     _, named, texts = warned(features, labels, 0 * weight)
-    assert named == {"nc2", "nc3", "nc3_distance", "equinorm_weights"} | ANGLES_OF_WEIGHTS
+    assert named == {"nc2", "nc3", "nc3_distance", "nc0", "equinorm_weights"} | ANGLES_OF_WEIGHTS
     assert all("zero" in text for text in texts)
 
 
@@ -381,6 +383,32 @@ def test_a_zero_row_of_the_weight_lacks_only_its_angles():
     features, labels, weight, _ = problem(6, (4, 5, 6))
     weight[1] = 0
     assert_only_undefined((features, labels, weight), ANGLES_OF_WEIGHTS, "(number 1)")
+
+
+@settings(deadline=None, max_examples=50)
+@given(shape=st.sampled_from([(2, 1), (3, 2), (4, 9), (10, 3)]), seed=SEEDS, offset=st.sampled_from([0.0, 0.1, 3.0]))
+def test_nc2_cannot_fall_below_what_the_rows_have_in_common(shape, seed, offset):
+    rows = np.random.default_rng(seed).standard_normal(shape) + offset
+    total, gram = rows.sum(0), rows @ rows.T
+    bound = total @ total / (len(rows) * np.linalg.norm(gram))
+    found, common = formulas.nc2(torch.from_numpy(rows)), formulas.nc0(torch.from_numpy(rows))
+    assert found * (1 + 1e-9) + 1e-12 >= bound >= common * (1 - 1e-9) >= 0
+    assert common <= 1
+
+
+def test_nc0_is_0_for_a_simplex_1_for_equal_rows_and_about_1_in_k_for_random_ones():
+    for frame in (simplex_etf(6, 16), orthoplex(6, 16), ETFClassifier(16, 6, rotation="fast").weight):
+        assert formulas.nc0(frame) < 1e-13  # the rounding of float32, squared
+    assert formulas.nc0(torch.ones(5, 3)) == pytest.approx(1, abs=1e-15)
+    assert formulas.nc0(torch.randn(20, 50_000, generator=torch.Generator().manual_seed(0))) == pytest.approx(
+        1 / 20, rel=0.02
+    )
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e300])
+def test_nc0_does_not_depend_on_the_size_of_the_weight(size):
+    weight = torch.from_numpy(problem(6, (4, 5, 6))[2])
+    assert formulas.nc0(size * weight) == pytest.approx(formulas.nc0(weight), rel=1e-12)
 
 
 ZERO, ONE = torch.zeros(3, 2), torch.ones(1, 2)
@@ -400,6 +428,7 @@ NO_SAMPLES = ClassMoments.zeros(3, 2)
         (formulas.nc2, (torch.zeros(5, 2),), "zero"),
         (formulas.nc3, (ZERO, torch.ones(3, 2)), "zero"),
         (formulas.nc3_distance, (torch.ones(3, 2), ZERO), "zero"),
+        (formulas.nc0, (ZERO,), "zero"),
         (formulas.equinorm, (ZERO,), "zero"),
         (formulas.equiangularity, (ONE,), "one class"),
         (formulas.equiangularity, (ZERO,), "zero"),

@@ -89,10 +89,17 @@ def test_a_frame_by_its_name(frame, kind, options):
         (("timm:resnet18", 10), {"stem": "small"}, "no stem for 'timm:resnet18'"),
         (("mlp", 10), {"widht": 3}, "no option 'widht' .did you mean 'width'.*in_features, width, depth"),
         (("mlp", 10), {"depth": 0}, "depth.*at least 1, got 0"),
-        (("resnet18_width", 10), {"channels": 1}, "did you mean 'in_channels'.*it takes in_channels, width"),
+        (("resnet18_width", 10), {"channels": 1}, "did you mean 'in_channels'.*it takes in_channels, width, bias"),
     ],
 )
 def test_what_cannot_be_built_says_why(arguments, options, message):
     with pytest.raises(nc.InputError, match=message) as caught:
         nc.build_network(*arguments, **options)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "options"), [("mlp", {"width": 8}), ("resnet18_width", {"width": 2})])
+def test_the_classifier_without_a_bias(name, options):
+    assert nc.build_network(name, 4, 8, bias=False, **options).fc.bias is None
+    assert nc.build_network(name, 4, 8, frame="simplex", bias=False, **options).fc.bias is None
+    assert nc.build_network(name, 4, 8, **options).fc.bias is not None

@@ -188,7 +188,7 @@ def test_the_gradient_reaches_every_parameter(kind, dim, stem):
         ({"stem": "tiny"}, "'imagenet' or 'small', got 'tiny'"),
         ({"feature_dim": 0}, "feature_dim.*at least 1, got 0"),
         ({"in_channels": 0}, "in_channels.*at least 1, got 0"),
-        ({"width": 8}, "resnet18 has no option 'width'; it takes in_channels"),
+        ({"width": 8}, "resnet18 has no option 'width'; it takes in_channels, bias"),
     ],
 )
 def test_what_cannot_be_built_says_why(options, message):

@@ -1,7 +1,7 @@
 import math
 
 from neuralcollapse.report.curves import comparison_curve, run_curves
-from neuralcollapse.report.figure import Band
+from neuralcollapse.report.figure import COLORS, GREY, Band
 from neuralcollapse.runs.reading import Run, group_runs
 from neuralcollapse.runs.records import Record
 
@@ -24,7 +24,7 @@ def test_curves_hold_the_records(short_run):
     assert variability.marks[0].x == [0, 1, 2, 3, 4]
     assert variability.marks[0].y == [r.measures["nc1"] for r in records]
     assert accuracy.marks[1].y == [r.test["accuracy"] for r in records]
-    assert [mark.name for mark in simplex.marks] == ["NC2", "NC2, means", "NC3"]
+    assert [mark.name for mark in simplex.marks[:3]] == ["NC2", "NC2, means", "NC3"]
 
 
 def test_without_a_test_set_there_is_one_line():
@@ -52,3 +52,40 @@ def test_what_is_undefined_is_left_out_of_the_mean_whatever_the_order():
 def test_epochs_that_only_one_seed_has_are_left_out():
     *_, mean = comparison_curve(group_runs([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1").marks
     assert (mean.x, mean.y) == ([0], [6])
+
+
+def expecting(epoch: int, minimum: float, **others: float) -> Record:
+    return Record(epoch, 0.0, 0.1, {}, {}, {"nc2": 1.0, "nc3": 1.0}, minimizer={"nc2": minimum, **others})
+
+
+def test_a_minimum_that_all_measures_share_is_one_grey_line():
+    *_, simplex = run_curves([expecting(0, 0.0, nc3=0.0), expecting(1, 0.0, nc3=0.0)])
+    (line,) = [mark for mark in simplex.marks if mark.dash == "dash"]
+    assert (line.name, line.y, line.color, line.width) == ("at the minimum", [0.0, 0.0], GREY, 1)
+    assert "At the exact minimum: NC2 0, NC3 0." in simplex.alt
+
+
+def test_minima_that_differ_have_the_colours_of_their_curves_and_one_entry_in_the_legend():
+    *_, simplex = run_curves([expecting(0, 0.3, nc3=0.2), expecting(1, 0.4, nc3=0.2)])
+    lines = [mark for mark in simplex.marks if mark.dash == "dash"]
+    assert [(line.name, line.color, line.legend) for line in lines] == [
+        ("NC2, at the minimum", COLORS[0], False),
+        ("NC3, at the minimum", COLORS[2], False),
+        ("at the minimum", GREY, True),
+    ]
+    assert lines[0].y == [0.3, 0.4]
+    assert all(map(math.isnan, lines[2].y))
+
+
+def test_groups_are_compared_with_what_theory_expects_of_each():
+    def runs(*minima):
+        return [
+            Run(str(i), {}, {}, [expecting(0, x), expecting(1, x)], labels={"x": str(i)}) for i, x in enumerate(minima)
+        ]
+
+    own = comparison_curve(group_runs(runs(0.3, 0.2)), "nc2").marks
+    assert [mark.name for mark in own] == ["0", "1", "0, at the minimum", "1, at the minimum", "at the minimum"]
+    assert own[3].color == own[1].color
+    assert [mark.name for mark in comparison_curve(group_runs(runs(0.3, 0.3)), "nc2").marks][2:] == ["at the minimum"]
+    zero = comparison_curve(group_runs(runs(0.0, 0.0)), "nc2", log=True).marks
+    assert [mark.name for mark in zero] == ["0", "1"]  # a logarithmic axis has no 0

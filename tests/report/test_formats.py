@@ -2,7 +2,7 @@ from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.formats import escaped, markdown
 from neuralcollapse.report.page import Cell, Claim, Page, Table
 
-FINDINGS = [(True, "first", "1"), (False, "second", "2 < 3"), (None, "third", "?")]
+FINDINGS = [(True, "first", "1", "so"), (False, "second", "2 < 3", ""), (None, "third", "?", "")]
 FIGURE = Figure("f", "F", "c", "a curve of a & b", [])
 TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Hidden", [["y", "2"]], narrow=True)]
 
@@ -11,7 +11,9 @@ def test_the_page_in_markdown():
     claim = Claim("It is so", "someone", "partly supported", FINDINGS)
     text = markdown(Page("Title", "sub", "So.", [], [FIGURE], TABLES, claim), {"f": "figures/f.png"})
     assert text.startswith("# Title\n\nsub\n\n> It is so\n")
-    assert "| first | holds | 1 |\n| second | **does not hold** | 2 &lt; 3 |\n| third | not tested | ? |" in text
+    assert "| check |  | numbers | why this check |" in text
+    assert "| first | holds | 1 | so |\n| second | **does not hold** | 2 &lt; 3 |  |\n" in text
+    assert "| third | not tested | ? |  |" in text
     assert "## T\n\nnote\n\n| a | b |\n| --- | --- |\n| x | 1 (-5 %) |" in text
     assert "![a curve of a &amp; b](figures/f.png)" in text
     assert "Hidden" not in text

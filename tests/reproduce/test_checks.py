@@ -1,11 +1,13 @@
 import math
 
+import numpy as np
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.reproduce.checks import Finding, Results, Verdict, judge, validate
+from neuralcollapse.reproduce.checks import Finding, Verdict, judge, validate
+from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.reading import Run
-from neuralcollapse.runs.records import Record
+from neuralcollapse.runs.records import Geometry, Record
 
 NAN = math.nan
 
@@ -19,9 +21,20 @@ def run(name, nc1, start=10.0, accuracy=1.0, test=0.9, layers=None, **labels):
     return Run(name, config, {}, [at(0, start), at(9, nc1)], labels=labels)
 
 
-def look(kind, *runs, surveys=(), costs=(), **options):
-    (finding,) = judge([{"kind": kind, "statement": "so", **options}], Results(runs, surveys, costs)).findings
-    return finding.holds
+def path(name, *values, minimum=None, untrained=None):
+    """A run whose NC2 takes these values; with its value at the exact minimum, and the expected one of random rows."""
+    theory = {} if minimum is None else {"minimizer": {"nc2": minimum}}
+    theory |= {} if untrained is None else {"untrained": {"nc2": untrained}}
+    records = [Record(i, 0.0, 0.1, {"accuracy": 1.0}, {}, {"nc2": x}, **theory) for i, x in enumerate(values)]
+    return Run(name, {}, {}, records)
+
+
+def finding(kind, *runs, surveys=(), costs=(), **options):
+    return judge([{"kind": kind, "statement": "so", **options}], Results(runs, surveys, costs)).findings[0]
+
+
+def look(kind, *runs, **options):
+    return finding(kind, *runs, **options).holds
 
 
 def test_end():
@@ -31,10 +44,47 @@ def test_end():
     assert look("end", key="nc1", at_most=1) is None
 
 
+def test_end_divides_the_bias_by_the_length_of_the_logits():
+    # means of +-1, so W M holds four times +-3, and |W M| / sqrt(2) = sqrt(18)
+    weight = np.asarray([[3.0, 0.0], [-3.0, 0.0]], np.float32)
+    geometry = Geometry(9, weight / 3, np.zeros(2), weight, np.zeros(2))
+    one = run("a", 0.3)
+    one = Run(one.name, one.config, one.environment, one.records, [geometry])
+    assert look("end", one, key="nc1", at_most=0.3 / math.sqrt(18) + 1e-6, of_logits=True)
+    assert not look("end", one, key="nc1", at_most=0.3 / math.sqrt(18) - 1e-6, of_logits=True)
+    assert not look("end", run("b", 0.0), key="nc1", at_most=9, of_logits=True)  # nothing is kept to divide by
+
+
 def test_falls():
     assert look("falls", run("a", 1.0), run("b", 0.1), key="nc1", times=10)
     assert not look("falls", run("a", 1.0), run("b", 1.1), key="nc1", times=10)
     assert not look("falls", run("a", 0.1), run("b", NAN), key="nc1", times=10)
+
+
+def test_falls_counts_from_the_peak_or_to_a_level():
+    low_start = path("a", 0.1, 0.8, 0.2)
+    assert look("falls", low_start, key="nc2", times=4)
+    assert not look("falls", low_start, key="nc2", times=4.1)
+    assert look("falls", low_start, path("b", 0.2, 0.1), key="nc2", times=9, to=0.2)
+    assert not look("falls", low_start, path("b", 0.4, 0.3), key="nc2", times=9, to=0.2)
+    assert not look("falls", path("a", NAN, NAN), key="nc2", times=2, to=1)
+
+
+def test_what_rises_is_said_to_rise():
+    found = finding("falls", path("up", 0.1, 0.2, 0.3), path("down", 0.9, 0.1), key="nc2", times=2)
+    assert not found.holds
+    assert "rises to the end in up, from 0.1" in found.detail
+    assert "rises" not in finding("falls", path("down", 0.9, 0.1), key="nc2", times=2).detail
+
+
+def test_nears_counts_the_way_from_an_untrained_head_to_the_exact_minimum():
+    one = path("a", 0.9, 0.3, minimum=0.1, untrained=0.5)
+    assert look("nears", one, key="nc2", share=0.5)
+    assert not look("nears", one, key="nc2", share=0.49)
+    assert look("nears", path("b", 0.9, 0.3, minimum=0.1), key="nc2", share=0.25)  # from the peak
+    assert not look("nears", one, path("c", 0.9, NAN, minimum=0.1, untrained=0.5), key="nc2", share=9)
+    assert look("nears", one, path("d", 0.9, 0.1), key="nc2", share=0.5) is None
+    assert look("nears", key="nc2", share=0.5) is None
 
 
 def test_alike():
@@ -73,8 +123,11 @@ def test_interpolates_asks_for_no_level():
     assert look("interpolates", fit, fail, key="nc1", accuracy=0.99)
     assert not look("interpolates", fit, run("b", 0.4, accuracy=0.3), key="nc1", accuracy=0.99)
     assert not look("interpolates", fit, run("c", NAN), fail, key="nc1", accuracy=0.99)
-    dead = run("dead", NAN, accuracy=0.1)
-    assert look("interpolates", fit, fail, dead, key="nc1", accuracy=0.99) is None
+    dead = run("dead", NAN, accuracy=0.1)  # is not collapsed
+    found = finding("interpolates", fit, fail, dead, key="nc1", accuracy=0.99)
+    assert found.holds
+    assert "1 dead, not collapsed" in found.detail
+    assert look("interpolates", fit, dead, key="nc1", accuracy=0.99)
     assert look("interpolates", run("a", 0.7), fail, dead, key="nc1", accuracy=0.99) is False
     assert look("interpolates", fit, key="nc1", accuracy=0.99) is None
 
@@ -127,6 +180,11 @@ def test_the_verdict_counts_what_holds(holds, word):
     assert f"{sum(item is True for item in holds)} of {len(holds)} checks hold" in verdict.sentence
     for i, item in enumerate(holds):
         assert (f"part {i}" in verdict.sentence) == (item is not True)
+
+
+def test_the_reason_of_a_check_goes_with_its_finding():
+    check = {"kind": "end", "statement": "s", "key": "nc1", "at_most": 1, "why": "it is\n  so"}
+    assert judge([check], Results([run("a", 0.5)])).findings[0].why == "it is so"
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,21 @@ def test_every_experiment_describes_runs_and_checks(name, scale):
     assert found.figures
 
 
+@pytest.mark.parametrize("name", EIGHT)
+def test_every_check_at_laptop_and_paper_scale_says_why_it_has_its_form(name):
+    for scale in ("laptop", "paper"):
+        assert all(check.get("why") for check in find_experiment(name, scale).checks)
+
+
+def test_an_option_may_have_the_value_of_another():
+    text = SMALL.replace("{epochs: 3}", "{epochs: 3, width: 9, feature_dim: '=width'}")
+    assert {run.config.feature_dim for run in parse(text, "mine", "smoke").runs} == {9}
+    assert {run.config.feature_dim for run in parse(text, "mine", "smoke", {"width": 7}).runs} == {7}
+    for wrong in ("'=depth'", "'=feature_dim'", "'='"):
+        with pytest.raises(InputError, match="asks for the value of the option"):
+            parse(text.replace("'=width'", wrong), "mine", "smoke")
+
+
 def test_each_combination_and_seed_is_a_run():
     found = parse(SMALL, "mine", "smoke")
     assert [run.name for run in found.runs] == ["ce-seed0", "mse-seed0", "ce-seed1", "mse-seed1"]

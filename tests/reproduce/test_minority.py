@@ -8,13 +8,14 @@ from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Geometry, Record
 
 
-def run(counts, weight=None, **config):
+def run(counts, weight=None, head=None, **config):
     config = {"weight_decay": 0.001, "feature_decay": 0.001, "bias_decay": 0.5, "loss": "cross_entropy", **config}
     geometries = []
     if weight is not None:
         weight = np.asarray(weight, np.float32)
         geometries = [Geometry(1, weight, weight.mean(0), weight, np.zeros(len(weight)))]
-    return Run("r", config, {"class_counts": counts}, [Record(1, 0.0, 0.1, {"accuracy": 1.0})], geometries)
+    record = Record(1, 0.0, 0.1, {"accuracy": 1.0}, head=head or {})
+    return Run("r", config, {"class_counts": counts}, [record], geometries)
 
 
 def test_the_cosine_is_that_of_the_smallest_classes():
@@ -38,3 +39,15 @@ def test_rows_of_zero_point_nowhere():
 @pytest.mark.parametrize(("small", "cosine"), [(100, -0.079), (10, 0.112), (1, 1.0)])
 def test_the_exact_minimiser_collapses_beyond_its_line(small, cosine):
     assert cosine_at_minimum(run([200] * 5 + [small] * 5)) == pytest.approx(cosine, abs=2e-3)
+
+
+@pytest.mark.parametrize(("ratio", "cosine"), [(4, -0.025), (10, 0.083), (20, 0.213), (40, 0.422), (100, 1.0)])
+def test_features_of_a_relu_have_a_minimiser_of_their_own(ratio, cosine):
+    one = run(
+        [200] * 5 + [200 // ratio] * 5,
+        head={"nonnegative": 1.0},
+        weight_decay=0.05,
+        feature_decay=4.5e-5,
+        bias_decay=1e4,  # as good as no bias
+    )
+    assert cosine_at_minimum(one) == pytest.approx(cosine, abs=1e-3)

@@ -28,6 +28,9 @@ def test_numbers_of_a_record_by_their_key():
     assert made_record(train={"accuracy": 0.75}).value("train.accuracy") == 0.75
     assert math.isnan(made_record().value("head.ratio"))
     assert math.isnan(made_record().value("nc3"))
+    assert made_record(minimizer={"nc2": 0.5}).value("minimizer.nc2") == 0.5
+    assert check_key("untrained.nc2", "here") == "untrained.nc2"
+    assert label("minimizer.nc2") == "NC2 at the minimum"
 
 
 @pytest.mark.parametrize("key", ["nc5", "train", "valid.accuracy", "", 3, None])

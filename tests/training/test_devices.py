@@ -74,6 +74,16 @@ def test_one_process_prints_and_writes(two):
     assert [path.name for path in (run.path / "logs" / "csv").iterdir()] == ["version_0"]
 
 
+def test_the_rows_sum_shrinks_as_predicted_from_the_configuration(two):
+    """With a last step of 29 samples, of which the processes have unequal shares."""
+    run, _, err = two
+    environment = json.loads(run.read_text("environment.json"))
+    sums = [torch.from_numpy(kept.weight).double().sum(0).norm() for kept in run.geometries()]
+    assert float(sums[-1] / sums[0]) == pytest.approx(environment["row_sum_left"], rel=1e-5)
+    assert environment["row_sum_left"] < 0.9
+    assert err.count("decay budget B = ") == 1
+
+
 # Sharded measuring
 
 K, D, N = 4, 8, 61

@@ -9,7 +9,7 @@ from torch.optim import lr_scheduler
 from neuralcollapse.heads.etf import ETFClassifier
 from neuralcollapse.networks.build import build_network
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.optimizers import build_optimizer, decay_groups, learning_rate, penalty
+from neuralcollapse.training.optimizers import build_optimizer, decay_groups, learning_rate, penalty, set_epoch
 
 F64 = torch.float64
 EPOCHS = 50
@@ -152,6 +152,24 @@ def test_each_optimiser_begins_with_the_schedules_first_rate():
     for kind in ("sgd", "adam", "adamw", "lbfgs"):
         config = TrainConfig(optimizer=kind, learning_rate=0.7)
         assert [group["lr"] for group in build_optimizer(two_groups()[1], config).param_groups] in ([0.7], [0.7, 0.7])
+
+
+@pytest.mark.parametrize("kind", ["sgd", "adam", "adamw", "lbfgs"])
+def test_an_epoch_gives_each_group_its_rate_and_its_decay(kind):
+    config = TrainConfig(optimizer=kind, learning_rate=1, epochs=9, decay_every=4, decay_warmup=3)
+    groups = two_groups()[1]
+    groups[1]["weight_decay"] = 2
+    optimizer = build_optimizer([dict(group) for group in groups], config)
+    for epoch in (0, 2, 3, 4, 2):  # in any order: nothing is left of the epoch before
+        set_epoch(optimizer, groups, config, epoch)
+        found = optimizer.param_groups
+        assert [group["lr"] for group in found] == [0.1 if epoch == 4 else 1.0] * len(found)
+        if kind == "lbfgs":
+            assert "weight_decay" not in found[0]
+        else:
+            part = 0.1 if epoch < 3 else 1.0
+            assert [group["weight_decay"] for group in found] == [0.3 * part, 2 * part]
+            assert [group["weight_decay"] for group in groups] == [0.3, 2]
 
 
 def test_lbfgs_gets_every_parameter_strong_wolfe_its_history_and_iterations():

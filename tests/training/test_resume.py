@@ -23,7 +23,7 @@ import yaml
 from neuralcollapse import InputError, cli
 from neuralcollapse.runs import tensors
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.config import TrainConfig, types
 from neuralcollapse.training.resume import State, Stopped, StopSignal
 from neuralcollapse.training.run import resume, train
 from neuralcollapse.training.run_config import read_config
@@ -197,6 +197,8 @@ KINDS = {
     "lbfgs": {"optimizer": "lbfgs", "lbfgs_iterations": 3, "batch_size": 100},
     "online": {"measure": "online", "augment": "flip"},
     "decays": {"decay_on": "classifier", "feature_decay": 1e-4, "schedule": "multistep", "milestones": (1, 2)},
+    "warmup": {"decay_on": "classifier", "feature_decay": 1e-4, "bias_decay": 1, "decay_warmup": 2},
+    "lbfgs warmup": {"optimizer": "lbfgs", "lbfgs_iterations": 3, "decay_warmup": 2, "decay_warmup_factor": 0},
     "bfloat16": {"precision": "bf16-mixed", "measure_at": (2,), "gradient_clip": 0.5},
 }
 
@@ -210,6 +212,32 @@ def test_stopped_within_an_epoch_a_run_ends_as_one_never_stopped(kind, tmp_path,
         train(config, tmp_path / "run", progress=False)
     resume(tmp_path / "run", progress=False)
     assert_same_end(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("kind", ["warmup", "lbfgs warmup"])
+def test_decays_that_warm_up_are_whole_from_their_epoch_on(kind, tmp_path):
+    """Epochs before the end of the warm-up are as with smaller decays all along, bit for bit; those after are not."""
+    warm = replace(QUICK, **KINDS[kind])
+    scale = warm.decay_warmup_factor
+    names = ("weight_decay", "feature_decay", "bias_decay")
+    small = replace(warm, decay_warmup=0, **{name: scale * getattr(warm, name) for name in names})
+    first, other = (train(config, tmp_path / str(at), progress=False) for at, config in enumerate((warm, small)))
+    one, two = end(first.path)["records"], end(other.path)["records"]
+    assert one[:3] == two[:3]
+    assert one[3] != two[3]
+
+
+def test_a_run_without_the_options_of_a_warm_up_goes_on_without_one(tmp_path, signals, quick):
+    signals(1, 2)
+    with pytest.raises(Stopped):
+        train(QUICK, tmp_path / "run", progress=False)
+    file = tmp_path / "run" / "config.yaml"
+    lines = [line for line in file.read_text().splitlines() if not line.startswith("decay_warmup")]
+    file.write_text("\n".join(lines) + "\n")
+    assert len(lines) == len(types()) - 2
+    assert read_config(RunFolder(tmp_path / "run")) == QUICK
+    resume(tmp_path / "run", progress=False)
+    assert [name for name in differences(tmp_path / "run", quick) if name != "config"] == []
 
 
 @pytest.mark.parametrize(("epoch", "step"), [(0, 0), (0, STEPS - 1), (1, STEPS - 1), (2, STEPS - 2), (2, STEPS - 1)])

@@ -17,7 +17,7 @@ from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.config import TrainConfig, completed
 from neuralcollapse.training.remeasure import remeasure
-from neuralcollapse.training.run import resume, train
+from neuralcollapse.training.run import known_decays, resume, train
 from neuralcollapse.training.run_config import read_config
 from tests.conftest import SHORT
 
@@ -543,3 +543,24 @@ def test_a_run_folder_is_read_as_its_path_is(tmp_path):
     assert nc.read_run(run).records == nc.read_run(run.path).records
     assert nc.resume(run, progress=False).path == run.path
     assert nc.write_page(run).is_file()
+
+
+@pytest.mark.parametrize(
+    ("options", "decays"),
+    [
+        ({"weight_decay": 0.01}, (0.01, None, None)),
+        ({"weight_decay": 0.01, "decay_on": "classifier", "feature_decay": 1e-4, "bias_decay": 0.5}, (0.01, 1e-4, 0.5)),
+        ({"weight_decay": 0.01, "decay_on": "classifier"}, None),
+        ({"weight_decay": 0.0}, None),
+        ({"weight_decay": 0.01, "optimizer": "adamw"}, None),
+    ],
+)
+def test_the_decays_of_the_objective_are_known_where_it_has_them(options, decays):
+    assert known_decays(TrainConfig(**options)) == decays
+
+
+def test_each_record_of_a_run_holds_what_theory_expects(short_run):
+    for record in short_run.records():
+        assert record.minimizer["nc1"] == 0
+        assert record.minimizer["weight_decay"] == 0.01
+        assert record.untrained["nc0"] == 0.1

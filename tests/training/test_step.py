@@ -9,6 +9,7 @@ from neuralcollapse.data.load import Data
 from neuralcollapse.data.splits import Split
 from neuralcollapse.networks.build import build_network
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.optimizers import penalty
 from neuralcollapse.training.step import Classification
 
 N, K, D = 12, 3, 5
@@ -96,6 +97,19 @@ def test_the_loss_that_lbfgs_sees_is_the_full_objective(kind):
     loss = module.training_step((batch.images, batch.labels), 0)
     torch.testing.assert_close(loss, full_objective(module), rtol=1e-12, atol=0)
     assert_same(gradients(module, loss), gradients(module, full_objective(module)))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lbfgs"])
+def test_in_a_warm_up_each_decay_is_a_part_of_itself(optimizer):
+    factor = 0.25
+    module = module_of(Tripled(), **DECAYS, optimizer=optimizer, decay_warmup=2, decay_warmup_factor=factor)
+    batch = data().train
+    plain = F.cross_entropy(module(batch.images), batch.labels)
+    whole = full_objective(module) - plain
+    if optimizer == "sgd":  # adds the decay of the parameters itself
+        whole = whole - penalty(module.decay_groups())
+    loss = module.training_step((batch.images, batch.labels), 0)
+    torch.testing.assert_close(loss, plain + factor * whole, rtol=1e-12, atol=0)
 
 
 def test_for_lbfgs_decay_on_all_is_half_the_decay_times_all_squares():

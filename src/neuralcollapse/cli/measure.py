@@ -16,6 +16,8 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import Record, RunFolder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from neuralcollapse.capture.collect import Capture
 
 _ARRAYS = ("features", "labels", "weight", "bias")
@@ -154,6 +156,8 @@ def _file(options: argparse.Namespace) -> int:
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
+    if "weight" in arrays and options.min_count is None:
+        values["minimizer"] = _at_minimum(arrays, options)
     record = record_of_features(values)
     if options.json:
         nothing = {"epoch": None}  # nobody knows how long the network was trained
@@ -191,15 +195,41 @@ def _certify_head(arrays: Mapping[str, Any], options: argparse.Namespace) -> dic
 
     if options.weight_decay is None or "weight" not in arrays:
         raise InputError("--certify-head needs the array weight in the file, and --weight-decay of the training")
-    features, labels, weight = (torch.as_tensor(arrays[name]) for name in ("features", "labels", "weight"))
+    features, labels = _kept(arrays, options)
+    weight = torch.as_tensor(arrays["weight"])
     bias = torch.as_tensor(arrays["bias"]) if "bias" in arrays else None
-    if options.ignore_index is not None:
-        kept = labels != options.ignore_index
-        features, labels = features[kept], labels[kept]
     decays = (options.weight_decay, options.feature_decay)
     sign = options.features_sign or "auto"
     found = certify_head(features, labels, weight, bias, *decays, bias_decay=options.bias_decay, features_sign=sign)
     return found.record()
+
+
+def _at_minimum(arrays: Mapping[str, Any], options: argparse.Namespace) -> dict[str, float]:
+    """The measures at the exact minimiser, as far as the class counts and the decays that were given determine it."""
+    import torch
+
+    from neuralcollapse.loops.expected import decays_of, model_numbers
+    from neuralcollapse.ufm.expected import expected_at_minimum
+
+    features, labels = _kept(arrays, options)
+    weight, decay, decays = torch.as_tensor(arrays["weight"]), tuple(getattr(options, name) for name in _DECAYS), None
+    if options.weight_decay is not None:
+        decays = decays_of(decay, weight, float(features.double().square().sum()))
+    counts = labels.long().bincount(minlength=len(weight)).tolist()
+    bias, nonnegative = "bias" in arrays, bool(features.min() >= 0)
+    found = expected_at_minimum(counts, features.shape[1], decays, bias=bias, nonnegative=nonnegative)
+    return found | model_numbers(decays, nonnegative) if found else {}
+
+
+def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """The features and the labels of the samples that are measured."""
+    import torch
+
+    features, labels = torch.as_tensor(arrays["features"]), torch.as_tensor(arrays["labels"])
+    if options.ignore_index is None:
+        return features, labels
+    kept = labels != options.ignore_index
+    return features[kept], labels[kept]
 
 
 def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:

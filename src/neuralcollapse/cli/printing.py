@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
+from textwrap import wrap
 from typing import Any
 
 from neuralcollapse.errors import InputError
@@ -16,12 +17,25 @@ from neuralcollapse.runs.records import MEASURES, Record
 
 
 def print_measures(record: Record) -> None:
-    """The measures of a record with their meanings, its head certificate and its inner layers."""
+    """The measures of a record with their meanings, its head certificate and its inner layers.
+
+    Beside them stand, where they are known, their values at the exact minimiser and those expected before training.
+    """
     values = record.measures
+    expected = [(name, part) for name, part in (("minimum", record.minimizer), ("untrained", record.untrained)) if part]
+    if expected:
+        print(f"  {'':<27} {'measured':>10}" + "".join(f" {name:>9}" for name, _ in expected))
     for name, (_, meaning) in MEASURES.items():
-        if name in values:
-            error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
-            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}{error}")
+        if name not in values:
+            continue
+        error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
+        beside = "".join(f" {_short(part.get(name)):>9}" for _, part in expected)
+        numbers = f"  {name:<27} {values[name]:>10.3g}{beside}   "
+        # wrapped where there are more columns, so that all of them fit in 100 characters
+        lines = wrap(f"{meaning}{error}", 100 - len(numbers)) if expected else [f"{meaning}{error}"]
+        print(numbers + f"\n{' ' * len(numbers)}".join(lines))
+    if record.minimizer:
+        print("  minimum: at the exact minimiser for these class counts, the decays and the sign of the features")
     if "num_pairs" in values:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
     if record.head:
@@ -33,6 +47,10 @@ def print_measures(record: Record) -> None:
         print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
     for name, values in record.layers.items():
         print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
+
+
+def _short(x: float | None) -> str:
+    return "" if x is None else f"{x:.3g}"
 
 
 def print_accuracies(record: Record) -> None:
@@ -48,7 +66,7 @@ def print_json(value: Any) -> None:
 
 def record_of_features(values: Mapping[str, Any]) -> Record:
     """What `measure_features` returns, as a record; its epoch means nothing."""
-    apart = ("accuracy", "head", "num_samples")
+    apart = ("accuracy", "head", "num_samples", "minimizer")
     return Record(
         epoch=0,
         seconds=math.nan,
@@ -56,6 +74,7 @@ def record_of_features(values: Mapping[str, Any]) -> Record:
         train={"accuracy": values["accuracy"]} if "accuracy" in values else {},
         measures={name: value for name, value in values.items() if name not in apart},
         head=values.get("head", {}),
+        minimizer=values.get("minimizer", {}),
     )
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from neuralcollapse.cli.printing import print_json, train_packages
 
+SMOKE = "a smoke run tests the machinery on something tiny, not the claim: --scale laptop does that"
+
 
 def add(commands: Any) -> None:
     """Add the command and its options."""
@@ -59,6 +61,8 @@ def run(options: argparse.Namespace) -> int:
     needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
     done = f", {count - waiting} of them whole" if waiting < count else ""
     print(f"{experiment.name}, {experiment.scale}: {count} runs{done}; {needs}", file=sys.stderr, flush=True)
+    if experiment.scale == "smoke":
+        print(SMOKE, file=sys.stderr, flush=True)
     again = f"to go on: give the same command again ({count} runs in {out})"
     try:
         folder.run(progress=True, on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
@@ -81,17 +85,21 @@ def run(options: argparse.Namespace) -> int:
                 "page": str(place),
                 "verdict": page.claim.word,
                 "findings": [
-                    {"statement": statement, "holds": holds, "detail": detail} for holds, statement, detail in findings
+                    {"statement": statement, "holds": holds, "detail": detail, "why": why}
+                    for holds, statement, detail, why in findings
                 ],
             }
         )
         return 0
     print(f"\n{experiment.title}\n  {experiment.claim}\n")
-    for holds, statement, detail in findings:
+    for holds, statement, detail, _ in findings:
         mark = {True: "holds   ", False: "does not", None: "untested"}[holds]
         print(f"  {mark}  {statement}\n            {detail}")
-    print(f"\n{page.verdict}\npage  {place}\nnext  open it in a browser; figures for a paper: ", end="")
-    print(f"neuralcollapse report {out} --format pdf")
+    print(f"\n{page.verdict}\npage  {place}\nnext  ", end="")
+    if experiment.scale == "smoke":
+        print(f"the machinery works; to test the claim: neuralcollapse reproduce {options.name}")
+    else:
+        print(f"open it in a browser; figures for a paper: neuralcollapse report {out} --format pdf")
     return 0
 
 

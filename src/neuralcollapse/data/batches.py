@@ -53,15 +53,7 @@ class Batches:
         self.epoch = 0
         self.skip = 0
         count = len(split.labels)
-        least = 2 * world
-        if shuffle_seed is not None and min(count, batch_size) < least:
-            raise InputError(
-                f"expected at least {least} samples in a training batch, 2 for each of {world} processes, got a "
-                f"batch_size of {batch_size} and {count} samples"
-            )
-        starts = range(0, count, batch_size)
-        if shuffle_seed is not None and 0 < count % batch_size < least:
-            starts = starts[:-1]
+        starts = range(0, count, batch_size) if shuffle_seed is None else training_starts(count, batch_size, world)
         bounds = zip(starts, [*starts[1:], count], strict=True) if starts else ()
         self._bounds = [(start, stop) for start, stop in bounds if start + rank < stop]
         goes_to = torch.device("cpu" if device is None else device)
@@ -97,6 +89,22 @@ class Batches:
                 chosen = order[part]
                 images, labels = (tensor.index_select(0, chosen) for tensor in (self.split.images, self.split.labels))
             yield (images.pin_memory(), labels.pin_memory()) if self._pinned else (images, labels)
+
+
+def training_starts(num_samples: int, batch_size: int, world: int = 1) -> range:
+    """The first sample of each batch of an epoch of training, in its order; as many as the epoch has steps.
+
+    Raises:
+        InputError: too few samples, or too small a batch, for 2 samples in each process's batch.
+    """
+    least = 2 * world
+    if min(num_samples, batch_size) < least:
+        raise InputError(
+            f"expected at least {least} samples in a training batch, 2 for each of {world} processes, got a "
+            f"batch_size of {batch_size} and {num_samples} samples"
+        )
+    starts = range(0, num_samples, batch_size)
+    return starts[:-1] if 0 < num_samples % batch_size < least else starts
 
 
 def _fits(split: Split, device: torch.device) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from neuralcollapse.data.image_folder import image_folder
 from neuralcollapse.data.splits import ImageSet, Split, resize
 from neuralcollapse.errors import InputError, did_you_mean, listed
 
+DATA_FOLDER = "NEURALCOLLAPSE_DATA"  # the environment variable that names a folder of data sets
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
 
 
@@ -41,7 +43,7 @@ def read_image_set(name: str, size: int | None = None) -> ImageSet:
     if head in _READERS:
         if colon and not folder:
             raise InputError(f"expected a folder after the colon, as in '{head}:FOLDER', got {name!r}")
-        source = _READERS[head](Path(folder).expanduser() if colon else None, size)
+        source = _READERS[head](Path(folder).expanduser() if colon else _kept(head), size)
     elif head == "hf" and folder:
         source = from_hub(folder, size)
     elif "/" in name and not colon:
@@ -52,6 +54,13 @@ def read_image_set(name: str, size: int | None = None) -> ImageSet:
             "for digits, 'NAME:FOLDER'), or an id of the Hugging Face hub such as 'uoft-cs/cifar10'"
         )
     return _checked(name, source, size)
+
+
+def _kept(name: str) -> Path | None:
+    """The data set's folder in `$NEURALCOLLAPSE_DATA`, if there is one."""
+    root = os.environ.get(DATA_FOLDER)
+    folder = Path(root).expanduser() / name if root and name in HUB else None
+    return folder if folder is not None and folder.is_dir() else None
 
 
 def check_classes(labels: Tensor, class_names: Sequence[str], source: str) -> None:

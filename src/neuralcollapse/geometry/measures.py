@@ -1,4 +1,4 @@
-"""NC1..NC4 and their variants, as pure functions of class moments and a classifier (W, b).
+"""NC0..NC4 and their variants, as pure functions of class moments and a classifier (W, b).
 
 Notation: K classes with samples, mu_k (d,) their means, mu_G the mean of the samples, M the K x d matrix of rows
 `mu_k - mu_G`, `S_W = (1/N) sum_i (h_i - mu_y)(h_i - mu_y)'` averaged over samples,
@@ -43,6 +43,7 @@ CLASSIFIER_MEASURES = (
     "nc2",
     "nc3",
     "nc3_distance",
+    "nc0",
     "nc_bias",
     "nc_bias_centered",
     "equinorm_weights",
@@ -89,6 +90,7 @@ def measures(
             "nc2": lambda: distance_to_etf(weights),
             "nc3": lambda: distance_to_etf(weights, means.matrix),
             "nc3_distance": lambda: _nc3_distance(weights, means.matrix),
+            "nc0": lambda: _nc0(weights),
             "nc_bias": lambda: nc_bias(moments, weight, bias),
             "nc_bias_centered": lambda: nc_bias_centered(moments, weight, bias),
             "equinorm_weights": lambda: _equinorm(weights),
@@ -164,6 +166,19 @@ def centred_means(moments: ClassMoments) -> Tensor:
         return torch.where(matrix.norms[:, None] > 0, matrix.whole, 0.0)
     except Undefined as reason:
         raise InputError(f"no centred class means: {reason}") from None
+
+
+def nc0(weight: Tensor) -> float:
+    r"""What the rows of the classifier have in common: :math:`|1^\top W|^2 / (K |W|_F^2)`, in [0, 1], goes to 0.
+
+    It is the share of :math:`|W|_F^2` that lies in the mean of the rows: about 1/K for random rows, 1 for equal ones,
+    0 for those of a simplex ETF. `NC2(W) >= |1'W|^2 / (K |WW'|_F) >= nc0`, so NC2 cannot vanish before it. Under a loss
+    of the softmax, weight decay alone moves 1'W: see `neuralcollapse.ufm.row_sum_left`.
+
+    Args:
+        weight: (K, d) rows of the classifier.
+    """
+    return _nc0(as_matrix(weight))
 
 
 def nc1(moments: ClassMoments) -> float:
@@ -276,6 +291,16 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
         nearest = torch.where(score > best, seen[part][place], nearest)
         best = torch.maximum(best, score)
     return int((nearest != predicted.to(centre.device)).sum())
+
+
+def _nc0(weight: BlockedMatrix) -> float:
+    if weight.largest == 0:
+        raise Undefined("the classifier's weight is all zero")
+    common, squares = torch.zeros(()), torch.zeros(())
+    for part in weight.parts():
+        rows = weight.block(part) / weight.largest  # whose squares cannot overflow
+        common, squares = common.to(rows) + rows.sum(0), squares.to(rows) + rows.square().sum()
+    return min(1.0, float(common.square().sum() / squares) / weight.count)  # above 1 by rounding alone
 
 
 def _nc1(means: CentredMeans) -> float:

@@ -14,10 +14,9 @@ import torch
 from torch import nn
 
 from neuralcollapse.capture.collect import Capture
+from neuralcollapse.loops.expected import HeadDecay
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
-
-HeadDecay = float | tuple[float, float | None, float | None]
 
 _GEOMETRY_CLASSES = 200  # as many as the page's figures can show
 _GEOMETRY_VALUES = 2**20  # K d: a file of at most 8 MB, for the means and the weight
@@ -106,6 +105,8 @@ def environment_of(
         "image_shape": None,
         "pixel_mean": None,
         "pixel_std": None,
+        "decay_budget": None,
+        "row_sum_left": None,
         "parameters": sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         **more,
     }

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
-from neuralcollapse.loops.kept import HeadDecay
+from neuralcollapse.loops.expected import HeadDecay
 from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
@@ -61,8 +61,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         sharded: in each of several processes the loaders given here give its own share of the samples; without it
             they are split, each sample for one process, and must be DataLoaders.
         progress: show a bar while measuring (on a terminal only).
-        options: as for `neuralcollapse.Recorder` (layers, head_decay, loss, on_record, nc4, pairwise, ignore_index,
-            config, class_names, ...).
+        options: as for `neuralcollapse.Recorder` (layers, head_decay, decays, loss, on_record, nc4, pairwise,
+            ignore_index, config, class_names, ...).
 
     Attributes:
         records: of all measurements, in order.

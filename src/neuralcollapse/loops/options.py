@@ -18,6 +18,7 @@ from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
 from neuralcollapse.errors import InputError, did_you_mean, listed
 from neuralcollapse.geometry.pairs import draw
+from neuralcollapse.ufm.losses import find_loss
 
 
 def options_of(*functions: Callable[..., Any], without: Sequence[str] = ()) -> list[str]:
@@ -83,7 +84,19 @@ def _check_head_decay(value: Any, name: str) -> None:
 
 # Where None stands for "not given".
 _OPTIONAL = (
-    *("classifier", "out", "head_decay", "config", "on_record", "on_checkpoint", "prefix", "online", "environment"),
+    *(
+        "classifier",
+        "out",
+        "head_decay",
+        "decays",
+        "loss_name",
+        "config",
+        "on_record",
+        "on_checkpoint",
+        "prefix",
+        "online",
+        "environment",
+    ),
     *("num_classes", "ignore_index", "classes", "min_count", "device"),
 )
 
@@ -118,6 +131,8 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "head_decay": _check_head_decay,
+    "decays": _check_head_decay,
+    "loss_name": lambda value, name: find_loss(value),
     "pairwise": lambda value, name: draw(2, value, torch.device("cpu")),
     "num_classes": lambda value, name: check_count(value, name, 1),
     "min_count": lambda value, name: check_count(value, name, 1),

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import Subset
 
 from neuralcollapse.capture.arguments import check_model, find_classifier
@@ -23,12 +24,13 @@ from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
-from neuralcollapse.loops.kept import HeadDecay, certified, environment_of, geometry_of, spread
+from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training
+from neuralcollapse.loops.kept import certified, environment_of, geometry_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.runs.files import as_builtin, nan_to_none
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import Record
+from neuralcollapse.runs.records import MEASURES, Record
 
 
 class Recorder:
@@ -55,6 +57,11 @@ class Recorder:
         head_decay: the weight decay of the training, or (weight, feature, bias) decays; when given, each record
             compares the last layer with the exact optimum of the unconstrained feature model (see
             `neuralcollapse.ufm.certify_head`).
+        decays: of the training, as in `head_decay` but without a certificate; those of `head_decay` when not given.
+            For unequal classes they say what theory expects of the measures (`Record.minimizer`); equal classes need
+            none. Leave them out where the optimiser does not add the decay to the gradient (AdamW).
+        loss_name: the loss of the training, as `neuralcollapse.ufm.UnconstrainedFeatureModel` names it;
+            "cross_entropy" when neither it nor `loss` is given.
         pairwise: as for `neuralcollapse.measures`.
         nc4: measure NC4 too.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
@@ -88,6 +95,8 @@ class Recorder:
         resume: bool = False,
         unit: str = "epoch",
         head_decay: HeadDecay | None = None,
+        decays: HeadDecay | None = None,
+        loss_name: str | None = None,
         pairwise: bool | int = True,
         nc4: bool = True,
         config: Mapping[str, Any] | None = None,
@@ -106,6 +115,8 @@ class Recorder:
         self.force = force
         self.unit = unit
         self.head_decay = head_decay
+        self.decays = decays
+        self.loss_name = loss_name
         self.pairwise = pairwise
         self.nc4 = nc4
         self.config: Any = config
@@ -129,6 +140,10 @@ class Recorder:
         if inside:
             layers = options.get("layers", ())
             options["layers"] = [f"{inside}.{name}" for name in ([layers] if isinstance(layers, str) else layers)]
+        if decays is None:
+            self.decays = head_decay
+        if loss_name is None and options.get("loss", F.cross_entropy) is F.cross_entropy:
+            self.loss_name = "cross_entropy"
         self._started = time.perf_counter()
         if resume:
             self.resume()
@@ -169,6 +184,7 @@ class Recorder:
                 capture = self.online(model)
             test = self._test(model, capture)
         values = capture.measures(pairwise=self.pairwise)
+        minimizer, untrained = self._expected(model, capture, values)
         record = Record(
             epoch=epoch,
             seconds=self.seconds,
@@ -182,6 +198,8 @@ class Recorder:
             measures={name: value for name, value in values.items() if name != "num_samples"},
             head={} if self.head_decay is None else certified(capture, self.head_decay),
             source="eval" if self.online is None else "online",
+            minimizer=minimizer,
+            untrained=untrained,
         )
         self._keep(record, model, capture, test)
         if self.on_record is not None:
@@ -225,6 +243,19 @@ class Recorder:
             "unit": self.unit,
             **self.config,
         }
+
+    def _expected(
+        self, model: nn.Module, capture: Capture, values: Mapping[str, float]
+    ) -> tuple[dict[str, float], dict[str, float]]:
+        """What theory expects of the measures: at the exact minimiser, and before any training."""
+        name = (capture.layer or None) if self.classifier is None else self.classifier
+        head = find_classifier(model, name, self.options.get("num_classes"))[0].module
+        trained = [parameter.requires_grad for parameter in head.parameters()]
+        frozen = bool(trained) and not any(trained) and any(each.requires_grad for each in model.parameters())
+        minimizer = at_minimum(capture, head, self.decays, self.loss_name, frozen=frozen)
+        unmeasured = MEASURES.keys() - values.keys()
+        known = {key: value for key, value in minimizer.items() if key not in unmeasured}
+        return known, before_training(capture, head, values)
 
     def _test(self, model: nn.Module, train: Capture) -> Capture | None:
         """A pass over the test set, with the classes and the head of the training set."""

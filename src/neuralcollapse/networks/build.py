@@ -24,10 +24,18 @@ class MLP(nn.Module):
         in_features: inputs a sample, once flattened.
         width: units of the other layers.
         depth: layers before `fc`.
+        bias: whether `fc` has a bias.
     """
 
     def __init__(
-        self, num_classes: int, feature_dim: int = 256, *, in_features: int = 64, width: int = 512, depth: int = 3
+        self,
+        num_classes: int,
+        feature_dim: int = 256,
+        *,
+        in_features: int = 64,
+        width: int = 512,
+        depth: int = 3,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         for name, count in (("in_features", in_features), ("width", width), ("depth", depth)):
@@ -37,7 +45,7 @@ class MLP(nn.Module):
         for inputs, outputs in pairwise(sizes):
             layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
         self.features = nn.Sequential(*layers)
-        self.fc: nn.Module = nn.Linear(feature_dim, num_classes)
+        self.fc: nn.Module = nn.Linear(feature_dim, num_classes, bias=bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, ...) images to (N, K) logits."""
@@ -47,11 +55,11 @@ class MLP(nn.Module):
 _FRAMES = ("learned", "simplex", "orthoplex", "softmax_code")
 _ROTATIONS = {"simplex": ("blocks", "none", "fast"), "orthoplex": ("none", "fast"), "softmax_code": ("none",)}
 _OPTIONS = {
-    "mlp": ("in_features", "width", "depth"),
-    "resnet18": ("in_channels",),
-    "resnet34": ("in_channels",),
-    "resnet50": ("in_channels",),
-    "resnet18_width": ("in_channels", "width"),
+    "mlp": ("in_features", "width", "depth", "bias"),
+    "resnet18": ("in_channels", "bias"),
+    "resnet34": ("in_channels", "bias"),
+    "resnet50": ("in_channels", "bias"),
+    "resnet18_width": ("in_channels", "width", "bias"),
 }
 
 
@@ -85,8 +93,8 @@ def build_network(
         rotation: of the fixed classifier: "blocks" (the default of a simplex), "none" or "fast" (the default of an
             orthoplex), as for `ETFClassifier`. A network from elsewhere that brings a fixed classifier keeps its own.
         options: of the network; None means the default: in_features (64), width (512) and depth (3) of
-            the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; for one
-            from elsewhere what it takes.
+            the MLP; in_channels (3) of a ResNet and width (64 channels in the first stage) of resnet18_width; bias
+            (True) of the classifier in any of them; for one from elsewhere what it takes.
 
     Raises:
         InputError: an unknown network (the nearest name is offered), frame or option, a stem for a network that is no

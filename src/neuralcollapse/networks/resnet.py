@@ -89,6 +89,7 @@ class ResNet(nn.Module):
         stem: "imagenet" (7x7 convolution with stride 2, 3x3 max-pool with stride 2) or "small" (3x3 convolution).
         in_channels: of the images.
         width: channels of the first stage; the other stages have 2, 4 and 8 times as many.
+        bias: whether the classifier has a bias.
 
     Shapes: (N, in_channels, H, W) -> (N, K).
     """
@@ -102,6 +103,7 @@ class ResNet(nn.Module):
         stem: str = "imagenet",
         in_channels: int = 3,
         width: int = 64,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if stem not in ("imagenet", "small"):
@@ -123,7 +125,7 @@ class ResNet(nn.Module):
             for index, (depth, (inputs, outputs)) in enumerate(zip(depths, pairwise(sizes), strict=True))
         ]
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
-        self.fc: nn.Module = nn.Linear(features, num_classes)
+        self.fc: nn.Module = nn.Linear(features, num_classes, bias=bias)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

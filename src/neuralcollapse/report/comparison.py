@@ -8,6 +8,7 @@ from typing import Any
 
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import comparison_curve
+from neuralcollapse.report.expected import decay_budget
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, given, limits, shown, state
@@ -53,6 +54,7 @@ def run_table(runs: Sequence[Run]) -> Table:
     """A row for each run, with its numbers at the end."""
     keys = [key for key in NUMBERS if any(not math.isnan(run.last.value(key)) for run in runs)]
     axes = list(dict.fromkeys(axis for run in runs for axis in run.labels))
+    budgets = any(decay_budget(run) is not None for run in runs)
     rows = []
     for run in runs:
         numbers = [run.last.value(key) for key in keys]
@@ -65,10 +67,15 @@ def run_table(runs: Sequence[Run]) -> Table:
                 Cell(f"{run.last.epoch:,}", sort=run.last.epoch),
                 Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=as_number(parameters)),
                 *(Cell(format_value(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
+                *(
+                    [Cell("" if (budget := decay_budget(run)) is None else number(budget), sort=budget)]
+                    if budgets
+                    else ()
+                ),
             ]
         )
     units = " or ".join(f"{unit}s" for unit in common_unit(runs).split(" or "))
-    header = ("run", *axes, "seed", units, "parameters", *map(label, keys))
+    header = ("run", *axes, "seed", units, "parameters", *map(label, keys), *(["decay budget"] if budgets else ()))
     return Table("Every run at its end", rows, header, f"On the training set. {limits()}", sortable=True)
 
 

@@ -6,7 +6,10 @@ import itertools
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
+from neuralcollapse.report.expected import Curve, of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
 from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Group, common_unit
@@ -33,7 +36,8 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
             "simplex",
             ("nc2", "nc2_means", "nc3"),
             "NC2 and NC3: distance from the simplex",
-            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0.",
+            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0 "
+            "where classes are equal.",
             Axis(from_zero=True),
         ),
     ]
@@ -52,7 +56,12 @@ def measure_curve(
 ) -> Figure:
     """Some of the measures."""
     lines = [(label(key), [record.value(key) for record in records]) for key in keys]
-    return _figure(records, unit, lines, name, title, caption, axis)
+    figure = _figure(records, unit, lines, name, title, caption, axis)
+    curves = {key: [of_records(records, label(key), color)] for key, color in zip(keys, COLORS, strict=False)}
+    beside = reference_lines(curves, log=axis.log)
+    ends = [f"{label(key)} {number(x)}" for key in keys if not math.isnan(x := records[-1].value(f"minimizer.{key}"))]
+    alt = f"{figure.alt} At the exact minimum: {', '.join(ends)}." if beside and ends else figure.alt
+    return replace(figure, marks=[*figure.marks, *beside], alt=alt)
 
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:
@@ -74,12 +83,14 @@ def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) ->
     """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
     unit = common_unit(run for group in groups for run in group.runs)
     marks: list[Band | Line] = []
+    beside: list[Curve] = []
     for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
         epochs, rows = _by_epoch(group, key)
         if len(group.runs) > 1:
             low, high = ([extreme(row, default=math.nan) for row in rows] for extreme in (min, max))
             marks.append(Band(group.name, epochs, low, high, color))
         marks.append(Line(group.name, epochs, [mean(row) for row in rows], color))
+        beside.append((group.name, color, epochs, partial(_means, group)))
     ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
     seeds = max(len(group.runs) for group in groups)
     over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
@@ -88,7 +99,7 @@ def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) ->
         key_title(key),
         f"{key_meaning(key)}{over}",
         f"{key_title(key)} by {unit}. At the end: {ends}.",
-        marks,
+        [*marks, *reference_lines({key: beside}, log=log)],
         Axis(unit, whole=True),
         key_axis(key, log),
         read_together=True,
@@ -143,6 +154,10 @@ def _figure(
     ends = ", ".join(f"{text} from {number(values[0])} to {number(values[-1])}" for text, values in lines)
     alt = f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}."
     return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
+
+
+def _means(group: Group, key: str) -> list[float]:
+    return [mean(row) for row in _by_epoch(group, key)[1]]
 
 
 def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:

@@ -30,6 +30,7 @@ class Line:
     hover: str = "{y:.4g}"  # what the pointer shows, with {x}, {y} and {text}, each with a format such as {y:.4g}
     legend: bool = True  # whether the legend names it
     digits: int = 6  # significant digits that a page keeps
+    width: float = 2  # in pixels
 
 
 @dataclass(frozen=True)

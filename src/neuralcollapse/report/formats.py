@@ -40,8 +40,11 @@ def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
         parts += [f"> {escaped(page.claim.text)}", f"Source: {escaped(page.claim.source)}."]
     parts.append(f"**{escaped(page.verdict)}**")
     if page.claim:
-        found = [[Cell(what), Cell(_VERDICTS[holds]), Cell(numbers)] for holds, what, numbers in page.claim.findings]
-        parts.append(_table(("check", "", "numbers"), found, marked=1))
+        found = [
+            [Cell(what), Cell(_VERDICTS[holds]), Cell(numbers), Cell(why)]
+            for holds, what, numbers, why in page.claim.findings
+        ]
+        parts.append(_table(("check", "", "numbers", "why this check"), found, marked=1))
     for table in page.tables:
         if not table.narrow and table.rows:
             rows = table.cells()

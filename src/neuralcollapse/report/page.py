@@ -50,12 +50,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Claim:
-    """What an experiment tests: the claim, where it is from, a word of verdict, and (holds, what, numbers) checks."""
+    """What an experiment tests: the claim, its source, a word of verdict, and (holds, what, numbers, why) checks."""
 
     text: str
     source: str
     word: str
-    findings: Sequence[tuple[bool | None, str, str]]
+    findings: Sequence[tuple[bool | None, str, str, str]]
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
     places, values = x.places(mark.x), y.places(mark.y)
     if len(mark.errors):
         ax.errorbar(places, values, mark.errors, ecolor=mark.color, **_ERRORS, fmt="none", zorder=2.4)
-    style = {"color": mark.color, "linewidth": _LINE, "linestyle": _DASHES[mark.dash], "zorder": 2.5}
+    style = {"color": mark.color, "linewidth": _LINE * mark.width / 2, "linestyle": _DASHES[mark.dash], "zorder": 2.5}
     style |= {"marker": "o" if _marked(mark) else "none", "markersize": _MARKER, "markeredgewidth": 0}
     return ax.plot(places, values, **style)[0]
 

@@ -72,7 +72,7 @@ def _traces(mark: Mark, bands: set[str]) -> list[tuple[_Spec, list[_Spec]]]:
 
 def _line(mark: Line) -> _Spec:
     drawn = "markers" if len(mark.x) < 2 else "lines+markers" if mark.markers else "lines"
-    trace = _xy(mark) | {"type": "scatter", "mode": drawn, "line": {"color": mark.color, "width": 2}}
+    trace = _xy(mark) | {"type": "scatter", "mode": drawn, "line": {"color": mark.color, "width": mark.width}}
     if mark.dash != "solid":
         trace["line"]["dash"] = mark.dash
     if len(mark.errors):

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from neuralcollapse.runs.reading import Run
 
 _GROUPS = ("train", "test", "measures", "head")
+_EXPECTED = ("minimizer", "untrained")
 _OWN = ("run", "seed", "epoch", "step", "checkpoint", "seconds", "learning_rate", "source")
 
 
@@ -31,6 +32,8 @@ def records_csv(runs: Sequence[Run]) -> str:
                 line |= _named("" if group == "measures" else f"{group}_", getattr(record, group))
             for name, values in record.layers.items():
                 line |= _named(f"{name}/", values)
+            for group in _EXPECTED:
+                line |= _named(f"{group}_", getattr(record, group))
             lines.append(line)
     columns = list(dict.fromkeys(name for line in lines for name in line))
     text = io.StringIO()

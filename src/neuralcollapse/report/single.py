@@ -9,6 +9,7 @@ from pathlib import Path
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import run_curves
+from neuralcollapse.report.expected import budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
@@ -58,6 +59,7 @@ def single_page(run: Run) -> Page:
             _measures(run),
             *_head(run),
             *_layers(run),
+            *budget_table(run),
             Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
             Table("Where it ran", [(name, shown(item)) for name, item in run.environment.items()], narrow=True),
         ],
@@ -138,8 +140,14 @@ def _subtitle(run: Run) -> str:
 
 def _measures(run: Run) -> Table:
     first, last = run.first, run.last
-    rows = [
-        (Cell(label, f"{name}: {meaning}"), _estimate(first, name), _estimate(last, name))
+    beside = expected_columns(last)
+    rows: list[tuple[Cell | str, ...]] = [
+        (
+            Cell(label, f"{name}: {meaning}"),
+            _estimate(first, name),
+            _estimate(last, name),
+            *(number(values[name]) if name in values else "" for _, values in beside),
+        )
         for name, (label, meaning) in MEASURES.items()
         if name in last.measures
     ]
@@ -148,9 +156,10 @@ def _measures(run: Run) -> Table:
     return Table(
         "Every measure",
         rows,
-        ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}"),
+        ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}", *(heading for heading, _ in beside)),
         f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
-        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}",
+        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}"
+        f"{expected_note(run)}",
     )
 
 

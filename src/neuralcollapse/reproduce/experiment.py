@@ -3,7 +3,8 @@
 A file gives `title`, `claim`, `source`, `kind` ("train" or "landscape"), `options` of every run, `vary` (axis -> value
 -> options; each combination is a run), `costs` (configurations in the same form; the cost of a training step of each is
 measured), `checks`, `figures`, and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its
-seeds, and options, vary, costs, checks and figures of its own, which win over those above.
+seeds, and options, vary, costs, checks and figures of its own, which win over those above. An option "=NAME" has the
+value of the option NAME in the same run.
 """
 
 from __future__ import annotations
@@ -195,6 +196,7 @@ def _plan(
 
 
 def _config(name: str, kind: str, options: Mapping[str, Any]) -> TrainConfig | SurveyConfig:
+    options = {option: _value(name, value, options) for option, value in options.items()}
     if kind == "train":
         check_names(options, name)
         return TrainConfig(**options)
@@ -206,6 +208,15 @@ def _config(name: str, kind: str, options: Mapping[str, Any]) -> TrainConfig | S
         return SurveyConfig(**options)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from None
+
+
+def _value(name: str, value: Any, options: Mapping[str, Any]) -> Any:
+    if not isinstance(value, str) or not value.startswith("="):
+        return value
+    other = value[1:]
+    if other not in options or str(options[other]).startswith("="):
+        raise InputError(f"{name}: {value!r} asks for the value of the option {other!r}, which this run does not have")
+    return options[other]
 
 
 def slug(text: str) -> str:

@@ -10,8 +10,8 @@ from typing import Any
 from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
 from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
 from neuralcollapse.report.landscape import energy_figure, gap_figure
-from neuralcollapse.reproduce.checks import Results
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
+from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.reading import Group, by_layer, group_runs
 from neuralcollapse.runs.records import label, number
 

@@ -12,6 +12,7 @@ import numpy as np
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.ufm.minimizers import global_minimizer
 from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.nonnegative import minimum_bounds
 
 
 def minority_cosine(run: Run) -> float | None:
@@ -25,6 +26,7 @@ def minority_cosine(run: Run) -> float | None:
 def cosine_at_minimum(run: Run) -> float:
     """The same at the exact minimiser of the unconstrained feature model with the run's class counts and decays.
 
+    The model's features are >= 0 where those that the run measured are (and there are as many dimensions as classes).
     NaN if there are fewer than two smallest classes, or if their rows are zero.
 
     Raises:
@@ -39,17 +41,19 @@ def cosine_at_minimum(run: Run) -> float:
         float(config["feature_decay"]),
         float(config["bias_decay"]),
         str(config["loss"]),
+        "nonnegative" if run.last.head.get("nonnegative") else "real",
     )
 
 
 @cache
 def _at_minimum(
-    counts: tuple[int, ...], weight_decay: float, feature_decay: float, bias_decay: float, loss: str
+    counts: tuple[int, ...], weight_decay: float, feature_decay: float, bias_decay: float, loss: str, features: str
 ) -> float:
     """Cached, because runs that differ in their seed share it, and both checks and figures need it."""
     count = len(counts)
-    model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, loss=loss)
-    return _mean_cosine(global_minimizer(model).W.numpy()[_least(counts)])
+    model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, loss=loss, features=features)
+    point = minimum_bounds(model).point if model.nonnegative else global_minimizer(model)
+    return _mean_cosine(point.W.numpy()[_least(counts)])
 
 
 def smallest(run: Run) -> list[int]:

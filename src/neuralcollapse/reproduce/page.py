@@ -14,8 +14,10 @@ from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.reproduce.checks import Results, judge, validate_item
 from neuralcollapse.reproduce.figures import FIGURES
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables
+from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
+
+_SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -24,17 +26,17 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     there = len(results.runs) + len(results.surveys)
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
-    verdict = judge(experiment.checks, results)
+    verdict, tables = judge(experiment.checks, results), _tables(results)
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
-        verdict=verdict.sentence,
+        verdict=f"{_SMOKE if experiment.scale == 'smoke' else ''}{verdict.sentence}",
         cards=[],
         figures=figures(experiment.figures, results, experiment.name),
-        tables=_tables(results),
+        tables=tables,
         claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
-        lead=1,
+        lead=2 if any(table.heading == THEORY for table in tables) else 1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),
@@ -66,7 +68,7 @@ def _tables(results: Results) -> list[Table]:
     if results.surveys:
         return survey_tables(results.surveys)
     groups = group_runs(results.runs)
-    tables = [group_table(groups)]
+    tables = [group_table(groups), *theory_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))
     return [*tables, run_table(results.runs), *setting_tables(results.runs)]

@@ -20,9 +20,10 @@ import yaml
 
 from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.reproduce import surveys
-from neuralcollapse.reproduce.checks import COSTS as COST_NAMES
-from neuralcollapse.reproduce.checks import Results, validate
+from neuralcollapse.reproduce.checks import validate
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
+from neuralcollapse.reproduce.results import COSTS as COST_NAMES
+from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold
@@ -153,9 +154,9 @@ class ExperimentFolder:
 
             if _begun(place):
                 # its configuration is that of the experiment, which `create` made sure of
-                resume(place, progress=progress, trust_code=True)
+                resume(place, progress=progress, on_message=_unsaid, trust_code=True)
             else:
-                train(planned.config, place, force=True, progress=progress)
+                train(planned.config, place, force=True, progress=progress, on_message=_unsaid)
             return True
         finally:
             held.release()
@@ -261,6 +262,10 @@ def _check_config(run: Run, source: Path) -> None:
         TrainConfig(**run.config)
     except (InputError, TypeError) as error:
         raise InputError(f"{source}: {error}") from None
+
+
+def _unsaid(_: str) -> None:
+    """What a run cannot reach is said on its page and the experiment's, not before each run."""
 
 
 def _begun(place: Path) -> bool:

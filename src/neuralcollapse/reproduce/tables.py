@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.report.comparison import NUMBERS, as_number
+from neuralcollapse.report.expected import decay_budget, row_sum_left, row_sum_left_predicted
 from neuralcollapse.report.landscape import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
@@ -39,6 +40,50 @@ def group_table(groups: Sequence[Group]) -> Table:
     if seeds > 1:
         note += " Mean ± standard deviation over seeds."
     return Table("The runs at their end", rows, header, note, sortable=True)
+
+
+THEORY = "What theory expects"
+_EXPECTED = ("nc2", "nc2_means", "nc3", "nc3_distance", "nc_bias")
+
+
+def theory_table(groups: Sequence[Group]) -> list[Table]:
+    """A row for each group: the time that its decay had, and its measures beside what theory expects of them."""
+    axes = list(groups[0].labels)
+    keys = [key for key in _EXPECTED if any(not math.isnan(group.mean(f"minimizer.{key}")) for group in groups)]
+    budgets = [[x for run in group.runs if (x := decay_budget(run)) is not None] for group in groups]
+    if not keys and not any(budgets):
+        return []
+    rows = []
+    for group, noted in zip(groups, budgets, strict=True):
+        predicted = [x for run in group.runs if (x := row_sum_left_predicted(run)) is not None]
+        measured = [x for run in group.runs if (x := row_sum_left(run)) is not None]
+        rows.append(
+            [
+                *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
+                *(_mean_cell(values) for values in (noted, predicted, measured)),
+                *(
+                    Cell(
+                        f"{number(group.mean(f'untrained.{key}'))} | {group.formatted(key)} | "
+                        f"{number(group.mean(f'minimizer.{key}'))}".replace("undefined", "-"),
+                        sort=group.mean(key),
+                    )
+                    for key in keys
+                ),
+            ]
+        )
+    header = (*axes, "B", "|1'W| left, predicted", "|1'W| left, measured", *map(label, keys))
+    note = (
+        "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by "
+        "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. "
+        "Measures: expected of an untrained head | at the end | at the exact minimum for the run's classes, decays "
+        "and sign of features."
+    )
+    return [Table(THEORY, rows, header, note, sortable=True)]
+
+
+def _mean_cell(values: Sequence[float]) -> Cell:
+    mean = sum(values) / len(values) if values else math.nan
+    return Cell(number(mean) if values else "-", sort=mean)
 
 
 def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:

@@ -20,7 +20,8 @@ from neuralcollapse.runs.files import as_builtin, as_float, nan_to_none, parse_j
 from neuralcollapse.runs.ownership import epoch_of
 
 _SOURCES = ("eval", "online")
-_NUMBERS = ("train", "test", "measures", "head")  # groups of numbers by name
+_NUMBERS = ("train", "test", "measures", "head", "minimizer", "untrained")  # groups of numbers by name
+_EXPECTED = {"minimizer": "{} at the minimum", "untrained": "{} of an untrained head"}
 _LAST_EPOCH = 10**12
 _ARRAYS = {"means": "Kd", "global_mean": "d", "weight": "Kd", "bias": "K"}
 _ARRAYS_BYTES = 2**26  # the most for one geometry, or, if that is more, so many times the size of its file:
@@ -48,6 +49,9 @@ class Record:
         head: if asked for, the last layer's objective, its minimum, their ratio, the lower bound, and the model that
             it was compared with (`neuralcollapse.ufm.HeadCertificate.record`).
         layers: if asked for, the measures of inner layers, by dotted name.
+        minimizer: where theory knows them, the values of the measures at the exact minimiser of the unconstrained
+            feature model for the run's class counts, decays, loss and sign of the features.
+        untrained: where they are known, the values of measures that are expected before any training.
         source: "eval" for a pass over the un-augmented training set in eval mode; "online" for the training steps of
             the epoch, during which the weights moved.
     """
@@ -61,6 +65,8 @@ class Record:
     head: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
     source: str = "eval"
+    minimizer: dict[str, float] = field(default_factory=dict)
+    untrained: dict[str, float] = field(default_factory=dict)
 
     def flat(self) -> dict[str, float]:
         """The numbers by a name for loggers: "collapse/nc1", "train/loss", "test/accuracy", "head/ratio", ...
@@ -68,19 +74,25 @@ class Record:
         Of the head those that change: what describes its model is left out.
         """
         head = {name: self.head[name] for name in _LOGGED_HEAD if name in self.head}
-        groups = {"collapse": self.measures, "train": self.train, "test": self.test, "head": head}
+        groups = {
+            "collapse": self.measures,
+            "train": self.train,
+            "test": self.test,
+            "head": head,
+            "minimizer": self.minimizer,
+        }
         return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
 
     def value(self, key: str) -> float:
-        """A number by its key, a measure such as "nc1" or "test.accuracy", "head.ratio"; NaN where there is none."""
+        """A number by its key, a measure such as "nc1" or "test.accuracy", "minimizer.nc2"; NaN where there is none."""
         group, dot, name = key.partition(".")
         numbers: dict[str, float] = getattr(self, group) if dot else self.measures
         return numbers.get(name if dot else key, math.nan)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record in plain values, None for NaN: what every command prints with --json."""
+        """The record in plain values, None for NaN; without what theory expects where it expects nothing."""
         values: dict[str, Any] = nan_to_none(as_builtin(asdict(self)))
-        return values
+        return {name: value for name, value in values.items() if value or name not in _EXPECTED}
 
     @classmethod
     def from_dict(cls, values: Any) -> Record:
@@ -185,6 +197,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "nc3": ("NC3", "distance of W M from a simplex ETF: classifier against class means"),
     "nc3_distance": ("NC3, distance", "|W/|W| - M/|M||: classifier against class means"),
     "nc4": ("NC4", "share of samples not predicted as the class of the nearest mean"),
+    "nc0": ("NC0", "|1'W|^2 / (K |W|^2): what the classifier's rows have in common; decay alone removes it"),
     "nc_bias": ("NC bias", "|b + W mu_G|: free to stay large when the bias has no decay"),
     "nc_bias_centered": ("NC bias, centred", "the same less what shifts all logits alike"),
     "equinorm_means": ("equinorm, means", "spread of the lengths of the class means"),
@@ -200,10 +213,11 @@ MEASURES: dict[str, tuple[str, str]] = {
 def check_key(key: object, source: str) -> str:
     """`key`, if `Record.value` knows it; `source` says in the error where the key was given."""
     group, dot, _ = str(key).partition(".")
-    if not isinstance(key, str) or not (group in ("train", "test", "head") if dot else key in MEASURES):
+    groups = [name for name in _NUMBERS if name != "measures"]
+    if not isinstance(key, str) or not (group in groups if dot else key in MEASURES):
         raise InputError(
-            f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or train., test. or head. and "
-            "a name, such as test.accuracy"
+            f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or "
+            f"{', '.join(f'{name}.' for name in groups)} and a name, such as test.accuracy"
         )
     return key
 
@@ -213,6 +227,8 @@ def label(key: str) -> str:
     if key in MEASURES:
         return MEASURES[key][0]
     group, _, name = key.partition(".")
+    if group in _EXPECTED:
+        return _EXPECTED[group].format(label(name))
     return {"head.ratio": "head / exact minimum"}.get(key, f"{group} {name}")
 
 

@@ -16,7 +16,7 @@ from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.tensors import write_tensors
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.optimizers import learning_rate
+from neuralcollapse.training.optimizers import set_epoch
 from neuralcollapse.training.resume import State, Stopped, StopSignal, origin_of
 from neuralcollapse.training.step import Classification
 
@@ -25,18 +25,16 @@ _LINE_SECONDS = 30.0
 
 
 class EpochSchedule(lightning.Callback):
-    """Sets what depends on the epoch: the order of the samples and the learning rate. Goes before other callbacks."""
+    """Sets what depends on the epoch: the order of the samples, learning rate, decays. Goes before other callbacks."""
 
     def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Set both."""
+        """Set them."""
         assert isinstance(pl_module, Classification)
         self.batches.set_epoch(trainer.current_epoch)
-        rate = learning_rate(pl_module.config, trainer.current_epoch)
-        for group in trainer.optimizers[0].param_groups:
-            group["lr"] = rate
+        set_epoch(trainer.optimizers[0], pl_module.decay_groups(), pl_module.config, trainer.current_epoch)
 
 
 class SaveWeights(lightning.Callback):
@@ -159,6 +157,11 @@ class Progress(lightning.Callback):
             self.bar.update(record.epoch - self.bar.n)
         elif self.visible and record.epoch % max(1, self.epochs // 10) == 0:
             self._line(f"epoch {record.epoch:>4}/{self.epochs}  {text}")
+
+    def say(self, text: str) -> None:
+        """A line on stderr, above the bar where there is one."""
+        if self.visible:
+            tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Clear the bar."""

@@ -82,6 +82,9 @@ class TrainConfig:
             weight W and bias b and the features H of all samples; nothing else decays.
         feature_decay: decay of the features that the classifier sees (see decay_on).
         bias_decay: decay of the classifier's bias (see decay_on).
+        decay_warmup: epochs at the beginning in which weight_decay, feature_decay and bias_decay are all multiplied by
+            decay_warmup_factor; fewer than epochs.
+        decay_warmup_factor: what the decays are multiplied by in those epochs, from 0 to 1.
         schedule: of the learning rate: "step" (times decay_factor every decay_every epochs), "multistep" (at
             milestones), "cosine" (to 0 at the last epoch) or "constant".
         decay_every: epochs between two drops of "step".
@@ -94,7 +97,7 @@ class TrainConfig:
             which is cheap, but of weights that move (and of augmented images).
         layers: inner layers to measure too, by dotted name in the network.
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
-            (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy).
+            (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy), at the decays after a warm-up.
         checkpoint_every: epochs between kept weights; the last are always kept.
         save_seconds: least number of seconds between two saved states to resume from (at ends of epochs).
         loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go.
@@ -138,6 +141,8 @@ class TrainConfig:
     decay_on: Literal["all", "classifier"] = "all"
     feature_decay: float = 0.0
     bias_decay: float = 0.0
+    decay_warmup: int = 0
+    decay_warmup_factor: float = 0.1
     schedule: Literal["step", "multistep", "cosine", "constant"] = "step"
     decay_every: int = 70
     milestones: tuple[int, ...] = ()
@@ -182,7 +187,10 @@ class TrainConfig:
         _require(self, "channels", self.channels in (None, 1, 3), "1 or 3")
         _require(self, "momentum", 0 <= self.momentum < 1, "from 0 to below 1")
         _require(self, "label_noise", 0 <= self.label_noise <= 1, "a share from 0 to 1")
+        _require(self, "decay_warmup_factor", 0 <= self.decay_warmup_factor <= 1, "from 0 to 1")
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
+        fewer = f"a number of epochs from 0 to below epochs={self.epochs}"
+        _require(self, "decay_warmup", 0 <= self.decay_warmup < self.epochs, fewer)
         self._check_combinations()
         if self.rotation is None:  # said in the run folder, so that it means the same when a default has moved
             object.__setattr__(self, "rotation", _ROTATIONS.get(self.frame))

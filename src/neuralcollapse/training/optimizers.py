@@ -1,4 +1,4 @@
-"""Optimisers with their weight decay, and the learning rate of each epoch: pure functions of a TrainConfig."""
+"""Optimisers with their weight decay, and the learning rate and decays of each epoch, as a TrainConfig gives them."""
 
 from __future__ import annotations
 
@@ -32,11 +32,30 @@ def learning_rate(config: TrainConfig, epoch: int) -> float:
     return config.rate * config.decay_factor**drops
 
 
+def decay_scale(config: TrainConfig, epoch: int) -> float:
+    """What every decay is multiplied by while `epoch` epochs are behind: again a function of the epoch alone."""
+    return config.decay_warmup_factor if epoch < config.decay_warmup else 1.0
+
+
+def set_epoch(optimizer: torch.optim.Optimizer, groups: Groups, config: TrainConfig, epoch: int) -> None:
+    """Give an optimiser the learning rate and the decays of an epoch.
+
+    `groups` come from another call of `decay_groups` than those of the optimiser, which keeps its dicts and so changes
+    them here.
+    """
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate(config, epoch)
+    if config.optimizer != "lbfgs":  # which knows no decay: its `penalty` is multiplied instead
+        for group, given in zip(optimizer.param_groups, groups, strict=True):
+            group["weight_decay"] = given["weight_decay"] * decay_scale(config, epoch)
+
+
 def decay_groups(network: nn.Module, classifier: nn.Module, config: TrainConfig) -> Groups:
     """The trainable parameters in groups, each with its own "weight_decay".
 
     decay_on="all": one group. decay_on="classifier": the classifier's weight with weight_decay, its bias with
-    bias_decay, everything else without (the features' own decay is part of the loss, see `module`).
+    bias_decay, everything else without (the features' own decay is part of the loss, see `step`). These are the decays
+    after a warm-up (`decay_scale`).
     """
     trainable = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if config.decay_on == "all":

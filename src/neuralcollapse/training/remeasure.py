@@ -16,7 +16,7 @@ from neuralcollapse.loops.recorder import Recorder
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 from neuralcollapse.training.network import network_for
-from neuralcollapse.training.run import EVAL_BATCH, head_decay
+from neuralcollapse.training.run import EVAL_BATCH, head_decay, known_decays
 from neuralcollapse.training.run_config import check_trusted, read_config
 from neuralcollapse.training.step import Classification
 
@@ -60,6 +60,8 @@ def remeasure(
         classifier=module.classifier_name,
         layers=config.layers,
         head_decay=head_decay(config) if certify_head else None,
+        decays=known_decays(config),
+        loss_name=config.loss,
         loss=module.loss,
         progress=progress,
         on_record=on_record,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
@@ -17,8 +18,9 @@ from neuralcollapse.data.load import load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
-from neuralcollapse.runs.files import as_builtin
+from neuralcollapse.runs.files import as_builtin, read_mapping
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.training.budget import Budget, run_budget
 from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
 from neuralcollapse.training.network import network_for
@@ -27,6 +29,8 @@ from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
 from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet
+
+OnMessage = Callable[[str], None]
 
 EVAL_BATCH = 512  # samples of a batch when measuring
 
@@ -37,6 +41,7 @@ def train(
     *,
     force: bool = False,
     progress: bool = True,
+    on_message: OnMessage | None = None,
     given: Iterable[str | Path] = (),
 ) -> RunFolder:
     """Train a network as a configuration says, measure collapse meanwhile, and leave a run folder.
@@ -49,6 +54,8 @@ def train(
         force: overwrite an earlier run in `out`, if the folder holds nothing else. The earlier run is deleted when the
             new one has its first record.
         progress: show how far the training is.
+        on_message: called before the training with a sentence that says what it cannot reach, if there is such a
+            thing; when not given, the sentence goes to stderr with the progress.
         given: files that are still needed, such as that of the configuration: a folder that holds one of them, or the
             data or the network's files that `config` names, is not overwritten.
 
@@ -74,11 +81,16 @@ def train(
 
     if is_primary():
         RunFolder.check_free(out, force=force, given=needed)
-    return _train(config, out, folder, None, progress, fresh=True)
+    return _train(config, out, folder, None, progress, on_message, fresh=True)
 
 
 def resume(
-    path: str | Path, changes: Mapping[str, Any] | None = None, *, progress: bool = True, trust_code: bool = False
+    path: str | Path,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    progress: bool = True,
+    on_message: OnMessage | None = None,
+    trust_code: bool = False,
 ) -> RunFolder:
     """Go on with a run that was stopped or killed; it ends bit for bit as if it had never been stopped.
 
@@ -89,6 +101,7 @@ def resume(
         path: the run folder.
         changes: new values of options that may change (`neuralcollapse.training.config.CHANGEABLE`).
         progress: show how far the training is.
+        on_message: as for `train`.
         trust_code: import the code that the folder's configuration names, such as `network: my_module:function`.
 
     Returns:
@@ -105,12 +118,14 @@ def resume(
     if is_primary():
         run.lock()
     try:
-        return _resume(run, changes or {}, progress, trust_code)
+        return _resume(run, changes or {}, progress, on_message, trust_code)
     finally:
         run.unlock()
 
 
-def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_code: bool) -> RunFolder:
+def _resume(
+    run: RunFolder, changes: Mapping[str, Any], progress: bool, on_message: OnMessage | None, trust_code: bool
+) -> RunFolder:
     old = read_config(run)
     check_trusted(old, run, trust_code)
     config = resumed(old, changes)
@@ -142,11 +157,26 @@ def _resume(run: RunFolder, changes: Mapping[str, Any], progress: bool, trust_co
             _write_config(run, config)
         return run
 
-    return _train(config, run.path, folder, state, progress, fresh=False)
+    return _train(config, run.path, folder, state, progress, on_message, fresh=False)
 
 
 def _write_config(run: RunFolder, config: TrainConfig) -> None:
     run.write_text("config.yaml", yaml.safe_dump(as_builtin(asdict(config)), sort_keys=False))
+
+
+def _of_budget(budget: Budget) -> dict[str, float | None]:
+    """What environment.json says of a budget."""
+    return {"decay_budget": budget.decay_budget, "row_sum_left": budget.row_sum_left}
+
+
+def _update_environment(run: RunFolder, values: Mapping[str, Any]) -> None:
+    """Write what has changed since the run began, such as what follows from another number of epochs."""
+    file = run.path / "environment.json"
+    if not file.is_file():
+        return  # the first record will bring it
+    old = read_mapping(file)
+    if old != {**old, **values}:
+        run.write_text(file.name, json.dumps({**old, **values}, indent=2) + "\n")
 
 
 def _train(
@@ -155,6 +185,7 @@ def _train(
     folder: Callable[[], RunFolder],
     state: State | None,
     progress: bool,
+    on_message: OnMessage | None,
     *,
     fresh: bool,
 ) -> RunFolder:
@@ -177,6 +208,7 @@ def _train(
     }
     batches = Batches(data.train, config.batch_size, shuffle_seed=config.seed, **place)
     module.batch_sizes = batches.sizes
+    budget = run_budget(config, len(data.train.labels))
     bar = Progress(config.epochs, len(batches), progress and primary)
     online = OnlineFeatures(sharded=trainer.world_size > 1) if config.measure == "online" else None
     collapse = CollapseCallback(
@@ -186,13 +218,16 @@ def _train(
         config.measured,
         config.layers,
         head_decay(config) if config.certify_head else None,
+        decays=known_decays(config),
+        loss_name=config.loss,
         inside=NETWORK,
         out=run,
         loss=loss,
         online=online,
         sharded=True,
         progress=progress and primary,
-        environment={  # what only the data set can say
+        environment={  # what only the configuration and the data set can say
+            **_of_budget(budget),
             "test_samples": len(data.test.labels),
             "image_shape": list(data.image_shape),
             "pixel_mean": list(data.mean),
@@ -221,6 +256,10 @@ def _train(
     try:
         if primary:
             made = folder()
+            if budget.advice:
+                (on_message or bar.say)(budget.advice)
+            if not fresh:
+                _update_environment(run, _of_budget(budget))
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
@@ -259,6 +298,12 @@ def head_decay(config: TrainConfig) -> tuple[float, float | None, float | None]:
     if config.decay_on == "all":
         return config.weight_decay, None, None
     return config.weight_decay, config.feature_decay, config.bias_decay
+
+
+def known_decays(config: TrainConfig) -> tuple[float, float | None, float | None] | None:
+    """The decays of the objective that a run minimises, None where it has none: without decay, or under AdamW."""
+    coupled = config.weight_decay > 0 and config.optimizer != "adamw"
+    return head_decay(config) if coupled and (config.decay_on == "all" or config.feature_decay > 0) else None
 
 
 def _is_whole(run: RunFolder, config: TrainConfig) -> bool:

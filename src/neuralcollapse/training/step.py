@@ -16,7 +16,7 @@ from neuralcollapse.data.pixels import Pixels, augmentation
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.networks.build import classifier_name
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.optimizers import build_optimizer, decay_groups, penalty
+from neuralcollapse.training.optimizers import Groups, build_optimizer, decay_groups, decay_scale, penalty
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 
 NETWORK = "network"  # where the network is in the module
@@ -77,14 +77,14 @@ class Classification(lightning.LightningModule):
             inputs = self.augment(inputs)
         logits = self.network(inputs.contiguous(memory_format=self._format))
         loss = self.loss(logits, labels)
-        config = self.config
+        config, scale = self.config, decay_scale(self.config, self.current_epoch)
         if config.feature_decay:  # |H|^2 of all samples, estimated from the batch's
             assert self.seen is not None
             features = self.seen[0]
             features = features.to(torch.promote_types(features.dtype, torch.float32))  # squares overflow in float16
-            loss = loss + config.feature_decay / 2 * self.num_samples * features.square().sum(1).mean()
+            loss = loss + scale * config.feature_decay / 2 * self.num_samples * features.square().sum(1).mean()
         if config.optimizer == "lbfgs":
-            loss = loss + penalty(self._groups())
+            loss = loss + scale * penalty(self.decay_groups())
         if self.batch_sizes and self.trainer.world_size > 1:  # the mean over processes of unequal shares
             loss = loss * (len(labels) * self.trainer.world_size / self.batch_sizes[self.step])
         self.seen = None if self.seen is None else (self.seen[0].detach(), self.seen[1].detach())
@@ -100,7 +100,7 @@ class Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser, with the state of a resumed run where there is one."""
-        optimizer = build_optimizer(self._groups(), self.config)
+        optimizer = build_optimizer(self.decay_groups(), self.config)
         if self.optimizer_state is not None:
             try:
                 optimizer.load_state_dict(self.optimizer_state)
@@ -109,7 +109,8 @@ class Classification(lightning.LightningModule):
             self.optimizer_state = None
         return optimizer
 
-    def _groups(self) -> list[dict[str, Any]]:
+    def decay_groups(self) -> Groups:
+        """The trainable parameters with their decays (`optimizers.decay_groups`)."""
         return decay_groups(self.network, self.get_submodule(self.classifier), self.config)
 
     def _on_classifier(self, _: nn.Module, inputs: tuple[Tensor, ...], logits: Tensor) -> None:

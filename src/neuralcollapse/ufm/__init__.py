@@ -1,5 +1,6 @@
 """The unconstrained feature model: solve it, certify any point, leave any saddle, list its critical points."""
 
+from neuralcollapse.ufm.budget import decay_budget, row_sum_left
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_moments
 from neuralcollapse.ufm.hessian import Hessian
@@ -26,7 +27,9 @@ __all__ = [
     "certify_head_moments",
     "class_margins",
     "closed_form",
+    "decay_budget",
     "fixed_classifier_minimum",
     "minimum_bounds",
+    "row_sum_left",
     "spherical_minimum",
 ]
