@@ -134,17 +134,18 @@ def certify_head(
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
     check_label_range(labels, num_classes)
-    negative = int((features < 0).sum()) if features_sign != "real" else 0
-    if negative and features_sign == "nonnegative":
-        raise InputError(f"expected features >= 0, got {negative} negative entries: use features_sign='real'")
+    positive = bool(features.amin() >= 0)
+    if not positive and features_sign == "nonnegative":
+        raise InputError(
+            f"expected features >= 0, got {int((features < 0).sum())} negative entries: use features_sign='real'"
+        )
     order = labels.argsort(stable=True)
     H = features[order].T.double()
     counts, decays = labels.bincount(minlength=num_classes), (weight_decay, feature_decay, bias_decay)
-    model = _model(counts, weight, bias, float(H.square().sum()), decays, features_sign != "real" and not negative)
+    model = _model(counts, weight, bias, float(H.square().sum()), decays, features_sign != "real" and positive)
     point = Point(weight.double(), H, None if bias is None else bias.double())
     found = _compare(model, float(model.value(point)), lower_bound(model, point), decays)
-    floor = not model.nonnegative and not bool((features < 0).any())
-    return replace(found, floor=floor and features.shape[1] < num_classes)
+    return replace(found, floor=positive and features.shape[1] < num_classes)
 
 
 @torch.no_grad()
