@@ -42,9 +42,9 @@ def test_wrong_names_and_scales_are_refused(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("kind: curve, key: nc3", "kind: curv, key: nc3", "did you mean 'curve'"),
-        ("kind: curve, key: nc3", "kind: curve, key: nc9", "no number 'nc9'"),
-        ("kind: curve, key: nc3", "kind: curve, kye: nc3", "figure 'curve'"),
+        ("kind: curve, key: nc2}", "kind: curv, key: nc2}", "did you mean 'curve'"),
+        ("kind: curve, key: nc2}", "kind: curve, key: nc9}", "no number 'nc9'"),
+        ("kind: curve, key: nc2}", "kind: curve, kye: nc2}", "figure 'curve'"),
     ],
 )
 def test_a_figure_that_there_is_not_is_refused_before_anything_runs(capsys, tmp_path, old, new, message):
@@ -57,6 +57,13 @@ def test_a_figure_that_there_is_not_is_refused_before_anything_runs(capsys, tmp_
     assert not any(out.glob("*/records.jsonl"))
 
 
+def test_a_smoke_run_says_that_it_tests_the_machinery(landscape, capsys):
+    assert main(["reproduce", "landscape", "--scale", "smoke", "--out", str(landscape)]) == 0
+    out, err = capsys.readouterr()
+    assert "a smoke run tests the machinery" in err
+    assert "to test the claim: neuralcollapse reproduce landscape" in out
+
+
 def test_an_experiment_from_the_command_line(landscape, capsys):
     assert main(["reproduce", "landscape", "--scale", "smoke", "--out", str(landscape), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
@@ -67,7 +74,9 @@ def test_an_experiment_from_the_command_line(landscape, capsys):
 
 def test_an_experiment_as_a_report(landscape, tmp_path, capsys):
     assert main(["report", str(landscape), "--format", "markdown"]) == 0
-    assert "**Supported: 2 of 2 checks hold.**" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "Supported: 2 of 2 checks hold.**" in text
+    assert "**A smoke run, which tests the machinery" in text
     assert main(["report", str(landscape), "--format", "markdown", "--out", str(tmp_path / "r.md")]) == 0
     assert "(figures/energy.png)" in (tmp_path / "r.md").read_text()
     assert (tmp_path / "figures/gaps.png").read_bytes()[:4] == b"\x89PNG"

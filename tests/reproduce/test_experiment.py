@@ -134,3 +134,14 @@ def test_an_unknown_experiment_or_scale_is_refused():
 )
 def test_names_of_folders(text, name):
     assert slug(text) == name
+
+
+def test_a_list_of_several_vary_is_several_grids():
+    text = SMALL.replace("minutes: 1,", "minutes: 1, vary: [{w: {a: {width: 1}}}, {w: {b: {width: 2}}, loss: {}}],")
+    assert [run.name for run in parse(text, "mine", "smoke").runs] == [
+        f"{name}-seed{seed}" for seed in (0, 1) for name in ("ce-a", "mse-a", "b")
+    ]
+    with pytest.raises(InputError, match="expected vary as a mapping"):
+        parse(text.replace("[{w", "[3, {w"), "mine", "smoke")
+    with pytest.raises(InputError, match="two runs would be called"):
+        parse(SMALL.replace("minutes: 1,", "minutes: 1, vary: [{}, {}],"), "mine", "smoke")

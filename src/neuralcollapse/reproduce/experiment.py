@@ -3,8 +3,8 @@
 A file gives `title`, `claim`, `source`, `kind` ("train" or "landscape"), `options` of every run, `vary` (axis -> value
 -> options; each combination is a run), `costs` (configurations in the same form; the cost of a training step of each is
 measured), `checks`, `figures`, and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its
-seeds, and options, vary, costs, checks and figures of its own, which win over those above. An option "=NAME" has the
-value of the option NAME in the same run.
+seeds, and options, vary, costs, checks and figures of its own, which win over those above; a list of several `vary` there
+is that many grids of runs. An option "=NAME" has the value of the option NAME in the same run.
 """
 
 from __future__ import annotations
@@ -136,8 +136,7 @@ def parse(
         return with_new_names(options, "train", quiet=quiet) if kind == "train" else options
 
     options = {**renamed(_named(whole, "options", name)), **renamed(_named(part, "options", name))}
-    vary = {**_named(whole, "vary", name), **_named(part, "vary", name)}
-    vary = {axis: values for axis, values in vary.items() if values}  # a scale drops an axis by leaving it empty
+    grids = _grids(_named(whole, "vary", name), part.get("vary"), f"{name}: {scale}")
     costs = _named(part if "costs" in part else whole, "costs", name)
     seeds, minutes = part.get("seeds", [0]), part.get("minutes", 0)
     if not isinstance(seeds, list) or not seeds:
@@ -154,8 +153,8 @@ def parse(
         scale=scale,
         needs=str(part.get("needs", "")),
         minutes=float(minutes),
-        runs=tuple(_plan(name, kind, options, vary, seeds, changed, renamed)),
-        costs=tuple(_plan(name, kind, options, costs, [None], changed, renamed)) if costs else (),
+        runs=tuple(_plan(name, kind, options, grids, seeds, changed, renamed)),
+        costs=tuple(_plan(name, kind, options, [costs], [None], changed, renamed)) if costs else (),
         checks=tuple(
             with_new_names(check, "check", quiet=quiet)
             for check in _list(part.get("checks", whole.get("checks")), f"{name}: checks")
@@ -164,31 +163,41 @@ def parse(
     )
 
 
+def _grids(vary: Mapping[Any, Any], own: Any, where: str) -> list[dict[Any, Any]]:
+    """The grids of runs: `vary` with what a scale has in its place, one mapping or a list of several."""
+    several = own if isinstance(own, list) and own else [own]
+    grids = [{**vary, **_named({"vary": each}, "vary", where)} for each in several]
+    # a scale drops an axis by leaving it empty
+    return [{axis: values for axis, values in grid.items() if values} for grid in grids]
+
+
 def _plan(
     name: str,
     kind: str,
     options: Mapping[str, Any],
-    vary: Mapping[str, Any],
+    grids: Sequence[Mapping[str, Any]],
     seeds: Sequence[int | None],
     changes: Mapping[str, Any],
     renamed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
 ) -> list[Planned]:
-    axes = []
-    for axis in vary:
-        values = _named(vary, axis, f"{name}: vary")
-        axes.append([(axis, str(value), renamed(_named(values, value, f"{name}: {axis}"))) for value in values])
+    combinations: list[tuple[tuple[str, str, Mapping[str, Any]], ...]] = []
+    for grid in grids:
+        axes = []
+        for axis in grid:
+            values = _named(grid, axis, f"{name}: vary")
+            axes.append([(axis, str(value), renamed(_named(values, value, f"{name}: {axis}"))) for value in values])
+        combinations += itertools.product(*axes)
     planned = []
-    for seed in seeds:
-        for combination in itertools.product(*axes):
-            labels = {axis: text for axis, text, _ in combination}
-            merged = dict(options)
-            for _, _, chosen in combination:
-                merged |= chosen
-            parts = list(labels.values())
-            if seed is not None:
-                merged["seed"] = seed
-                parts.append(f"seed{seed}")
-            planned.append(Planned(slug(" ".join(parts)), labels, _config(name, kind, {**merged, **changes})))
+    for seed, combination in itertools.product(seeds, combinations):
+        labels = {axis: text for axis, text, _ in combination}
+        merged = dict(options)
+        for _, _, chosen in combination:
+            merged |= chosen
+        parts = list(labels.values())
+        if seed is not None:
+            merged["seed"] = seed
+            parts.append(f"seed{seed}")
+        planned.append(Planned(slug(" ".join(parts)), labels, _config(name, kind, {**merged, **changes})))
     clash = [run.name for run in planned if sum(other.name == run.name for other in planned) > 1]
     if clash:
         raise InputError(f"{name}: two runs would be called {clash[0]!r}: give the values of vary other names")
