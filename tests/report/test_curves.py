@@ -1,6 +1,8 @@
 import math
 
-from neuralcollapse.report.curves import comparison_curve, run_curves
+import pytest
+
+from neuralcollapse.report.curves import comparison_curve, head_curve, run_curves
 from neuralcollapse.report.figure import COLORS, GREY, Band
 from neuralcollapse.runs.reading import Run, group_runs
 from neuralcollapse.runs.records import Record
@@ -89,3 +91,22 @@ def test_groups_are_compared_with_what_theory_expects_of_each():
     assert [mark.name for mark in comparison_curve(group_runs(runs(0.3, 0.3)), "nc2").marks][2:] == ["at the minimum"]
     zero = comparison_curve(group_runs(runs(0.0, 0.0)), "nc2", log=True).marks
     assert [mark.name for mark in zero] == ["0", "1"]  # a logarithmic axis has no 0
+
+
+HEAD = {"objective": 0.3, "minimum": 0.25, "ratio": 1.2, "lower_bound": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("more", "line", "words"),
+    [
+        ({}, "exact minimum, real features", "with real features: its objective, the exact minimum"),
+        ({"nonnegative": 1, "exact": 1}, "exact minimum, features >= 0", "with features >= 0"),
+        ({"nonnegative": 1, "exact": 0}, "upper bound of the minimum, features >= 0", "the upper bound of the minimum"),
+    ],
+)
+def test_the_curve_of_a_head_names_its_model(more, line, words):
+    records = [Record(epoch, 0.0, 0.1, {"loss": 1.0}, head=HEAD | more) for epoch in (0, 1)]
+    figure = head_curve([*records, Record(2, 0.0, 0.1, {"loss": 1.0})], "epoch")
+    assert [mark.name for mark in figure.marks] == ["the head", line, "bound from the head"]
+    assert words in figure.caption
+    assert "At the end 1.2 times" in figure.caption

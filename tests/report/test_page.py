@@ -2,6 +2,7 @@ import json
 import math
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
@@ -184,3 +185,14 @@ def test_options_left_out_are_not_listed(short_run):
     rows = re.findall(r"<td>(\w+)</td>", render(short_run))
     assert "weight_decay" in rows
     assert not {"imbalance", "milestones", "network_options"} & set(rows)
+
+
+def test_the_page_of_a_run_with_a_head_says_with_which_model_it_is_compared():
+    head = {"objective": 0.3, "minimum": 0.25, "ratio": 1.2, "lower_bound": 0.2, "nonnegative": 1, "exact": 1}
+    record = Record(0, 0.0, 0.1, {"loss": 1.0, "accuracy": 0.5}, {}, {"nc1": 0.5}, head)
+    tables = {table.heading: table for table in single_page(Run("a", {}, {}, [record])).tables}
+    rows = tables["The head against its optimum at epoch 0"].rows
+    assert [row[0] for row in rows] == ["model", "ratio", "bound"]
+    assert rows[0][1] == "cross-entropy, features >= 0"
+    without = single_page(Run("a", {}, {}, [replace(record, head={})])).tables
+    assert not any("head" in table.heading for table in without)

@@ -74,7 +74,7 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     caption = (
         f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
         "its class counts and decays, and the lower bound that its class means certify. "
-        f"At the end {number(records[-1].value('head.ratio'))} times the minimum."
+        f"At the end {number(last['ratio'])} times the minimum."
     )
     return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
 
