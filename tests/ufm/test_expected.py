@@ -1,3 +1,4 @@
+import inspect
 import math
 
 import pytest
@@ -5,10 +6,10 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.geometry.moments import ClassMoments
-from neuralcollapse.ufm import minimizers
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum, minimizer_measures, untrained_measures
 from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
 from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.solved import keeps_the_last
 
 COUNTS = [30, 10, 5, 2]
 DECAYS = Decays(0.01, 0.004, 0.01)
@@ -70,19 +71,19 @@ def test_a_fixed_simplex_that_the_features_reach_collapses():
     assert values["nc1"] == values["nc2_means"] == values["nc3"] == 0
 
 
-def test_certificate_and_measures_solve_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("features", "solver"),
+    [("real", "neuralcollapse.ufm.minimizers"), ("nonnegative", "neuralcollapse.ufm.nonnegative")],
+)
+def test_certificate_and_measures_solve_once(monkeypatch, features, solver):
     solved = []
-    solve = minimizers._solve_convex
-    monkeypatch.setattr(minimizers, "_solve_convex", lambda model: solved.append(model) or solve(model))
-    minimizers._solutions.clear()
+    solve = inspect.unwrap(module._solve)
+    monkeypatch.setattr(module, "_solve", keeps_the_last(lambda model: solved.append(model) or solve(model)))
     for weight_decay in (0.01, 0.02):
-        model = Model(4, 9, COUNTS, weight_decay, 0.004)
+        model = Model(4, 9, COUNTS, weight_decay, 0.004, 0.5, features=features)
         global_minimum(model)
         minimizer_measures(model)
     assert len(solved) == 2
-    for count in range(1, 10):
-        global_minimum(Model(3, 4, [9, 5, count], 0.01, 0.01))
-    assert len(minimizers._solutions) == minimizers._KEPT
 
 
 @pytest.mark.parametrize(("num_classes", "dim", "draws"), [(3, 16, 400), (4, 3, 400), (10, 9, 200), (10, 128, 100)])

@@ -316,7 +316,7 @@ def test_the_convex_solver_agrees_with_the_closed_form_in_the_limit_of_equal_cou
 
     for bias_decay, bias in ((0.0, True), (0.05, True), (0.0, False)):
         model = Model(4, 5, 6, 0.02, 0.003, bias_decay, bias, loss)
-        solved = model.expand(_factors(model, *_solve(model)))
+        solved = model.expand(_factors(model, *_solve(model.like(feature_dim=model.num_classes))))
         assert model.objective(solved) == pytest.approx(model.global_minimum(), abs=1e-9)
 
 

@@ -3,8 +3,8 @@
 A file gives `title`, `claim`, `source`, `kind` ("train" or "landscape"), `options` of every run, `vary` (axis -> value
 -> options; each combination is a run), `costs` (configurations in the same form; the cost of a training step of each is
 measured), `checks`, `figures`, and under `scales`, for each of smoke, laptop and paper, what it needs, its minutes, its
-seeds, and options, vary, costs, checks and figures of its own, which win over those above; a list of several `vary` there
-is that many grids of runs. An option "=NAME" has the value of the option NAME in the same run.
+seeds, and options, vary, costs, checks and figures of its own, which win over those above; a list of `vary`
+there is that many grids of runs. An option "=NAME" has the value of the option NAME in the same run.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ Sources: Zhu et al. 2021 (cross-entropy); the other closed forms follow from the
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -21,14 +20,13 @@ from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.nonnegative import nonnegative_minimizer
 from neuralcollapse.ufm.polish import descend
+from neuralcollapse.ufm.solved import keeps_the_last
 from neuralcollapse.ufm.units import Units
 
 _ATTEMPTS = 5  # starts of the solver
 _GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
 _ENOUGH = 1e-7  # the one that it must reach
 _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
-_KEPT = 4  # solutions
-_solutions: dict[Hashable, tuple[Tensor, Tensor | None]] = {}
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,7 @@ def global_minimizer(model: Model) -> Point:
             "the focal loss is not convex: its minimum is known for balanced classes only; "
             "use minimize() from several starts, which certifies nothing"
         )
-    return model.expand(_factors(model, *_solve(model)))
+    return model.expand(_factors(model, *_solve(model.like(feature_dim=model.num_classes))))
 
 
 def global_minimum(model: Model) -> float:
@@ -113,25 +111,14 @@ def global_minimum(model: Model) -> float:
     return form.minimum
 
 
+@keeps_the_last
 def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
-    """Scaled class logits (K, K) and bias at the minimum of a convex model, to a duality gap of `_GAP`.
+    """Scaled class logits (K, K) and bias at the minimum of a convex model with d = K, to a duality gap of `_GAP`.
 
-    The last solutions are kept: the certificate of a head and what theory expects of its measures are of one model.
+    There the landscape is benign and descent finds the minimum; in canonical units the problem is best conditioned.
+    L-BFGS comes near; Newton's method does the rest, for tiny decays nearly everything.
     """
-    decays = (model.weight_decay, model.feature_decay, model.bias_decay)
-    key = (model.counts, decays, model.bias, type(model.loss), tuple(vars(model.loss).items()), model.device)
-    if key not in _solutions:
-        while len(_solutions) >= _KEPT:
-            _solutions.pop(next(iter(_solutions)), None)
-        _solutions[key] = _solve_convex(model)
-    return _solutions[key]
-
-
-def _solve_convex(model: Model) -> tuple[Tensor, Tensor | None]:
-    """Solved with d = K, where the landscape is benign and descent finds the minimum, and in canonical units, where the
-    problem is best conditioned. L-BFGS comes near; Newton's method does the rest, for tiny decays nearly everything.
-    """
-    units = Units(model.like(feature_dim=model.num_classes).collapsed())
+    units = Units(model.collapsed())
     work = units.small
     if collapses_to_zero(work):
         best = work.zero_point()

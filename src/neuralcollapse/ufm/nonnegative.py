@@ -22,7 +22,7 @@ Source: Dang, Tran, Nguyen, Ho, ICML 2024, for cross-entropy without a bias; the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from neuralcollapse.ufm.duality import decay_cost, lower_bound
 from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.projected import bounded_lbfgs
+from neuralcollapse.ufm.solved import keeps_the_last
 from neuralcollapse.ufm.units import Units
 
 _EXACT = 1e-7  # a gap of at most this, relative to the cost of the decay, counts as none (as in `certificate.py`)
@@ -70,16 +71,25 @@ def minimum_bounds(model: Model) -> MinimumBounds:
         raise InputError("expected a model with features='nonnegative', got 'real': use global_minimum")
     if not model.loss.convex:
         raise InputError("the focal loss is not convex: no minimum and no bound is known for features >= 0")
+    K, d = model.num_classes, model.feature_dim
+    found = _solve(model.like(feature_dim=min(K, d)))
+    W, H = found.point.W.new_zeros(K, d), found.point.H.new_zeros(d, K)
+    W[:, : min(K, d)], H[: min(K, d)] = found.point.W, found.point.H
+    return replace(found, point=model.expand(Point(W, H, found.point.b)))
+
+
+@keeps_the_last
+def _solve(model: Model) -> MinimumBounds:
+    """`minimum_bounds` of a model with d <= K, its point collapsed."""
     small = model.collapsed()
-    logits, bias = _orthogonal_logits(model)
-    best = _point(model, logits, bias)
+    best = _point(model, *_orthogonal_logits(model))
     upper = float(small.value(best))
     if not model.bias or model.balanced:  # proved
-        return MinimumBounds(upper, upper, model.expand(best), True)
+        return MinimumBounds(upper, upper, best, True)
     lower = lower_bound(small, best)
     if not _closed(small, upper, lower) and model.num_classes <= _DESCENT_UP_TO:
-        upper, lower, best = _descended(model, best, upper, lower)
-    return MinimumBounds(lower, upper, model.expand(best), _closed(small, upper, lower))
+        upper, lower, best = _descended(small, best, upper, lower)
+    return MinimumBounds(lower, upper, best, _closed(small, upper, lower))
 
 
 def nonnegative_minimizer(model: Model) -> Point:
@@ -142,13 +152,11 @@ def _point(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
     return Point(W, H, bias)
 
 
-def _descended(model: Model, orthogonal: Point, upper: float, lower: float) -> tuple[float, float, Point]:
-    """(upper bound, lower bound, point) after descents with d = K, until the bounds agree."""
-    K, d = model.num_classes, model.feature_dim
-    work = model.like(feature_dim=min(K, d)).collapsed()
+def _descended(work: Model, orthogonal: Point, upper: float, lower: float) -> tuple[float, float, Point]:
+    """(upper bound, lower bound, point) after descents of a collapsed model, until the bounds agree."""
     units = Units(work)
     scales, best = units.scales(), orthogonal
-    near = Point(orthogonal.W[:, : work.feature_dim], orthogonal.H[: work.feature_dim], orthogonal.b).vector() / scales
+    near = orthogonal.vector() / scales
     for attempt in range(_ATTEMPTS):
         start = units.small.random_point(attempt, scale=1.0 if attempt > _ATTEMPTS // 2 else _SMALL).vector()
         if attempt <= _ATTEMPTS // 2:
@@ -158,9 +166,7 @@ def _descended(model: Model, orthogonal: Point, upper: float, lower: float) -> t
         value = float(work.value(point))
         lower = max(lower, lower_bound(work, point))
         if value < upper:
-            W, H = best.W.new_zeros(K, d), best.H.new_zeros(d, K)
-            W[:, : work.feature_dim], H[: work.feature_dim] = point.W, point.H
-            upper, best = value, Point(W, H, point.b)
+            upper, best = value, point
         if _closed(work, upper, lower):
             break
     return upper, lower, best
