@@ -71,11 +71,8 @@ def test_a_fixed_simplex_that_the_features_reach_collapses():
     assert values["nc1"] == values["nc2_means"] == values["nc3"] == 0
 
 
-@pytest.mark.parametrize(
-    ("features", "solver"),
-    [("real", "neuralcollapse.ufm.minimizers"), ("nonnegative", "neuralcollapse.ufm.nonnegative")],
-)
-def test_certificate_and_measures_solve_once(monkeypatch, features, solver):
+@pytest.mark.parametrize(("features", "module"), [("real", minimizers), ("nonnegative", nonnegative)])
+def test_certificate_and_measures_solve_once(monkeypatch, features, module):
     solved = []
     solve = inspect.unwrap(module._solve)
     monkeypatch.setattr(module, "_solve", keeps_the_last(lambda model: solved.append(model) or solve(model)))
