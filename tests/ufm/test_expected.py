@@ -6,6 +6,7 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.ufm import minimizers, nonnegative
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum, minimizer_measures, untrained_measures
 from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
 from neuralcollapse.ufm.model import Model
