@@ -106,3 +106,21 @@ def test_records_keep_it_and_loggers_get_the_minimum(tmp_path):
     plain = Record(0, 1.0, 0.1, {})
     assert "minimizer" not in plain.to_dict()
     assert math.isnan(plain.value("minimizer.nc2"))
+
+
+@pytest.mark.parametrize("options", [{"loss": lambda z, y: z.square().mean()}, {"loss_name": "mse"}])
+def test_a_head_is_certified_for_cross_entropy_alone(options):
+    with pytest.raises(nc.InputError, match="expected cross-entropy for the certificate of the head, got"):
+        nc.Recorder(small_loader(), head_decay=0.01, **options)
+    nc.Recorder(small_loader(), decays=0.01, **options)
+
+
+def test_the_loss_of_torch_as_a_module_is_cross_entropy():
+    assert measured(SmallNet(seed=0), small_loader(), head_decay=0.01, loss=nn.CrossEntropyLoss()).head
+    with pytest.raises(nc.InputError, match="a loss without a name"):
+        nc.Recorder(small_loader(), head_decay=0.01, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+
+
+def test_a_head_is_certified_with_all_its_classes():
+    with pytest.raises(nc.InputError, match="all classes for the certificate of the head, got 2 of them"):
+        measured(SmallNet(seed=0), small_loader(), head_decay=0.01, classes=[0, 2])

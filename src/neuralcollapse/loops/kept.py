@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from neuralcollapse.capture.collect import Capture
+from neuralcollapse.errors import InputError
 from neuralcollapse.loops.expected import HeadDecay
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
@@ -25,7 +26,16 @@ _LISTED_CLASSES = 10_000  # a list of more makes environment.json slow to read
 
 
 def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
-    """The certificate of the last layer, for a decay of its weight or for those of (weight, features, bias)."""
+    """The certificate of the last layer, for a decay of its weight or for those of (weight, features, bias).
+
+    Raises:
+        InputError: only some classes were measured; as `neuralcollapse.ufm.certify_head`.
+    """
+    if capture.classes is not None:
+        raise InputError(
+            f"expected all classes for the certificate of the head, got {len(capture.classes)} of them, whose loss is "
+            "among all: leave out head_decay (--certify-head), or the choice of classes"
+        )
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
     return certify_head_moments(
         capture.moments,
