@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -303,7 +304,12 @@ def test_a_ratio_below_one_never_stands_without_words():
     assert "below 1" not in head_lines(record | {"ratio": 1 - 1e-7})[1]  # which reads 1
 
 
-def test_slow_certificates_are_announced(monkeypatch):
+@pytest.mark.parametrize("made", [head, positive_head])
+def test_slow_certificates_are_announced(made, monkeypatch):
     monkeypatch.setattr("neuralcollapse.ufm.head._SLOW", 3)
+    monkeypatch.setattr("neuralcollapse.ufm.head._SLOW_DESCENTS", range(4, 5))
     with pytest.warns(nc.NeuralCollapseWarning, match="for 4 unequal classes may take the solver minutes"):
-        certify_head(*head(0.1), WEIGHT_DECAY)
+        certify_head(*made(0.1), WEIGHT_DECAY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certify_head(*made(0.1, [3] * 4), WEIGHT_DECAY)
