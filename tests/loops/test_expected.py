@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.loops.expected import decays_of
+from neuralcollapse.report.single import state
 from neuralcollapse.runs.records import Record
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum
 from tests.helpers import SmallNet, small_loader
@@ -106,3 +107,24 @@ def test_records_keep_it_and_loggers_get_the_minimum(tmp_path):
     plain = Record(0, 1.0, 0.1, {})
     assert "minimizer" not in plain.to_dict()
     assert math.isnan(plain.value("minimizer.nc2"))
+
+
+def test_rows_that_are_frozen_beside_a_trained_bias_have_no_minimum():
+    model = SmallNet(seed=0)
+    head = next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear))
+    head.weight.requires_grad_(False)
+    assert head.bias.requires_grad
+    assert not measured(model, small_loader()).minimizer
+
+
+@pytest.mark.filterwarnings("ignore:undefined")
+@pytest.mark.parametrize("part", ["features", "rows"])
+def test_a_dead_network_has_a_record_without_a_certificate(part):
+    model = SmallNet(seed=0)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        linear[-1].weight.zero_() if part == "rows" else [x.zero_() for x in linear[-2].parameters()]
+    record = measured(model, small_loader(), head_decay=0.01)
+    assert record.head == {}
+    assert state(record) == "Not collapsed"
+    assert measured(model, small_loader(), head_decay=(0.01, 0.01, None)).head["ratio"] > 0
