@@ -206,5 +206,5 @@ def _cards(last: Record) -> list[tuple[str, str, str]]:
         (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
     ]
     if last.head:
-        cards.append(("head / minimum", number(last.head.get("ratio")), model_words(last.head)))
+        cards.append(("head ratio", number(last.head.get("ratio")), model_words(last.head)))
     return cards
