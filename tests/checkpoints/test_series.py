@@ -342,6 +342,8 @@ def test_another_question_in_the_same_folder_is_refused_and_force_begins_anew(tm
         ({"layers": ["body.0"]}, r"layers=None, got \['body.0'\]"),
         ({"prefix": "model."}, "prefix=None, got 'model.'"),
         ({"ignore_index": 2}, "ignore_index=None, got 2"),
+        ({"decays": 0.01}, "decays=None, got 0.01"),
+        ({"loss_name": "mse"}, "loss_name=None, got 'mse'"),
     ]:
         with pytest.raises(nc.InputError, match=message) as error:
             nc.measure_checkpoints(network(), pattern, loader, **({"out": out, "config": {"data": "mine"}} | change))

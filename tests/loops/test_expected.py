@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.loops.expected import decays_of
+from neuralcollapse.report.single import state
 from neuralcollapse.runs.records import Record
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum
 from tests.helpers import SmallNet, small_loader
@@ -124,3 +125,24 @@ def test_the_loss_of_torch_as_a_module_is_cross_entropy():
 def test_a_head_is_certified_with_all_its_classes():
     with pytest.raises(nc.InputError, match="all classes for the certificate of the head, got 2 of them"):
         measured(SmallNet(seed=0), small_loader(), head_decay=0.01, classes=[0, 2])
+
+
+def test_rows_that_are_frozen_beside_a_trained_bias_have_no_minimum():
+    model = SmallNet(seed=0)
+    head = next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear))
+    head.weight.requires_grad_(False)
+    assert head.bias.requires_grad
+    assert not measured(model, small_loader()).minimizer
+
+
+@pytest.mark.filterwarnings("ignore:undefined")
+@pytest.mark.parametrize("part", ["features", "rows"])
+def test_a_dead_network_has_a_record_without_a_certificate(part):
+    model = SmallNet(seed=0)
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    with torch.no_grad():
+        linear[-1].weight.zero_() if part == "rows" else [x.zero_() for x in linear[-2].parameters()]
+    record = measured(model, small_loader(), head_decay=0.01)
+    assert record.head == {}
+    assert state(record) == "Not collapsed"
+    assert measured(model, small_loader(), head_decay=(0.01, 0.01, None)).head["ratio"] > 0

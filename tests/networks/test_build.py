@@ -89,6 +89,7 @@ def test_a_frame_by_its_name(frame, kind, options):
         (("timm:resnet18", 10), {"stem": "small"}, "no stem for 'timm:resnet18'"),
         (("mlp", 10), {"widht": 3}, "no option 'widht' .did you mean 'width'.*in_features, width, depth"),
         (("mlp", 10), {"depth": 0}, "depth.*at least 1, got 0"),
+        (("mlp", 10), {"bias": "false"}, "bias of mlp to be true or false, got 'false'"),
         (("resnet18_width", 10), {"channels": 1}, "did you mean 'in_channels'.*it takes in_channels, width, bias"),
     ],
 )

@@ -106,7 +106,8 @@ HEAD = {"objective": 0.3, "minimum": 0.25, "ratio": 1.2, "lower_bound": 0.2}
 )
 def test_the_curve_of_a_head_names_its_model(more, line, words):
     records = [Record(epoch, 0.0, 0.1, {"loss": 1.0}, head=HEAD | more) for epoch in (0, 1)]
-    figure = head_curve([*records, Record(2, 0.0, 0.1, {"loss": 1.0})], "epoch")
+    assert "At the end, 1.2 times" in head_curve(records, "epoch").caption
+    figure = head_curve([*records, Record(2, 0.0, 0.1, {"loss": 1.0})], "epoch")  # died
     assert [mark.name for mark in figure.marks] == ["the head", line, "bound from the head"]
     assert words in figure.caption
-    assert "At the end 1.2 times" in figure.caption
+    assert "At epoch 1, 1.2 times" in figure.caption

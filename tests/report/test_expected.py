@@ -1,12 +1,12 @@
 import numpy as np
 import pytest
 
-from neuralcollapse.report.comparison import run_table
+from neuralcollapse.report.comparison import run_table, where
 from neuralcollapse.report.expected import budget_table, expected_note, row_sum_left
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.report.single import single_page
+from neuralcollapse.report.single import single_page, state
 from neuralcollapse.runs.reading import Run
-from neuralcollapse.runs.records import Geometry
+from neuralcollapse.runs.records import Geometry, goal
 from tests.helpers import made_record
 
 MINIMUM = {"nc2": 0.25, "nonnegative": 1.0, "weight_decay": 0.01, "feature_decay": 2e-5, "bias_decay": 0.01}
@@ -64,3 +64,28 @@ def test_the_csv_has_it_in_its_last_columns():
     header, line = records_csv([run(minimizer=MINIMUM, untrained={"nc2": 0.4})]).splitlines()
     assert header.endswith("minimizer_bias_decay,untrained_nc2")
     assert line.endswith(",0.01,0.4")
+
+
+def test_unequal_classes_are_not_said_to_go_to_zero():
+    assert "Under collapse all but NC bias go to 0" in single_page(run(minimizer={"nc2": 0.0})).tables[0].note
+    unequal = run(minimizer=MINIMUM)
+    assert "Under collapse the measures go to their values at the minimum" in single_page(unequal).tables[0].note
+    assert goal(unequal.last) != goal(run(minimizer={"nc2": 0.0, "nc_bias": 1.0, "weight_decay": 0.1}).last)
+
+
+def test_unequal_classes_are_no_simplex_yet_only_where_the_minimum_is_one():
+    measures = {"nc1": 0.01, "nc2_means": 0.4, "nc3": 0.1}
+    for level, words in ((0.0, "which are no simplex yet"), (0.3, "no simplex (nor are they at the exact minimum)")):
+        record = made_record(measures=measures, minimizer={"nc2_means": level, "nc3": 0.0}, train={"accuracy": 1.0})
+        assert words in state(record)
+
+
+def test_the_bias_of_the_classifiers_own_decay_is_not_said_to_be_late():
+    environment = {"decay_budget": 0.5}
+    assert "NC2, duality and the bias had" in budget_table(run({"decay_on": "all"}, environment))[0].note
+    assert "NC2 and duality had" in budget_table(run({"decay_on": "classifier"}, environment))[0].note
+
+
+def test_the_budget_has_a_table_of_its_own_and_is_not_where_it_ran():
+    one = run(environment={"decay_budget": None, "row_sum_left": None, "python": "3"})
+    assert single_page(one).tables[-1].rows == where([one]) == [("python", "3")]

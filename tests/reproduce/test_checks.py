@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.reproduce.checks import Finding, Verdict, judge, validate
+from neuralcollapse.reproduce.checks import Finding, Verdict, judge, validate, validate_axes
 from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Geometry, Record
@@ -52,7 +52,20 @@ def test_end_divides_the_bias_by_the_length_of_the_logits():
     one = Run(one.name, one.config, one.environment, one.records, [geometry])
     assert look("end", one, key="nc1", at_most=0.3 / math.sqrt(18) + 1e-6, of_logits=True)
     assert not look("end", one, key="nc1", at_most=0.3 / math.sqrt(18) - 1e-6, of_logits=True)
-    assert not look("end", run("b", 0.0), key="nc1", at_most=9, of_logits=True)  # nothing is kept to divide by
+    assert look("end", run("b", 0.0), key="nc1", at_most=9, of_logits=True) is None  # nothing is kept to divide by
+
+
+def test_a_dead_network_has_no_logits_to_divide_by_and_does_not_pass():
+    still = Geometry(9, np.zeros((2, 2)), np.zeros(2), np.eye(2), np.zeros(2))
+    for bias in (0.0, 0.1, NAN):
+        one = run("a", bias)
+        one = Run(one.name, one.config, one.environment, one.records, [still])
+        assert look("end", one, key="nc1", at_most=9, of_logits=True) is False
+
+
+def test_a_dead_network_does_not_near_the_minimum_even_where_that_is_not_known():
+    dead = Record(9, 0.0, 0.1, {"accuracy": 0.1}, {}, {"nc1": NAN, "nc2": 0.3}, untrained={"nc2": 0.5})
+    assert look("nears", Run("a", {}, {}, [dead]), key="nc2", share=0.5) is False
 
 
 def test_falls():
@@ -193,6 +206,14 @@ def test_the_reason_of_a_check_goes_with_its_finding():
         ({"kind": "ends", "statement": "s"}, "check: no 'ends'.*'end'"),
         ({"kind": "end", "statement": "s", "key": "nc9"}, "no number 'nc9'"),
         ({"kind": "end", "statement": "s", "kye": "nc1"}, "check 'end'"),
+        ({"kind": "end", "statement": "s", "key": "nc1", "at_mots": 1}, "no option 'at_mots'.*did you mean 'at_most'"),
+        ({"kind": "end", "statement": "s", "key": "nc1"}, "expected at_least or at_most"),
+        ({"kind": "falls", "statement": "s", "key": "nc1", "times": NAN}, "expected times as a number, got nan"),
+        ({"kind": "falls", "statement": "s", "key": "nc1", "times": "ten"}, "expected times as a number, got 'ten'"),
+        ({"kind": "nears", "statement": "s", "key": "test.accuracy", "share": 0.5}, "theory expects no test.accuracy"),
+        ({"kind": "minimizer", "statement": "s", "within": 1, "threshold": {"r": 40}}, "numbers in quotes"),
+        ({"kind": "saddles", "statement": ["s"]}, "expected statement as text"),
+        ({"kind": "saddles", "statement": "s", "why": 3}, "expected why as text"),
         ({"kind": "saddles"}, "expected `statement`"),
         (
             {"kind": "fewer", "statement": "s", "of": "wieghts", "less": {}, "more": {}, "percent": 1},
@@ -203,3 +224,24 @@ def test_the_reason_of_a_check_goes_with_its_finding():
 def test_a_check_that_there_is_none_of_is_refused(check, message):
     with pytest.raises(InputError, match=message):
         validate([check], "mine")
+
+
+@pytest.mark.parametrize(
+    ("item", "message"),
+    [
+        ({"kind": "alike", "axis": "los"}, "no axis 'los' .did you mean 'loss'"),
+        ({"kind": "minimizer", "threshold": {"ratoi": "40"}}, "no axis 'ratoi'.*`vary` has loss, width"),
+        ({"kind": "grows", "axis": "loss"}, "expected numbers as the values of loss, got focal"),
+        ({"kind": "minority", "axis": "loss"}, "expected numbers"),
+    ],
+)
+def test_an_axis_that_runs_lack_or_that_has_no_numbers_is_refused(item, message):
+    labels = [{"loss": "focal", "width": "4"}, {"loss": "mse"}]
+    validate_axes([{"kind": "grows", "axis": "width"}, {"kind": "alike", "axis": "loss"}, {"kind": "end"}], labels, "f")
+    with pytest.raises(InputError, match=message):
+        validate_axes([item], labels, "f")
+
+
+def test_runs_without_an_axis_do_not_grow_along_it():
+    runs = [run("a", 1.0, width="1"), run("b", 2.0, width="2"), run("c", 9.0, depth="3")]
+    assert look("grows", *runs, key="nc1", axis="width", by=1)

@@ -51,3 +51,20 @@ def test_features_of_a_relu_have_a_minimiser_of_their_own(ratio, cosine):
         bias_decay=1e4,  # as good as no bias
     )
     assert cosine_at_minimum(one) == pytest.approx(cosine, abs=1e-3)
+
+
+def test_the_minimum_of_a_decay_on_all_parameters_is_that_of_the_decays_that_the_records_note():
+    noted = {"weight_decay": 0.05, "feature_decay": 4.5e-5, "bias_decay": 0.5, "nonnegative": 1.0}
+    own = {"weight_decay": 0.05, "feature_decay": 4.5e-5, "bias_decay": 0.5}
+    counts = [200] * 5 + [20] * 5
+    expected = cosine_at_minimum(run(counts, head=noted, decay_on="classifier", **own))
+    assert cosine_at_minimum(run(counts, head=noted, decay_on="all", feature_decay=0.0)) == expected
+    assert math.isnan(cosine_at_minimum(run(counts, decay_on="all", feature_decay=0.0)))
+
+
+def test_a_head_without_a_bias_has_a_minimum_of_its_own():
+    counts = [200] * 5 + [10] * 5
+    with_bias = cosine_at_minimum(run(counts, bias_decay=0.001))
+    without = cosine_at_minimum(run(counts, bias_decay=0.001, network_options={"bias": False}))
+    assert without == pytest.approx(cosine_at_minimum(run(counts, bias_decay=1e6)), abs=1e-3)
+    assert abs(without - with_bias) > 0.01

@@ -2,7 +2,9 @@ import pytest
 
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig
-from neuralcollapse.reproduce.tables import survey_csv, survey_tables
+from neuralcollapse.reproduce.tables import THEORY, group_table, survey_csv, survey_tables, theory_table
+from neuralcollapse.runs.reading import Run, group_runs
+from tests.helpers import made_record
 
 
 @pytest.fixture(scope="module")
@@ -28,3 +30,13 @@ def test_a_line_for_each_start(found):
     assert lines[0] == "model,start,objective,gap,verdict"
     assert len(lines) == 6
     assert lines[1].endswith("global_minimum")
+
+
+def test_grids_with_axes_of_their_own_share_a_table():
+    record = made_record(measures={"nc2": 0.5}, minimizer={"nc2": 0.1})
+    groups = group_runs(Run(text, {}, {}, [record], labels={axis: text}) for axis, text in (("a", "x"), ("b", "y")))
+    (theory,) = theory_table(groups)
+    assert theory.heading == THEORY
+    for table in (group_table(groups), theory):
+        assert tuple(table.header[:2]) == ("a", "b")
+        assert [[cell.text for cell in row[:2]] for row in table.cells()] == [["x", ""], ["", "y"]]

@@ -132,6 +132,9 @@ def test_a_budget_too_small_is_one_sentence_with_what_to_do():
         "decay budget B = 0.25 of the 2 or more that NC2, self-duality and the bias need (|1'W| will end at 90 % of "
         "its start): train longer, decay more, or drop the learning rate later"
     )
+    for options in ({"decay_on": "classifier", "feature_decay": 1e-4}, {"network_options": {"bias": False}}):
+        late = run_budget(replace(CONFIG, epochs=2, weight_decay=0.05, **options), SAMPLES).advice
+        assert "that NC2 and self-duality need (" in late  # the bias has a decay of its own, or is not there
     assert Budget(2.0, 0.135).advice == ""
     assert Budget(1.9999, 0.135).advice.startswith("decay budget B = 1.99 of the 2 or more")
 

@@ -39,6 +39,8 @@ _OPTIONS = (
     "pairwise",
     "nc4",
     "head_decay",
+    "decays",
+    "loss_name",
 )
 
 

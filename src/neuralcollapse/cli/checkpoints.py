@@ -180,9 +180,9 @@ def line(checkpoint: Checkpoint) -> str:
 
 def print_last(record: Record, unit: str, samples: int) -> None:
     """The last record as a table."""
-    from neuralcollapse.runs.records import describe_epoch
+    from neuralcollapse.runs.records import describe_epoch, goal
 
-    print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples (all but NC bias go to 0)\n")
+    print(f"\ncollapse {describe_epoch(record, unit)}, training set, {samples:,} samples ({goal(record)})\n")
     print_measures(record)
     print_accuracies(record)
 

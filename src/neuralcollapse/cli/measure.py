@@ -14,6 +14,7 @@ from neuralcollapse.cli.checkpoints import line, print_last, print_records
 from neuralcollapse.cli.printing import print_json, print_measures, record_of_features, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import Record, RunFolder
+from neuralcollapse.runs.records import goal
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +165,7 @@ def _file(options: argparse.Namespace) -> int:
         print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
-    print(f"{options.path}: {values['num_samples']} samples{accuracy} (all but NC bias go to 0 under collapse)\n")
+    print(f"{options.path}: {values['num_samples']} samples{accuracy} (under collapse {goal(record)})\n")
     print_measures(record)
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     with train_packages(format="html"):
         from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
-        from neuralcollapse.reproduce.page import experiment_page, validate_figures
+        from neuralcollapse.reproduce.page import experiment_page
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
 
@@ -56,7 +56,6 @@ def run(options: argparse.Namespace) -> int:
     changes = {"data": options.data} if options.data else {}
     folder = ExperimentFolder.create(options.name, options.scale, out, changes)
     experiment = folder.experiment
-    validate_figures(experiment.figures, experiment.name)
     count, waiting = len(experiment.runs), len(folder.missing())
     needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
     done = f", {count - waiting} of them whole" if waiting < count else ""

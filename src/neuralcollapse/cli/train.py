@@ -16,6 +16,7 @@ from neuralcollapse.cli.printing import print_accuracies, print_json, print_meas
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.runs.records import goal
 from neuralcollapse.training.config import TrainConfig
 
 _SECTIONS = {
@@ -133,7 +134,7 @@ def run(options: argparse.Namespace) -> int:
         print_json({"run": str(folder.path), "page": str(page), **asdict(last)})
         return 0
     how = "on the training set" if last.source == "eval" else "from the training steps of the last epoch"
-    print(f"collapse after {last.epoch} epochs, {how} (all but NC bias go to 0)\n")
+    print(f"collapse after {last.epoch} epochs, {how} ({goal(last)})\n")
     print_measures(last)
     print_accuracies(last)
     print(f"run   {folder.path}\npage  {page}")

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from neuralcollapse.capture.collect import Capture
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum, untrained_measures
 from neuralcollapse.ufm.head import balanced_decay
@@ -35,8 +36,7 @@ def at_minimum(
         frame = "simplex" if not capture.nonnegative or head.rotation_name in _REACHED else "simplex out of reach"
     elif frozen:
         frame = "frozen"
-    size = float(moments.spreads.sum() + moments.counts.double() @ moments.means.square().sum(1))
-    decays = None if decay is None else decays_of(decay, capture.weight, size)
+    decays = None if decay is None else decays_of(decay, capture.weight, squares(moments))
     values = expected_at_minimum(
         moments.counts.tolist(),
         moments.feature_dim,
@@ -75,6 +75,11 @@ def decays_of(decay: HeadDecay, weight: Tensor, size: float) -> Decays | None:
         if feature_decay is None:
             return None
     return Decays(weight_decay, feature_decay, weight_decay if bias_decay is None else bias_decay)
+
+
+def squares(moments: ClassMoments) -> float:
+    """|H|^2, the sum of the squared features of all samples."""
+    return float(moments.spreads.sum() + moments.counts.double() @ moments.means.square().sum(1))
 
 
 def frame_of(head: nn.Module) -> str | None:

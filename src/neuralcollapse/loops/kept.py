@@ -15,7 +15,7 @@ from torch import nn
 
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.errors import InputError
-from neuralcollapse.loops.expected import HeadDecay
+from neuralcollapse.loops.expected import HeadDecay, decays_of, squares
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
 
@@ -28,6 +28,9 @@ _LISTED_CLASSES = 10_000  # a list of more makes environment.json slow to read
 def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
     """The certificate of the last layer, for a decay of its weight or for those of (weight, features, bias).
 
+    A dead network has none where its features' decay would follow from a balance, rather than an error that ends the
+    training.
+
     Raises:
         InputError: only some classes were measured; as `neuralcollapse.ufm.certify_head`.
     """
@@ -37,6 +40,8 @@ def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
             "among all: leave out head_decay (--certify-head), or the choice of classes"
         )
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
+    if decays_of(decay, capture.weight, squares(capture.moments)) is None:
+        return {}
     return certify_head_moments(
         capture.moments,
         capture.loss,

@@ -256,7 +256,8 @@ class Recorder:
         """What theory expects of the measures: at the exact minimiser, and before any training."""
         name = (capture.layer or None) if self.classifier is None else self.classifier
         head = find_classifier(model, name, self.options.get("num_classes"))[0].module
-        trained = [parameter.requires_grad for parameter in head.parameters()]
+        # of the rows: a bias may be trained beside frozen ones
+        trained = [parameter.requires_grad for parameter in head.parameters() if parameter.dim() > 1]
         frozen = bool(trained) and not any(trained) and any(each.requires_grad for each in model.parameters())
         minimizer = at_minimum(capture, head, self.decays, self.loss_name, frozen=frozen)
         unmeasured = MEASURES.keys() - values.keys()

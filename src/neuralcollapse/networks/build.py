@@ -177,6 +177,8 @@ def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str
             raise InputError(
                 f"{name} has no option {option!r}{did_you_mean(option, known)}; it takes {', '.join(known)}"
             )
+    if not isinstance(options.get("bias", True), bool):  # which nn.Linear would take for true
+        raise InputError(f"expected bias of {name} to be true or false, got {options['bias']!r:.40}")
     if name == "mlp":
         return MLP(num_classes, **options) if feature_dim is None else MLP(num_classes, feature_dim, **options)
     return ResNet(name, num_classes, feature_dim, stem=stem, **options)

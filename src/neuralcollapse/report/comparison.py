@@ -8,7 +8,7 @@ from typing import Any
 
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import comparison_curve
-from neuralcollapse.report.expected import decay_budget
+from neuralcollapse.report.expected import BUDGET, decay_budget
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.report.single import data_name, given, limits, shown, state
@@ -96,7 +96,7 @@ def setting_tables(runs: Sequence[Run]) -> list[Table]:
 
 def where(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Versions and hardware, each with every value that occurs."""
-    skip = ("class_names", "class_counts", "parameters", "pixel_mean", "pixel_std")
+    skip = ("class_names", "class_counts", "parameters", "pixel_mean", "pixel_std", *BUDGET)
     environments: list[Mapping[str, Any]] = [run.environment for run in runs]
     names = list(dict.fromkeys(name for environment in environments for name in environment if name not in skip))
     rows = []

@@ -66,7 +66,8 @@ def measure_curve(
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:
     """The last layer's objective, the exact minimum for its class counts, and the lower bound from its class means."""
-    last = next(record.head for record in reversed(records) if record.head)
+    known = next(record for record in reversed(records) if record.head)
+    last, when = known.head, "the end" if known is records[-1] else f"{unit} {known.epoch:,}"  # it may die later
     kind = features_words(last)
     exact = "exact minimum" if last.get("exact", 1) else "upper bound of the minimum"
     names = {"objective": "the head", "minimum": f"{exact}, {kind}", "lower_bound": "bound from the head"}
@@ -74,7 +75,7 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     caption = (
         f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
         "its class counts and decays, and the lower bound that its class means certify. "
-        f"At the end {number(last['ratio'])} times {'the minimum' if last.get('exact', 1) else 'that bound'}."
+        f"At {when}, {number(last['ratio'])} times {'the minimum' if last.get('exact', 1) else 'that bound'}."
     )
     return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
 

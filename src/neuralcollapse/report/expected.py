@@ -18,6 +18,7 @@ from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Record, number
 
 ENOUGH_BUDGET = 2.0  # below it a mean row keeps more than exp(-2) = 14 % of its length
+BUDGET = ("decay_budget", "row_sum_left")  # entries of environment.json that have a table of their own
 _KINDS = {"minimizer": ("at the minimum", "dash"), "untrained": ("untrained", "dot")}  # group of a record: name, dash
 
 # (what a curve is called, its colour, its x, its values by the key of a number)
@@ -97,11 +98,13 @@ def budget_table(run: Run) -> list[Table]:
         return []
     note = "B sums decay times learning rate / (1 - momentum) over the steps; |1'W| shrinks by about exp(-B)."
     if budget < ENOUGH_BUDGET:
+        # with decay_on="classifier" the bias has a decay, and so a budget, of its own
+        late = "NC2 and duality" if run.config.get("decay_on") == "classifier" else "NC2, duality and the bias"
         note += (
-            f" B is below {ENOUGH_BUDGET:g}: NC2, duality and the bias had no time to reach what theory expects. Train "
+            f" B is below {ENOUGH_BUDGET:g}: {late} had no time to reach what theory expects. Train "
             "longer, with a larger decay, or drop the learning rate later."
         )
-    return [Table("What the decay had time for", rows, note=note, narrow=True)]
+    return [Table("What the decay had time for", rows, note=note)]
 
 
 def decay_budget(run: Run) -> float | None:

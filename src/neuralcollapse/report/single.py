@@ -9,14 +9,14 @@ from pathlib import Path
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import run_curves
-from neuralcollapse.report.expected import budget_table, expected_columns, expected_note
+from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.head_lines import head_lines
+from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
-from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, number
+from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, goal, number
 
 FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {
@@ -49,6 +49,7 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Pa
 def single_page(run: Run) -> Page:
     """The page of a run."""
     options = [(name, shown(item)) for name, item in run.config.items() if given(item)]
+    places = [(name, shown(item)) for name, item in run.environment.items() if name not in BUDGET]
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
@@ -61,7 +62,7 @@ def single_page(run: Run) -> Page:
             *_layers(run),
             *budget_table(run),
             Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
-            Table("Where it ran", [(name, shown(item)) for name, item in run.environment.items()], narrow=True),
+            Table("Where it ran", places, narrow=True),
         ],
         csv=("records.csv", records_csv([run])),
     )
@@ -92,6 +93,8 @@ def state(record: Record) -> str:
         return "Not collapsed"
     if nc2 <= SIMPLEX and nc3 <= SIMPLEX:
         return "Collapsed to a simplex"
+    if max(record.value("minimizer.nc2_means"), record.value("minimizer.nc3")) > SIMPLEX:  # of unequal classes
+        return "Collapsed to the class means, which are no simplex (nor are they at the exact minimum),"
     return "Collapsed to the class means, which are no simplex yet,"
 
 
@@ -157,7 +160,7 @@ def _measures(run: Run) -> Table:
         "Every measure",
         rows,
         ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}", *(heading for heading, _ in beside)),
-        f"{_SOURCES[last.source]} All but NC bias go to 0 under collapse. W: the classifier's rows; M: the class means "
+        f"{_SOURCES[last.source]} Under collapse {goal(last)}. W: the classifier's rows; M: the class means "
         f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}"
         f"{expected_note(run)}",
     )
@@ -175,7 +178,7 @@ def _head(run: Run) -> list[Table]:
     rows = [tuple(line.split("  ", 1)) for line in head_lines(last.head)] if last.head else []
     heading = f"The head against its optimum at {run.unit} {last.epoch:,}"
     note = "The last layer as a point of the unconstrained feature model. Its ratio goes to 1 under collapse."
-    return [Table(heading, rows, note=note)] if rows else []
+    return [Table(heading, rows, note=note, words=True)] if rows else []
 
 
 def _layers(run: Run) -> list[Table]:
@@ -199,6 +202,9 @@ def _cards(last: Record) -> list[tuple[str, str, str]]:
     cards = [("train accuracy", _accuracy(last, "train"), "")]
     if last.test:
         cards.append(("test accuracy", _accuracy(last, "test"), ""))
-    return cards + [
+    cards += [
         (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
     ]
+    if last.head:
+        cards.append(("head ratio", number(last.head.get("ratio")), model_words(last.head)))
+    return cards

@@ -29,7 +29,11 @@ def end(
     """
     if not results.runs:
         return None, "no such run"
-    found = [run.last.value(key) / (_logit_length(run) if of_logits else 1.0) for run in results.runs]
+    if of_logits and not all(run.geometries for run in results.runs):
+        return None, "the class means were not kept"
+    found = [
+        _ratio(run.last.value(key), _logit_length(run)) if of_logits else run.last.value(key) for run in results.runs
+    ]
     bounds = [f"at least {at_least:g}"] * (at_least > -math.inf) + [f"at most {at_most:g}"] * (at_most < math.inf)
     what = f"{label(key)} over the length of the logits" if of_logits else label(key)
     return all(at_least <= x <= at_most for x in found), f"{what} {_range(found)}; asked {' and '.join(bounds)}"
@@ -64,7 +68,8 @@ def nears(results: Results, key: str, share: float) -> Outcome:
         last, minimum = run.last.value(key), run.last.value(f"minimizer.{key}")
         start = run.last.value(f"untrained.{key}")
         start = _peak(run, key) if math.isnan(start) else start
-        if math.isnan(minimum):
+        dead = math.isnan(run.last.measures.get("nc1", 0.0))  # and so far from any minimum
+        if math.isnan(minimum) and not dead:
             return None, f"the exact minimum of {run.name} is not known"
         left[run.name] = abs(last - minimum) / abs(start - minimum) if start != minimum else math.nan
         parts.append((run.name, start, last, minimum))
@@ -101,7 +106,7 @@ def no_worse(results: Results, key: str, less: Mapping[str, str], more: Mapping[
         return None, "these runs are not there"
     worst, a, b = max(found, key=lambda item: _high(item[0]))
     named = f"{a.name}: {a.formatted(key)}, {b.name}: {b.formatted(key)}"
-    return worst <= within, f"{label(key)} {-worst:+.4f} at worst ({named}); asked no more than {within:g} below"
+    return worst <= within, f"{label(key)} {0.0 - worst:+.4f} at worst ({named}); asked no more than {within:g} below"
 
 
 def fewer(results: Results, of: str, less: Mapping[str, str], more: Mapping[str, str], percent: float) -> Outcome:
@@ -144,7 +149,7 @@ def interpolates(results: Results, key: str, accuracy: float) -> Outcome:
 def grows(results: Results, key: str, axis: str, by: float) -> Outcome:
     """A number is higher at the largest value of an axis than at the smallest, by at least `by`, whatever the rest."""
     rows: dict[tuple[str, ...], list[Group]] = {}
-    for group in group_runs(results.runs):
+    for group in group_runs(run for run in results.runs if axis in run.labels):
         rows.setdefault(tuple(text for name, text in group.labels.items() if name != axis), []).append(group)
     parts, holds = [], True
     for others, groups in rows.items():
@@ -198,7 +203,12 @@ def minimizer(results: Results, within: float, threshold: Mapping[str, str] | No
         worst = max(worst, *(_high(abs(found - exact)) for found, exact in pairs))
         parts.append(text)
     if not parts:
-        return None, "no run has two equally small classes"
+        why = (
+            f"all are near the threshold: {'; '.join(near)}"
+            if near
+            else "of no run are small classes and minimum known"
+        )
+        return None, why
     detail = f"cosine of {'; '.join(parts)}; apart by at most {worst:.3f}; asked {within:g}"
     if near:
         detail += f"; near the threshold, not judged: {'; '.join(near)}"
@@ -285,9 +295,7 @@ def _peak(run: Run, key: str) -> float:
 
 
 def _logit_length(run: Run) -> float:
-    """`|W M| / sqrt(K)` of the last kept class means and classifier; NaN where none are kept."""
-    if not run.geometries:
-        return math.nan
+    """`|W M| / sqrt(K)` of the last kept class means and classifier: 0 for a dead network."""
     last = run.geometries[-1]
     logits = np.asarray(last.weight, np.float64) @ np.asarray(last.centred, np.float64).T
     return float(np.linalg.norm(logits) / math.sqrt(len(logits)))

@@ -10,6 +10,7 @@ from typing import Any
 from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
 from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
 from neuralcollapse.report.landscape import energy_figure, gap_figure
+from neuralcollapse.reproduce.checks import validate_item
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
 from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.reading import Group, by_layer, group_runs
@@ -48,7 +49,7 @@ def curve(results: Results, key: str, log: bool = False) -> Figure:
 
 def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:
     """A number at the end against the values of an axis, a line for each value of the others."""
-    groups = group_runs(results.runs)
+    groups = group_runs(run for run in results.runs if axis in run.labels)
     lines: dict[str, list[Group]] = {}
     for group in groups:
         rest = ", ".join(text for name, text in group.labels.items() if name != axis)
@@ -110,7 +111,8 @@ def by_depth(results: Results, key: str, log: bool = False) -> Figure:
 
 def minority(results: Results, axis: str) -> Figure:
     """The cosine between the rows of the smallest classes against the imbalance, beside that of the exact minimiser."""
-    ordered = sorted(group_runs(results.runs), key=lambda group: float(group.labels[axis]))
+    groups = group_runs(run for run in results.runs if axis in run.labels)
+    ordered = sorted(groups, key=lambda group: float(group.labels[axis]))
     ratios = [float(group.labels[axis]) for group in ordered]
     found = [[x for run in group.runs if (x := minority_cosine(run)) is not None] for group in ordered]
     means, minima = [mean(row) for row in found], [cosine_at_minimum(group.runs[0]) for group in ordered]
@@ -197,6 +199,12 @@ FIGURES: dict[str, Callable[..., Figure | None]] = {
     "gaps": gaps,
 }
 """What an experiment may ask for; options are checked against the annotations of these functions."""
+
+
+def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
+    """Raise unless every figure is of a known kind, with options that it takes."""
+    for item in wanted:
+        validate_item(item, FIGURES, f"{source}: figure")
 
 
 def device(costs: Sequence[Mapping[str, Any]]) -> str:

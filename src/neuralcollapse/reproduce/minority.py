@@ -27,31 +27,33 @@ def cosine_at_minimum(run: Run) -> float:
     """The same at the exact minimiser of the unconstrained feature model with the run's class counts and decays.
 
     The model's features are >= 0 where those that the run measured are (and there are as many dimensions as classes).
-    NaN if there are fewer than two smallest classes, or if their rows are zero.
-
-    Raises:
-        InputError: the model needs other decays than the run has (decay_on="classifier", and positive ones).
+    NaN if there are fewer than two smallest classes, if their rows are zero, or if the decays of the model are not
+    known: with decay_on="all" they are those that the run's records note.
     """
-    if len(smallest(run)) < 2:
+    config, noted = run.config, {**run.last.minimizer, **run.last.head}
+    of = noted if config.get("decay_on") == "all" else config
+    decays = [float(of.get(f"{name}_decay", math.nan)) for name in ("weight", "feature", "bias")]
+    if len(smallest(run)) < 2 or not all(decay > 0 for decay in decays[:2]):
         return math.nan
-    config = run.config
-    return _at_minimum(
-        tuple(int(count) for count in run.environment["class_counts"]),
-        float(config["weight_decay"]),
-        float(config["feature_decay"]),
-        float(config["bias_decay"]),
-        str(config["loss"]),
-        "nonnegative" if run.last.head.get("nonnegative") else "real",
-    )
+    counts = tuple(int(count) for count in run.environment["class_counts"])
+    options = config.get("network_options") or {}
+    features = "nonnegative" if noted.get("nonnegative") else "real"
+    return _at_minimum(counts, *decays, options.get("bias", True), str(config["loss"]), features)
 
 
 @cache
 def _at_minimum(
-    counts: tuple[int, ...], weight_decay: float, feature_decay: float, bias_decay: float, loss: str, features: str
+    counts: tuple[int, ...],
+    weight_decay: float,
+    feature_decay: float,
+    bias_decay: float,
+    bias: bool,
+    loss: str,
+    features: str,
 ) -> float:
     """Cached, because runs that differ in their seed share it, and both checks and figures need it."""
     count = len(counts)
-    model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, loss=loss, features=features)
+    model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, bias, loss, features=features)
     point = minimum_bounds(model).point if model.nonnegative else global_minimizer(model)
     return _mean_cosine(point.W.numpy()[_least(counts)])
 

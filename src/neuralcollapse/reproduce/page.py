@@ -11,8 +11,8 @@ from neuralcollapse.report.comparison import run_table, setting_tables
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Claim, Page, Table
 from neuralcollapse.report.records_csv import records_csv
-from neuralcollapse.reproduce.checks import Results, judge, validate_item
-from neuralcollapse.reproduce.figures import FIGURES
+from neuralcollapse.reproduce.checks import Results, judge
+from neuralcollapse.reproduce.figures import FIGURES, validate_figures
 from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
@@ -56,12 +56,6 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
         if figure is not None:
             drawn[figure.name] = figure  # each once
     return [*drawn.values(), *geometry_figures([group.runs[0] for group in group_runs(results.runs)])]
-
-
-def validate_figures(wanted: Sequence[Mapping[str, Any]], source: str) -> None:
-    """Raise unless every figure is of a known kind, with options that it takes."""
-    for item in wanted:
-        validate_item(item, FIGURES, f"{source}: figure")
 
 
 def _tables(results: Results) -> list[Table]:

@@ -20,8 +20,9 @@ import yaml
 
 from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.reproduce import surveys
-from neuralcollapse.reproduce.checks import validate
+from neuralcollapse.reproduce.checks import validate, validate_axes
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
+from neuralcollapse.reproduce.figures import validate_figures
 from neuralcollapse.reproduce.results import COSTS as COST_NAMES
 from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
@@ -51,6 +52,8 @@ class ExperimentFolder:
         title = Path(name).stem
         experiment = parse(text, title, scale, changes)
         validate(experiment.checks, title)
+        validate_figures(experiment.figures, title)
+        validate_axes((*experiment.checks, *experiment.figures), [run.labels for run in experiment.runs], title)
         content = {"name": title, "scale": scale, "changes": dict(changes or {}), "text": text}
         if (out / FILE).is_file():
             there = _read(out)

@@ -22,14 +22,14 @@ def group_table(groups: Sequence[Group]) -> Table:
     """A row for each group: means over seeds, with standard deviations."""
     keys = [key for key in NUMBERS if any(not math.isnan(group.mean(key)) for group in groups)]
     seeds = max(len(group.runs) for group in groups)
-    axes = list(groups[0].labels)
+    axes = axes_of(groups)
     counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
     rows = []
     for group in groups:
         parameters = group.runs[0].environment.get("parameters")
         rows.append(
             [
-                *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
+                *_label_cells(group, axes),
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
                 *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
@@ -42,13 +42,22 @@ def group_table(groups: Sequence[Group]) -> Table:
     return Table("The runs at their end", rows, header, note, sortable=True)
 
 
+def axes_of(groups: Sequence[Group]) -> list[str]:
+    """The axes along which groups of runs differ; several grids of runs may have axes of their own."""
+    return list(dict.fromkeys(axis for group in groups for axis in group.labels))
+
+
+def _label_cells(group: Group, axes: Sequence[str]) -> list[Cell]:
+    return [Cell(group.labels.get(axis, ""), sort=as_number(group.labels.get(axis))) for axis in axes]
+
+
 THEORY = "What theory expects"
 _EXPECTED = ("nc2", "nc2_means", "nc3", "nc3_distance", "nc_bias")
 
 
 def theory_table(groups: Sequence[Group]) -> list[Table]:
     """A row for each group: the time that its decay had, and its measures beside what theory expects of them."""
-    axes = list(groups[0].labels)
+    axes = axes_of(groups)
     keys = [key for key in _EXPECTED if any(not math.isnan(group.mean(f"minimizer.{key}")) for group in groups)]
     budgets = [[x for run in group.runs if (x := decay_budget(run)) is not None] for group in groups]
     if not keys and not any(budgets):
@@ -59,26 +68,25 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
         measured = [x for run in group.runs if (x := row_sum_left(run)) is not None]
         rows.append(
             [
-                *(Cell(group.labels[axis], sort=as_number(group.labels[axis])) for axis in axes),
+                *_label_cells(group, axes),
                 *(_mean_cell(values) for values in (noted, predicted, measured)),
-                *(
-                    Cell(
-                        f"{number(group.mean(f'untrained.{key}'))} | {group.formatted(key)} | "
-                        f"{number(group.mean(f'minimizer.{key}'))}".replace("undefined", "-"),
-                        sort=group.mean(key),
-                    )
-                    for key in keys
-                ),
+                *(Cell(group.formatted(key), _in_theory(group, key), group.mean(key)) for key in keys),
             ]
         )
     header = (*axes, "B", "|1'W| left, predicted", "|1'W| left, measured", *map(label, keys))
     note = (
         "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by "
         "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. "
-        "Measures: expected of an untrained head | at the end | at the exact minimum for the run's classes, decays "
-        "and sign of features."
+        "Measures at the end; below them what is expected of an untrained head, and the value at the exact minimum for "
+        "the run's classes, decays and sign of features."
     )
     return [Table(THEORY, rows, header, note, sortable=True)]
+
+
+def _in_theory(group: Group, key: str) -> str:
+    known = (("untrained", "untrained"), ("minimum", "minimizer"))
+    found = [(word, group.mean(f"{part}.{key}")) for word, part in known]
+    return ", ".join(f"{word} {number(x)}" for word, x in found if not math.isnan(x))
 
 
 def _mean_cell(values: Sequence[float]) -> Cell:

@@ -28,11 +28,13 @@ class Budget:
         decay_budget: B (`neuralcollapse.ufm.decay_budget`), or None where no law holds.
         row_sum_left: the exact factor by which |1'W| shrinks (`neuralcollapse.ufm.row_sum_left`), or None.
         reason: why no law holds, or nothing.
+        late: what has not collapsed where the budget is too small.
     """
 
     decay_budget: float | None = None
     row_sum_left: float | None = None
     reason: str = ""
+    late: str = "NC2, self-duality and the bias"
 
     @property
     def advice(self) -> str:
@@ -41,8 +43,8 @@ class Budget:
             return ""
         found = min(self.decay_budget, ENOUGH - 0.01)  # so that 1.999 does not read as 2
         return (
-            f"decay budget B = {found:.3g} of the {ENOUGH:g} or more that NC2, self-duality and the bias "
-            f"need (|1'W| will end at {100 * self.row_sum_left:.0f} % of its start): train longer, decay more, or drop "
+            f"decay budget B = {found:.3g} of the {ENOUGH:g} or more that {self.late} need "
+            f"(|1'W| will end at {100 * self.row_sum_left:.0f} % of its start): train longer, decay more, or drop "
             "the learning rate later"
         )
 
@@ -66,4 +68,6 @@ def run_budget(config: TrainConfig, num_samples: int) -> Budget:
         Stretch(decay_scale(config, epoch) * config.weight_decay, learning_rate(config, epoch), steps)
         for epoch in range(config.epochs)
     ]
-    return Budget(budget_of(stretches, config.momentum), left_of(stretches, config.momentum))
+    own = config.decay_on == "classifier" or config.network_options.get("bias") is False  # of a bias, or none
+    late = {"late": "NC2 and self-duality"} if own else {}
+    return Budget(budget_of(stretches, config.momentum), left_of(stretches, config.momentum), **late)
