@@ -89,6 +89,13 @@ def test_the_heads_ratio_to_its_exact_minimum_is_recorded_and_falls(tmp_path):
     assert again["ratio"] == pytest.approx(heads[-1]["ratio"], rel=1e-5)
 
 
+def test_no_head_is_certified_afterwards_where_training_would_have_refused(short_run, tmp_path):
+    run = RunFolder.create(tmp_path)
+    run.write_text("config.yaml", short_run.read_text("config.yaml").replace("loss: cross_entropy", "loss: mse"))
+    with pytest.raises(nc.InputError, match="certify_head knows cross_entropy only, got loss=mse"):
+        remeasure(run, certify_head=True, progress=False)
+
+
 def test_wrong_configurations_leave_no_folder(tmp_path):
     for config in (replace(SHORT, data="digit"), replace(SHORT, frame="simplex", feature_dim=3)):
         with pytest.raises(nc.InputError):

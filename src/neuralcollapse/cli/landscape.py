@@ -76,8 +76,6 @@ def run(options: argparse.Namespace) -> int:
     from neuralcollapse.ufm.solvers import check_method
     from neuralcollapse.ufm.survey import survey
 
-    check_method(options.method)
-
     model = Model(
         classes,
         options.dim if options.dim is not None else classes + 2,
@@ -89,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         options.loss,
         features=options.features,
     )
+    check_method(options.method, model)
     found = survey(
         model,
         starts=options.starts,

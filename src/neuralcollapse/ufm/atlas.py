@@ -135,7 +135,7 @@ def atlas(
             not between 1 and K-1; features >= 0.
     """
     if model.nonnegative:
-        raise InputError("the atlas is of models with features='real': behind features >= 0 no saddle can be certified")
+        raise InputError("the atlas is of models with features='real': with features >= 0 no saddle can be certified")
     if ranks is None:
         ranks = _default_ranks(model) if partitions is None else ()
     ranks = [check_count(rank, "a rank", 1) for rank in ranks]

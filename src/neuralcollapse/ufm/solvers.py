@@ -110,9 +110,7 @@ def minimize(
         check_real(tolerance, "tolerance")
     check_count(batch_size, "batch_size", 1)
     check_count(escapes, "escapes", 0)
-    check_method(method)
-    if method == "newton" and model.nonnegative:
-        raise InputError("expected a method that keeps features >= 0, got newton: use lbfgs, gd, sgd or adam")
+    check_method(method, model)
     limit = (300 if method == "newton" else 5000) if iterations is None else check_count(iterations, "iterations", 1)
     if learning_rate is not None:
         check_real(learning_rate, "learning_rate")
@@ -173,10 +171,12 @@ def _finished(units: Units, point: Point) -> Point:
     return units.model.project(point) if units.model.nonnegative else finish(units, point)
 
 
-def check_method(method: str) -> None:
-    """Raise unless `method` is one of `METHODS`."""
+def check_method(method: str, model: Model) -> None:
+    """Raise unless `method` is one of `METHODS`, and not newton with features >= 0."""
     if method not in METHODS:
         raise InputError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are: {', '.join(METHODS)}")
+    if method == "newton" and model.nonnegative:
+        raise InputError("expected a method that keeps features >= 0, got newton: use lbfgs, gd, sgd or adam")
 
 
 def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
