@@ -205,6 +205,7 @@ def test_the_reason_of_a_check_goes_with_its_finding():
     [
         ({"kind": "ends", "statement": "s"}, "check: no 'ends'.*'end'"),
         ({"kind": "end", "statement": "s", "key": "nc9"}, "no number 'nc9'"),
+        ({"kind": "end", "statement": "s", "key": "minimizer.nc9"}, "no number 'minimizer.nc9'"),
         ({"kind": "end", "statement": "s", "kye": "nc1"}, "check 'end'"),
         ({"kind": "end", "statement": "s", "key": "nc1", "at_mots": 1}, "no option 'at_mots'.*did you mean 'at_most'"),
         ({"kind": "end", "statement": "s", "key": "nc1"}, "expected at_least or at_most"),

@@ -34,6 +34,7 @@ class Table:
         note: below the heading.
         narrow: two such tables fit side by side.
         sortable: a click on a column's name sorts the rows by it.
+        words: its cells are sentences, not numbers: set from the left, on as many lines as they need.
     """
 
     heading: str
@@ -42,6 +43,7 @@ class Table:
     note: str = ""
     narrow: bool = False
     sortable: bool = False
+    words: bool = False
 
     def cells(self) -> list[list[Cell]]:
         """The rows, every cell a `Cell`."""

@@ -178,7 +178,7 @@ def _head(run: Run) -> list[Table]:
     rows = [tuple(line.split("  ", 1)) for line in head_lines(last.head)] if last.head else []
     heading = f"The head against its optimum at {run.unit} {last.epoch:,}"
     note = "The last layer as a point of the unconstrained feature model. Its ratio goes to 1 under collapse."
-    return [Table(heading, rows, note=note)] if rows else []
+    return [Table(heading, rows, note=note, words=True)] if rows else []
 
 
 def _layers(run: Run) -> list[Table]:
