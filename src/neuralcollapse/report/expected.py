@@ -103,7 +103,7 @@ def budget_table(run: Run) -> list[Table]:
             f" B is below {ENOUGH_BUDGET:g}: {late} had no time to reach what theory expects. Train "
             "longer, with a larger decay, or drop the learning rate later."
         )
-    return [Table("What the decay had time for", rows, note=note, narrow=True)]
+    return [Table("What the decay had time for", rows, note=note)]
 
 
 def decay_budget(run: Run) -> float | None:

@@ -34,7 +34,7 @@ class Table:
         note: below the heading.
         narrow: two such tables fit side by side.
         sortable: a click on a column's name sorts the rows by it.
-        words: its cells are sentences, not numbers: set from the left, on as many lines as they need.
+        words: the cells are sentences, which wrap.
     """
 
     heading: str

@@ -14,7 +14,7 @@ from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import records_csv
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.head_lines import head_lines
+from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, goal, number
 
@@ -202,6 +202,9 @@ def _cards(last: Record) -> list[tuple[str, str, str]]:
     cards = [("train accuracy", _accuracy(last, "train"), "")]
     if last.test:
         cards.append(("test accuracy", _accuracy(last, "test"), ""))
-    return cards + [
+    cards += [
         (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
     ]
+    if last.head:
+        cards.append(("head ratio", number(last.head.get("ratio")), model_words(last.head)))
+    return cards

@@ -70,24 +70,23 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
             [
                 *_label_cells(group, axes),
                 *(_mean_cell(values) for values in (noted, predicted, measured)),
-                *(
-                    Cell(
-                        f"{number(group.mean(f'untrained.{key}'))} | {group.formatted(key)} | "
-                        f"{number(group.mean(f'minimizer.{key}'))}".replace("undefined", "-"),
-                        sort=group.mean(key),
-                    )
-                    for key in keys
-                ),
+                *(Cell(group.formatted(key), _in_theory(group, key), group.mean(key)) for key in keys),
             ]
         )
     header = (*axes, "B", "|1'W| left, predicted", "|1'W| left, measured", *map(label, keys))
     note = (
         "B, the decay budget: the sum over the steps of decay times learning rate / (1 - momentum); |1'W| shrinks by "
         "about exp(-B), whatever the data are. No law is known for Adam, L-BFGS, squared error and fixed rows. "
-        "Measures: expected of an untrained head | at the end | at the exact minimum for the run's classes, decays "
-        "and sign of features."
+        "Measures at the end; below them what is expected of an untrained head, and the value at the exact minimum for "
+        "the run's classes, decays and sign of features."
     )
     return [Table(THEORY, rows, header, note, sortable=True)]
+
+
+def _in_theory(group: Group, key: str) -> str:
+    known = (("untrained", "untrained"), ("minimum", "minimizer"))
+    found = [(word, group.mean(f"{part}.{key}")) for word, part in known]
+    return ", ".join(f"{word} {number(x)}" for word, x in found if not math.isnan(x))
 
 
 def _mean_cell(values: Sequence[float]) -> Cell:
