@@ -109,6 +109,24 @@ def test_records_keep_it_and_loggers_get_the_minimum(tmp_path):
     assert math.isnan(plain.value("minimizer.nc2"))
 
 
+@pytest.mark.parametrize("options", [{"loss": lambda z, y: z.square().mean()}, {"loss_name": "mse"}])
+def test_a_head_is_certified_for_cross_entropy_alone(options):
+    with pytest.raises(nc.InputError, match="expected cross-entropy for the certificate of the head, got"):
+        nc.Recorder(small_loader(), head_decay=0.01, **options)
+    nc.Recorder(small_loader(), decays=0.01, **options)
+
+
+def test_the_loss_of_torch_as_a_module_is_cross_entropy():
+    assert measured(SmallNet(seed=0), small_loader(), head_decay=0.01, loss=nn.CrossEntropyLoss()).head
+    with pytest.raises(nc.InputError, match="a loss without a name"):
+        nc.Recorder(small_loader(), head_decay=0.01, loss=nn.CrossEntropyLoss(label_smoothing=0.1))
+
+
+def test_a_head_is_certified_with_all_its_classes():
+    with pytest.raises(nc.InputError, match="all classes for the certificate of the head, got 2 of them"):
+        measured(SmallNet(seed=0), small_loader(), head_decay=0.01, classes=[0, 2])
+
+
 def test_rows_that_are_frozen_beside_a_trained_bias_have_no_minimum():
     model = SmallNet(seed=0)
     head = next(module for module in reversed([*model.modules()]) if isinstance(module, nn.Linear))

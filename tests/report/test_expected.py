@@ -30,10 +30,10 @@ def test_the_measures_have_columns_of_what_theory_expects():
 
 def test_the_note_names_the_model():
     note = expected_note(run({"decay_on": "all"}, minimizer=MINIMUM, untrained={"nc0": 0.1}))
-    assert "features that are >= 0, weight decay 0.01, feature decay 2.00e-05 (from the balance" in note
+    assert "features >= 0, weight decay 0.01, feature decay 2.00e-05 (from the balance" in note
     assert "as nn.Linear draws them" in note
     assert "balance" not in expected_note(run({"decay_on": "classifier"}, minimizer=MINIMUM))
-    assert "features of any sign and equal classes" in expected_note(run(minimizer={"nc2": 0.0, "nonnegative": 0.0}))
+    assert "real features and equal classes" in expected_note(run(minimizer={"nc2": 0.0, "nonnegative": 0.0}))
     assert expected_note(run()) == ""
 
 

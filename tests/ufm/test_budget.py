@@ -170,3 +170,18 @@ def test_what_is_no_schedule_is_refused(arguments, message):
             function(*arguments)
     with pytest.raises(InputError, match=r"2 in learning_rates, 3 in steps"):
         decay_budget(0.1, [0.1, 0.2], steps=3)
+
+
+@pytest.mark.parametrize(
+    ("rates", "message"),
+    [
+        ((0.1 for _ in range(3)), "learning_rates as numbers, got generator, which can be read only once: give a list"),
+        ([0.1] * 40 + [math.nan, -1], r"learning_rates to be 0 or positive and finite, got nan at step 40$"),
+        (10**400, "learning_rates as numbers: int too large"),
+        (torch.ones(3, device="meta"), "learning_rates as numbers: Cannot copy"),
+    ],
+)
+def test_rates_that_are_no_numbers_are_refused_in_one_line(rates, message):
+    with pytest.raises(InputError, match=message) as caught:
+        decay_budget(0.01, rates)
+    assert "\n" not in str(caught.value)

@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import pytest
 import torch
@@ -280,3 +281,35 @@ def test_the_exact_minimiser_as_a_head_has_ratio_one_at_any_decay(decay, counts)
     assert certificate.ratio == pytest.approx(1, abs=1e-9)
     assert certificate.gap <= 1e-7 * certificate.objective
     assert certificate.lower_bound <= certificate.minimum * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("sign", ["real", "nonnegative"])
+def test_no_array_has_an_entry_for_each_sample_in_the_certificate_from_moments(sign):
+    moments = nc.ClassMoments.from_means(torch.full((4,), 10**11), torch.eye(4, 6, dtype=torch.float64))
+    found = nc.ufm.certify_head_moments(
+        moments, math.log(math.e + 3) - 1, torch.eye(4, 6), torch.zeros(4), 0.01, features_sign=sign
+    )
+    assert found.exact
+    assert found.ratio > 1
+    assert found.lower_bound == pytest.approx(found.minimum)  # the logits have the symmetry of the optimum
+
+
+def test_a_ratio_below_one_never_stands_without_words():
+    record = certify_head(*positive_head(0.1), WEIGHT_DECAY).record()
+    assert "below 1" not in head_lines(record)[1]
+    rounded = head_lines(record | {"ratio": 0.9991})[1]
+    assert rounded.endswith(
+        "(below 1: the loss was measured with few digits, or is not the cross-entropy of this head)"
+    )
+    assert "below 1" not in head_lines(record | {"ratio": 1 - 1e-7})[1]  # which reads 1
+
+
+@pytest.mark.parametrize("made", [head, positive_head])
+def test_slow_certificates_are_announced(made, monkeypatch):
+    monkeypatch.setattr("neuralcollapse.ufm.head._SLOW", 3)
+    monkeypatch.setattr("neuralcollapse.ufm.head._SLOW_DESCENTS", range(4, 5))
+    with pytest.warns(nc.NeuralCollapseWarning, match="for 4 unequal classes may take the solver minutes"):
+        certify_head(*made(0.1), WEIGHT_DECAY)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        certify_head(*made(0.1, [3] * 4), WEIGHT_DECAY)

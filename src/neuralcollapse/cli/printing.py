@@ -40,7 +40,8 @@ def print_measures(record: Record) -> None:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
     if record.head:
         ratio = record.head["ratio"]
-        print(f"\n  {'head':<27} {ratio:>10.4g}   times the minimum of the unconstrained feature model:")
+        bound = "" if record.head.get("exact", 1) else "an upper bound of "
+        print(f"\n  {'head':<27} {ratio:>10.4g}   times {bound}the minimum of the unconstrained feature model:")
         for text in head_lines(record.head):
             print(f"    {text}")
     if record.layers:

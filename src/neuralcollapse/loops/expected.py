@@ -10,6 +10,7 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum, untrained_measures
+from neuralcollapse.ufm.head import balanced_decay
 
 HeadDecay = float | tuple[float, float | None, float | None]
 
@@ -70,10 +71,9 @@ def decays_of(decay: HeadDecay, weight: Tensor, size: float) -> Decays | None:
     """
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
     if feature_decay is None:
-        rows = float(weight.double().square().sum())
-        if size == 0 or rows == 0:
+        feature_decay = balanced_decay(weight_decay, weight, size)
+        if feature_decay is None:
             return None
-        feature_decay = weight_decay * rows / size
     return Decays(weight_decay, feature_decay, weight_decay if bias_decay is None else bias_decay)
 
 

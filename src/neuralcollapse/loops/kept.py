@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from neuralcollapse.capture.collect import Capture
+from neuralcollapse.errors import InputError
 from neuralcollapse.loops.expected import HeadDecay, decays_of, squares
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
@@ -29,7 +30,15 @@ def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
 
     A dead network has none where its features' decay would follow from a balance, rather than an error that ends the
     training.
+
+    Raises:
+        InputError: only some classes were measured; as `neuralcollapse.ufm.certify_head`.
     """
+    if capture.classes is not None:
+        raise InputError(
+            f"expected all classes for the certificate of the head, got {len(capture.classes)} of them, whose loss is "
+            "among all: leave out head_decay (--certify-head), or the choice of classes"
+        )
     weight_decay, feature_decay, bias_decay = decay if isinstance(decay, tuple) else (decay, None, None)
     if decays_of(decay, capture.weight, squares(capture.moments)) is None:
         return {}

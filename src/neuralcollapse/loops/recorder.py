@@ -61,7 +61,7 @@ class Recorder:
             For unequal classes they say what theory expects of the measures (`Record.minimizer`); equal classes need
             none. Leave them out where the optimiser does not add the decay to the gradient (AdamW).
         loss_name: the loss of the training, as `neuralcollapse.ufm.UnconstrainedFeatureModel` names it;
-            "cross_entropy" when neither it nor `loss` is given.
+            "cross_entropy" when neither it nor `loss` is given, the only one that `head_decay` goes with.
         pairwise: as for `neuralcollapse.measures`.
         nc4: measure NC4 too.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
@@ -142,8 +142,14 @@ class Recorder:
             options["layers"] = [f"{inside}.{name}" for name in ([layers] if isinstance(layers, str) else layers)]
         if decays is None:
             self.decays = head_decay
-        if loss_name is None and options.get("loss", F.cross_entropy) is F.cross_entropy:
+        if loss_name is None and _is_cross_entropy(options.get("loss", F.cross_entropy)):
             self.loss_name = "cross_entropy"
+        if head_decay is not None and self.loss_name != "cross_entropy":
+            given = self.loss_name or "a loss without a name"
+            raise InputError(
+                f"expected cross-entropy for the certificate of the head, got {given}: "
+                "leave head_decay out, or say loss_name='cross_entropy' where the loss is that"
+            )
         self._started = time.perf_counter()
         if resume:
             self.resume()
@@ -315,6 +321,12 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _is_cross_entropy(loss: Any) -> bool:
+    """Whether a loss is plain cross-entropy: torch's function, or its module with the default options that count."""
+    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean"
+    return loss is F.cross_entropy or (plain and loss.label_smoothing == 0)
 
 
 def _data(loader: Any) -> Any:

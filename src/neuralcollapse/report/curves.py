@@ -75,7 +75,7 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     caption = (
         f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
         "its class counts and decays, and the lower bound that its class means certify. "
-        f"At {when}, {number(last['ratio'])} times the minimum."
+        f"At {when}, {number(last['ratio'])} times {'the minimum' if last.get('exact', 1) else 'that bound'}."
     )
     return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
 
@@ -127,7 +127,8 @@ def key_meaning(key: str) -> str:
     return {
         "train.accuracy": "Share of training samples classified correctly.",
         "test.accuracy": "Share of test samples classified correctly.",
-        "head.ratio": "The last layer's objective over the exact minimum for its class counts and decays.",
+        "head.ratio": "The last layer's objective over the minimum for its class counts and decays, or over an upper "
+        "bound of it where the exact minimum is not known.",
     }.get(key, f"{key_title(key)}.")
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from neuralcollapse.report.figure import GREY, Line
 from neuralcollapse.report.page import Table
+from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Record, number
 
@@ -70,7 +71,7 @@ def expected_note(run: Run) -> str:
     model = run.last.minimizer
     if not model:
         return ""
-    sign = "features that are >= 0" if model.get("nonnegative") else "features of any sign"
+    sign = features_words(model)
     text = f"for {sign} and equal classes, whatever the decays are"
     if "weight_decay" in model:
         weight, feature, bias = (number(model.get(f"{part}_decay")) for part in ("weight", "feature", "bias"))

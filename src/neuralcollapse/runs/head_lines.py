@@ -44,11 +44,13 @@ def _origin(head: Mapping[str, float], name: str, otherwise: str) -> str:
 
 
 def _ratio_words(head: Mapping[str, float]) -> str:
-    exact = head.get("exact", 1)
+    ratio, exact = f"{head['ratio']:.4g}", head.get("exact", 1)
     kind = "exact minimum" if exact else "minimum of at most"
-    words = f"ratio  {head['ratio']:.4g}: objective {head['objective']:.6g}, {kind} {head['minimum']:.6g}"
+    words = f"ratio  {ratio}: objective {head['objective']:.6g}, {kind} {head['minimum']:.6g}"
     if not exact:
         words += " (the ratio may fall below 1, as the exact minimum is not known)"
+    elif float(ratio) < 1:
+        words += " (below 1: the loss was measured with few digits, or is not the cross-entropy of this head)"
     elif head.get("floor"):
         words += " (a floor: the measured features are >= 0 and d < K, so that they may not reach it)"
     return words

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
@@ -43,6 +44,8 @@ def remeasure(
             or weights are of another network, or were changed since they were written.
     """
     config = read_config(run)
+    if certify_head:
+        config = replace(config, certify_head=True)  # which is refused where no certificate holds
     check_trusted(config, run, trust_code)
     data = load_data(config.data, **config.data_options)
     network = network_for(config, data)

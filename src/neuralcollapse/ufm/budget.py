@@ -17,7 +17,7 @@ PyTorch does. It does not hold for MSE, whose gradient does not sum to 0, nor fo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ class Stretch(NamedTuple):
 def decay_budget(
     weight_decay: Schedule, learning_rates: Schedule, momentum: float = 0.0, *, steps: int | None = None
 ) -> float:
-    r"""The decay budget :math:`B = \sum_t \lambda_t \eta_t / (1 - \beta)` of a training with SGD.
+    r"""The decay budget :math:`B = \sum_t \lambda_t \eta_t / (1 - \beta)` of a training with SGD (no dampening).
 
     The common part of the classifier's rows shrinks to about `exp(-B)` of its start (`row_sum_left` gives the exact
     factor), and NC2, self-duality and the bias cannot have collapsed before it has: they need a B of 2 or more.
@@ -70,9 +70,10 @@ def row_sum_left(
 ) -> float:
     r"""What SGD leaves of the sum of the classifier's rows: :math:`|1^\top W|` at the end over that at the start.
 
-    It is exact, whatever the data and the network, for cross-entropy, label smoothing and focal loss with a coupled
-    decay, with or without a clipped gradient; not for MSE, Adam, AdamW or L-BFGS. Momentum starts from 0. With the
-    decay of the bias it is the same of the sum of its entries.
+    It is exact, whatever the data and the network, for cross-entropy, label smoothing and focal loss under
+    `torch.optim.SGD` with its default `dampening=0` and `nesterov=False`, with or without a clipped gradient; not for
+    MSE, Adam, AdamW or L-BFGS. The optimiser is new: momentum starts from 0. With the decay of the bias it is the same
+    of the sum of its entries.
 
     Args:
         weight_decay: as for `decay_budget`.
@@ -143,14 +144,19 @@ def _stretches(weight_decay: Schedule, learning_rates: Schedule, steps: int | No
 
 def _array(values: Any, name: str) -> np.ndarray:
     """One number, or one for each step, as a float64 array."""
-    if isinstance(values, Tensor):
-        values = values.detach().cpu().double()
+    if isinstance(values, Iterator):
+        kind = type(values).__name__
+        raise InputError(f"expected {name} as numbers, got {kind}, which can be read only once: give a list")
     try:
+        if isinstance(values, Tensor):
+            values = values.detach().cpu().double()
         array = np.asarray(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         raise InputError(f"expected {name} as numbers: {one_line(error)}") from None
     if array.ndim > 1:
         raise InputError(f"expected {name} as a number or one for each step, got an array of shape {array.shape}")
-    if not (np.isfinite(array) & (array >= 0)).all():
-        raise InputError(f"expected {name} to be 0 or positive and finite at each step, got {values!r:.60}")
+    bad = np.flatnonzero(~(np.isfinite(array) & (array >= 0)))
+    if len(bad):
+        where = f" at step {bad[0]:,}" if array.ndim else ""
+        raise InputError(f"expected {name} to be 0 or positive and finite, got {array.flat[bad[0]]:g}{where}")
     return array

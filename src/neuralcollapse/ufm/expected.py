@@ -13,7 +13,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
-from neuralcollapse.ufm.minimizers import global_minimizer
+from neuralcollapse.ufm.minimizers import collapsed_minimizer
 from neuralcollapse.ufm.model import Model
 
 # The most classes, unequal ones, for which a record waits: the solver took 3 s for 200, and for features >= 0 with a
@@ -42,7 +42,7 @@ def minimizer_measures(model: Model) -> dict[str, float]:
     if model.balanced:  # n samples of equal features cost what one sample costs with n times the decay
         changes |= {"samples_per_class": 1, "feature_decay": model.counts[0] * model.feature_decay}
     small = model.like(**changes)
-    return small.collapsed().measures(small.collapse(global_minimizer(small)))
+    return small.collapsed().measures(collapsed_minimizer(small))
 
 
 def untrained_measures(num_classes: int, feature_dim: int, frame: str = "learned") -> dict[str, float]:

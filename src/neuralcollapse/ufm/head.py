@@ -7,6 +7,7 @@ Behind a ReLU the features are >= 0, and the model with real features has a mini
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,16 +21,18 @@ from neuralcollapse.checks import (
     check_labels,
     check_real,
 )
-from neuralcollapse.errors import InputError, did_you_mean
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.minimizers import global_minimum
 from neuralcollapse.ufm.model import Model, Point
-from neuralcollapse.ufm.nonnegative import minimum_bounds
+from neuralcollapse.ufm.nonnegative import collapsed_bounds
 
 FEATURE_SIGNS = ("auto", "real", "nonnegative")
-
+# Unequal classes beyond which the solvers are slow: for real features 19 s for 400, growing with K^3; for features >= 0
+# with a bias up to 9 s for 100 and 70 s for 200, and beyond 200 there is no descent.
+_SLOW, _SLOW_DESCENTS = 300, range(101, 201)
 
 Decays = tuple[float, float | None, float | None]
 
@@ -192,6 +195,12 @@ def check_sign(features_sign: str) -> None:
         raise InputError(f"no features_sign {features_sign!r}{close}; there are: {', '.join(FEATURE_SIGNS)}")
 
 
+def balanced_decay(weight_decay: float, weight: Tensor, size: float) -> float | None:
+    """The feature decay lH from the balance `lW |W|^2 = lH |H|^2`, `size` being |H|^2; None where W or H is zero."""
+    rows = float(weight.double().square().sum())
+    return weight_decay * rows / size if size > 0 and rows > 0 else None
+
+
 def _model(
     counts: Tensor, weight: Tensor, bias: Tensor | None, size: float, decays: Decays, nonnegative: bool
 ) -> Model:
@@ -208,10 +217,9 @@ def _model(
     if dim < num_classes - 1:
         raise InputError(f"expected d >= K-1 = {num_classes - 1}, got d={dim}: below it the exact minimum is not known")
     if feature_decay is None:
-        rows = float(weight.double().square().sum())
-        if size == 0 or rows == 0:
+        feature_decay = balanced_decay(weight_decay, weight, size)
+        if feature_decay is None:
             raise InputError("all features or all weights are zero, so no balance gives feature_decay: give it")
-        feature_decay = weight_decay * rows / size
     bias_decay = weight_decay if bias_decay is None else bias_decay
     return Model(
         num_classes,
@@ -227,9 +235,16 @@ def _model(
 
 
 def _compare(model: Model, objective: float, bound: float, decays: Decays) -> HeadCertificate:
-    exact = True
+    exact, K = True, model.num_classes
+    if not model.balanced and (model.bias and K in _SLOW_DESCENTS if model.nonnegative else K > _SLOW):
+        warnings.warn(
+            f"the minimum for {K:,} unequal classes may take the solver minutes, at each certificate of the head: "
+            "measure less often",
+            NeuralCollapseWarning,
+            stacklevel=4,
+        )
     if model.nonnegative:
-        bounds = minimum_bounds(model)
+        bounds = collapsed_bounds(model)
         minimum, exact = bounds.upper, bounds.exact
     else:
         minimum = global_minimum(model)
@@ -245,7 +260,7 @@ def _compare(model: Model, objective: float, bound: float, decays: Decays) -> He
         model.nonnegative,
         exact,
         False,
-        model.num_classes,
+        K,
         model.feature_dim,
         min(model.counts),
         max(model.counts),

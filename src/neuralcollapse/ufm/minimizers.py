@@ -80,6 +80,11 @@ def global_minimizer(model: Model) -> Point:
         InputError: d is below the rank of the minimiser (d < K-1, or d < K for some MSE models), or the loss is focal
             and the classes are unequal (not convex: no exact solver). With features >= 0: as `minimum_bounds`.
     """
+    return model.expand(collapsed_minimizer(model))
+
+
+def collapsed_minimizer(model: Model) -> Point:
+    """`global_minimizer` as a point of the collapsed model: no array has an entry for each sample."""
     if model.nonnegative:
         return nonnegative_minimizer(model)
     form = closed_form(model)
@@ -88,25 +93,24 @@ def global_minimizer(model: Model) -> Point:
         frame = torch.zeros(model.num_classes, model.feature_dim, dtype=torch.float64, device=model.device)
         if form.margin > 0:
             frame = simplex_etf(model.num_classes, model.feature_dim, dtype=torch.float64, device=model.device)
-        features = math.sqrt(form.feature_norm2) * frame.T[:, model.columns.labels]
+        features = math.sqrt(form.feature_norm2 * model.counts[0]) * frame.T
         bias = torch.zeros(model.num_classes, dtype=torch.float64, device=model.device) if model.bias else None
         return Point(math.sqrt(form.weight_norm2) * frame, features, bias)
     if isinstance(model.loss, SquaredError) and model.balanced:
-        logits, bias = _mse_logits(model)
-        return model.expand(_factors(model, logits, bias))
+        return _factors(model, *_mse_logits(model))
     if not model.loss.convex:
         raise InputError(
             "the focal loss is not convex: its minimum is known for balanced classes only; "
             "use minimize() from several starts, which certifies nothing"
         )
-    return model.expand(_factors(model, *_solve(model.like(feature_dim=model.num_classes))))
+    return _factors(model, *_solve(model.like(feature_dim=model.num_classes)))
 
 
 def global_minimum(model: Model) -> float:
     """The smallest value of the objective, for d >= K-1; raises as `global_minimizer` does."""
     form = closed_form(model)
     if form is None:
-        return float(model.value(global_minimizer(model)))
+        return float(model.collapsed().value(collapsed_minimizer(model)))
     _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
     return form.minimum
 

@@ -14,7 +14,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -141,15 +141,30 @@ class Model:
             )
         self.features = features
         self.device = torch.device(device or "cpu")
-        labels = torch.arange(num_classes, device=self.device).repeat_interleave(
-            torch.tensor(self.counts, device=self.device)
-        )
-        weights = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=self.device)
-        self._set_columns(Columns(labels, weights, torch.ones_like(weights)))
+        self._columns: Columns | None = None  # made when they are first used: a closed form needs no entry a sample
+        self._targets: Tensor | None = None
 
-    def _set_columns(self, columns: Columns) -> None:
-        self.columns = columns
-        self.targets = self.loss.targets(columns.labels, self.num_classes)
+    @property
+    def columns(self) -> Columns:
+        """The columns of the logits: one for each sample, or for each class if the model is collapsed."""
+        if self._columns is None:
+            sizes = torch.tensor(self.counts, device=self.device)
+            labels = torch.arange(self.num_classes, device=self.device).repeat_interleave(sizes)
+            weights = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=self.device)
+            self._columns = Columns(labels, weights, torch.ones_like(weights))
+        return self._columns
+
+    @property
+    def targets(self) -> Tensor:
+        """(K, M) the targets of the columns."""
+        if self._targets is None:
+            self._targets = self.loss.targets(self.columns.labels, self.num_classes)
+        return self._targets
+
+    @property
+    def num_columns(self) -> int:
+        """M, the number of columns."""
+        return self.num_samples if self._columns is None else len(self._columns.labels)
 
     def like(self, **changes: Any) -> Self:
         """A model of the same arguments but for the changes: `model.like(weight_decay=1e-4)`."""
@@ -171,7 +186,13 @@ class Model:
         """A copy with other columns and, without any check, other values of the attributes in `changes`."""
         model = copy.copy(self)
         vars(model).update(changes)
-        model._set_columns(columns)
+        model._columns, model._targets = columns, None
+        return model
+
+    def with_weights(self, weights: Tensor) -> Self:
+        """A copy with other weights of the columns."""
+        model = copy.copy(self)
+        model._targets, model._columns = self.targets, replace(self.columns, weights=weights)
         return model
 
     def __repr__(self) -> str:
@@ -206,8 +227,7 @@ class Model:
     @property
     def size(self) -> int:
         """The number of variables."""
-        count = len(self.columns.labels)
-        return (self.num_classes + count) * self.feature_dim + (self.num_classes if self.bias else 0)
+        return (self.num_classes + self.num_columns) * self.feature_dim + (self.num_classes if self.bias else 0)
 
     # -- collapsed points ---------------------------------------------------------------------------------
 
@@ -227,7 +247,7 @@ class Model:
     @property
     def is_collapsed(self) -> bool:
         """Whether this model has one column a class (`collapsed`, or one sample in each)."""
-        return len(self.columns.labels) == self.num_classes
+        return self.num_columns == self.num_classes
 
     def collapse(self, point: Point) -> Point:
         """The class means of a point's features, as a point of `collapsed()`."""
@@ -278,7 +298,7 @@ class Model:
 
     def point(self, vector: Tensor) -> Point:
         """The point of an (..., n) vector of W, H and b: the inverse of `Point.vector`."""
-        K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
+        K, d, count = self.num_classes, self.feature_dim, self.num_columns
         W, H, b = vector.split([K * d, d * count, K if self.bias else 0], dim=-1)
         return Point(W.unflatten(-1, (K, d)), H.unflatten(-1, (d, count)), b if self.bias else None)
 
@@ -290,7 +310,7 @@ class Model:
         """
         if not isinstance(point, Point):
             raise InputError(f"expected a Point(W, H, b), got {type(point).__name__}: model.point(vector) makes one")
-        K, d, count = self.num_classes, self.feature_dim, len(self.columns.labels)
+        K, d, count = self.num_classes, self.feature_dim, self.num_columns
         expected: dict[str, tuple[int, ...] | None] = {
             "W": (K, d),
             "H": (d, count),

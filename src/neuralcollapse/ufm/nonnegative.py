@@ -39,6 +39,7 @@ from neuralcollapse.ufm.units import Units
 _EXACT = 1e-7  # a gap of at most this, relative to the cost of the decay, counts as none (as in `certificate.py`)
 _ROUNDING = 1e-14  # what rounding leaves of a zero gap, relative to the objective
 _ATTEMPTS = 6  # descents, at most
+_MANY, _FEW_ATTEMPTS = 50, 2  # for more classes than this the later ones, which rarely help, would take minutes
 _DESCENT_UP_TO = 200  # classes: each descent has 2 K^2 variables
 _SMALL = 0.1  # the distance of the starts after the first from the orthogonal classes, in canonical units
 
@@ -67,6 +68,12 @@ def minimum_bounds(model: Model) -> MinimumBounds:
         InputError: features="real"; focal loss, which is not convex; or fewer dimensions than classes that do not
             vanish, whose features cannot be orthogonal.
     """
+    found = collapsed_bounds(model)
+    return replace(found, point=model.expand(found.point))
+
+
+def collapsed_bounds(model: Model) -> MinimumBounds:
+    """`minimum_bounds` with a point of the collapsed model: no array has an entry for each sample."""
     if not model.nonnegative:
         raise InputError("expected a model with features='nonnegative', got 'real': use global_minimum")
     if not model.loss.convex:
@@ -75,7 +82,7 @@ def minimum_bounds(model: Model) -> MinimumBounds:
     found = _solve(model.like(feature_dim=min(K, d)))
     W, H = found.point.W.new_zeros(K, d), found.point.H.new_zeros(d, K)
     W[:, : min(K, d)], H[: min(K, d)] = found.point.W, found.point.H
-    return replace(found, point=model.expand(Point(W, H, found.point.b)))
+    return replace(found, point=Point(W, H, found.point.b))
 
 
 @keeps_the_last
@@ -93,12 +100,12 @@ def _solve(model: Model) -> MinimumBounds:
 
 
 def nonnegative_minimizer(model: Model) -> Point:
-    """The minimiser of a model with features >= 0.
+    """The minimiser of a model with features >= 0, as a point of the collapsed model.
 
     Raises:
         InputError: as `minimum_bounds`, or the bounds do not agree.
     """
-    bounds = minimum_bounds(model)
+    bounds = collapsed_bounds(model)
     if not bounds.exact:
         raise InputError(
             f"the minimum with features >= 0 is only known to be from {bounds.lower:.8g} to {bounds.upper:.8g}: "
@@ -157,7 +164,7 @@ def _descended(work: Model, orthogonal: Point, upper: float, lower: float) -> tu
     units = Units(work)
     scales, best = units.scales(), orthogonal
     near = orthogonal.vector() / scales
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS if work.num_classes <= _MANY else _FEW_ATTEMPTS):
         start = units.small.random_point(attempt, scale=1.0 if attempt > _ATTEMPTS // 2 else _SMALL).vector()
         if attempt <= _ATTEMPTS // 2:
             start = near + start * (attempt > 0)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -294,14 +293,12 @@ def _first_order(
 def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
     """The model on random batches: all other samples have weight zero, so that the gradient is unbiased."""
     generator = torch.Generator().manual_seed(seed)
-    count = len(model.columns.labels)
+    count = model.num_columns
     while True:
         for chosen in torch.randperm(count, generator=generator).split(min(batch_size, count)):
-            part = copy.copy(model)
             weights = torch.zeros_like(model.columns.weights)
             weights[chosen.to(model.device)] = 1 / len(chosen)
-            part.columns = replace(model.columns, weights=weights)
-            yield part
+            yield model.with_weights(weights)
 
 
 @dataclass(frozen=True)

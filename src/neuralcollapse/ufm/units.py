@@ -31,7 +31,7 @@ class Units:
 
     def __init__(self, model: Model) -> None:
         self.model = model
-        columns = model.columns
+        columns = (model if model.is_collapsed else model.collapsed()).columns
         samples = float(columns.roots[0] ** 2 / columns.weights[0])  # N; 1 if the units are canonical already
         self.weight = (model.feature_decay * samples / model.weight_decay) ** 0.25
         self.feature = math.sqrt(samples) / self.weight
@@ -47,7 +47,7 @@ class Units:
 
     def scales(self) -> Tensor:
         """(n,) the factors from the entries of a canonical vector, with all columns, to those of the model's vector."""
-        K, d, count = self.model.num_classes, self.model.feature_dim, len(self.model.columns.labels)
+        K, d, count = self.model.num_classes, self.model.feature_dim, self.model.num_columns
         sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0])
         factors = torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64)
         return factors.repeat_interleave(sizes).to(self.model.device)
