@@ -89,3 +89,11 @@ def test_the_bias_of_the_classifiers_own_decay_is_not_said_to_be_late():
 def test_the_budget_has_a_table_of_its_own_and_is_not_where_it_ran():
     one = run(environment={"decay_budget": None, "row_sum_left": None, "python": "3"})
     assert single_page(one).tables[-1].rows == where([one]) == [("python", "3")]
+
+
+def test_the_sentences_on_a_head_are_set_as_words_that_wrap():
+    head = {"objective": 1.2, "minimum": 1.0, "ratio": 1.2, "lower_bound": 0.9}
+    page = single_page(run(head=head))
+    assert [table.heading for table in page.tables if table.words] == ["The head against its optimum at epoch 1"]
+    assert page.html().count(' class="words">') == 1
+    assert ".words td.number { white-space: normal;" in page.html()

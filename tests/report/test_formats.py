@@ -4,7 +4,7 @@ from neuralcollapse.report.page import Cell, Claim, Page, Table
 
 FINDINGS = [(True, "first", "1", "so"), (False, "second", "2 < 3", ""), (None, "third", "?", "")]
 FIGURE = Figure("f", "F", "c", "a curve of a & b", [])
-TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Hidden", [["y", "2"]], narrow=True)]
+TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Settings", [["y", "2"], ["z", "3"]], narrow=True)]
 
 
 def test_the_page_in_markdown():
@@ -16,7 +16,7 @@ def test_the_page_in_markdown():
     assert "| third | not tested | ? |  |" in text
     assert "## T\n\nnote\n\n| a | b |\n| --- | --- |\n| x | 1 (-5 %) |" in text
     assert "![a curve of a &amp; b](figures/f.png)" in text
-    assert "Hidden" not in text
+    assert "\n\nSettings: y 2; z 3.\n" in text
 
 
 def test_without_images_there_are_no_links():

@@ -83,6 +83,13 @@ def test_falls_counts_from_the_peak_or_to_a_level():
     assert not look("falls", path("a", NAN, NAN), key="nc2", times=2, to=1)
 
 
+def test_falls_looks_at_some_of_the_runs():
+    runs = [run("a", 0.1, c="etf"), run("b", 9.0, c="learned")]
+    assert look("falls", *runs, key="nc1", times=10, only={"c": "etf"})
+    assert not look("falls", *runs, key="nc1", times=10)
+    assert look("falls", *runs, key="nc1", times=10, only={"c": "other"}) is None
+
+
 def test_what_rises_is_said_to_rise():
     found = finding("falls", path("up", 0.1, 0.2, 0.3), path("down", 0.9, 0.1), key="nc2", times=2)
     assert not found.holds
@@ -205,6 +212,7 @@ def test_the_reason_of_a_check_goes_with_its_finding():
     [
         ({"kind": "ends", "statement": "s"}, "check: no 'ends'.*'end'"),
         ({"kind": "end", "statement": "s", "key": "nc9"}, "no number 'nc9'"),
+        ({"kind": "end", "statement": "s", "key": "minimizer.nc9"}, "no number 'minimizer.nc9'"),
         ({"kind": "end", "statement": "s", "kye": "nc1"}, "check 'end'"),
         ({"kind": "end", "statement": "s", "key": "nc1", "at_mots": 1}, "no option 'at_mots'.*did you mean 'at_most'"),
         ({"kind": "end", "statement": "s", "key": "nc1"}, "expected at_least or at_most"),

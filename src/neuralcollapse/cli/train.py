@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from neuralcollapse.cli.printing import print_accuracies, print_json, print_meas
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import goal
+from neuralcollapse.runs.records import goal, number
 from neuralcollapse.training.config import TrainConfig
 
 _SECTIONS = {
@@ -137,6 +138,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"collapse after {last.epoch} epochs, {how} ({goal(last)})\n")
     print_measures(last)
     print_accuracies(last)
+    environment = json.loads(folder.read_text("environment.json"))
+    if environment.get("decay_budget") is not None:
+        left = number(environment["row_sum_left"])
+        budget = number(environment["decay_budget"])
+        print(f"decay budget {budget}: |1'W|, the sum of the classifier's rows, ends at {left} of its start by the law")
     print(f"run   {folder.path}\npage  {page}")
     if not options.resume and config.frame == "learned":
         print(

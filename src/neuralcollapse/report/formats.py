@@ -46,8 +46,11 @@ def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
         ]
         parts.append(_table(("check", "", "numbers", "why this check"), found, marked=1))
     for table in page.tables:
-        if not table.narrow and table.rows:
-            rows = table.cells()
+        rows = table.cells()
+        if rows and table.narrow:  # names and values: a line
+            pairs = (" ".join(cell.text for cell in row if cell.text) for row in rows)
+            parts.append(f"{escaped(table.heading)}: {escaped('; '.join(pairs))}.")
+        elif rows:
             header = table.header or [""] * max(map(len, rows))
             parts += [f"## {escaped(table.heading)}", *([escaped(table.note)] if table.note else [])]
             parts.append(_table(header, rows))

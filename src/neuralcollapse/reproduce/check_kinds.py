@@ -39,20 +39,23 @@ def end(
     return all(at_least <= x <= at_most for x in found), f"{what} {_range(found)}; asked {' and '.join(bounds)}"
 
 
-def falls(results: Results, key: str, times: float, to: float = -math.inf) -> Outcome:
-    """A number falls in every run, from its peak to the end, by a factor, or to a level.
+def falls(
+    results: Results, key: str, times: float, to: float = -math.inf, only: Mapping[str, str] | None = None
+) -> Outcome:
+    """A number falls in every run (with the labels `only`), from its peak to the end, by a factor, or to a level.
 
     From the peak, because an untrained network says nothing: its NC2 may be small, and rises before it falls.
     """
-    if not results.runs:
+    runs = [run for run in results.runs if not only or only.items() <= run.labels.items()]
+    if not runs:
         return None, "no such run"
-    ends = {run.name: run.last.value(key) for run in results.runs}
-    factors = {run.name: _ratio(_peak(run, key), run.last.value(key)) for run in results.runs}
+    ends = {run.name: run.last.value(key) for run in runs}
+    factors = {run.name: _ratio(_peak(run, key), run.last.value(key)) for run in runs}
     fallen = {name: factors[name] >= times or ends[name] <= to for name in ends}
     least = max(factors, key=lambda name: (not fallen[name], _high(-factors[name])))
     asked = f"{times:g} times" + (f", or to {to:g}" if to > -math.inf else "")
     how = f"falls {factors[least]:.3g} times ({least}) to {max(factors.values()):.3g} times from its peak"
-    rises = [run for run in results.runs if run.last.value(key) >= _peak(run, key) > run.first.value(key)]
+    rises = [run for run in runs if run.last.value(key) >= _peak(run, key) > run.first.value(key)]
     if rises:
         how += f", and rises to the end in {rises[0].name}, from {number(rises[0].first.value(key))}"
     return all(fallen.values()), f"{label(key)} {how}; at the end {_range([*ends.values()])}; asked {asked}"

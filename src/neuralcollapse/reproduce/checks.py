@@ -118,7 +118,7 @@ def validate_axes(items: Iterable[Mapping[str, Any]], labels: Sequence[Mapping[s
     """Raise unless the axes that checks and figures name are there in the `labels` of runs, with numbers if need be."""
     there = list(dict.fromkeys(axis for each in labels for axis in each))
     for item in items:
-        named = [*([item["axis"]] if "axis" in item else []), *(item.get("threshold") or {})]
+        named = [*([item["axis"]] if "axis" in item else []), *(item.get("threshold") or item.get("only") or {})]
         for axis in named:
             if axis not in there:
                 names = ", ".join(there) or "nothing"

@@ -220,12 +220,13 @@ def goal(record: Record) -> str:
 
 def check_key(key: object, source: str) -> str:
     """`key`, if `Record.value` knows it; `source` says in the error where the key was given."""
-    group, dot, _ = str(key).partition(".")
+    group, dot, name = str(key).partition(".")
     groups = [name for name in _NUMBERS if name != "measures"]
-    if not isinstance(key, str) or not (group in groups if dot else key in MEASURES):
+    known = name in MEASURES if group in _EXPECTED else group in groups if dot else key in MEASURES
+    if not isinstance(key, str) or not known:
         raise InputError(
             f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or "
-            f"{', '.join(f'{name}.' for name in groups)} and a name, such as test.accuracy"
+            f"{', '.join(f'{each}.' for each in groups)} and a name, such as test.accuracy"
         )
     return key
 
