@@ -14,7 +14,7 @@ import copy
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,6 @@ from neuralcollapse.ufm.losses import Loss, find_loss
 
 if TYPE_CHECKING:
     from typing_extensions import Self
-
 
 FEATURES = ("real", "nonnegative")
 
@@ -122,10 +121,8 @@ class Model:
             samples_per_class = [int(samples_per_class)] * num_classes
         if not isinstance(samples_per_class, Sequence) or isinstance(samples_per_class, str):
             raise InputError(f"expected samples_per_class as an integer or a list of them, got {samples_per_class!r}")
-        if len(samples_per_class) != num_classes:
-            raise InputError(
-                f"expected samples_per_class for {num_classes} classes, got {len(samples_per_class)} counts"
-            )
+        if (found := len(samples_per_class)) != num_classes:
+            raise InputError(f"expected samples_per_class for {num_classes} classes, got {found} counts")
         self.counts = tuple(
             check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
             for k, n in enumerate(samples_per_class)
@@ -185,14 +182,8 @@ class Model:
     def with_columns(self, columns: Columns, **changes: Any) -> Self:
         """A copy with other columns and, without any check, other values of the attributes in `changes`."""
         model = copy.copy(self)
-        vars(model).update(changes)
-        model._columns, model._targets = columns, None
-        return model
-
-    def with_weights(self, weights: Tensor) -> Self:
-        """A copy with other weights of the columns."""
-        model = copy.copy(self)
-        model._targets, model._columns = self.targets, replace(self.columns, weights=weights)
+        same = self._columns is not None and columns.labels is self._columns.labels
+        vars(model).update(changes, _columns=columns, _targets=self.targets if same else None)
         return model
 
     def __repr__(self) -> str:
@@ -310,12 +301,8 @@ class Model:
         """
         if not isinstance(point, Point):
             raise InputError(f"expected a Point(W, H, b), got {type(point).__name__}: model.point(vector) makes one")
-        K, d, count = self.num_classes, self.feature_dim, self.num_columns
-        expected: dict[str, tuple[int, ...] | None] = {
-            "W": (K, d),
-            "H": (d, count),
-            "b": (K,) if self.bias else None,
-        }
+        K, d, bias = self.num_classes, self.feature_dim, (self.num_classes,) if self.bias else None
+        expected: dict[str, tuple[int, ...] | None] = {"W": (K, d), "H": (d, self.num_columns), "b": bias}
         for name, shape in expected.items():
             part = getattr(point, name)
             if (part is None) != (shape is None):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -298,7 +298,7 @@ def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
         for chosen in torch.randperm(count, generator=generator).split(min(batch_size, count)):
             weights = torch.zeros_like(model.columns.weights)
             weights[chosen.to(model.device)] = 1 / len(chosen)
-            yield model.with_weights(weights)
+            yield model.with_columns(replace(model.columns, weights=weights))
 
 
 @dataclass(frozen=True)
