@@ -133,9 +133,8 @@ class Model:
         self.bias = bias
         self.loss = find_loss(loss)
         if features not in FEATURES:
-            raise InputError(
-                f"no features {features!r}{did_you_mean(features, FEATURES)}; there are: real, nonnegative"
-            )
+            close = did_you_mean(features, FEATURES)
+            raise InputError(f"no features {features!r}{close}; there are: real, nonnegative")
         self.features = features
         self.device = torch.device(device or "cpu")
         self._columns: Columns | None = None  # made when they are first used: a closed form needs no entry a sample
@@ -251,8 +250,7 @@ class Model:
 
     def spread(self, point: Point) -> float:
         """The distance of the features from their class means, relative to their norm; 0 at every critical point."""
-        apart = torch.linalg.vector_norm(point.H - self.expand(self.collapse(point)).H)
-        return float(apart / torch.linalg.vector_norm(point.H).clamp(min=1e-300))
+        return float((point.H - self.expand(self.collapse(point)).H).norm() / point.H.norm().clamp(min=1e-300))
 
     # -- points -------------------------------------------------------------------------------------------
 
