@@ -4,7 +4,10 @@ from neuralcollapse.report.page import Cell, Claim, Page, Table
 
 FINDINGS = [(True, "first", "1", "so"), (False, "second", "2 < 3", ""), (None, "third", "?", "")]
 FIGURE = Figure("f", "F", "c", "a curve of a & b", [])
-TABLES = [Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"), Table("Settings", [["y", "2"], ["z", "3"]], narrow=True)]
+TABLES = [
+    Table("T", [["x", Cell("1", "-5 %")]], ("a", "b"), "note"),
+    Table("Settings", [["y", "2"], ["z", "3"]], narrow=True),
+]
 
 
 def test_the_page_in_markdown():
