@@ -22,12 +22,12 @@ K = 10
 GROUPS = ((0, 2, 4, 6), (5, 7, 9))  # upper garments and shoes in Fashion-MNIST
 # sqrt(n lW lH) at the end of the runs, lH from the balance
 DECAYS = {
-    "cross_entropy": 1.2e-3,
-    "label_smoothing:0.1": 1.2e-3,
-    "mse": 3e-3,
-    "focal:1": 1e-3,
-    "focal:2": 1e-3,
-    "focal:3": 1e-3,
+    "cross_entropy": 2.8e-3,
+    "label_smoothing:0.1": 2.8e-3,
+    "mse": 1.8e-3,
+    "focal:1": 2.6e-3,
+    "focal:2": 2.6e-3,
+    "focal:3": 2.6e-3,
 }
 
 
