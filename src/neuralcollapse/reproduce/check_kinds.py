@@ -81,9 +81,9 @@ def nears(results: Results, key: str, share: float) -> Outcome:
     worst = max(left, key=lambda name: _high(left[name]))
     start, last, minimum = next(numbers for name, *numbers in parts if name == worst)
     return left[worst] <= share, (
-        f"{label(key)} from {number(start)} to {number(last)}, {number(minimum)} at the exact minimum ({worst}): "
-        f"{100 * left[worst]:.0f} % of the way is left at most, {100 * min(left.values()):.0f} % at least; asked at "
-        f"most {100 * share:.0f} %"
+        f"{label(key)}: {100 * min(left.values()):.0f} to {100 * left[worst]:.0f} % of the way is left, the most in "
+        f"{worst} (from {number(start)} to {number(last)}, {number(minimum)} at the exact minimum); asked at most "
+        f"{100 * share:.0f} %"
     )
 
 
