@@ -150,7 +150,9 @@ def test_the_command_says_it_before_training_on_stderr(tmp_path, capsys):
     assert err.count("decay budget") == 1
     assert json.loads(out)["epoch"] == 2
     assert cli.main(["train", *FLAGS, "--weight-decay", "1", "--out", str(tmp_path / "other")]) == 0
-    assert "decay budget" not in "".join(capsys.readouterr())
+    out, err = capsys.readouterr()
+    assert "decay budget" not in err
+    assert "decay budget 5: |1'W|, the sum of the classifier's rows, ends at 0." in out  # and what it was, at the end
 
 
 def test_without_progress_it_is_not_said_unless_asked_for(tmp_path, capsys):
