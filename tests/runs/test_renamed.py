@@ -7,7 +7,7 @@ from neuralcollapse.errors import InputError, RenamedWarning
 from neuralcollapse.runs.reading import read_run
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES, with_new_flags, with_new_names
 
-RESULTS = Path(__file__).parents[2] / "docs/results/fixed-etf"
+FIRST_VERSION = Path(__file__).parents[1] / "data/v0_1_0"
 NAMES = [(where, old, new) for where, names in RENAMED.items() for old, new in names.items()]
 
 
@@ -48,7 +48,7 @@ def test_other_words_of_a_command_line_stay(flags):
 def test_a_run_of_the_first_version_is_read_by_the_names_of_today():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        run = read_run(RESULTS / "fixed-etf-d-k-seed0")
-    assert "classifier: etf" in (RESULTS / run.name / "config.yaml").read_text()
+        run = read_run(FIRST_VERSION / "run-etf")
+    assert "classifier: etf" in (FIRST_VERSION / run.name / "config.yaml").read_text()
     assert run.config["frame"] == "simplex"
     assert "classifier" not in run.config
