@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from neuralcollapse.geometry.frames import check_orthoplex_exists, orthoplex
 from neuralcollapse.geometry.softmax_code import softmax_code
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.products import Orthoplex, orthoplex_plain
 
 
 class OrthoplexClassifier(FixedClassifier):
@@ -43,9 +44,12 @@ class OrthoplexClassifier(FixedClassifier):
     def _rows(self) -> Tensor:
         return orthoplex(self.num_classes, self.in_features, dtype=self.scale.dtype, device=self.scale.device)
 
-    def _product(self, features: Tensor) -> Tensor:
-        used = features[..., : (self.num_classes + 1) // 2] * self.scale.to(features.dtype)
-        return torch.stack([used, -used], -1).flatten(-2)[..., : self.num_classes]
+    def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        gain = self._constants.get("one", self.scale, None, torch.ones_like, self.scale) if scale is None else scale
+        return Orthoplex.apply(features, bias, gain, self.num_classes)
+
+    def _plain(self, features: Tensor) -> Tensor:
+        return orthoplex_plain(self._rotated(features), self.num_classes)
 
 
 class SoftmaxCodeClassifier(FixedClassifier):
@@ -71,6 +75,7 @@ class SoftmaxCodeClassifier(FixedClassifier):
 
     frame = "softmax_code"
     rotations = ("none",)
+    _stored = True
     rows: Tensor
 
     def __init__(
@@ -84,6 +89,8 @@ class SoftmaxCodeClassifier(FixedClassifier):
     def _rows(self) -> Tensor:
         return self.rows
 
-    def _product(self, features: Tensor) -> Tensor:
-        logits = F.linear(features, self.rows.to(features.dtype))
-        return logits * self.scale.to(logits.dtype)
+    def _source(self) -> Tensor | None:
+        return self._buffers["rows"]
+
+    def _plain(self, features: Tensor) -> Tensor:
+        return F.linear(features, self.rows.to(features.dtype))

@@ -25,9 +25,10 @@ from neuralcollapse.checks import (
     check_labels,
 )
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.frames import drop_ones, nearest_simplex_etf
+from neuralcollapse.geometry.frames import nearest_simplex_etf
 from neuralcollapse.geometry.moments import kept_rows
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.products import Simplex, simplex_constants, simplex_plain
 
 
 class ETFClassifier(FixedClassifier):
@@ -109,6 +110,7 @@ class ETFClassifier(FixedClassifier):
         self.nearest: NearestSimplex | None = None
         if rotation == "nearest":
             self.nearest = NearestSimplex(self._canonical(), momentum, update_every)
+            self._stored = True
         elif (momentum, update_every) != (0.1, 1):
             raise InputError("momentum and update_every are for rotation='nearest': leave them out")
         self._kept: Tensor | None = None
@@ -152,7 +154,7 @@ class ETFClassifier(FixedClassifier):
         self.nearest.follow(features.flatten(0, -2), labels.flatten(), ignore_index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}  # a saved layer keeps no batch
+        return super().__getstate__() | {"_kept": None}  # a saved layer keeps no batch
 
     def _rows(self) -> Tensor:
         return self._canonical() if self.nearest is None else self.nearest.rows.to(self.scale.dtype)
@@ -160,29 +162,29 @@ class ETFClassifier(FixedClassifier):
     def _canonical(self) -> Tensor:
         """The frame before any rotation: (K, d), zeros for features that are not used."""
         own = torch.eye(min(self.in_features, self.num_classes), device=self.scale.device, dtype=self.scale.dtype)
-        rows = (self._centred(own).T * self._factor).repeat_interleave(self._block, -1)
+        rows = (simplex_plain(own, self.num_classes, 1).T * self._factor).repeat_interleave(self._block, -1)
         return F.pad(rows, (0, self.in_features - rows.shape[-1]))
 
-    def _product(self, features: Tensor) -> Tensor:
-        if self.nearest is not None:
-            return F.linear(features, self.nearest.rows.to(features.dtype)) * self.scale.to(features.dtype)
-        factor = self._factor * self.scale
-        if self._block == 1:
-            used = features if self.in_features <= self.num_classes else features[..., : self.num_classes]
-        else:
-            blocks = features.unfold(-1, self._block, self._block)  # slicing first would write its gradient twice
-            if features.dtype == torch.float16:  # the sum of many features may overflow, their mean cannot
-                used, factor = blocks.mean(-1), factor * self._block
-            else:
-                used = blocks.sum(-1, dtype=features.dtype)  # autocast would promote it to float32
-            used = used[..., : self.num_classes]
-        centred = self._centred(used)
-        return centred * factor.to(centred.dtype)
+    def _source(self) -> Tensor | None:
+        return super()._source() if self.nearest is None else self.nearest._buffers["rows"]
 
-    def _centred(self, used: Tensor) -> Tensor:
-        if self.in_features == self.num_classes - 1:
-            return drop_ones(used)
-        return used - used.mean(-1, keepdim=True)
+    def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        unit = scale is None
+        constants = self._constants.get(
+            (features.dtype, unit, "product"), self.scale, None, self._new_constants, features.dtype, unit
+        )
+        return Simplex.apply(features, bias, constants, self.num_classes, self._block)
+
+    def _new_constants(self, dtype: torch.dtype, unit: bool) -> tuple[Tensor, ...]:
+        # In float32 at least: a scalar does not change the dtype of a product.
+        scale = self.scale.to(torch.promote_types(dtype, torch.float32))
+        gain = (torch.ones_like(scale) if unit else scale) * (self._factor * self._block)
+        return simplex_constants(gain, self.num_classes, self.in_features, self._block, dtype)
+
+    def _plain(self, features: Tensor) -> Tensor:
+        if self.nearest is not None:
+            return F.linear(features, self.nearest.rows.to(features.dtype))
+        return simplex_plain(self._rotated(features), self.num_classes, self._block) * (self._factor * self._block)
 
     def _rotation_kept(self) -> str:
         return "none" if self.rotation_name == "blocks" and self._block == 1 else self.rotation_name
