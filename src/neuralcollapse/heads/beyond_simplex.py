@@ -45,7 +45,8 @@ class OrthoplexClassifier(FixedClassifier):
         return orthoplex(self.num_classes, self.in_features, dtype=self.scale.dtype, device=self.scale.device)
 
     def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-        gain = self._constants.get("one", self.scale, None, torch.ones_like, self.scale) if scale is None else scale
+        make = torch.ones_like if scale is None else torch.clone
+        gain = self._constants.get(make, self.scale, None, make, self.scale)
         return Orthoplex.apply(features, bias, gain, self.num_classes)
 
     def _plain(self, features: Tensor) -> Tensor:

@@ -110,17 +110,9 @@ class ETFClassifier(FixedClassifier):
         self.nearest: NearestSimplex | None = None
         if rotation == "nearest":
             self.nearest = NearestSimplex(self._canonical(), momentum, update_every)
-            self._stored = True
+            self._stored = self._keeps = True
         elif (momentum, update_every) != (0.1, 1):
             raise InputError("momentum and update_every are for rotation='nearest': leave them out")
-        self._kept: Tensor | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., d) features to (..., K) logits."""
-        logits = super().forward(features)
-        if self.nearest is not None and self.training:
-            self._kept = self._last(features.detach())
-        return logits
 
     def follow(self, labels: Tensor, features: Tensor | None = None, *, ignore_index: int | None = None) -> None:
         """With rotation="nearest": update the running class means from a training batch, and rotate the frame to them.

@@ -50,6 +50,8 @@ class FixedClassifier(nn.Module):
     frame = ""
     rotations: tuple[str, ...] = ("none", "fast")
     _stored = False  # whether the rows are in a buffer
+    _keeps = False  # whether the features of the last pass in training mode are kept, to follow their means
+    _kept: Tensor | None = None
     scale: Tensor
     bias: nn.Parameter | None
 
@@ -111,7 +113,10 @@ class FixedClassifier(nn.Module):
         if features.dim() < -self.axis or features.shape[self.axis] != self.in_features:
             where = "" if self.axis == -1 else f" at axis {self.axis}"
             raise InputError(f"expected features of dimension {self.in_features}{where}, got {tuple(features.shape)}")
-        logits = self._logits(self._last(features))
+        features = self._last(features)
+        if self._keeps and self.training:
+            self._kept = features.detach()
+        logits = self._logits(features)
         return logits if self.axis == -1 else logits.movedim(-1, self.axis)
 
     def _logits(self, features: Tensor) -> Tensor:
@@ -122,10 +127,7 @@ class FixedClassifier(nn.Module):
                 return self._logits(features)
         # nn.Module finds parameters and buffers slowly, by a failed look-up: with ten classes that is a tenth of all.
         bias = self._parameters["bias"]
-        scale = self._parameters.get("scale")
-        if scale is None:
-            scale = self._buffers["scale"]
-        assert scale is not None
+        scale = self._buffers["scale"] if "scale" in self._buffers else self._parameters["scale"]
         plain = is_plain()
         if not plain and not scale.requires_grad:
             cast = bias if bias is None or bias.dtype is features.dtype else bias.to(features.dtype)
