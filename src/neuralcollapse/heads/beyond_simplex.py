@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from neuralcollapse.geometry.frames import check_orthoplex_exists, orthoplex
 from neuralcollapse.geometry.softmax_code import softmax_code
@@ -40,6 +39,7 @@ class OrthoplexClassifier(FixedClassifier):
     def __init__(self, in_features: int, num_classes: int, bias: bool = True, **options: Any) -> None:
         check_orthoplex_exists(num_classes, in_features)
         super().__init__(in_features, num_classes, bias, **options)
+        self._turn()
 
     def _rows(self) -> Tensor:
         return orthoplex(self.num_classes, self.in_features, dtype=self.scale.dtype, device=self.scale.device)
@@ -92,6 +92,3 @@ class SoftmaxCodeClassifier(FixedClassifier):
 
     def _source(self) -> Tensor | None:
         return self._buffers["rows"]
-
-    def _plain(self, features: Tensor) -> Tensor:
-        return F.linear(features, self.rows.to(features.dtype))

@@ -113,6 +113,7 @@ class ETFClassifier(FixedClassifier):
             self._stored = self._keeps = True
         elif (momentum, update_every) != (0.1, 1):
             raise InputError("momentum and update_every are for rotation='nearest': leave them out")
+        self._turn()
 
     def follow(self, labels: Tensor, features: Tensor | None = None, *, ignore_index: int | None = None) -> None:
         """With rotation="nearest": update the running class means from a training batch, and rotate the frame to them.
@@ -174,8 +175,6 @@ class ETFClassifier(FixedClassifier):
         return simplex_constants(gain, self.num_classes, self.in_features, self._block, dtype)
 
     def _plain(self, features: Tensor) -> Tensor:
-        if self.nearest is not None:
-            return F.linear(features, self.nearest.rows.to(features.dtype))
         return simplex_plain(self._rotated(features), self.num_classes, self._block) * (self._factor * self._block)
 
     def _rotation_kept(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ _SMALL_FAST = {"cpu": (2**21, 2**24)}
 _SMALL_FAST_ELSEWHERE = (2**24, 2**33)
 # For at most so many classes, in sides of the rotation's grid, the rotation costs more than a matrix at any N.
 _FEW_CLASSES = 8
+_TURNED = 2**20  # K d up to which a layer with a fast rotation holds its matrix for compilers
 
 
 class FixedClassifier(nn.Module):
@@ -52,6 +53,7 @@ class FixedClassifier(nn.Module):
     _stored = False  # whether the rows are in a buffer
     _keeps = False  # whether the features of the last pass in training mode are kept, to follow their means
     _kept: Tensor | None = None
+    _turned: tuple[Tensor, Tensor] | None = None  # the signs of a fast rotation and the matrix W made from them
     scale: Tensor
     bias: nn.Parameter | None
 
@@ -95,6 +97,7 @@ class FixedClassifier(nn.Module):
         )
         self.rotation = FastRotation(in_features, seed, device=device) if rotation == "fast" else None
         self._constants = Constants()
+        self.register_load_state_dict_post_hook(_turn_again)  # once the signs are read too
 
     @property
     def out_features(self) -> int:
@@ -130,12 +133,15 @@ class FixedClassifier(nn.Module):
         scale = self._buffers["scale"] if "scale" in self._buffers else self._parameters["scale"]
         plain = is_plain()
         if not plain and not scale.requires_grad:
-            cast = bias if bias is None or bias.dtype is features.dtype else bias.to(features.dtype)
+            cast = _cast(bias, features.dtype)
             if self._is_small(features):
                 return F.linear(features, self._matrix(features.dtype, scale, False), cast)
             return self._product(self._rotated(features), cast, scale)
         if plain:
-            logits = self._plain(features)
+            matrix = self._visible_matrix()
+            if matrix is not None and matrix.numel() <= _SMALL["cpu"][0] and not scale.requires_grad:
+                return F.linear(features, (matrix * scale).to(features.dtype), _cast(bias, features.dtype))
+            logits = self._plain(features) if matrix is None else F.linear(features, matrix.to(features.dtype))
         elif self._is_small(features):
             logits = F.linear(features, self._matrix(features.dtype, scale, True))
         else:
@@ -170,6 +176,29 @@ class FixedClassifier(nn.Module):
         rows = self._rows()
         rows = rows if self.rotation is None else self.rotation.inverse(rows)
         return (rows if unit else self.scale * rows).to(dtype)
+
+    def _visible_matrix(self) -> Tensor | None:
+        """W where compilers and transforms should multiply by it: the stored rows, or those of a small fast rotation.
+
+        What a compiler sees cannot be built while it looks on, and cannot depend on versions.
+        """
+        if self._stored:
+            return self._source()
+        turned = self._turned
+        return turned[1] if turned is not None and turned[0] is self._source() else None
+
+    def _turn(self) -> None:
+        """Build the matrix of a small fast rotation for compilers."""
+        rotation, self._turned = self.rotation, None
+        if rotation is not None and self.num_classes <= _FEW_CLASSES * rotation.sides:
+            if self.num_classes * self.in_features <= _TURNED:
+                with torch.inference_mode(False), torch.no_grad():
+                    self._turned = rotation.signs, rotation.inverse(self._rows())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedClassifier:
+        super()._apply(fn, recurse)
+        self._turn()
+        return self
 
     def _rotated(self, features: Tensor) -> Tensor:
         return features if self.rotation is None else self.rotation(features)
@@ -259,7 +288,7 @@ class FixedClassifier(nn.Module):
         return _words(frame_name(classes, dim), rotation, classes, dim)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_constants": Constants()}
+        return self.__dict__ | {"_constants": Constants(), "_turned": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -268,6 +297,7 @@ class FixedClassifier(nn.Module):
         if "rotation_name" not in self.__dict__:  # a layer pickled whole by version 0.1.0
             turned = "nearest" if getattr(self, "nearest", None) is not None else "none"
             self.rotation_name = "fast" if self.rotation is not None else turned
+        self._turn()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.get(prefix + "weight")
@@ -288,7 +318,16 @@ class FixedClassifier(nn.Module):
         self.check_frame(held, prefix.rstrip("."))
         if "scale" in held:
             state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        self._turned = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _turn_again(layer: FixedClassifier, _: Any) -> None:
+    layer._turn()
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return bias if bias is None or bias.dtype is dtype else bias.to(dtype)
 
 
 def _words(frame: str, rotation: str, num_classes: int, dim: int) -> str:
