@@ -16,7 +16,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.frames import frame_name
 from neuralcollapse.heads.constants import Constants
 from neuralcollapse.heads.fast_rotation import FastRotation
-from neuralcollapse.heads.products import is_plain
+from neuralcollapse.heads.products import Scaled, is_plain
 
 # Below these sizes a product with the K x d matrix is faster than the structure, as measured on one CPU core. The
 # first is of K d, the second of N K d. An accelerator multiplies in the time that it takes to start a kernel: its
@@ -146,6 +146,8 @@ class FixedClassifier(nn.Module):
             logits = F.linear(features, self._matrix(features.dtype, scale, True))
         else:
             logits = self._product(self._rotated(features), None, None)
+        if not plain:
+            return Scaled.apply(logits, _cast(bias, logits.dtype), scale)
         if bias is None:
             return logits * scale.to(logits.dtype)
         return torch.addcmul(bias.to(logits.dtype), logits, scale.to(logits.dtype))
