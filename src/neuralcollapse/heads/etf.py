@@ -9,25 +9,16 @@ Source: Zhu et al., NeurIPS 2021, section 4 (the fixed classifier, P the first K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from neuralcollapse.checks import (
-    check_count,
-    check_etf_exists,
-    check_features,
-    check_finite,
-    check_label_range,
-    check_labels,
-)
+from neuralcollapse.checks import check_etf_exists
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.frames import nearest_simplex_etf
-from neuralcollapse.geometry.moments import kept_rows
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.nearest_simplex import NearestSimplex
 from neuralcollapse.heads.products import Simplex, simplex_constants, simplex_plain
 
 
@@ -130,6 +121,9 @@ class ETFClassifier(FixedClassifier):
             features: as in the forward pass; by default those of the last forward pass in training mode.
             ignore_index: samples with this label are left out.
 
+        On an accelerator nothing waits for the device except a call that updates the frame. A batch with a wrong label,
+        NaN or infinity is left out there, and the next such call raises.
+
         Raises:
             InputError: another rotation, no features to go with the labels, or labels that do not fit.
 
@@ -179,62 +173,3 @@ class ETFClassifier(FixedClassifier):
 
     def _rotation_kept(self) -> str:
         return "none" if self.rotation_name == "blocks" and self._block == 1 else self.rotation_name
-
-
-class NearestSimplex(nn.Module):
-    """The running class means and the frame of rotation="nearest"; the update rule is that of `ETFClassifier.follow`.
-
-    At first the frame is `rows`, (K, d).
-    """
-
-    rows: Tensor
-    means: Tensor
-    seen: Tensor
-    calls: Tensor
-
-    def __init__(self, rows: Tensor, momentum: float, update_every: int) -> None:
-        super().__init__()
-        if not 0 < momentum <= 1:
-            raise InputError(f"expected momentum above 0 and up to 1, got {momentum}")
-        self.momentum = momentum
-        self.update_every = check_count(update_every, "update_every", 1)
-        # In half precision a running mean stops moving: the steps round to nothing.
-        wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-        self.register_buffer("rows", wide.clone())
-        self.register_buffer("means", torch.zeros_like(wide))
-        self.register_buffer("seen", torch.zeros(len(rows), dtype=torch.bool, device=rows.device))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=rows.device))
-
-    @torch.no_grad()
-    def follow(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
-        """Update the means from a batch (N, d), (N,), and the frame on every `update_every`-th call."""
-        check_features(features)
-        labels = check_labels(labels, features.shape[0]).to(features.device)
-        if ignore_index is not None:
-            kept = kept_rows(features, labels, ignore_index)
-            features, labels = features[kept], labels[kept]
-        check_finite(features)  # all checks come before the state changes
-        check_label_range(labels, len(self.means))
-        self.calls += 1
-        if len(labels):
-            classes, index = labels.unique(return_inverse=True)
-            sums = self.means.new_zeros(len(classes), features.shape[1])
-            sums.index_add_(0, index, features.to(self.means.dtype))
-            batch = sums / torch.bincount(index)[:, None]
-            share = torch.where(self.seen[classes], self.momentum, 1.0).to(batch.dtype)[:, None]
-            self.means[classes] = torch.lerp(self.means[classes], batch, share)
-            self.seen[classes] = True
-        if int(self.calls) % self.update_every == 0 and bool(self.seen.all()):
-            with torch.autocast(self.rows.device.type, enabled=False):
-                # A new tensor, not in place: a backward pass still to come needs the old rows.
-                self.rows = nearest_simplex_etf(self.means - self.means.mean(0))[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NearestSimplex:
-        """Move and cast like any module, but never to half precision, in which running means stop moving."""
-
-        def wide(value: Tensor) -> Tensor:
-            moved = fn(value)
-            half = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return value.to(moved.device) if half else moved
-
-        return super()._apply(wide, recurse)
