@@ -41,18 +41,26 @@ class FastRotation(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """(..., d) to (..., d); lengths and angles are kept."""
         if is_plain():
-            for signs in self.signs:
-                features = self._mix((features * signs.to(features.dtype)).flip(-1))
-            return features
+            return self.transform(features)
         return _Rotate.apply(features, self, self.factors(features), False)
 
     def inverse(self, features: Tensor) -> Tensor:
         """The inverse, which is the transposed transform."""
         if is_plain():
-            for signs in self.signs.flip(0):
-                features = self._mix(features).flip(-1) * signs.to(features.dtype)
-            return features
+            return self.transform_back(features)
         return _Rotate.apply(features, self, self.factors(features), True)
+
+    def transform(self, features: Tensor) -> Tensor:
+        """`forward` in plain operations."""
+        for signs in self.signs:
+            features = self._mix((features * signs.to(features.dtype)).flip(-1))
+        return features
+
+    def transform_back(self, features: Tensor) -> Tensor:
+        """`inverse` in plain operations."""
+        for signs in self.signs.flip(0):
+            features = self._mix(features).flip(-1) * signs.to(features.dtype)
+        return features
 
     def factors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The two Hadamard matrices and the signs, in the dtype and on the device of `like`; kept."""
@@ -74,10 +82,10 @@ class FastRotation(nn.Module):
         """The Walsh-Hadamard transform of the first p features; it is its own inverse."""
         rows, columns = self._grid
         left, right = _hadamard(rows, features), _hadamard(columns, features)
-        grid = features[..., : rows * columns].unflatten(-1, (rows, columns))
-        mixed = (left @ (grid @ right)).flatten(-2)
-        rest = features[..., rows * columns :]
-        return torch.cat([mixed.to(rest.dtype), rest], dim=-1)
+        whole = features.shape[-1] == rows * columns
+        first = features if whole else features[..., : rows * columns]
+        mixed = (left @ (first.reshape(*first.shape[:-1], rows, columns) @ right)).reshape(first.shape)
+        return mixed if whole else torch.cat([mixed, features[..., rows * columns :]], dim=-1)
 
 
 class _Rotate(torch.autograd.Function):
@@ -92,9 +100,8 @@ class _Rotate(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        if is_differentiated():
-            # A second derivative starts from here, so that it has to see a function.
-            back = ctx.rotation.forward(pull) if ctx.inverse else ctx.rotation.inverse(pull)
+        if is_differentiated(pull):
+            back = ctx.rotation.transform(pull) if ctx.inverse else ctx.rotation.transform_back(pull)
         else:
             back = _rotated(pull, ctx.factors, not ctx.inverse)
         return back, None, None, None

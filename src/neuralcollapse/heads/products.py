@@ -20,6 +20,7 @@ from neuralcollapse.geometry.frames import drop_ones
 # Both are private: nothing public says whether vmap, grad or jvp of torch.func is active, or a level of forward-mode
 # derivatives. An autograd function in the style that costs least supports neither.
 _transforms_active = torch._C._are_functorch_transforms_active
+_is_batched = torch._C._functorch.is_legacy_batchedtensor  # of `autograd.grad` with is_grads_batched
 _is_compiling = torch.compiler.is_compiling
 
 
@@ -28,9 +29,9 @@ def is_plain() -> bool:
     return _is_compiling() or _transforms_active() or forward_ad._current_level >= 0
 
 
-def is_differentiated() -> bool:
+def is_differentiated(pull: Tensor) -> bool:
     """Whether a backward pass is itself differentiated or mapped: then it has to consist of plain operations."""
-    return torch.is_grad_enabled() or _transforms_active()
+    return torch.is_grad_enabled() or _transforms_active() or _is_batched(pull)
 
 
 # The simplex: class k has the `block` features from k * block on, or d = K-1 features lie in the sum-free vectors
@@ -102,7 +103,7 @@ class Simplex(torch.autograd.Function):
             bias = _sum_of_rows(pull)
         if not ctx.needs_input_grad[0]:
             pass
-        elif is_differentiated():
+        elif is_differentiated(pull):
             features = simplex_transposed(pull * gain, ctx.dim, ctx.block)
         else:
             num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
@@ -166,7 +167,7 @@ class Orthoplex(torch.autograd.Function):
             bias = _sum_of_rows(pull)
         if not ctx.needs_input_grad[0]:
             pass
-        elif is_differentiated():
+        elif is_differentiated(pull):
             features = orthoplex_transposed(pull * ctx.gain, ctx.dim)
         else:
             pairs, used = pull.shape[-1] // 2, (pull.shape[-1] + 1) // 2
@@ -190,7 +191,7 @@ class Scaled(torch.autograd.Function):
         logits, scale = ctx.saved_tensors
         back = pull * scale if ctx.needs_input_grad[0] else None
         bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
-        if is_differentiated() or pull.dtype.itemsize < 4:  # a product of many half-precision numbers adds up in it
+        if is_differentiated(pull) or pull.dtype.itemsize < 4:  # a product of many half-precision numbers adds up in it
             length = (pull * logits).sum()
         else:
             length = torch.dot(pull.flatten(), logits.flatten())
