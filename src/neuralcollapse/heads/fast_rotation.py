@@ -64,7 +64,6 @@ class FastRotation(nn.Module):
 
     def factors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The two Hadamard matrices and the signs, in the dtype and on the device of `like`; kept."""
-
         return self._constants.get((like.dtype, like.device), self.signs, None, self._new_factors, like)
 
     def _new_factors(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -92,14 +91,14 @@ class _Rotate(torch.autograd.Function):
     """The transform or its inverse on eager tensors, each the gradient of the other, with one buffer for all steps."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, features: Tensor, rotation: FastRotation, factors: tuple[Tensor, Tensor, Tensor], inverse: bool
     ) -> Tensor:
         ctx.rotation, ctx.factors, ctx.inverse = rotation, factors, inverse
         return _rotated(features, factors, inverse)
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
         if is_differentiated(pull):
             back = ctx.rotation.transform(pull) if ctx.inverse else ctx.rotation.transform_back(pull)
         else:

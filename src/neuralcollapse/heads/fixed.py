@@ -130,7 +130,7 @@ class FixedClassifier(nn.Module):
                 return self._logits(features)
         # nn.Module finds parameters and buffers slowly, by a failed look-up: with ten classes that is a tenth of all.
         bias = self._parameters["bias"]
-        scale = self._buffers["scale"] if "scale" in self._buffers else self._parameters["scale"]
+        scale: Tensor = (self._buffers if "scale" in self._buffers else self._parameters)["scale"]  # type: ignore
         plain = is_plain()
         if not plain and not scale.requires_grad:
             cast = _cast(bias, features.dtype)
@@ -194,10 +194,11 @@ class FixedClassifier(nn.Module):
     def _turn(self) -> None:
         """Build the matrix of a small fast rotation for compilers."""
         rotation, self._turned = self.rotation, None
-        if rotation is not None and self.num_classes <= _FEW_CLASSES * rotation.sides:
-            if self.num_classes * self.in_features <= _TURNED:
-                with torch.inference_mode(False), torch.no_grad():
-                    self._turned = rotation.signs, rotation.inverse(self._rows())
+        if rotation is None or self.num_classes * self.in_features > _TURNED:
+            return
+        if self.num_classes <= _FEW_CLASSES * rotation.sides:
+            with torch.inference_mode(False), torch.no_grad():
+                self._turned = rotation.signs, rotation.inverse(self._rows())
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedClassifier:
         super()._apply(fn, recurse)

@@ -97,8 +97,8 @@ class NearestSimplex(nn.Module):
         flag, self._refused = self._refused, None
         if flag is not None and bool(flag):
             raise InputError(
-                f"expected finite features and labels from 0 to {len(self.means) - 1}, got others since the last update "
-                "of the frame: their batches were left out, correct or drop them"
+                f"expected finite features and labels from 0 to {len(self.means) - 1}, got others since the last "
+                "update of the frame: their batches were left out, correct or drop them"
             )
 
     def _count(self) -> int:

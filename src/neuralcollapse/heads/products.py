@@ -79,9 +79,10 @@ class Simplex(torch.autograd.Function):
     """`gain * simplex_plain(h) + b`; the constants are those of `simplex_constants`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, features: Tensor, bias: Tensor | None, constants: tuple[Tensor, ...], num_classes: int, block: int
     ) -> Tensor:
+        """The logits."""
         ctx.constants, ctx.dim, ctx.block = constants, features.shape[-1], block
         gain, of_mean, _, _ = constants
         used = _blocks(features, num_classes, block)
@@ -96,7 +97,8 @@ class Simplex(torch.autograd.Function):
         return logits
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of what `forward` takes."""
         gain, _, of_feature, row = ctx.constants
         features = bias = None
         if ctx.needs_input_grad[1]:
@@ -145,9 +147,8 @@ class Orthoplex(torch.autograd.Function):
     """`gain * orthoplex_plain(h) + b`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: Any, features: Tensor, bias: Tensor | None, gain: Tensor, num_classes: int
-    ) -> Tensor:
+    def forward(ctx: Any, features: Tensor, bias: Tensor | None, gain: Tensor, num_classes: int) -> Tensor:
+        """The logits."""
         ctx.gain, ctx.dim = gain, features.shape[-1]
         pairs = num_classes // 2
         logits = features.new_empty((*features.shape[:-1], num_classes))
@@ -161,7 +162,8 @@ class Orthoplex(torch.autograd.Function):
         return logits
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of what `forward` takes."""
         features = bias = None
         if ctx.needs_input_grad[1]:
             bias = _sum_of_rows(pull)
@@ -182,12 +184,14 @@ class Scaled(torch.autograd.Function):
     """`scale * logits + b` with a learnt scale: as `torch.addcmul`, whose gradients take twice the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, logits: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:
+        """The logits."""
         ctx.save_for_backward(logits, scale)
         return logits * scale if bias is None else torch.addcmul(bias, logits, scale)
 
     @staticmethod
-    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of what `forward` takes."""
         logits, scale = ctx.saved_tensors
         back = pull * scale if ctx.needs_input_grad[0] else None
         bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
