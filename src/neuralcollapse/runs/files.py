@@ -9,8 +9,9 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from neuralcollapse.errors import InputError, one_line
 
@@ -115,6 +116,29 @@ def write_atomically(path: Path, content: bytes) -> Path:
         os.unlink(temporary)
         raise
     return path
+
+
+def write_end(file: BinaryIO, end: int, content: bytes) -> None:
+    """Write a file from the offset `end` on, and to the disk; where that fails, as on a full disk, nothing changes.
+
+    `file` is open for reading and writing without a buffer. A process that is killed meanwhile leaves a part of
+    `content` there.
+    """
+    file.seek(end)
+    before = file.read()
+    file.seek(end)
+    try:
+        left = content
+        while left:
+            left = left[file.write(left) :]
+        file.truncate()
+        os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            file.truncate(end)
+            file.seek(end)
+            file.write(before)
+        raise
 
 
 def as_builtin(value: Any, depth: int = 0) -> Any:
