@@ -313,16 +313,16 @@ def test_a_kill_between_two_checkpoints_loses_nothing(tmp_path, loader, read):
 def test_a_kill_before_the_ledger_is_written_measures_that_one_again(tmp_path, loader, read, written, monkeypatch):
     save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt")
     out = tmp_path / "run"
-    write = module._Run._write
+    write = module.append_to_ledger
     calls = []
 
-    def kill(run):
+    def kill(*arguments):
         calls.append(None)
         if len(calls) > written:
             raise KeyboardInterrupt
-        write(run)
+        return write(*arguments)
 
-    monkeypatch.setattr(module._Run, "_write", kill)
+    monkeypatch.setattr(module, "append_to_ledger", kill)
     with pytest.raises(KeyboardInterrupt):
         nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     monkeypatch.undo()

@@ -191,6 +191,15 @@ def test_a_line_too_long_to_be_a_record_is_not_read_whole(file, monkeypatch):
         read_records(file)
 
 
+@pytest.mark.parametrize("line", ["my notes", "99", "{'epoch': 1", "[1]"])
+def test_a_last_line_of_somebody_else_is_never_cut_off(file, line):
+    file.write_text(LINE + line)
+    write(file, 1)
+    assert file.read_text() == LINE + line + "\n" + replace(RECORD, epoch=1).to_json() + "\n"
+    with pytest.raises(InputError, match="line 2 is not a record"):
+        read_records(file)
+
+
 @pytest.mark.parametrize("torn", [b"", b'{"epoch": 3, "se'])
 def test_a_full_disk_leaves_the_file_as_it_was(file, monkeypatch, torn):
     def full(handle):

@@ -217,7 +217,7 @@ class RunFolder:
         """
         records = read_records(self.path / _RECORDS)
         if not records and not allow_none:
-            raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
+            raise InputError(f"{self.path / _RECORDS} holds no records yet: train for at least one epoch")
         return records
 
     def write_geometry(self, geometry: Geometry) -> None:

@@ -1,7 +1,7 @@
 """records.jsonl: a line for each record, appended as it is made and put in order when it is read (no torch).
 
-A process that is killed while it appends leaves a torn last line: one without its newline that is not JSON. Reading
-leaves that line out, and the next append cuts it off. Of several records of one epoch the last counts.
+A process that is killed while it appends leaves a torn last line: the beginning of a record, without a newline.
+Reading leaves that line out, and the next append cuts it off. Of several records of one epoch the last counts.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from neuralcollapse.runs.records import Record
 
 _FILE_BYTES = 2**31
 _LINE_BYTES = 2**22
+_START = '{"epoch": '
 _EXPECTED = ', "minimizer": '  # begins the part of a line that is the same in most lines
 _BLOCK_BYTES = 2**22  # read at a time: beside the records, no more of the file is in memory
 
@@ -79,17 +80,21 @@ def _end(raw: BinaryIO, file: Path) -> tuple[int, bool]:
     newline = tail.rfind(b"\n")
     if newline < 0 < start:
         raise InputError(f"the last line of {file} has more than {_LINE_BYTES:,} bytes: restore it or train again")
-    return (start + newline + 1, True) if _is_torn(tail[newline + 1 :]) else (size, False)
+    return (start + newline + 1, True) if _is_torn(tail[newline + 1 :].decode(errors="replace")) else (size, False)
 
 
-def _is_torn(line: bytes | str) -> bool:
-    """Whether a last line without its newline is part of a record, or was never filled with what was written."""
+def _is_torn(line: str) -> bool:
+    """Whether a last line without its newline is the beginning of a record, and perhaps zeros that were never filled.
+
+    Anything else was written by somebody else, and is neither left out nor cut off.
+    """
+    line = line.rstrip("\0")
+    if not (line.startswith(_START) or _START.startswith(line)):
+        return False
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return True
-    except RecursionError:
-        return False
     return False
 
 
