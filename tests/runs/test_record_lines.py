@@ -222,7 +222,7 @@ def test_a_file_that_is_missing_or_no_text_is_one_line(file):
     with pytest.raises(InputError, match="it is not text"):
         read_records(file)
     file.unlink()
-    with pytest.raises(InputError, match="cannot read .*No such file"):
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
         read_records(file)
 
 

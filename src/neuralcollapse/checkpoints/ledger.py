@@ -40,8 +40,8 @@ def read_ledger(file: Path) -> dict[str, Done]:
         try:
             found = parse_json(text)
         except ValueError:
-            whole, newline, _ = text.rpartition(",\n")
-            if not newline:
+            whole, _, _ = text.rpartition(",\n")
+            if not whole.endswith("]"):
                 raise
             found = parse_json(whole + _END.decode())
         done = {}
