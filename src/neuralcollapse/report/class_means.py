@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -117,7 +118,8 @@ def _without_empty_classes(
 def _short(names: Sequence[str]) -> list[str]:
     """Names that leave room for the map, made different where they are equal, as equal ones would share a row."""
     cut = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
-    return [name if cut.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
+    times = Counter(cut)
+    return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:

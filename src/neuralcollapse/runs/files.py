@@ -182,6 +182,8 @@ def as_float(value: Any, *, undefined: bool = True) -> float:
     """
     if value is None and undefined:
         return math.nan
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"expected a number, got {value!r:.40}")
     try:

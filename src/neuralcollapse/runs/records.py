@@ -105,9 +105,8 @@ class Record:
         """
         if not isinstance(values, dict) or not values.keys() <= _FIELDS.keys():
             raise ValueError(f"expected a mapping of {', '.join(_FIELDS)}")
-        for name in ("epoch", "seconds", "learning_rate", "train"):
-            if name not in values:
-                raise ValueError(f"it has no {name}")
+        if not values.keys() >= _REQUIRED:
+            raise ValueError(f"it has no {next(name for name in _FIELDS if name in _REQUIRED - values.keys())}")
         epoch, source, layers = values["epoch"], values.get("source", "eval"), values.get("layers", {})
         if type(epoch) is not int or not 0 <= epoch <= _LAST_EPOCH:
             raise ValueError(f"expected epoch as a number from 0, got {epoch!r:.40}")
@@ -116,15 +115,16 @@ class Record:
         if not isinstance(layers, dict):
             raise ValueError(f"expected layers by name, got {layers!r:.40}")
         record = cls.__new__(cls)
-        # a frozen dataclass sets its fields one by one, which takes a third of the time to read a long run
-        record.__dict__.update(
-            epoch=epoch,
-            seconds=as_float(values["seconds"]),
-            learning_rate=as_float(values["learning_rate"]),
+        entries = {
+            "epoch": epoch,
+            "seconds": as_float(values["seconds"]),
+            "learning_rate": as_float(values["learning_rate"]),
             **_groups({name: values.get(name, {}) for name in _NUMBERS}),
-            layers={name: _numbers(name, part) for name, part in layers.items()},
-            source=source,
-        )
+            "layers": layers and {name: _numbers(name, part) for name, part in layers.items()},
+            "source": source,
+        }
+        # a frozen dataclass would set its entries one by one, which takes a third of the time to read a long run
+        object.__setattr__(record, "__dict__", entries)
         return record
 
     def to_json(self) -> str:
@@ -148,6 +148,7 @@ class Record:
 
 
 _FIELDS = {item.name: item for item in fields(Record)}
+_REQUIRED = {"epoch", "seconds", "learning_rate", "train"}
 
 
 @dataclass(frozen=True)
