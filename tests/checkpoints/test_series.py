@@ -331,6 +331,15 @@ def test_a_kill_before_the_ledger_is_written_measures_that_one_again(tmp_path, l
     assert nc1(RunFolder.open(out).records()) == nc1(records)
 
 
+def test_a_checkpoint_does_not_write_those_before_it_again(tmp_path, loader, monkeypatch):
+    save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt", "c/epoch-3.pt")
+    write, written = module.write_ledger, []
+    monkeypatch.setattr(module, "write_ledger", lambda file, done: (written.append(len(done)), write(file, done)))
+    nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=tmp_path / "run")
+    assert written == [1]
+    assert len(json.loads((tmp_path / "run/checkpoints.json").read_text())) == 3
+
+
 def test_another_question_in_the_same_folder_is_refused_and_force_begins_anew(tmp_path, loader, read):
     save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt")
     out, pattern = tmp_path / "run", f"{tmp_path}/c/*.pt"
