@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_vectors
 from neuralcollapse.errors import Undefined, listed
-from neuralcollapse.geometry.moments import add_gram
+from neuralcollapse.geometry.products import add_gram
 
 _TILE = 1024  # rows of a block, so that a tile of class pairs takes 8 MB of float64
 _LOST = 16  # float64 spacings that a matrix product may lose, relative to the sizes of its factors

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from neuralcollapse.errors import Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, Noise, between_directions
-from neuralcollapse.geometry.moments import ClassMoments, in_float32
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.products import in_float32
 from neuralcollapse.geometry.rounding import NAMES
 
 OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
