@@ -53,9 +53,10 @@ def read_records(file: Path) -> list[Record]:
 def keep_records(file: Path, epoch: float) -> None:
     """Write the file again, in order, without what came after an epoch."""
     lines: dict[int, str] = {}
-    for text, records in _parsed(file):
-        filled = (line for line in text.split("\n") if line.strip())
-        lines |= {record.epoch: line for record, line in zip(records, filled, strict=False) if record.epoch <= epoch}
+    with _no_collections():
+        for text, records in _parsed(file):
+            filled = (line for line in text.split("\n") if line.strip())
+            lines |= {each.epoch: line for each, line in zip(records, filled, strict=False) if each.epoch <= epoch}
     write_atomically(file, "".join(lines[each] + "\n" for each in sorted(lines)).encode())
 
 
