@@ -1,7 +1,7 @@
 """Moments on an accelerator: nothing waits for the device, few operations, and wrong batches come to light at a look.
 
-There need not be a GPU: the path for one runs on CPU tensors, where every dispatched operation is looked at, and on fake
-tensors, which have no values that anything could wait for.
+There need not be a GPU: the path for one runs on CPU tensors, where every dispatched operation is looked at, and on
+fake tensors, which have no values that anything could wait for.
 """
 
 import pytest
@@ -81,7 +81,12 @@ def test_samples_with_the_ignored_label_are_left_out_whatever_their_features(acc
 @pytest.mark.parametrize("place", [0, 5, 99])
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [("label", "expected labels from 0 to 3"), ("negative", "expected labels from 0"), ("NaN", "finite"), ("inf", "fin")],
+    [
+        ("label", "expected labels from 0 to 3"),
+        ("negative", "expected labels from 0"),
+        ("NaN", "finite"),
+        ("inf", "fin"),
+    ],
 )
 def test_a_wrong_batch_is_named_at_the_next_look_and_nothing_of_it_is_counted(
     accelerator, batch, place, wrong, message
