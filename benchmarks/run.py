@@ -31,6 +31,7 @@ TABLES = {
     "pairs": "moments",
     "stream": "stream",
     "classifier": "classifier",
+    "codes": "codes",
     "certificate": "landscape",
     "landscape": "landscape",
     "training": "training",
