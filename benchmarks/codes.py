@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
+
 import harness
 import neuralcollapse as nc
-import torch
 
 # K, d -> the largest cosine of the best code known (Sloane's tables of spherical codes; Cohn's table).
 BEST = {
