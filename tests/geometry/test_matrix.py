@@ -23,7 +23,7 @@ def test_blocks_and_products_are_those_of_the_rows_that_are_meant(parts, monkeyp
     rows = BlockedMatrix(vectors, index if indexed else None, shift if shifted else None)
     expected = (vectors[index] if indexed else vectors).double() - (shift if shifted else 0)
     assert (rows.count, rows.dim) == tuple(expected.shape)
-    assert torch.equal(rows.whole, expected)
+    assert torch.equal(rows.block(slice(None)), expected)
     assert torch.equal(rows.block(slice(2, 6)), expected[2:6])
     assert torch.equal(rows.block(torch.tensor([3, 0])), expected[[3, 0]])
     assert torch.allclose(rows.gram, expected.T @ expected, rtol=1e-13)
@@ -61,7 +61,7 @@ def test_directions_of_many_narrow_means_come_from_the_triangle(monkeypatch):
     torch.manual_seed(0)
     scales = torch.diag(torch.logspace(0, -6, 6, dtype=torch.float64))
     vectors = torch.randn(40, 6, dtype=torch.float64) @ scales
-    directions, squares = between_directions(BlockedMatrix(vectors))
+    directions, squares, _ = between_directions(BlockedMatrix(vectors), lambda _, squares: squares < 0)
     _, singular, right = torch.linalg.svd(vectors, full_matrices=False)
     assert torch.allclose(squares.sort(descending=True).values, singular.square(), rtol=1e-8)
     assert torch.allclose((directions.T @ right.T).abs(), torch.eye(6, dtype=torch.float64), atol=1e-7)
