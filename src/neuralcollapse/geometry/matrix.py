@@ -22,6 +22,7 @@ _TILE = 1024  # rows of a block on a CPU, so that a tile of class pairs takes 8 
 _DEVICE_VALUES, _DEVICE_TILE = 2**25, 8192
 _LOST = 16  # float64 spacings that a matrix product may lose, relative to the sizes of its factors
 _EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
+NARROW = 1e-8  # the least share of the largest eigenvalue of a Gram matrix that is good to 1e-8
 _PLAIN = (1e-100, 1e100)  # entries up to these sizes have squares, and sums of squares, that are float64 numbers
 
 
@@ -83,12 +84,20 @@ class BlockedMatrix:
     @cached_property
     def polar(self) -> Polar:
         """The whole matrix, for small K."""
+        return self._whole[1]
+
+    @cached_property
+    def _whole(self) -> tuple[float, Polar]:
+        """For small K, its largest absolute entry, and its rows as lengths and directions."""
         rows = self.block(slice(None))
-        scale = 1.0 if _PLAIN[0] < self.largest < _PLAIN[1] else self.largest or 1.0
+        size = float(largest(rows))
+        scale = 1.0 if _PLAIN[0] < size < _PLAIN[1] else size or 1.0
         if scale != 1:
             rows = rows / scale
         lengths = torch.linalg.vector_norm(rows, dim=1)
-        return Polar(lengths * scale, rows / torch.where(lengths > 0, lengths, 1.0)[:, None])
+        divisors = torch.where(lengths > 0, lengths, 1.0)[:, None]
+        ours = self._shift is not None or self._index is not None or rows.dtype != self._vectors.dtype
+        return size, Polar(lengths * scale, rows.div_(divisors) if ours else rows / divisors)
 
     @cached_property
     def cosines(self) -> Tensor:
@@ -114,7 +123,17 @@ class BlockedMatrix:
     @cached_property
     def largest(self) -> float:
         """The largest absolute value of an entry."""
-        return float(torch.stack([largest(self.block(part)) for part in self.parts()]).max())
+        return (
+            self._whole[0]
+            if self.small
+            else float(torch.stack([largest(self.block(part)) for part in self.parts()]).max())
+        )
+
+    def times(self, vector: Tensor) -> Tensor:
+        """(K,) the matrix times a vector (d,)."""
+        if self.small:
+            return self.polar.lengths * (self.polar.unit @ vector)
+        return torch.cat([self.block(part) @ vector for part in self.parts()])
 
     @cached_property
     def directed(self) -> int:
@@ -250,10 +269,10 @@ def between_directions(
     """
     keep = min(means.count - 1, means.dim)
     wide = means.dim < means.count
-    if min(means.count, means.dim) > _EXACT_SVD:
+    if many_directions(means):
         squares, vectors = torch.linalg.eigh(means.gram if wide else _small_gram(means))
         squares, vectors = squares[-keep:].clamp(min=0), vectors[:, -keep:]
-        unsure = squares <= 1e-8 * squares[-1]
+        unsure = squares <= NARROW * squares[-1]
         doubts = bool(unsure.any())
         if not wide:
             vectors = means.polar.unit.T @ (means.polar.lengths[:, None] * vectors)
@@ -269,6 +288,35 @@ def between_directions(
     real = int((singular[:keep] > singular[0] * max(means.count, means.dim) * torch.finfo(singular.dtype).eps).sum())
     vectors, squares = right[:real].T, singular[:real].square()  # in descending order
     return vectors, squares, rounding_alone(vectors, squares)
+
+
+def many_directions(matrix: BlockedMatrix) -> bool:
+    """Whether there are so many that an SVD of the matrix takes long."""
+    return min(matrix.count, matrix.dim) > _EXACT_SVD
+
+
+def inverse_gram(matrix: BlockedMatrix, null: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The inverse of `M'M`, or for small K of `MM' + a nn'`, by Cholesky, and bounds on the eigenvalues of the latter.
+
+    The term with n = `null`, for which `n'M = 0`, makes up for the one direction that M is missing: then the inverse
+    times M is `(MM')^+ M`.
+
+    Returns:
+        inverse: (d, d) or (K, K).
+        least: at most the smallest eigenvalue of what was inverted; 0 or NaN if it is singular.
+        most: at least the largest.
+    """
+    if matrix.dim < matrix.count:
+        whole = matrix.gram
+    else:
+        whole = _small_gram(matrix)
+        whole += (whole.trace() / matrix.count / null.square().sum()) * null[:, None] * null
+    factor, failed = torch.linalg.cholesky_ex(whole)
+    ones = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    factor = torch.where(failed > 0, ones, factor)
+    inverse = gram([torch.linalg.solve_triangular(factor, ones, upper=False)])  # cholesky_inverse is slow on 2 threads
+    least = torch.where(failed > 0, 0.0, 1 / torch.linalg.vector_norm(inverse))
+    return inverse, least, torch.linalg.vector_norm(whole)
 
 
 def _small_gram(matrix: BlockedMatrix) -> Tensor:

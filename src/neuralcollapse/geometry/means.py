@@ -18,7 +18,15 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, Noise, between_directions, quadratic_forms
+from neuralcollapse.geometry.matrix import (
+    NARROW,
+    BlockedMatrix,
+    Noise,
+    between_directions,
+    inverse_gram,
+    many_directions,
+    quadratic_forms,
+)
 from neuralcollapse.geometry.moments import ClassMoments, in_float32
 from neuralcollapse.geometry.rounding import NAMES
 
@@ -108,6 +116,38 @@ class CentredMeans:
     def variances(self) -> Tensor:
         """(d,) the diagonal of S_W."""
         return self._upper.diagonal() / self.counts.sum()
+
+    @cached_property
+    def within_over_between(self) -> Tensor:
+        """`tr(S_W S_B^+)` over the directions that are more than rounding."""
+        certain = self._without_doubt()
+        if certain is not None:
+            return certain
+        between, within, left_out = self.directions
+        return torch.where(left_out, 0.0, within / between).sum()
+
+    def _without_doubt(self) -> Tensor | None:
+        """`tr(S_W S_B^+)` by an inverse; None unless it is certain that no direction is rounding, nor lost by it.
+
+        For many classes in many dimensions this takes a small part of the time of the eigenvectors.
+        """
+        matrix, dim = self.matrix, self.moments.feature_dim
+        if not many_directions(matrix):
+            return None
+        inverse, least, most = inverse_gram(matrix, self.counts)
+        size, spread = (each.max() for each in self._sizes)  # no direction has more
+        single = dim * min(self._rounding, _SINGLE) ** 2
+        shares = dim * _ROUNDING[self.moments.means.dtype] ** 2, _ALIKE * self._rounding**2 + single
+        bound = torch.maximum(max(shares) * size, _FAR_ROWS * single * spread)
+        if not bool((least > NARROW * most) & (least / matrix.count > bound)):
+            return None
+        if dim < matrix.count:
+            products = self._upper * inverse
+            total = 2 * products.triu().sum() - products.trace()
+        else:
+            rows = (inverse * matrix.polar.lengths) @ matrix.polar.unit
+            total = quadratic_forms(self._upper, rows.T).sum()
+        return total / self.counts.sum() * matrix.count
 
     @cached_property
     def directions(self) -> Directions:

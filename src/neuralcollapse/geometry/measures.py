@@ -302,17 +302,19 @@ def _nc0(weight: BlockedMatrix) -> Tensor:
     if weight.largest == 0:
         raise Undefined("the classifier's weight is all zero")
     common, squares = [], []
-    for part in weight.parts():
-        rows = weight.block(part) / weight.largest  # whose squares cannot overflow
-        common.append(rows.sum(0))
-        squares.append(rows.square().sum())
+    if weight.small:
+        common, squares = [weight.polar.shares @ weight.polar.unit], [weight.polar.shares.square().sum()]
+    else:
+        for part in weight.parts():
+            rows = weight.block(part) / weight.largest  # whose squares cannot overflow
+            common.append(rows.sum(0))
+            squares.append(rows.square().sum())
     share = torch.stack(common).sum(0).square().sum() / torch.stack(squares).sum() / weight.count
     return share.clamp(max=1)  # above 1 by rounding alone
 
 
 def _nc1(means: CentredMeans) -> Tensor:
-    between, within, left_out = means.directions
-    return torch.where(left_out, 0.0, within / between).sum() / means.matrix.count
+    return means.within_over_between / means.matrix.count
 
 
 def _nc1_quotient(means: CentredMeans) -> Tensor:
@@ -323,6 +325,10 @@ def _nc3_distance(weight: BlockedMatrix, means: BlockedMatrix) -> Tensor:
     sizes = [torch.linalg.vector_norm(matrix.norms) for matrix in (weight, means)]
     if weight.directed == 0 or means.directed == 0:
         raise Undefined("the classifier's weight or the centred means are all zero")
+    if weight.small:
+        rows = weight.polar.unit * (weight.polar.lengths / sizes[0])[:, None]
+        rows.addcmul_(means.polar.unit, (means.polar.lengths / sizes[1])[:, None], value=-1)
+        return torch.linalg.vector_norm(rows)
     squares = [(weight.block(part) / sizes[0] - means.block(part) / sizes[1]).square().sum() for part in weight.parts()]
     return torch.stack(squares).sum().sqrt()
 
@@ -369,5 +375,5 @@ def _logits_of(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Te
 
 def _mean_logits(weight: BlockedMatrix, means: CentredMeans, bias: Tensor | None) -> Tensor:
     """(K',) `b + W mu_G` of the classes seen, the rows of `weight`."""
-    logits = torch.cat([weight.block(part) @ means.centre for part in weight.parts()])
+    logits = weight.times(means.centre)
     return logits if bias is None else logits + bias.detach().to(means.centre)[means.seen]
