@@ -213,7 +213,7 @@ def distance_to_etf(left: BlockedMatrix, right: BlockedMatrix | None = None) -> 
         if right is not None:
             squares = left.polar.shares.square() @ left.polar.unit.square(), right.polar.shares.square().sum()
             lost = (_LOST * torch.finfo(norm.dtype).eps) ** 2
-            _check_product(norm.square(), *squares, lost, right.noise, float(right.polar.lengths.max()))
+            _check_product(norm.square(), *squares, lost, right.noise, right.polar.lengths.max())
         product.div_(norm).add_(1 / (count * math.sqrt(count - 1)))
         product.diagonal().sub_(1 / math.sqrt(count - 1))
         return torch.linalg.vector_norm(product)
@@ -239,7 +239,7 @@ def distance_to_etf(left: BlockedMatrix, right: BlockedMatrix | None = None) -> 
 
 
 def _check_product(
-    square: Tensor, columns: Tensor, size: Tensor, lost: float, noise: Noise | None, scale: float
+    square: Tensor, columns: Tensor, size: Tensor, lost: float, noise: Noise | None, scale: Tensor | float
 ) -> None:
     """Raise `Undefined` unless the product `left right'` is more than rounding.
 

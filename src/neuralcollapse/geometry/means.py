@@ -24,6 +24,7 @@ from neuralcollapse.geometry.matrix import (
     Noise,
     between_directions,
     inverse_gram,
+    largest,
     many_directions,
     quadratic_forms,
 )
@@ -83,7 +84,7 @@ class CentredMeans:
             raise Undefined("no samples were seen")
         if len(self.seen) == 1:
             raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
-        rounding = _ROUNDING[moments.means.dtype] * self._given.largest
+        rounding = _ROUNDING[moments.means.dtype] * float(largest(moments.means))
         index = None if self.complete else self.seen
         matrix = BlockedMatrix(moments.means, index, self.centre, math.sqrt(moments.feature_dim) * rounding)
         size = matrix.largest

@@ -112,15 +112,15 @@ def measures(
             value = job()
             if isinstance(value, Estimate):
                 value, error = value
-                if sample is not None:
+                if error is not None:
                     found[f"{name}_error"] = error
             found[name] = value
         except Undefined as reason:
             undefined.setdefault(str(reason), []).append(name)
     read = torch.stack(list(found.values())).tolist() if found else []  # the device is waited for once
     values = dict.fromkeys(jobs, math.nan) | dict(zip(found, read, strict=True))
-    for name in found.keys() & jobs.keys():
-        if not math.isfinite(values[name]):
+    for name in jobs:
+        if name in found and not math.isfinite(values[name]):
             values[name] = math.nan
             undefined.setdefault(OVERFLOW, []).append(name)
     if sample is not None:

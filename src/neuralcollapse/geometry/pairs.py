@@ -61,8 +61,8 @@ def draw(count: int, pairwise: bool | int, device: torch.device) -> Sample | Non
     if pairs >= count * (count - 1) // 2:
         return None
     generator = torch.Generator().manual_seed(0)
-    first = torch.randint(count, (pairs,), generator=generator)
-    second = torch.randint(count - 1, (pairs,), generator=generator)
+    first = torch.randint(count, (pairs,), generator=generator, device="cpu")
+    second = torch.randint(count - 1, (pairs,), generator=generator, device="cpu")
     second += second >= first
     return Sample(first.to(device), second.to(device))
 
@@ -133,10 +133,10 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
     """The mean of `nc1_cdnv` over all pairs, or over a sample."""
     matrix, variances = means.matrix, means.class_variances
     least = _least(matrix)
-    on_cpu = least.device.type == "cpu"
+    at_once = _reads_are_free(least.device)
     flags = torch.zeros(2, dtype=torch.bool, device=least.device)  # any nearly equal means, any equal ones
 
-    def on_tile(first: slice, second: slice, exact: bool = on_cpu) -> Tensor:
+    def on_tile(first: slice, second: slice, exact: bool = at_once) -> Tensor:
         nonlocal flags
         distances, near = _expanded(matrix, first, second)
         if exact:
@@ -153,7 +153,7 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
 
     found = _mean(matrix, sample, on_tile, on_pairs)
     near_ones, equal_ones = flags.tolist()  # the device is waited for once, not for every tile
-    if near_ones and sample is None and not on_cpu:
+    if near_ones and sample is None and not at_once:
         flags = torch.zeros_like(flags)
         found = _mean(matrix, sample, partial(on_tile, exact=True), on_pairs)
         equal_ones = bool(flags[1])
@@ -194,6 +194,11 @@ def _mean(
 def _least(matrix: BlockedMatrix) -> Tensor:
     """(K,) bounds: a squared distance of at most the sum of the bounds of two classes is rounding alone."""
     return matrix.noise_squares + matrix.rounding**2 / 2
+
+
+def _reads_are_free(device: torch.device) -> bool:
+    """Whether looking at values costs no wait, so that a tile can be corrected as it comes."""
+    return device.type == "cpu"
 
 
 def _tile_distances(matrix: BlockedMatrix, first: slice, second: slice) -> Tensor:
