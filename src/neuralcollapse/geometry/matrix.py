@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_vectors
 from neuralcollapse.errors import Undefined, listed
-from neuralcollapse.geometry.moments import add_gram
+from neuralcollapse.geometry.products import add_gram
 
 _TILE = 1024  # rows of a block on a CPU, so that a tile of class pairs takes 8 MB of float64
 # On an accelerator, where each operation has its price, blocks have more rows: values of a block, rows of a tile.

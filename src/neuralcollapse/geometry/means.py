@@ -28,7 +28,8 @@ from neuralcollapse.geometry.matrix import (
     many_directions,
     quadratic_forms,
 )
-from neuralcollapse.geometry.moments import ClassMoments, in_float32
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.products import in_float32
 from neuralcollapse.geometry.rounding import NAMES
 
 OVERFLOW = "squares of the values overflow float64: scale the features and weights down"

@@ -14,7 +14,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, waits_for_nothing
 
 _CHUNK_VALUES = 2**20  # values of the rows of sampled pairs held in memory at a time
 _CANCELS = 1e-6  # a squared distance below this share of |m_i|^2 + |m_j|^2 is computed from differences
@@ -133,7 +133,7 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
     """The mean of `nc1_cdnv` over all pairs, or over a sample."""
     matrix, variances = means.matrix, means.class_variances
     least = _least(matrix)
-    at_once = _reads_are_free(least.device)
+    at_once = waits_for_nothing(least.device)  # then a tile is corrected as it comes
     flags = torch.zeros(2, dtype=torch.bool, device=least.device)  # any nearly equal means, any equal ones
 
     def on_tile(first: slice, second: slice, exact: bool = at_once) -> Tensor:
@@ -194,11 +194,6 @@ def _mean(
 def _least(matrix: BlockedMatrix) -> Tensor:
     """(K,) bounds: a squared distance of at most the sum of the bounds of two classes is rounding alone."""
     return matrix.noise_squares + matrix.rounding**2 / 2
-
-
-def _reads_are_free(device: torch.device) -> bool:
-    """Whether looking at values costs no wait, so that a tile can be corrected as it comes."""
-    return device.type == "cpu"
 
 
 def _tile_distances(matrix: BlockedMatrix, first: slice, second: slice) -> Tensor:
