@@ -28,6 +28,7 @@ HERE = Path(__file__).parent
 TABLES = {
     "moments": "moments",
     "measures": "moments",
+    "wide": "wide",
     "pairs": "moments",
     "stream": "stream",
     "classifier": "classifier",

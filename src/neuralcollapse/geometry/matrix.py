@@ -20,6 +20,7 @@ from neuralcollapse.geometry.products import add_gram
 _TILE = 1024  # rows of a block on a CPU, so that a tile of class pairs takes 8 MB of float64
 # On an accelerator, where each operation has its price, blocks have more rows: values of a block, rows of a tile.
 _DEVICE_VALUES, _DEVICE_TILE = 2**25, 8192
+_MIRRORED = 128  # rows of a block in which a triangle is mirrored on a CPU
 _LOST = 16  # float64 spacings that a matrix product may lose, relative to the sizes of its factors
 _EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
 NARROW = 1e-8  # the least share of the largest eigenvalue of a Gram matrix that is good to 1e-8
@@ -180,13 +181,25 @@ def gram(blocks: Iterable[Tensor]) -> Tensor:
             upper = rows.new_zeros(rows.shape[1], rows.shape[1])
         add_gram(upper, rows)
     assert upper is not None
-    return upper.triu_() + upper.triu(1).T
+    return mirror(upper)
+
+
+def mirror(upper: Tensor) -> Tensor:
+    """The symmetric matrix of an upper triangle, made in place: on a CPU in blocks, which stay in cache."""
+    step = _MIRRORED if upper.device.type == "cpu" else len(upper)
+    for start in range(0, len(upper), step):
+        stop = start + step
+        corner = upper[start:stop, start:stop]
+        corner.copy_(corner.triu() + corner.triu(1).T)
+        if stop < len(upper):
+            upper[stop:, start:stop] = upper[start:stop, stop:].T
+    return upper
 
 
 def quadratic_forms(upper: Tensor, vectors: Tensor) -> Tensor:
     """(r,) `v'Sv` for each column v of the vectors (d, r), S symmetric: only its upper triangle (d, d) is read."""
     dim = len(upper)
-    step = max(256, -(-dim // 8)) if upper.device.type == "cpu" else dim  # as in `add_gram`
+    step = max(256, -(-dim // 8)) if upper.device.type == "cpu" else dim
     total = torch.zeros_like(vectors[0])
     for start in range(0, dim, step):
         near, stop = vectors[start : start + step], start + step
