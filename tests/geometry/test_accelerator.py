@@ -1,7 +1,7 @@
 """Moments on an accelerator: nothing waits for the device, few operations, and wrong batches come to light at a look.
 
-There need not be a GPU: the path for one runs on CPU tensors, where every dispatched operation is looked at, and on fake
-tensors, which have no values that anything could wait for.
+There need not be a GPU: the path for one runs on CPU tensors, where every dispatched operation is looked at, and on
+fake tensors, which have no values that anything could wait for.
 """
 
 import pytest

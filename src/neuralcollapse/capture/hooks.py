@@ -7,8 +7,9 @@ would keep its whole base tensor alive. The outputs of a head may be large and a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -97,17 +98,53 @@ class Trace:
     layers: dict[str, Any] = field(default_factory=dict)
 
 
-def run_hooked(
-    model: nn.Module,
-    inputs: Any,
-    head: Head,
-    others: Iterable[Head] = (),
-    layers: Mapping[str, nn.Module] | None = None,
-) -> Trace:
-    """Run the model in eval mode without gradients, with hooks on `head`, other heads and inner layers."""
-    trace = Trace()
+class Hooks:
+    """A model in eval mode with hooks on `head`, other heads and inner layers, while this context is open."""
 
-    def on_head(each: Head, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head,
+        others: Iterable[Head] = (),
+        layers: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.head = head
+        self.others = tuple(others)
+        self._model = model
+        self._layers = layers or {}
+        self._trace: Trace | None = None  # of the pass that runs
+        self._open = ExitStack()
+
+    def __enter__(self) -> Hooks:
+        for each in (self.head, *self.others):
+            hook = each.module.register_forward_hook(partial(self._on_head, each), with_kwargs=True)
+            self._open.callback(hook.remove)
+        for name, layer in self._layers.items():
+            self._open.callback(layer.register_forward_hook(partial(self._on_layer, name)).remove)
+        self._open.enter_context(eval_mode(self._model))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def run(self, inputs: Any) -> Trace:
+        """A pass without gradients."""
+        trace = self._trace = Trace()
+        try:
+            with torch.no_grad():
+                trace.returned = call(self._model, inputs)
+        finally:
+            self._trace = None
+        return trace
+
+    def _on_layer(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if self._trace is not None:
+            self._trace.layers[name] = _copied(output)
+
+    def _on_head(self, each: Head, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        trace = self._trace
+        if trace is None:
+            return
         given = each.last(first_tensor(output, each.name))
         taken = each.taken([*args, *kwargs.values()])
         if taken is None or taken.shape[:-1] != given.shape[:-1]:
@@ -120,7 +157,7 @@ def run_hooked(
         flat_taken, flat_given = taken.flatten(0, -2), given.flatten(0, -2)
         picked = spot_rows(len(flat_given), given.device)
         earlier = trace.heads.get(each.name)
-        some = flat_taken[picked].clone()
+        some = flat_taken[picked]
         times = 1
         if earlier is not None:  # as in multi-sample dropout, which in eval mode gives the same inputs each time
             same = (
@@ -128,37 +165,19 @@ def run_hooked(
             )
             times = earlier.times + (not same)
         trace.heads[each.name] = HeadCall(
-            taken.clone() if each is head else None,
+            taken.clone() if each is self.head else None,
             given,
             some,
-            flat_given[picked].clone(),
+            flat_given[picked],
             times,
             None if given.is_inference() else given._version,
         )
 
-    hooks = [
-        each.module.register_forward_hook(lambda _, a, k, out, each=each: on_head(each, a, k, out), with_kwargs=True)
-        for each in (head, *others)
-    ]
-    hooks += [
-        layer.register_forward_hook(lambda _, __, out, name=name: trace.layers.__setitem__(name, _copied(out)))
-        for name, layer in (layers or {}).items()
-    ]
-    try:
-        with eval_mode(model), torch.no_grad():
-            trace.returned = call(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return trace
-
 
 def spot_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of the indices below `count`, evenly spread.
-
-    In float64 whatever the default type is: Lightning makes that bfloat16 in `forward`, which cannot count to 300.
-    """
-    return torch.linspace(0, count - 1, min(ROWS, count), dtype=torch.float64, device=device).round().long()
+    """At most `ROWS` of the indices below `count`, evenly spread."""
+    rows = min(ROWS, count)
+    return torch.arange(rows, device=device) * (count - 1) // max(1, rows - 1)
 
 
 def _copied(output: Any) -> Any:

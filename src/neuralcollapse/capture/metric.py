@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments, state_device
@@ -23,9 +23,9 @@ from neuralcollapse.heads.linear import head_tensors
 class NeuralCollapse(Metric):
     """NC1..NC3 and their variants over all samples seen, in one pass.
 
-    The state, `moments`, is one float64 vector (`ClassMoments.packed`). `forward`, `merge_state` and the synchronisation of
-    torch.distributed merge it by the same function, so that any split over batches or processes gives the result of a
-    single process. Casting the metric to another dtype leaves the state in float64.
+    The state, `moments`, is one float64 vector (`ClassMoments.packed`). `forward`, `merge_state` and the
+    synchronisation of torch.distributed merge it by the same function, so that any split over batches or processes
+    gives the result of a single process. Casting the metric to another dtype leaves the state in float64.
 
     Args:
         num_classes: K.
@@ -101,7 +101,7 @@ class NeuralCollapse(Metric):
         return self._held.packed
 
     @moments.setter
-    def moments(self, packed: Tensor) -> None:
+    def moments(self, packed: Any) -> None:
         self._held = ClassMoments(packed, *self._shape)
 
     def reset(self) -> None:
@@ -143,6 +143,8 @@ class NeuralCollapse(Metric):
                 labels = self.classes.relabel(check_labels(labels, features.shape[0]), left_out)
                 left_out = LEFT_OUT
             moments.update(features, labels, ignore_index=left_out)
+        except NumberedError:
+            raise
         except InputError as error:
             raise InputError(f"batch {batch}: {error}") from None
 
@@ -186,12 +188,14 @@ class NeuralCollapse(Metric):
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Metric._apply would cast the states (and their defaults, private to torchmetrics): move them, keep float64.
         super()._apply(fn, exclude_state=("moments", "left_out"))
-        device = state_device(fn(self.left_out).device)
+        left_out: Any = self.left_out
+        device = state_device(fn(left_out).device)
         if device != self._held.device:
             self.moments = self.moments.to(device)
-        for store in (self.__dict__, self._defaults):
+        stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
+        for store in stores:
             store["left_out"] = store["left_out"].to(device)
-        self._defaults["moments"] = self._defaults["moments"].to(device)
+        stores[1]["moments"] = stores[1]["moments"].to(device)
         return self
 
     def __setstate__(self, state: dict[str, Any]) -> None:

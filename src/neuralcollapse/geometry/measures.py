@@ -29,6 +29,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, 
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf, gram
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
 
 FEATURE_MEASURES = (
@@ -284,18 +285,7 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
         )
     if moments.num_samples == 0:
         raise InputError("the moments hold no samples, so there is no nearest class mean: update them first")
-    centre = moments.global_mean
-    seen = moments.counts.nonzero().flatten()
-    means = BlockedMatrix(moments.means, None if len(seen) == moments.num_classes else seen, centre)
-    centred = features.to(device=centre.device, dtype=torch.float64) - centre
-    best = centred.new_full((len(features),), -math.inf)
-    nearest = torch.zeros(len(features), dtype=torch.int64, device=centre.device)
-    for part in means.parts():  # K may be large: not all scores of a sample at once
-        block = means.block(part)
-        score, place = (centred @ block.T - block.square().sum(1) / 2).max(1)
-        nearest = torch.where(score > best, seen[part][place], nearest)
-        best = torch.maximum(best, score)
-    return int((nearest != predicted.to(centre.device)).sum())
+    return int(NearestMeans(moments).disagreements(features, predicted))
 
 
 def _nc0(weight: BlockedMatrix) -> Tensor:

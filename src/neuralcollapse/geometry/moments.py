@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, NumberedError
 from neuralcollapse.geometry.products import add_gram
 from neuralcollapse.geometry.rounding import rounding, sampled
 from neuralcollapse.geometry.shifted import MARKS, MEANS_ROWS, ShiftedSums, State, row_marks
@@ -306,8 +306,9 @@ class ClassMoments:
         if bool(found[bad[0]] == torch.inf):
             wanted, got = f"labels from 0 to {self.num_classes - 1}", "others"
         more = "" if len(bad) == 1 else f" and of {len(bad) - 1} later ones"
-        raise InputError(
-            f"batch {first}: expected {wanted}, got {got}; nothing of that batch{more} was counted: correct or drop them"
+        raise NumberedError(
+            f"batch {first}: expected {wanted}, got {got}; nothing of that batch{more} was counted: correct or drop "
+            "them"
         )
 
     def _keep_sample(self) -> None:
