@@ -154,6 +154,7 @@ def test_what_was_decided_is_in_the_run_folder(again, tmp_path):
     said = json.loads(off.read_text("environment.json"))
     assert said["cuda_graph"] == "off: the line search of lbfgs must know the loss before it goes on"
     assert said["precision"] == "32-true"
+    assert resume(off.path, {"precision": "auto"}, progress=False).path == off.path
     assert TrainConfig(cuda_graph=True).cuda_graph == "on"  # as YAML reads it
 
 

@@ -36,7 +36,7 @@ def side_by_side(
 ) -> tuple[list[str], dict[str, str]]:
     """Run some of the runs of an experiment's folder, at most `jobs` at a time, dividing the threads among them.
 
-    SIGINT and SIGTERM go on to all processes; a second SIGINT interrupts them at once, as in `training.run.train`.
+    SIGINT and SIGTERM end all processes after their current step, when they save; a second SIGINT kills them at once.
 
     Returns:
         The runs that another process has, and those that failed, with the last line that each printed.
@@ -53,8 +53,10 @@ def side_by_side(
 
     def passed_on(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
+        if received.count(signal.SIGINT) > 1:
+            raise KeyboardInterrupt
         for job in running.values():
-            job.process.send_signal(signum)
+            job.process.terminate()  # SIGTERM, which also ends a process that has not begun to train
 
     with _handled(passed_on):
         try:
@@ -64,7 +66,7 @@ def side_by_side(
                     on_message(f"run {len(names) - len(waiting)} of {len(names)}: {name}")
                     running[name] = _Job(path, name, threads, progress, on_message)
                     if received:  # it came between the two looks, before the process was among those it goes on to
-                        running[name].process.send_signal(received[-1])
+                        running[name].process.terminate()
                 time.sleep(_POLL)
                 for name in [name for name, job in running.items() if job.process.poll() is not None]:
                     job = running.pop(name)
@@ -78,8 +80,6 @@ def side_by_side(
             for job in running.values():
                 job.process.kill()
                 job.end()
-    if received.count(signal.SIGINT) > 1:
-        raise KeyboardInterrupt
     if received:
         raise AllStopped(received[0])
     return elsewhere, failed
@@ -89,7 +89,14 @@ class _Job:
     """A process with one run; what it prints is passed on line by line, with the run's name before it."""
 
     def __init__(self, path: Path, name: str, threads: int, progress: bool, on_message: OnMessage) -> None:
-        command = [sys.executable, "-m", "neuralcollapse.reproduce.one_run", str(path), name, "show" if progress else ""]
+        command = [
+            sys.executable,
+            "-m",
+            "neuralcollapse.reproduce.one_run",
+            str(path),
+            name,
+            "show" if progress else "",
+        ]
         # A session of its own: Ctrl-C reaches it once, through the first process, and not from the terminal too.
         self.process = subprocess.Popen(
             command,

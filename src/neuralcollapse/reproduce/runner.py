@@ -105,8 +105,8 @@ class ExperimentFolder:
         while waiting:
             elsewhere: list[Planned] = []
             if jobs > 1:
-                names = [run.name for run in waiting]
-                busy, new = side_by_side(self.path, names, jobs, progress=progress, on_message=on_message)
+                own = [run.name for run in waiting]
+                busy, new = side_by_side(self.path, own, jobs, progress=progress, on_message=on_message)
                 failed |= new
                 elsewhere, waiting = [run for run in waiting if run.name in busy], []
             for at, run in enumerate(waiting):

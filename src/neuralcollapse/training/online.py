@@ -36,7 +36,8 @@ class OnlineFeatures(lightning.Callback):
         self._moments: ClassMoments | None = None
         self._least: torch.Tensor | None = None
         self._signed_before = False
-        self._correct = self._loss = 0.0
+        self._correct: torch.Tensor | float = 0.0  # tensors on the device once there was a step, which waits for none
+        self._loss: torch.Tensor | float = 0.0
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -54,8 +55,9 @@ class OnlineFeatures(lightning.Callback):
             where = f"epoch {trainer.current_epoch + 1}"
             raise InputError(f"training diverged in {where} ({error}): lower the learning rate") from None
         self._least = least_feature(features, self._least)
-        self._correct += int((logits.argmax(1) == labels).sum())
-        self._loss += float(pl_module.loss(logits.float(), labels)) * len(labels)
+        wide = torch.float32 if features.device.type == "mps" else torch.float64
+        self._correct = self._correct + (logits.argmax(1) == labels).sum(dtype=wide)
+        self._loss = self._loss + pl_module.loss(logits.float(), labels).to(wide) * len(labels)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the next epoch's sums; so this callback goes after the one that measures."""
@@ -87,5 +89,5 @@ class OnlineFeatures(lightning.Callback):
 
     def _joined(self, moments: ClassMoments) -> tuple[ClassMoments, list[float]]:
         signed = self._signed_before or (self._least is not None and bool(self._least < 0))
-        totals = [self._correct, self._loss, float(signed)]
+        totals = [float(self._correct), float(self._loss), float(signed)]
         return (merged(moments), summed(moments.packed.device, *totals)) if self.sharded else (moments, totals)

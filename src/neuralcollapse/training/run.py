@@ -130,6 +130,8 @@ def _resume(
 ) -> RunFolder:
     old = with_precision(read_config(run))
     check_trusted(old, run, trust_code)
+    if changes.get("precision") == "auto":  # the run has found what that means
+        changes = {name: value for name, value in changes.items() if name != "precision"}
     config = resumed(old, changes)
     state = State.read(run.state) if run.state.exists() else None
     whole = state is None and _is_whole(run, old)
