@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
@@ -55,6 +56,34 @@ def write_idx(file: Path, array: np.ndarray, *, kind: int = 8, header: bytes | N
         header = bytes((0, 0, kind, array.ndim)) + struct.pack(f">{array.ndim}I", *array.shape)
     content = header + array.astype("u1").tobytes()
     file.write_bytes(gzip.compress(content) if file.suffix == ".gz" else content)
+
+
+# What torch does
+
+
+class Dispatched(TorchDispatchMode):
+    """Inside, keeps the name of every operation that torch dispatches, as `aten.mm.default`."""
+
+    # Their results, or the shapes of these, depend on values: on an accelerator they wait for it.
+    WAITING = ("_local_scalar_dense", "item", "nonzero", "unique", "bincount", "equal", "is_nonzero", "masked_select")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.waits: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        self.names.append(name)
+        plain = name.split(".")[1].strip("_")
+        masked = plain.startswith("index") and any(
+            isinstance(each, torch.Tensor) and each.dtype in (torch.bool, torch.uint8)
+            for given in args[1:]
+            for each in (given if isinstance(given, list | tuple) else [given])
+        )
+        if masked or any(plain.startswith(each.strip("_")) for each in self.WAITING):
+            self.waits.append(name)
+        return func(*args, **(kwargs or {}))
 
 
 # Records and runs

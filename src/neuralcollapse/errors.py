@@ -10,6 +10,10 @@ class InputError(ValueError):
     """Wrong input from the user. The message is one line: expected, got, what to do."""
 
 
+class NumberedError(InputError):
+    """Wrong input in a batch that the message names by its number."""
+
+
 class Undefined(InputError):
     """A measure that has no value for this input, such as an angle of a zero vector. The message is the reason."""
 

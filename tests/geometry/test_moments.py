@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry import moments as moments_module
+from neuralcollapse.geometry import shifted, waiting
 from neuralcollapse.geometry.measures import nc1
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows, packed_size
 from tests import oracles
@@ -122,7 +122,7 @@ def test_batches_added_in_place_equal_brute_force(batch_size, num_classes):
 
 @pytest.mark.parametrize("num_classes", [3, 50])
 def test_a_batch_taken_in_blocks_equals_brute_force(num_classes, monkeypatch):
-    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", 28)
+    monkeypatch.setattr(waiting, "_HOST_ROWS", 7)
     features, labels = clusters(num_classes, 4, 60)
     assert_moments_of(of_batch(features, labels, num_classes), features, labels, 1e-12)
 
@@ -222,9 +222,9 @@ def test_classes_of_very_different_spread_keep_their_own():
     np.testing.assert_allclose(moments.spreads.numpy(), oracles.moments(features, labels, 3).spreads, rtol=1e-6)
 
 
-@pytest.mark.parametrize("block_values", [2**19, 600])
-def test_float16_features_near_their_largest_do_not_overflow(block_values, monkeypatch):
-    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", block_values)
+@pytest.mark.parametrize("block_rows", [2048, 2])
+def test_float16_features_near_their_largest_do_not_overflow(block_rows, monkeypatch):
+    monkeypatch.setattr(waiting, "_HOST_ROWS", block_rows)
     features, labels = clusters(3, 300, 40, noise=100.0, offset=6.4e4)
     features = torch.from_numpy(features.clip(max=65504)).half()
     assert_moments_of(of_batch(features, labels, 3), features.double().numpy(), labels, 1e-6)
@@ -248,14 +248,14 @@ def test_a_batch_without_samples_is_a_no_op(state):
     assert torch.equal(state.packed, before)
 
 
-def test_the_state_is_one_vector_of_k_d_plus_d_squared_updated_in_place(state):
+def test_the_state_is_one_vector_of_k_d_plus_d_squared_and_what_was_looked_at_stays(state):
     size = 2 * 3 + 3 * 4 + 4 * 4 + 1
     assert packed_size(3, 4) == size
-    address = state.packed.data_ptr()
+    looked_at, before = state.packed, state.packed.clone()
     for _ in range(3):
         state.update(torch.ones(9, 4), torch.zeros(9, dtype=torch.int64))
-    assert state.packed.shape == (size,)
-    assert state.packed.data_ptr() == address
+        assert state.packed.shape == (size,)
+    assert torch.equal(looked_at, before)
     for view in (state.means, state.spreads):
         assert view.untyped_storage().data_ptr() == state.packed.untyped_storage().data_ptr()
 
@@ -311,12 +311,12 @@ BAD_BATCHES = {
 }
 
 
-@pytest.mark.parametrize("block_values", [2**19, 8], ids=["one block", "blocks"])
+@pytest.mark.parametrize("block_rows", [2048, 2], ids=["one block", "blocks"])
 @pytest.mark.parametrize(("features", "labels", "message"), BAD_BATCHES.values(), ids=BAD_BATCHES.keys())
 def test_a_bad_batch_is_refused_with_a_hint_and_changes_nothing(
-    state, features, labels, message, block_values, monkeypatch
+    state, features, labels, message, block_rows, monkeypatch
 ):
-    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", block_values)
+    monkeypatch.setattr(waiting, "_HOST_ROWS", block_rows)
     before = state.packed.clone()
     with pytest.raises(InputError, match=f"^expected .*{message}") as error:
         state.update(features, labels)
@@ -473,8 +473,8 @@ def test_the_diagonal_of_float32_products_is_taken_in_float64():
 def test_a_product_over_several_blocks_is_that_of_each(monkeypatch, rows):
     features, labels = clusters(40, 300, 150)
     features = torch.as_tensor(features, dtype=torch.float32)
-    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", 300 * 20)
-    monkeypatch.setattr(moments_module, "_PRODUCT_ROWS", rows)
+    monkeypatch.setattr(shifted, "_PASS_VALUES", 300 * 20)
+    monkeypatch.setattr(waiting, "_HOST_ROWS", rows)
     assert_moments_of(of_batch(features, labels, 40), features, labels, 1e-6)
 
 
@@ -482,7 +482,7 @@ def test_a_block_that_float32_cannot_hold_is_added_in_float64_beside_others(monk
     features, labels = clusters(4, 300, 80)
     features[75] *= 1e12  # one row outweighs its block, the last
     features = torch.as_tensor(features, dtype=torch.float32)
-    monkeypatch.setattr(moments_module, "_BLOCK_VALUES", 300 * 20)
+    monkeypatch.setattr(waiting, "_HOST_ROWS", 20)
     got = of_batch(features, labels, 4)
     exact = of_batch(features.double(), labels, 4)
     assert_near(got.scatter, exact.scatter, 1e-13)

@@ -131,7 +131,7 @@ def test_only_the_first_process_takes_up_the_sums_of_all(primary, monkeypatch):
     monkeypatch.setattr("neuralcollapse.training.online.is_primary", lambda: primary)
     first, second = OnlineFeatures(), OnlineFeatures()
     first._moments = nc.ClassMoments.from_batch(torch.randn(6, 3), torch.arange(6) % 2, 2)
-    first._correct, first._loss = 4.0, 1.5
+    first._totals = torch.tensor([4.0, 1.5], dtype=torch.float64)
     second.load_state_dict(first.state_dict())
     state = second.state_dict()
     assert (state["sums"] is not None, state["correct"]) == ((True, 4.0) if primary else (False, 0.0))

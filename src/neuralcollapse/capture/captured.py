@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 _LOGITS = 2**24  # logits given to the loss at a time
@@ -43,17 +44,17 @@ class CapturedBatch:
         """(N,) the class of the largest output of the head, among all classes."""
         return self.predicted if self.head_logits is self.logits else self._largest(self.head_logits)
 
-    def loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> float:
+    def loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
         """The sum over the samples of a mean loss of logits and labels; in parts, since the logits may be large."""
         size = max(1, _LOGITS // self.logits.shape[1])
-        total, start = 0.0, 0
+        total, start = self.logits.new_zeros((), dtype=torch.float32), 0
         parts: Iterable[slice | Tensor] = [slice(first, first + size) for first in range(0, len(self.targets), size)]
         if self.kept is not None:
             parts = self.kept.split(size) if len(self.kept) else ()
         for rows in parts:
             logits = self.logits[rows].float()
             targets = self.targets[start : start + len(logits)]
-            total += float(loss(logits, targets)) * len(targets)
+            total = total + loss(logits, targets) * len(targets)
             start += len(targets)
         return total
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -20,11 +21,15 @@ from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.processes import summed
 from neuralcollapse.capture.sums import Sums, predictions
 from neuralcollapse.checks import check_classifier
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures, nc4_disagreements
+from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.heads.linear import head_tensors
+
+# NC4 looks at so many samples at once.
+_BLOCK_ROWS = 512
 
 
 @dataclass
@@ -192,7 +197,8 @@ def collect(
         counts = partial(_label_counts, forward, batches, count, sharded)
         forward.subset = chosen_classes(classes, min_count, count, counts)
         sums = Sums(count if forward.subset is None else len(forward.subset), means_dtype, loss, keep=nc4)
-        _add_all(sums, forward, batches("measuring"))
+        with forward:
+            _add_all(sums, forward, batches("measuring"))
         return forward, sums
 
     try:
@@ -206,7 +212,8 @@ def collect(
     capture = _result(forward, sums)
     if nc4:
         again = (predictions(forward(batch), forward) for batch in batches("measuring nc4"))
-        capture.nc4 = _nc4(forward, again if sums.kept is None else sums.kept, capture.moments, sharded)
+        with forward:
+            capture.nc4 = _nc4(forward, again if sums.kept is None else sums.kept, capture.moments, sharded)
     return capture
 
 
@@ -223,12 +230,21 @@ def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num
 def _add_all(sums: Sums, forward: Forward, batches: Iterable[Any]) -> None:
     """Add all batches; an error says which one caused it."""
     for index, batch in enumerate(batches, start=1):
-        try:
+        with _numbered(index):
             sums.add(forward, batch)
-        except HeadMismatch:
-            raise
-        except InputError as error:
-            raise InputError(f"batch {index}: {error}") from None
+    with _numbered(forward.batches):
+        sums.flush(forward)
+
+
+@contextmanager
+def _numbered(batch: int) -> Iterator[None]:
+    """Inside, errors get the number of the batch, unless they name one."""
+    try:
+        yield
+    except (HeadMismatch, NumberedError):
+        raise
+    except InputError as error:
+        raise InputError(f"batch {batch}: {error}") from None
 
 
 def _result(forward: Forward, sums: Sums) -> Capture:
@@ -242,12 +258,13 @@ def _result(forward: Forward, sums: Sums) -> Capture:
     weight, bias = forward.tensors()  # only now: parametrised layers compute their weight in the forward pass
     check_classifier(weight, bias, *weight.shape)
     subset, count = forward.subset, sums.moments.num_samples
+    correct, loss = sums.totals
     return Capture(
         sums.moments,
         weight if subset is None else subset.rows(weight),
         bias if subset is None or bias is None else subset.rows(bias),
-        sums.correct / count,
-        sums.loss / count,
+        correct / count,
+        loss / count,
         layers=sums.layers,
         classes=None if subset is None else subset.classes,
         layer=forward.head.name,
@@ -262,10 +279,15 @@ def _nc4(
 
     NaN with a warning unless all samples were seen again.
     """
-    wrong = seen = 0.0
-    for features, by_head, by_model in kept:
-        wrong += nc4_disagreements(features, by_model if forward.by_model else by_head, moments)
+    nearest, counts, seen = NearestMeans(moments), [], 0.0
+    for features, by_head, by_model in _in_blocks(kept):
+        counts.append(nearest.disagreements(features, by_model if forward.by_model else by_head))
         seen += len(features)
+    wrong = float(torch.stack(counts).sum()) if counts else 0.0
+    if math.isnan(wrong):
+        raise InputError(
+            "expected finite features in the second pass, got NaN or infinity: check the data and the model"
+        )
     if sharded:
         wrong, seen = summed(forward.device, wrong, seen)
     if seen == moments.num_samples:
@@ -277,3 +299,17 @@ def _nc4(
         stacklevel=3,
     )
     return math.nan
+
+
+def _in_blocks(kept: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+    """The batches joined to blocks of some thousand samples, for which one product is fast."""
+    waiting: list[tuple[Tensor, ...]] = []
+    rows = 0
+    for batch in kept:
+        waiting.append(batch)
+        rows += len(batch[0])
+        if rows >= _BLOCK_ROWS:
+            yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
+            waiting, rows = [], 0
+    if waiting:
+        yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))

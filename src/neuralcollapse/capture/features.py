@@ -11,8 +11,9 @@ from torch import Tensor
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures, nc4_disagreements
+from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.nearest import NearestMeans
 
 
 def measure_features(
@@ -80,7 +81,8 @@ def measure_features(
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([part for _, part in batches])
         found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        result["nc4"] = sum(nc4_disagreements(block, part, moments) for block, part in found) / len(labels)
+        nearest = NearestMeans(moments)
+        result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(labels)
         result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,19 +20,22 @@ from neuralcollapse.capture.batches import (
     unpack,
 )
 from neuralcollapse.capture.captured import CapturedBatch
-from neuralcollapse.capture.hooks import Head, HeadCall, Trace, run_hooked, spot_rows
+from neuralcollapse.capture.hooks import Head, HeadCall, Hooks, Trace, spot_rows
 from neuralcollapse.capture.layers import InnerLayer, first_tensor
 from neuralcollapse.capture.linear_map import HeadMap
 from neuralcollapse.capture.logits import candidates, num_outputs
 from neuralcollapse.capture.positions import one_position
 from neuralcollapse.capture.returned import Comparison, LeastSquares, Relation
 from neuralcollapse.checks import check_features, check_labels
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.moments import kept_rows
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.heads.search import head_names
 
+# Rows of so many batches, or so many values, are kept before they are compared.
+_UNSEEN_BATCHES, _UNSEEN_VALUES = 64, 2**22
+_BY_MODEL = ("same", "scaled", "shared")
 _NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"
 
 
@@ -81,6 +84,11 @@ class Forward:
         self._pooled: Relation | None = None
         self._least_squares = LeastSquares()
         self._no_logits = ""
+        self._hooks: Hooks | None = None
+        self._unseen: list[tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]] = []  # rows to be compared, by batch
+        self._unseen_values = 0
+        self._batches = 0
+        self._is_plain = False
         self._tokens_are_labels: bool | None = None
         self.by_model = True
         half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
@@ -94,9 +102,10 @@ class Forward:
         Raises:
             InputError: a batch, a head or an inner layer that cannot be measured.
         """
+        self._batches += 1
         inputs, labels = unpack(batch)
         inputs = to_device(inputs, self.device)
-        labels = class_numbers(labels).to(self.device)
+        labels = to_device(class_numbers(labels), self.device)
         if not self.next_token and self._tokens_are_labels is not False and labels.dim() == 2:
             self._tokens_are_labels = tokens_are_labels(inputs, labels)
         labels = self._shifted(labels)
@@ -105,6 +114,30 @@ class Forward:
             if not self._switched(trace, tuple(labels.shape)):
                 self._check_found(trace, inputs, labels)
                 return self._samples(trace, inputs, labels)
+
+    def plain(self, batch: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The (N, d) features, (N,) labels and (N, K) logits of a batch if the ones before it, and it, were all plain.
+
+        That is: an input and a label for each of N samples, a head that is called once on a row for each of them, and
+        whose output the model returns. The rows are to be given to `see`. None for other batches: call this object.
+        """
+        if not self._is_plain or self._hooks is None or self._hooks.head != self.head or self._hooks.others:
+            return None
+        if type(batch) not in (tuple, list) or len(batch) < 2:
+            return None
+        inputs, labels = batch[0], batch[1]
+        if type(inputs) is not Tensor or type(labels) is not Tensor or labels.dim() != 1 or labels.dtype != torch.int64:
+            return None
+        caught = self._hooks.run_plain(inputs.to(self.device, non_blocking=True))
+        if caught is None or len(caught[0]) != len(labels) or len(labels) == 0:
+            return None
+        self._batches += 1
+        features, logits = caught
+        return features, labels.to(features.device, non_blocking=True), logits
+
+    def see(self, numbers: Sequence[int], features: Tensor, logits: Tensor) -> None:
+        """Compare rows of plain batches with the head's map, now or later; `numbers` (n,) are of their batches."""
+        self._keep((numbers, features, logits, logits, logits))
 
     def labels(self, batch: Any) -> Tensor:
         """The labels of a batch, flat and without the ignored ones; the network does not run."""
@@ -117,6 +150,7 @@ class Forward:
         Raises:
             InputError: the logits are not a linear function of the features.
         """
+        self.check()
         weight, bias = self._map.tensors()
         notes = [] if self._map.is_plain else [f"the layer {self.head.name!r}: {self._map.form}"]
         relation = self._relation or Relation(self.head.name)
@@ -158,9 +192,27 @@ class Forward:
         """How the returned logits follow from the outputs of the head, according to the batches so far."""
         return self._pooled or self._comparison.relation
 
+    @property
+    def batches(self) -> int:
+        """The number of batches so far."""
+        return self._batches
+
+    def __enter__(self) -> Forward:
+        """Inside, the model is in eval mode with hooks on it; afterwards it is as before."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        hooks, self._hooks = self._hooks, None
+        if hooks is not None:
+            hooks.__exit__(*exc)
+
     def _traced(self, inputs: Any) -> Trace:
-        layers = {name: layer.module for name, layer in self.layers.items()}
-        return run_hooked(self.model, inputs, self.head, self.others if self._comparison.needs_others else (), layers)
+        others = tuple(self.others) if self._comparison.needs_others else ()
+        if self._hooks is None or (self._hooks.head, self._hooks.others) != (self.head, others):
+            self.__exit__()
+            layers = {name: layer.module for name, layer in self.layers.items()}
+            self._hooks = Hooks(self.model, self.head, others, layers).__enter__()
+        return self._hooks.run(inputs)
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """With `next_token`, the labels shifted by one position, so that the last position has none."""
@@ -202,7 +254,8 @@ class Forward:
             return
         everything = head_names(self.model)
         heads = [Head(name, self.model.get_submodule(name)) for name in everything if name != self.head.name]
-        again = run_hooked(self.model, inputs, self.head, heads)
+        with Hooks(self.model, self.head, heads) as hooks:
+            again = hooks.run(inputs)
         for name in reversed(everything):
             called = again.heads.get(name)
             if called is None or called.outputs.shape[-1] <= most or name == self.head.name:
@@ -223,18 +276,23 @@ class Forward:
             self._pooled = self._pooled or pooled
         check_features(features)
         labels = check_labels(labels, features.shape[0])
-        self._map.check(call.spot_inputs, call.spot_outputs)
+        later = self._settled(trace, shape, outputs)
+        if not later:
+            self.check()
+            self._map.check(call.spot_inputs, call.spot_outputs)
         features = self._map.features(features)
         if call.overwritten:
             weight, bias = self._map.tensors()
             outputs = F.linear(features, weight.to(features), None if bias is None else bias.to(features))
-        logits = self._logits(trace, features, outputs, shape)
+        logits = self._logits(trace, features, outputs, shape, call if later else None)
         layers = {
             name: layer.rows(
                 trace.layers.get(name), shape, masks, partial(self._sequence_first, inputs, len(labels), name)
             )
             for name, layer in self.layers.items()
         }
+        restricted = self.layers or self.subset is not None or self.ignore_index is not None or self.next_token
+        self._is_plain = later and self._map.is_plain and not restricted and call.outputs.dim() == 2
         return self._kept(features, labels, layers, logits, logits if self.by_model else outputs)
 
     def _head_call(self, trace: Trace) -> HeadCall:
@@ -270,8 +328,10 @@ class Forward:
             layers = {name: values[kept] for name, values in layers.items()}
         return CapturedBatch(features, labels, targets, layers, logits, head_logits, kept)
 
-    def _logits(self, trace: Trace, features: Tensor, outputs: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """The logits for accuracy and loss: those of the model, once compared with the outputs of the head."""
+    def _logits(
+        self, trace: Trace, features: Tensor, outputs: Tensor, shape: tuple[int, ...], later: HeadCall | None
+    ) -> Tensor:
+        """The logits for accuracy and loss: those of the model, compared with the outputs of the head, now or later."""
         returned = [each.to(outputs.device) for each in candidates(trace.returned, shape, outputs.shape[1])]
         if not returned:
             found = num_outputs(trace.returned)
@@ -284,6 +344,9 @@ class Forward:
         if len(outputs) == 0:
             return returned[0]
         picked = spot_rows(len(outputs), outputs.device)
+        if later is not None:
+            self._see_later(later, outputs[picked], returned[0][picked])
+            return returned[0]
         beside = self._beside(trace, outputs[picked])
         logits = returned[0]
         if len(returned) > 1:
@@ -293,10 +356,57 @@ class Forward:
             self._comparison.add(outputs[picked], logits[picked], beside)
         relation = self._relation
         assert relation is not None
-        self.by_model = relation.kind in ("same", "scaled", "shared")
+        self.by_model = relation.kind in _BY_MODEL
         if relation.kind == "other":
             self._least_squares.add(features, logits)
         return logits.clamp(min=torch.finfo(logits.dtype).tiny).log() if relation.after == "softmax" else logits
+
+    def _settled(self, trace: Trace, shape: tuple[int, ...], outputs: Tensor) -> bool:
+        """Whether the head and the logits were found to be plain, so that rows of a batch may be compared later."""
+        relation = self._comparison.relation
+        plain = relation is not None and (relation.kind, relation.after, relation.masked) == ("same", "", 0)
+        settled = plain and self._pooled is None and self._map.is_found and not self._comparison.needs_others
+        return settled and len(candidates(trace.returned, shape, outputs.shape[-1])) == 1
+
+    def _see_later(self, call: HeadCall, outputs: Tensor, logits: Tensor) -> None:
+        """Keep rows of a batch: comparing them waits for the device, so many batches are compared at once."""
+        numbers = [self._batches] * max(len(call.spot_inputs), len(logits))
+        self._keep((numbers, call.spot_inputs, call.spot_outputs.detach(), outputs.detach(), logits))
+
+    def _keep(self, rows: tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]) -> None:
+        self._unseen.append(rows)
+        self._unseen_values += sum(each.numel() for each in rows[1:])
+        if len(self._unseen) >= _UNSEEN_BATCHES or self._unseen_values >= _UNSEEN_VALUES:
+            self.check()
+
+    def check(self) -> None:
+        """Compare the rows that were kept with the map of the head and with the returned logits.
+
+        Raises:
+            InputError: as for a batch that is compared at once, with its number.
+        """
+        unseen, self._unseen, self._unseen_values = self._unseen, [], 0
+        if not unseen:
+            return
+        inputs, made, outputs, logits = (torch.cat(rows) for rows in list(zip(*unseen, strict=True))[1:])
+        if self._map.fits(inputs, made) and Relation.of(self.head.name, outputs, logits).kind == "same":
+            return
+        for numbers, *rows in unseen:  # as they would have been compared one by one
+            for number in dict.fromkeys(numbers):
+                picked = [place for place, each in enumerate(numbers) if each == number]
+                self._check_one(number, *(each[[place for place in picked if place < len(each)]] for each in rows))
+
+    def _check_one(self, number: int, taken: Tensor, made: Tensor, outputs: Tensor, returned: Tensor) -> None:
+        """Compare the rows of one batch, inputs and outputs of the head, and its outputs and the logits of samples."""
+        try:
+            self._map.check(taken, made)
+        except InputError as error:
+            raise NumberedError(f"batch {number}: {error}") from None
+        self._comparison.add(outputs, returned, {})
+        kind = self._comparison.relation.kind if self._comparison.relation else ""
+        self.by_model = kind in _BY_MODEL
+        if kind == "other" and len(taken) == len(returned):
+            self._least_squares.add(self._map.features(taken), returned)
 
     def _beside(self, trace: Trace, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
         """Name -> some outputs of another head, and whether it receives the same features."""

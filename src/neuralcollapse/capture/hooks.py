@@ -7,8 +7,9 @@ would keep its whole base tensor alive. The outputs of a head may be large and a
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -97,17 +98,75 @@ class Trace:
     layers: dict[str, Any] = field(default_factory=dict)
 
 
-def run_hooked(
-    model: nn.Module,
-    inputs: Any,
-    head: Head,
-    others: Iterable[Head] = (),
-    layers: Mapping[str, nn.Module] | None = None,
-) -> Trace:
-    """Run the model in eval mode without gradients, with hooks on `head`, other heads and inner layers."""
-    trace = Trace()
+class Hooks:
+    """A model in eval mode with hooks on `head`, other heads and inner layers, while this context is open."""
 
-    def on_head(each: Head, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        head: Head,
+        others: Iterable[Head] = (),
+        layers: Mapping[str, nn.Module] | None = None,
+    ) -> None:
+        self.head = head
+        self.others = tuple(others)
+        self._model = model
+        self._layers = layers or {}
+        self._trace: Trace | None = None  # of the pass that runs
+        self._plain: list[tuple[Tensor, Tensor, int] | None] | None = None  # calls of the head in `run_plain`
+        self._open = ExitStack()
+
+    def __enter__(self) -> Hooks:
+        for each in (self.head, *self.others):
+            hook = each.module.register_forward_hook(partial(self._on_head, each), with_kwargs=True)
+            self._open.callback(hook.remove)
+        for name, layer in self._layers.items():
+            self._open.callback(layer.register_forward_hook(partial(self._on_layer, name)).remove)
+        self._open.enter_context(eval_mode(self._model))
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._open.close()
+
+    def run(self, inputs: Any) -> Trace:
+        """A pass without gradients."""
+        trace = self._trace = Trace()
+        try:
+            with torch.no_grad():
+                trace.returned = call(self._model, inputs)
+        finally:
+            self._trace = None
+        return trace
+
+    def run_plain(self, inputs: Any) -> tuple[Tensor, Tensor] | None:
+        """The (N, d) input of the head, copied, and its output (N, K), if it is called once and returned as it is.
+
+        Like `run`, but with no work beside the pass; None for anything else.
+        """
+        calls: list[tuple[Tensor, Tensor, int] | None] = []
+        self._plain = calls
+        try:
+            with torch.no_grad():
+                returned = call(self._model, inputs)
+        finally:
+            self._plain = None
+        if len(calls) != 1 or calls[0] is None:
+            return None
+        features, output, version = calls[0]
+        same = getattr(returned, "logits", returned) is output and output._version == version
+        return (features, output) if same else None
+
+    def _on_layer(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
+        if self._trace is not None:
+            self._trace.layers[name] = _copied(output)
+
+    def _on_head(self, each: Head, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if self._plain is not None:
+            self._plain.append(None if kwargs else _plain_call(args, output))
+            return
+        trace = self._trace
+        if trace is None:
+            return
         given = each.last(first_tensor(output, each.name))
         taken = each.taken([*args, *kwargs.values()])
         if taken is None or taken.shape[:-1] != given.shape[:-1]:
@@ -120,7 +179,7 @@ def run_hooked(
         flat_taken, flat_given = taken.flatten(0, -2), given.flatten(0, -2)
         picked = spot_rows(len(flat_given), given.device)
         earlier = trace.heads.get(each.name)
-        some = flat_taken[picked].clone()
+        some = flat_taken[picked]
         times = 1
         if earlier is not None:  # as in multi-sample dropout, which in eval mode gives the same inputs each time
             same = (
@@ -128,37 +187,29 @@ def run_hooked(
             )
             times = earlier.times + (not same)
         trace.heads[each.name] = HeadCall(
-            taken.clone() if each is head else None,
+            taken.clone() if each is self.head else None,
             given,
             some,
-            flat_given[picked].clone(),
+            flat_given[picked],
             times,
             None if given.is_inference() else given._version,
         )
 
-    hooks = [
-        each.module.register_forward_hook(lambda _, a, k, out, each=each: on_head(each, a, k, out), with_kwargs=True)
-        for each in (head, *others)
-    ]
-    hooks += [
-        layer.register_forward_hook(lambda _, __, out, name=name: trace.layers.__setitem__(name, _copied(out)))
-        for name, layer in (layers or {}).items()
-    ]
-    try:
-        with eval_mode(model), torch.no_grad():
-            trace.returned = call(model, inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return trace
+
+def _plain_call(args: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor, int] | None:
+    """A copy of the input of a head (N, d), its output (N, K), and how often that has been changed in place."""
+    features = args[0] if len(args) == 1 else None
+    if type(features) is not Tensor or type(output) is not Tensor or output.is_inference():
+        return None
+    if features.dim() != 2 or output.dim() != 2 or len(features) != len(output):
+        return None
+    return features.detach().clone(), output, output._version
 
 
-def spot_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of the indices below `count`, evenly spread.
-
-    In float64 whatever the default type is: Lightning makes that bfloat16 in `forward`, which cannot count to 300.
-    """
-    return torch.linspace(0, count - 1, min(ROWS, count), dtype=torch.float64, device=device).round().long()
+def spot_rows(count: int, device: torch.device, most: int = ROWS) -> Tensor:
+    """At most `most` of the indices below `count`, evenly spread."""
+    rows = min(most, count)
+    return torch.arange(rows, device=device) * (count - 1) // max(1, rows - 1)
 
 
 def _copied(output: Any) -> Any:

@@ -124,6 +124,20 @@ class HeadMap:
             raise InputError(self._refusal(inputs, outputs, weight, bias))
         self.form = form
 
+    @property
+    def is_found(self) -> bool:
+        """Whether some rows showed the form of the map."""
+        return self.form is not None
+
+    def fits(self, inputs: Tensor, outputs: Tensor) -> bool:
+        """Whether (n, K) outputs are those of the form that was found, for the (n, d) inputs that are finite."""
+        finite = torch.isfinite(inputs).all(1)
+        if self.form is None:
+            return False
+        self._checked += 1
+        own = head_tensors(self.head)
+        return not bool(finite.any()) or self._distance(self.form, inputs[finite], outputs[finite], *own) <= 1
+
     def tensors(self) -> tuple[Tensor, Tensor | None]:
         """The weight (K, d) and the bias (K,) or None that made the outputs."""
         own = self._own or head_tensors(self.head)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments, state_device
@@ -23,9 +23,9 @@ from neuralcollapse.heads.linear import head_tensors
 class NeuralCollapse(Metric):
     """NC1..NC3 and their variants over all samples seen, in one pass.
 
-    The state is one float64 vector (`ClassMoments.packed`). `forward`, `merge_state` and the synchronisation of
-    torch.distributed merge it by the same function, so that any split over batches or processes gives the result of a
-    single process. Casting the metric to another dtype leaves the state in float64.
+    The state, `moments`, is one float64 vector (`ClassMoments.packed`). `forward`, `merge_state` and the
+    synchronisation of torch.distributed merge it by the same function, so that any split over batches or processes
+    gives the result of a single process. Casting the metric to another dtype leaves the state in float64.
 
     Args:
         num_classes: K.
@@ -55,7 +55,7 @@ class NeuralCollapse(Metric):
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
-    moments: Tensor
+    _held: ClassMoments
 
     def __init__(
         self,
@@ -95,24 +95,35 @@ class NeuralCollapse(Metric):
             left_out = torch.cat([left_out, self.classes.classes.cpu()])
         self.add_state("left_out", default=left_out, dist_reduce_fx=_first)
 
+    @property
+    def moments(self) -> Tensor:
+        """The state as torchmetrics knows it, `ClassMoments.packed`: reading it is a look at the moments."""
+        return self._held.packed
+
+    @moments.setter
+    def moments(self, packed: Any) -> None:
+        self._held = ClassMoments(packed, *self._shape)
+
     def reset(self) -> None:
         """Forget all samples."""
+        self.moments = self._defaults["moments"]  # torchmetrics reads the state, which may hold a batch that is wrong
         with torch.inference_mode(False):  # otherwise updates outside inference mode would be refused
             super().reset()
+        classes, dim, means_dtype = self._shape
+        self._held = ClassMoments.zeros(classes, dim, self._held.device, means_dtype=means_dtype)
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; on wrong input nothing is added."""
-        self._add(self._moments(), features, labels, self._update_count)
+        self._add(self._held, features, labels, self._update_count)
 
     def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Add a batch and return the measures of that batch alone; on wrong input nothing is added."""
         if self.dist_sync_on_step or self._is_synced:
             return super().forward(features, labels)
         classes, dim, means_dtype = self._shape
-        batch = ClassMoments.zeros(classes, dim, self.moments.device, means_dtype=means_dtype)
+        batch = ClassMoments.zeros(classes, dim, self._held.device, means_dtype=means_dtype)
         self._add(batch, features, labels, self._update_count + 1)
-        with torch.no_grad():
-            self._moments().absorb(batch)
+        self._held.absorb(batch)
         # Private to torchmetrics: its own `forward` keeps these three up to date, and MetricCollection reads them.
         self._update_count += 1
         self._computed = None
@@ -122,7 +133,7 @@ class NeuralCollapse(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The measures of everything seen since the last reset, over all processes."""
-        return self._measures(self._moments())
+        return self._measures(self._held)
 
     def _add(self, moments: ClassMoments, features: Tensor, labels: Tensor, batch: int) -> None:
         try:
@@ -132,6 +143,8 @@ class NeuralCollapse(Metric):
                 labels = self.classes.relabel(check_labels(labels, features.shape[0]), left_out)
                 left_out = LEFT_OUT
             moments.update(features, labels, ignore_index=left_out)
+        except NumberedError:
+            raise
         except InputError as error:
             raise InputError(f"batch {batch}: {error}") from None
 
@@ -168,24 +181,28 @@ class NeuralCollapse(Metric):
             raise InputError(
                 f"expected a metric of {need}, got {got}: both need the same num_classes, feature_dim, means_dtype"
             )
-        with torch.no_grad():
-            self._moments().absorb(ClassMoments(theirs.to(self.moments.device), *shape))
+        self._held.absorb(ClassMoments(theirs.to(self._held.device), *shape))
         self._update_count += updates
         self._computed = None
-
-    def _moments(self) -> ClassMoments:
-        moments = ClassMoments(self.moments, *self._shape)
-        self.moments = moments.packed  # another tensor only for a pickle of version 0.1.0
-        return moments
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Metric._apply would cast the states (and their defaults, private to torchmetrics): move them, keep float64.
         super()._apply(fn, exclude_state=("moments", "left_out"))
+        left_out: Any = self.left_out
+        device = state_device(fn(left_out).device)
+        if device != self._held.device:
+            self.moments = self.moments.to(device)
         stores: tuple[dict[str, Any], dict[str, Any]] = (self.__dict__, self._defaults)
         for store in stores:
-            target = state_device(fn(store["left_out"]).device)
-            store["moments"], store["left_out"] = store["moments"].to(target), store["left_out"].to(target)
+            store["left_out"] = store["left_out"].to(device)
+        stores[1]["moments"] = stores[1]["moments"].to(device)
         return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed = state.pop("moments", None)  # a pickle of version 0.1.0
+        super().__setstate__(state)
+        if packed is not None:
+            self.moments = packed
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         loaded = state_dict.get(prefix + "moments")
@@ -197,7 +214,7 @@ class NeuralCollapse(Metric):
                     f"expected a float64 state of {self.moments.numel()} values (K={self.num_classes}, "
                     f"d={self.feature_dim}), got {loaded.dtype} {tuple(loaded.shape)}: load it into the same metric"
                 ) from None
-        device = self.moments.device
+        device = self._held.device
         super()._load_from_state_dict(state_dict, prefix, *args)
         if loaded is not None:  # a copy: updates work in place, and the caller's dict must not change with them
             self.moments = packed.to(device=device, copy=True)

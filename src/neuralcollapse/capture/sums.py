@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
+from neuralcollapse.capture.hooks import ROWS, spot_rows
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, state_device
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20
+# Plain batches wait until there are so many rows, or so many logits.
+_PLAIN_ROWS, _PLAIN_LOGITS = 2048, 2**20
 
 
 class Sums:
@@ -25,8 +29,6 @@ class Sums:
     Attributes:
         moments: moments of the features; None before the first batch.
         layers: name -> moments of the outputs of an inner layer.
-        correct: number of samples whose class has the largest logit.
-        loss: sum of the losses.
         kept: (features, classes predicted by the head, by the model) of each batch, for NC4; None once too large.
     """
 
@@ -40,35 +42,77 @@ class Sums:
     ) -> None:
         self.moments: ClassMoments | None = None
         self.layers: dict[str, ClassMoments] = {}
-        self.correct = self.loss = 0.0
+        self._totals: Tensor | None = None  # correct predictions and losses; as tensors, so that no batch waits
         self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if keep else None
         self._num_classes = num_classes
         self._means_dtype = means_dtype
         self._loss = loss
         self._kept_bytes = 0
-        self._least: Tensor | None = None  # stays on the features' device, so that no batch waits for it
+        self._least: Tensor | None = None
         self._elsewhere = True
+        self._plain: list[tuple[Tensor, Tensor, Tensor]] = []  # features, labels and logits of batches that wait
+        self._plain_rows = 0
 
     @property
     def nonnegative(self) -> bool:
         """Whether no feature so far, in any process that was joined, was below 0."""
         return self._elsewhere and (self._least is None or bool(self._least >= 0))
 
+    @property
+    def totals(self) -> tuple[float, float]:
+        """The number of samples whose class has the largest logit, and the sum of the losses."""
+        correct, loss = (0.0, 0.0) if self._totals is None else self._totals.tolist()
+        return correct, loss
+
     def add(self, forward: Forward, batch: Any) -> None:
         """Run a batch through the network and add it to the sums."""
+        rows = None if self.moments is None else forward.plain(batch)
+        if rows is not None:
+            self._plain.append(rows)
+            self._plain_rows += len(rows[1])
+            logits = rows[2]
+            if self._plain_rows >= _PLAIN_ROWS or self._plain_rows * logits.shape[1] >= _PLAIN_LOGITS:
+                self.flush(forward)
+            else:  # a model may write the next batch's logits, and a loader its labels, to the same place
+                self._plain[-1] = (rows[0], rows[1].clone(), logits.clone())
+            return
+        self.flush(forward)
         captured = forward(batch)
         if self.moments is None:
             self.moments = self._empty(captured.features.shape[1], captured.features.device)
             self.moments.round_at_least(forward.spacing)
         self.moments.update(captured.features, captured.labels)
+        self._count(captured, forward)
+
+    def flush(self, forward: Forward) -> None:
+        """Add the plain batches that wait: some thousand rows cost little more than a few."""
+        waiting, self._plain, self._plain_rows = self._plain, [], 0
+        if not waiting:
+            return
+        assert self.moments is not None
+        sizes = [len(labels) for _, labels, _ in waiting]
+        first = forward.batches - len(sizes) + 1
+        features, labels, logits = (
+            torch.cat(parts) if len(waiting) > 1 else parts[0] for parts in zip(*waiting, strict=True)
+        )
+        self.moments.update_batches(features, labels, sizes)
+        picked = spot_rows(len(labels), labels.device, ROWS * len(sizes))
+        places = spot_rows(len(labels), torch.device("cpu"), ROWS * len(sizes)).numpy()
+        numbers = np.repeat(np.arange(first, first + len(sizes)), sizes)[places].tolist()
+        forward.see(numbers, features[picked], logits[picked])
+        self._count(CapturedBatch(features, labels, labels, {}, logits, logits, None), forward)
+
+    def _count(self, captured: CapturedBatch, forward: Forward) -> None:
+        """Add everything but the moments of the features."""
         self._least = least_feature(captured.features, self._least)
         for name, outputs in captured.layers.items():
             if name not in self.layers:
                 self.layers[name] = self._empty(outputs.shape[1], outputs.device)
                 self.layers[name].round_at_least(forward.spacing)
             self.layers[name].update(outputs, captured.labels)
-        self.correct += int((captured.predicted == captured.targets).sum())
-        self.loss += captured.loss(self._loss)
+        correct = (captured.predicted == captured.targets).sum()
+        totals = torch.stack([exact(correct), exact(captured.loss(self._loss))])
+        self._totals = totals if self._totals is None else self._totals.to(totals.device) + totals
         if self.kept is not None:
             self.kept.append(predictions(captured, forward))
             self._kept_bytes += captured.features.numel() * captured.features.element_size()
@@ -82,14 +126,14 @@ class Sums:
         """
         if self.moments is None:
             self.moments = self._empty(forward.tensors()[0].shape[1], forward.device)
-        with_samples, keep, signed, self.correct, self.loss = summed(
+        with_samples, keep, signed, *totals = summed(
             forward.device,
             self.moments.num_samples > 0,
             self.kept is not None,
             not self.nonnegative,
-            self.correct,
-            self.loss,
+            *self.totals,
         )
+        self._totals = torch.tensor(totals, dtype=torch.float64)
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
@@ -100,6 +144,11 @@ class Sums:
 
     def _empty(self, dim: int, device: torch.device) -> ClassMoments:
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
+
+
+def exact(value: Tensor) -> Tensor:
+    """A number in float64, on its own device if that has float64."""
+    return value.detach().to(device=state_device(value.device), dtype=torch.float64)
 
 
 def least_feature(features: Tensor, least: Tensor | None = None) -> Tensor | None:

@@ -1,41 +1,25 @@
 """ClassMoments: counts, means and within-class scatter of labelled features, in one exact pass.
 
-How the pass stays exact. For a class with n_a samples so far (mean m_a) and a batch with n_b more (mean m_b), the joint
-scatter is
-
-    S_ab = S_a + sum_i (h_i - m_b)(h_i - m_b)' + (n_a n_b / n) (m_b - m_a)(m_b - m_a)',   n = n_a + n_b.
-
-The batch is centred not at its mean but at `c = m_b - sqrt(n_a/n) (m_b - m_a)`: the single product
-`sum_i (h_i - c)(h_i - c)'` is then the second and third term together. It is a sum of squares, so nothing cancels,
-wherever the features lie and however far a mean has moved. After centring the values are small, so the product itself
-may run in float32. Merging follows Chan, Golub, LeVeque (1983).
+Rows wait in a block of some thousand, so that a small batch costs little more than a copy. A full block, or any look at
+the moments, adds them to the sums of `shifted.py`, which are turned into means and scatter at that look. On the CPU
+every batch is checked at once; on an accelerator `update` returns without waiting for the device, and a batch that is
+wrong is reported at the next look. Merging follows Chan, Golub, LeVeque (1983).
 """
 
 from __future__ import annotations
 
-import math
-import threading
+from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
-from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.precision import full_precision
-from neuralcollapse.geometry.rounding import rounding
-
-# Rows are centred in blocks of at most this many values, so that float64 copies stay in cache (4 MB).
-_BLOCK_VALUES = 2**19
-# A float32 product takes the centred rows of several blocks, up to this many: with few rows it is half as fast.
-_PRODUCT_ROWS = 2048
-# Class means are processed in blocks of this many, since a copy of all of them would double the memory.
-_MEANS_ROWS = 4096
-# Below this dimension products run in float64: they are cheap, and rounding averages over too few entries.
-_FLOAT32_FROM_DIM = 256
-# A block whose trace leaves this range might under- or overflow in float32: its product runs in float64.
-_SAFE_TRACE = (1e-24, 1e36)
-# A block in which one row has this share of the trace would lose the other rows to float32's rounding: float64 too.
-_DOMINANT = 0.25
+from neuralcollapse.errors import InputError, NumberedError
+from neuralcollapse.geometry.products import add_gram
+from neuralcollapse.geometry.rounding import rounding, sampled
+from neuralcollapse.geometry.shifted import MARKS, MEANS_ROWS, ShiftedSums, State, row_marks
+from neuralcollapse.geometry.waiting import Waiting, block_rows
 
 
 class ClassMoments:
@@ -44,11 +28,9 @@ class ClassMoments:
     Attributes:
         num_classes: K.
         feature_dim: d.
-        means: (K, d) mu_k; zero for a class without samples.
-        spreads: (K,) sum over the samples of a class of `|h - mu_k|^2`.
-        packed: the whole state as one float64 vector (counts, spreads, means, upper triangle of the scatter in a
-            d x d matrix, and `rounding`); the other attributes are views of it. Float32 means lie two to an entry. A
-            vector without the last entry, as in version 0.1.0, is taken for the state of float32 features.
+        packed: the whole state as one float64 vector: counts, spreads, means, upper triangle of the scatter in a d x d
+            matrix, and `rounding`. Float32 means lie two to an entry. A vector without the last entry, as in version
+            0.1.0, is taken for the state of float32 features.
 
     Create one with `from_batch` or `zeros`, add batches in place with `update`, combine two with `merge`. Features may
     be float16, bfloat16, float32 (products in float32 after centring) or float64 (products in float64), labels of any
@@ -74,19 +56,27 @@ class ClassMoments:
             raise InputError(
                 f"expected a packed float64 state of shape ({size},), got {packed.dtype} {tuple(packed.shape)}"
             )
-        self.packed = packed
         self.num_classes = num_classes
         self.feature_dim = feature_dim
-        square = feature_dim * feature_dim
-        places = size - 2 * num_classes - square - 1
+        self._means_dtype = means_dtype
+        self._on_host = waits_for_nothing(packed.device)
+        self._hold(packed)
+        self._fresh = False  # whether the state is known to be of no samples, and nobody else's
+        self._sums: ShiftedSums | None = None  # while samples are added, the state holds these sums
+        self._waiting: Waiting | None = None
+        self._updates = self._unmarked = 0  # batches, and those before the first one with a mark
+        self._samples: dict[torch.dtype, Tensor] = {}  # rows whose rounding has not been judged
+
+    def _hold(self, packed: Tensor) -> None:
+        num_classes, dim = self.num_classes, self.feature_dim
+        square = dim * dim
+        places = len(packed) - 2 * num_classes - square - 1
         counts, spreads, means, scatter, coarsest = packed.split((num_classes, num_classes, places, square, 1))
-        self._counts = counts
-        self._coarsest = coarsest
-        self.spreads = spreads
         with torch.inference_mode(False):  # a view as another type, made inside, could not be updated outside
-            means = means if means_dtype == torch.float64 else means.view(means_dtype)
-        self.means = means[: num_classes * feature_dim].view(num_classes, feature_dim)
-        self._upper = scatter.view(feature_dim, feature_dim)  # only its upper triangle is used
+            means = means if self._means_dtype == torch.float64 else means.view(self._means_dtype)
+        means = means[: num_classes * dim].view(num_classes, dim)
+        self._packed = packed
+        self._state = State(counts, spreads, means, scatter.view(dim, dim), coarsest)
 
     @classmethod
     def zeros(
@@ -103,7 +93,9 @@ class ClassMoments:
         size = packed_size(num_classes, feature_dim, means_dtype)
         with torch.inference_mode(False):  # else updates outside inference mode would be refused
             packed = torch.zeros(size, dtype=torch.float64, device=state_device(device))
-        return cls(packed, num_classes, feature_dim, means_dtype)
+        moments = cls(packed, num_classes, feature_dim, means_dtype)
+        moments._fresh = True
+        return moments
 
     @classmethod
     def from_batch(
@@ -129,54 +121,82 @@ class ClassMoments:
         """The moments of counts (K,) samples that all lie at their class means (K, d), so without spread."""
         check_features(means)
         moments = cls.zeros(means.shape[0], means.shape[1], means.device)
-        moments._counts.copy_(check_labels(counts, means.shape[0], "counts"))
-        moments.means.copy_(means)
-        moments._coarsest.fill_(rounding(means))
+        moments._state.counts.copy_(check_labels(counts, means.shape[0], "counts"))
+        moments._state.means.copy_(means)
+        moments._state.coarsest.fill_(rounding(means))
+        moments._fresh = False
         return moments
+
+    @property
+    def packed(self) -> Tensor:
+        """The whole state as one float64 vector; the tensors of the other properties are views or sums of it."""
+        self._look()
+        return self._packed
+
+    @property
+    def device(self) -> torch.device:
+        """Where the state lives."""
+        return self._packed.device
 
     @property
     def counts(self) -> Tensor:
         """(K,) int64: the number of samples of each class."""
-        return self._counts.to(torch.int64)
+        self._flush(looked_at=True)
+        return self._state.counts.to(torch.int64)
 
     @property
     def num_samples(self) -> int:
         """N, the number of samples of all classes."""
-        return int(self._counts.sum())
+        self._flush(looked_at=True)
+        return int(self._state.counts.sum())
+
+    @property
+    def means(self) -> Tensor:
+        """(K, d) mu_k; zero for a class without samples."""
+        return self._look().means
+
+    @property
+    def spreads(self) -> Tensor:
+        """(K,) sum over the samples of a class of `|h - mu_k|^2`."""
+        return self._look().spreads
 
     @property
     def rounding(self) -> float:
         """Spacing (eps) of the coarsest dtype the features were rounded to, judged by their values; 0 if exact."""
-        return float(self._coarsest)
+        return float(self._look().coarsest)
 
     def round_at_least(self, spacing: float) -> None:
         """Record that the features were once rounded to a dtype with this spacing (eps).
 
         Their values no longer show it if they were averaged in a finer dtype afterwards.
         """
-        self._coarsest.clamp_(min=spacing)
+        self._state.coarsest.clamp_(min=spacing)
 
     @property
     def global_mean(self) -> Tensor:
         """(d,) float64, the mean over the samples (not over the classes); zero without samples."""
-        total = self.means.new_zeros(self.feature_dim, dtype=torch.float64)
-        for counts, means in zip(self._counts.split(_MEANS_ROWS), self.means.split(_MEANS_ROWS), strict=True):
+        state = self._look()
+        total = state.means.new_zeros(self.feature_dim, dtype=torch.float64)
+        for counts, means in zip(state.counts.split(MEANS_ROWS), state.means.split(MEANS_ROWS), strict=True):
             total += counts @ means.double()
-        return total / self._counts.sum().clamp(min=1)
+        return total / state.counts.sum().clamp(min=1)
 
     @property
     def scatter(self) -> Tensor:
         """(d, d) within-class scatter: the sum (not the mean) over all samples of `(h - mu_y)(h - mu_y)'`."""
-        return self._upper.triu() + self._upper.triu(1).T
+        upper = self._look().upper
+        return upper.triu() + upper.triu(1).T
 
     @property
     def within_covariance(self) -> Tensor:
         """(d, d) `S_W = scatter / N`, averaged over the samples."""
-        return self.scatter / self._counts.sum().clamp(min=1)
+        return self.scatter / self._state.counts.sum().clamp(min=1)
 
-    @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor, *, ignore_index: int | None = None) -> ClassMoments:
-        """Add a batch in place and return self; on wrong input nothing changes.
+        """Add a batch and return self; nothing of a wrong batch is added.
+
+        With the moments on an accelerator, this waits for nothing. A batch whose labels or values are wrong is then
+        left out, and the next look at the moments raises an error with its number (from 1, since they were made).
 
         Args:
             features: (N, d) float16, bfloat16, float32 or float64; N = 0 is allowed.
@@ -186,74 +206,163 @@ class ClassMoments:
         Raises:
             InputError: wrong shapes or dtypes, labels out of range, NaN or infinite features.
         """
+        return self._update(features, labels, ignore_index, 1)
+
+    def update_batches(self, features: Tensor, labels: Tensor, sizes: Sequence[int]) -> ClassMoments:
+        """Add several batches at once, one after the other in `features` and `labels`; `sizes` are theirs.
+
+        The same as an `update` for each, but faster. A batch that is wrong is named by its number.
+
+        Raises:
+            InputError: as `update`; on the CPU, the batches before the wrong one have been added.
+        """
+        try:
+            if self._on_host or len(labels) <= block_rows(self.feature_dim, on_host=False):
+                return self._update(features, labels, None, np.asarray(sizes))
+        except NumberedError:
+            raise
+        except InputError:
+            pass  # of which batch, the next lines find out
+        for part, part_labels in zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True):
+            try:
+                self._update(part, part_labels, None, 1)
+            except InputError as error:
+                raise NumberedError(f"batch {self._updates + 1}: {error}") from None
+        return self
+
+    @torch.no_grad()
+    def _update(
+        self, features: Tensor, labels: Tensor, ignore_index: int | None, sizes: int | np.ndarray
+    ) -> ClassMoments:
+        """Add one batch, or the batches of these sizes."""
         check_features(features)
         if features.shape[1] != self.feature_dim:
             raise InputError(
                 f"expected features of dimension {self.feature_dim}, got {features.shape[1]}: use one layer throughout"
             )
-        labels = check_labels(labels, features.shape[0]).to(features.device)
+        labels = check_labels(labels, features.shape[0])
+        if self._on_host or (waits_for_nothing(features.device) and waits_for_nothing(labels.device)):
+            features, labels = self._checked(features, labels, ignore_index)
+            ignore_index = None
+        count = 1 if isinstance(sizes, int) else len(sizes)
+        if not self._on_host and self._updates + count - self._unmarked > MARKS:
+            self._flush(looked_at=True)
+            self._unmarked = self._updates
+        mark = self._updates - self._unmarked
+        self._updates += count
+        if len(labels) > 0:
+            marks = mark if isinstance(sizes, int) else np.repeat(np.arange(mark, mark + count), sizes)
+            self._put(features, labels, ignore_index, marks)
+        return self
+
+    def _checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+        """The batch without ignored rows, after all checks, on the CPU."""
+        features, labels = features.cpu(), labels.cpu()
         if ignore_index is not None:
             kept = kept_rows(features, labels, ignore_index)
             features, labels = features[kept], labels[kept]
-        if labels.numel() == 0:
-            return self
         check_label_range(labels, self.num_classes)
-        rows = max(1, _BLOCK_VALUES // self.feature_dim)
-        if len(labels) > rows:  # a single block is checked by its sums, below
-            check_finite(features)
-        device = self.packed.device
-        for part, part_labels in zip(features.split(_PRODUCT_ROWS), labels.split(_PRODUCT_ROWS), strict=True):
-            self._add(part.to(device), part_labels.to(device), rows)
-        self._coarsest.clamp_(min=rounding(features))
-        return self
+        check_finite(features)
+        return features, labels
 
-    def _add(self, features: Tensor, labels: Tensor, rows: int) -> None:
-        """Add up to _PRODUCT_ROWS samples in blocks of `rows`; the float32 blocks in one product at the end."""
-        dim = self.feature_dim
-        single = in_float32(torch.finfo(features.dtype).eps, dim)
-        waiting, diagonal = 0, 0.0 * self._upper[0]
-        small = _scratch("small", features.shape, torch.float32, features.device) if single else features
-        for block, block_labels in zip(features.split(rows), labels.split(rows), strict=True):
-            exact = self._centred(block, block_labels)
-            squares = torch.linalg.vector_norm(exact, dim=1).square_()
-            self.spreads.index_add_(0, block_labels, squares)
-            trace, most = float(squares.sum()), float(squares.max())
-            if single and _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and most < _DOMINANT * trace:
-                small[waiting : waiting + len(block)].copy_(exact)
-                waiting += len(block)
-                diagonal += exact.square_().sum(0)
-            else:
-                add_gram(self._upper, exact)
-        if waiting:
-            diagonal += self._upper.diagonal()
-            with full_precision(features.device):
-                add_gram(self._upper, small[:waiting])
-            self._upper.diagonal().copy_(diagonal)  # in float32 its sums would grow, and round, the most
+    def _put(self, features: Tensor, labels: Tensor, ignored: int | None, mark: int | np.ndarray) -> None:
+        """Let a batch wait for its block; one that is larger than a block is added in parts."""
+        size = block_rows(self.feature_dim, on_host=self._on_host)
+        if self._on_host:
+            whole = len(labels) // size * size
+            for start in range(0, whole, size):
+                self._add(features[start : start + size], labels[start : start + size])
+            features, labels = features[whole:], labels[whole:]
+            if len(labels) == 0:
+                return
+        elif len(labels) > size:
+            features, labels = (each.to(self.device) for each in (features, labels))
+            sound = _sound(features, labels, self.num_classes, ignored)
+            marks = torch.full_like(labels, int(mark))
+            for start in range(0, len(labels), size):
+                part = slice(start, start + size)
+                self._add(features[part], labels[part], marks[part], ignored, sound)
+            self._samples[features.dtype] = sampled(features).clone()
+            return
+        waiting = self._waiting
+        if waiting is not None and (waiting.dtype, waiting.ignored) != (features.dtype, ignored):
+            self._flush()
+            self._keep_sample()
+            waiting = None
+        if waiting is None:
+            waiting = self._waiting = Waiting(features, size, self.device, ignored)
+        if len(labels) > waiting.room:
+            self._flush()
+        waiting.put(features, labels, mark)
+        if waiting.room == 0:
+            self._flush()
 
-    def _centred(self, features: Tensor, labels: Tensor) -> Tensor:
-        """The rows of a block minus their centres c, in float64. Updates counts and means."""
-        exact = _scratch("exact", features.shape, torch.float64, features.device).copy_(features)
-        classes, index = labels.unique(return_inverse=True)  # work on the classes of this block alone
-        shape = (len(classes), self.feature_dim)
-        sums = _scratch("sums", shape, torch.float64, features.device).zero_().index_add_(0, index, exact)
-        if not bool(torch.isfinite(sums.sum())):
-            check_finite(features)  # raises, before anything has changed
-
-        batch_counts = torch.bincount(index).to(torch.float64)
-        seen = self._counts[classes]
-        total = seen + batch_counts
-        means = _scratch("means", shape, torch.float64, features.device)
-        if self.means.dtype == torch.float64:
-            torch.index_select(self.means, 0, classes, out=means)
+    def _add(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        marks: Tensor | None = None,
+        ignored: int | None = None,
+        sound: Tensor | None = None,
+    ) -> None:
+        """Add a block to the sums; `marks` and what follows are for an accelerator."""
+        if self._sums is None:
+            if not self._fresh:  # others may hold views of the state that was looked at
+                with torch.inference_mode(False):
+                    self._hold(self._packed.clone())
+            self._sums = ShiftedSums(self._state, features, fresh=self._fresh)
+            self._fresh = False
+        if marks is None:
+            self._sums.add(features, labels)
+            self._state.coarsest.clamp_(min=rounding(features))
         else:
-            means.copy_(self.means[classes])
-        moved = sums.div_(batch_counts[:, None]).sub_(means)
-        centres = means.addcmul_(moved, (1 - (seen / total).sqrt())[:, None])
-        spare = _scratch("centres", features.shape, torch.float64, features.device)
-        exact.sub_(torch.index_select(centres, 0, index, out=spare))
-        self.means.index_add_(0, classes, moved.mul_((batch_counts / total)[:, None]).to(self.means.dtype))
-        self._counts[classes] = total
-        return exact
+            self._sums.add_unchecked(features, labels, marks, ignored, sound)
+
+    @torch.no_grad()
+    def _flush(self, *, looked_at: bool = False) -> None:
+        """Add the rows that wait; if someone looks at the sums, raise for a batch that was wrong."""
+        waiting = self._waiting
+        if waiting is not None and waiting.filled:
+            marks = None if self._on_host else waiting.marks()
+            self._add(*waiting.take(), marks, waiting.ignored)
+        if looked_at and self._sums is not None and not self._on_host:
+            self._check_marks(self._sums.batch_marks)
+
+    def _check_marks(self, marks: Tensor) -> None:
+        """Raise for the first batch that was wrong since the last look, which is forgotten."""
+        found = marks.to("cpu", copy=True)
+        bad = (~(found < torch.inf)).nonzero().flatten()
+        marks.zero_()
+        if len(bad) == 0:
+            return
+        first = self._unmarked + int(bad[0]) + 1
+        wanted, got = "finite features", "NaN or infinity"
+        if bool(found[bad[0]] == torch.inf):
+            wanted, got = f"labels from 0 to {self.num_classes - 1}", "others"
+        more = "" if len(bad) == 1 else f" and of {len(bad) - 1} later ones"
+        raise NumberedError(
+            f"batch {first}: expected {wanted}, got {got}; nothing of that batch{more} was counted: correct or drop "
+            "them"
+        )
+
+    def _keep_sample(self) -> None:
+        """On an accelerator, keep rows whose rounding the next look judges."""
+        if self._waiting is not None and not self._on_host:
+            self._samples[self._waiting.dtype] = self._waiting.sample()
+
+    @torch.no_grad()
+    def _look(self) -> State:
+        """The state as means, spreads and scatter of everything added."""
+        self._flush(looked_at=True)
+        if self._sums is not None:
+            self._sums.fold()
+            self._sums = None
+            self._keep_sample()
+            for rows in self._samples.values():
+                self._state.coarsest.clamp_(min=rounding(rows))
+            self._samples = {}
+        self._waiting = None
+        return self._state
 
     def merge(self, other: ClassMoments) -> ClassMoments:
         """The moments of both sets of samples, as a new object; neither operand changes.
@@ -272,25 +381,28 @@ class ClassMoments:
         merged.absorb(ClassMoments(other.packed.to(self.packed.device), *self.shape))
         return merged
 
+    @torch.no_grad()
     def absorb(self, other: ClassMoments) -> None:
         """Add the samples of `other` (of the same K, d and device) in place; `other` does not change."""
-        total = self._counts + other._counts
-        share = other._counts / total.clamp(min=1)
-        both = self._counts * share  # n_a n_b / n; zero where one side has no samples
-        self._upper += other._upper
-        for start in range(0, self.num_classes, _MEANS_ROWS):
-            part = slice(start, start + _MEANS_ROWS)
-            moved = other.means[part].double() - self.means[part]
-            self.spreads[part] += other.spreads[part] + both[part] * moved.square().sum(1)
-            self.means[part] += (share[part, None] * moved).to(self.means.dtype)
-            add_gram(self._upper, moved.mul_(both[part].sqrt()[:, None]))
-        self._counts.copy_(total)
-        torch.maximum(self._coarsest, other._coarsest, out=self._coarsest)
+        mine, theirs = self._look(), other._look()
+        self._fresh = False
+        total = mine.counts + theirs.counts
+        share = theirs.counts / total.clamp(min=1)
+        both = mine.counts * share  # n_a n_b / n; zero where one side has no samples
+        mine.upper.add_(theirs.upper)
+        for start in range(0, self.num_classes, MEANS_ROWS):
+            part = slice(start, start + MEANS_ROWS)
+            moved = theirs.means[part].double() - mine.means[part]
+            mine.spreads[part] += theirs.spreads[part] + both[part] * moved.square().sum(1)
+            mine.means[part] += (share[part, None] * moved).to(mine.means.dtype)
+            add_gram(mine.upper, moved.mul_(both[part].sqrt()[:, None]))
+        mine.counts.copy_(total)
+        torch.maximum(mine.coarsest, theirs.coarsest, out=mine.coarsest)
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:
         """(K, d, dtype of the means): together with `packed`, the arguments of the constructor."""
-        return self.num_classes, self.feature_dim, self.means.dtype
+        return self.num_classes, self.feature_dim, self._means_dtype
 
     def __reduce__(self) -> tuple[object, ...]:
         return ClassMoments, (self.packed, *self.shape)  # pickled views would no longer share memory
@@ -300,9 +412,17 @@ class ClassMoments:
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
 
 
-def in_float32(eps: float, feature_dim: int) -> bool:
-    """Whether products of features of a dtype with this spacing run in float32."""
-    return feature_dim >= _FLOAT32_FROM_DIM and eps > torch.finfo(torch.float64).eps
+def waits_for_nothing(device: torch.device) -> bool:
+    """Whether looking at a number on the device costs nothing, as on the CPU."""
+    return device.type == "cpu"
+
+
+def _sound(features: Tensor, labels: Tensor, num_classes: int, ignored: int | None) -> Tensor:
+    """1 on the device if all rows are right, else infinite or NaN."""
+    marks = row_marks(features.double(), (labels >= 0) & (labels < num_classes))
+    if ignored is not None:
+        marks.masked_fill_(labels == ignored, 1)
+    return marks.amax()
 
 
 def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
@@ -330,29 +450,3 @@ def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = t
     values = num_classes * feature_dim
     places = values if means_dtype == torch.float64 else -(-values // 2)
     return 2 * num_classes + places + feature_dim * feature_dim + 1
-
-
-def add_gram(upper: Tensor, rows: Tensor) -> None:
-    """Add the upper triangle of `R'R` for R = rows. On a CPU only blocks of it are computed: up to 44 % less work."""
-    dim = rows.shape[1]
-    step = max(256, -(-dim // 8)) if rows.device.type == "cpu" else dim
-    for start in range(0, dim, step):
-        block, left, right = upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:]
-        if rows.dtype == upper.dtype:
-            block.addmm_(left, right)
-        else:
-            block += left @ right
-
-
-_buffers = threading.local()
-
-
-def _scratch(name: str, shape: tuple[int, ...] | torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory for a block, reused from batch to batch: allocating fresh pages costs as much as the arithmetic."""
-    size = math.prod(shape)
-    key = (name, device, dtype)
-    kept: dict[object, Tensor] = _buffers.__dict__.setdefault("kept", {})
-    if key not in kept or kept[key].numel() < size:
-        with torch.inference_mode(False):
-            kept[key] = torch.empty(size, dtype=dtype, device=device)
-    return kept[key][:size].view(shape)

@@ -18,11 +18,16 @@ _TOO_FEW = 16  # so few nonzero values say nothing about their dtype
 _LAST_BIT_USED = 0.05  # share of values: about one half is expected, fewer after sums that cancel, none if exact
 
 
+def sampled(features: Tensor) -> Tensor:
+    """The rows that `rounding` looks at."""
+    wanted = max(4, _LOOKED_AT // features.shape[1])
+    return features.detach()[:: max(1, len(features) // wanted)][:wanted]
+
+
 def rounding(features: Tensor) -> float:
     """The spacing (eps) of the coarsest dtype that the (N, d) values appear to be rounded to; 0 for exact values."""
     own = torch.finfo(features.dtype).eps
-    wanted = max(4, _LOOKED_AT // features.shape[1])
-    rows = features.detach()[:: max(1, len(features) // wanted)][:wanted].cpu()
+    rows = sampled(features).cpu()
     values = rows[rows != 0]
     if len(values) < _TOO_FEW or features.element_size() not in _BITS:
         return own

@@ -211,7 +211,8 @@ class ExperimentFolder:
         if not _begun(place):
             return False
         folder = RunFolder(place)
-        if not folder.read_text("records.jsonl").strip() or folder.records()[-1].epoch < run.config.epochs:
+        records = folder.records(allow_none=True)
+        if not records or records[-1].epoch < run.config.epochs:
             return False
         # The state is written after all else; kept records without weights have none.
         return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning
@@ -11,7 +13,7 @@ from torch import nn
 from neuralcollapse.capture.arguments import find_classifier
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.capture.processes import merged, summed
-from neuralcollapse.capture.sums import least_feature
+from neuralcollapse.capture.sums import exact, least_feature
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.linear import head_tensors
@@ -30,14 +32,14 @@ class OnlineFeatures(lightning.Callback):
 
     def __init__(self, *, sharded: bool = False) -> None:
         self.sharded = sharded
+        self._epoch = 0
         self._begin()
 
     def _begin(self) -> None:
         self._moments: ClassMoments | None = None
         self._least: torch.Tensor | None = None
         self._signed_before = False
-        self._correct: torch.Tensor | float = 0.0  # tensors on the device once there was a step, which waits for none
-        self._loss: torch.Tensor | float = 0.0
+        self._totals: torch.Tensor | None = None  # correct predictions and losses; as tensors, so that no step waits
 
     @torch.no_grad()
     def on_train_batch_end(
@@ -49,15 +51,22 @@ class OnlineFeatures(lightning.Callback):
         (features, logits), labels = pl_module.seen, batch[1]
         if self._moments is None:
             self._moments = ClassMoments.zeros(logits.shape[1], features.shape[1], features.device)
-        try:
+        self._epoch = trainer.current_epoch + 1
+        with self._diverging():
             self._moments.update(features, labels)
-        except InputError as error:
-            where = f"epoch {trainer.current_epoch + 1}"
-            raise InputError(f"training diverged in {where} ({error}): lower the learning rate") from None
         self._least = least_feature(features, self._least)
-        wide = torch.float32 if features.device.type == "mps" else torch.float64
-        self._correct = self._correct + (logits.argmax(1) == labels).sum(dtype=wide)
-        self._loss = self._loss + pl_module.loss(logits.float(), labels).to(wide) * len(labels)
+        correct, loss = (logits.argmax(1) == labels).sum(), pl_module.loss(logits.float(), labels) * len(labels)
+        totals = torch.stack([exact(correct), exact(loss)])
+        self._totals = totals if self._totals is None else self._totals.to(totals.device) + totals
+
+    @contextmanager
+    def _diverging(self) -> Iterator[None]:
+        """Inside, features that are not finite are said to come from the training."""
+        try:
+            yield
+        except InputError as error:
+            where = f"epoch {self._epoch}"
+            raise InputError(f"training diverged in {where} ({error}): lower the learning rate") from None
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Begin the next epoch's sums; so this callback goes after the one that measures."""
@@ -68,7 +77,8 @@ class OnlineFeatures(lightning.Callback):
         assert isinstance(model, Classification)
         weight, bias = head_tensors(find_classifier(model, model.classifier, None)[0].module)
         own = self._moments or ClassMoments.zeros(weight.shape[0], weight.shape[1], weight.device)
-        moments, (correct, loss, signed) = self._joined(own)
+        with self._diverging():
+            moments, (correct, loss, signed) = self._joined(own)
         count = moments.num_samples
         return Capture(moments, weight, bias, correct / count, loss / count, nonnegative=not signed)
 
@@ -83,11 +93,13 @@ class OnlineFeatures(lightning.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a `state_dict`; the sums of all processes are the first one's now, the others begin with none."""
         if state_dict["sums"] is not None and is_primary():
-            self._correct, self._loss = state_dict["correct"], state_dict["loss"]
+            self._totals = torch.tensor([state_dict["correct"], state_dict["loss"]], dtype=torch.float64)
             self._moments = ClassMoments(*state_dict["sums"])
             self._signed_before = not state_dict.get("nonnegative", False)  # version 0.1.0 did not keep it
 
     def _joined(self, moments: ClassMoments) -> tuple[ClassMoments, list[float]]:
         signed = self._signed_before or (self._least is not None and bool(self._least < 0))
-        totals = [float(self._correct), float(self._loss), float(signed)]
+        own = [0.0, 0.0] if self._totals is None else self._totals.tolist()
+        totals = [*own, float(signed)]
+        moments.num_samples  # noqa: B018 - raises for a batch that was wrong
         return (merged(moments), summed(moments.packed.device, *totals)) if self.sharded else (moments, totals)

@@ -1,0 +1,41 @@
+"""NearestMeans: which class mean lies nearest to each sample, for NC4."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from neuralcollapse.geometry.matrix import BlockedMatrix
+from neuralcollapse.geometry.moments import ClassMoments
+
+
+class NearestMeans:
+    """The means of the classes that have samples, about the mean of all samples, ready to be compared with features.
+
+    The moments must hold samples.
+    """
+
+    def __init__(self, moments: ClassMoments) -> None:
+        self._centre = moments.global_mean
+        self._seen = moments.counts.nonzero().flatten()
+        all_seen = len(self._seen) == moments.num_classes
+        self._means = BlockedMatrix(moments.means, None if all_seen else self._seen, self._centre)
+        self._halves = [self._means.block(part).square().sum(1) / 2 for part in self._means.parts()]
+
+    def disagreements(self, features: Tensor, predicted: Tensor) -> Tensor:
+        """The number of the (N, d) features whose nearest mean is not that of the class predicted for them, (N,).
+
+        A float64 scalar on the moments' device, which nothing has waited for; NaN if a feature is not finite.
+        """
+        centred = features.to(device=self._centre.device, dtype=torch.float64) - self._centre
+        best = centred.new_full((len(features),), -math.inf)
+        nearest = torch.zeros(len(features), dtype=torch.int64, device=centred.device)
+        # Not all scores of many classes at once.
+        for part, halves in zip(self._means.parts(), self._halves, strict=True):
+            score, place = (centred @ self._means.block(part).T).sub_(halves).max(1)
+            nearest = torch.where(score > best, self._seen[part][place], nearest)
+            best = torch.maximum(best, score)
+        total = centred.sum()
+        return (nearest != predicted.to(centred.device)).sum() + (total - total)

@@ -1,0 +1,75 @@
+"""A measuring pass on an accelerator waits for the device a fixed number of times, however many batches there are."""
+
+import pytest
+import torch
+from torch import nn
+
+import neuralcollapse as nc
+from neuralcollapse.geometry import moments as moments_module
+from tests.helpers import Dispatched
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """CPU tensors are treated as those of an accelerator."""
+    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def loader(batches, size=16):
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.randn(size, 4, generator=generator), torch.arange(size) % 3) for _ in range(batches)]
+
+
+@pytest.mark.parametrize("options", [{}, {"nc4": False}, {"layers": ["0"]}])
+def test_no_batch_waits(accelerator, options):
+    waits, operations = [], []
+    for batches in (12, 42):
+        with Dispatched() as seen:
+            nc.measure(net(), loader(batches), **options)
+        waits.append(len(seen.waits))
+        operations.append(len(seen.names))
+    assert waits[0] == waits[1] > 0
+    assert operations[1] > operations[0]
+
+
+def test_the_pass_of_an_accelerator_measures_the_same(monkeypatch):
+    want = nc.measure(net(), loader(42), layers=["0"])
+    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    got = nc.measure(net(), loader(42), layers=["0"])
+    inner = got.pop("layers"), want.pop("layers")
+    assert got == pytest.approx(want, rel=1e-9)
+    assert inner[0]["0"] == pytest.approx(inner[1]["0"], rel=1e-9)
+
+
+class Head(nn.Linear):
+    """A linear head that is none from the `after`-th call on."""
+
+    def __init__(self, after):
+        super().__init__(8, 3)
+        self.after, self.calls = after, 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        outputs = super().forward(inputs)
+        return (
+            outputs if self.calls < self.after else outputs + inputs.square().sum(1, keepdim=True) * self.weight[:, 0]
+        )
+
+
+@pytest.mark.parametrize("after", [5, 70, 100])
+def test_a_head_that_stops_being_linear_is_refused_with_the_number_of_the_batch(after):
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), Head(after))
+    with pytest.raises(nc.InputError, match=f"^batch {after}: "):
+        nc.measure(model, loader(100), nc4=False)
+
+
+def test_a_batch_that_is_not_finite_is_named(accelerator):
+    batches = loader(20)
+    batches[6][0][3] = torch.nan
+    with pytest.raises(nc.InputError, match=r"^batch 7: expected finite features"):
+        nc.measure(net(), batches)
