@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from neuralcollapse.checks import check_count
 from neuralcollapse.cli.printing import print_json, train_packages
 
 SMOKE = "a smoke run tests the machinery on something tiny, not the claim: --scale laptop does that"
@@ -54,6 +53,7 @@ def run(options: argparse.Namespace) -> int:
         print(text_of(options.name), end="")
         return 0
     with train_packages(format="html"):
+        from neuralcollapse.checks import check_count
         from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.page import experiment_page
