@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 # a process that takes a peak should hold no more than it needs.
 TABLES = {
     "moments": "moments",
+    "updates": "moments",
     "measures": "moments",
     "wide": "wide",
     "pairs": "moments",

@@ -137,3 +137,20 @@ def test_the_stream_is_always_the_same_and_holds_every_class_twice(bench):
     assert all(bool((one.batch(3)[i] == two.batch(3)[i]).all()) for i in range(2))
     halves = one.moments(rank=0, world=2).merge(one.moments(rank=1, world=2))
     assert one.measures(halves)["nc1"] == pytest.approx(one.measures(one.moments())["nc1"], rel=1e-12)
+
+
+def test_every_row_of_the_growth_runs_in_small(bench, capsys):
+    growth = bench("growth")
+    assert len({row.what for row in growth.ROWS}) == len(growth.ROWS)
+    assert growth.main(["--quick"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(growth.ROWS)
+
+
+def test_a_row_that_grows_too_fast_is_missed(bench):
+    growth = bench("growth")
+    row = growth.Row("x", 5, lambda path, n: None)
+    assert growth.Grown(row, 1.0, 11.0).fine
+    assert not growth.Grown(row, 1.0, 20.0).fine
+    assert not growth.Grown(row._replace(flat=True), 1.0, 3.0).fine
+    assert "**missed**" in growth.table([growth.Grown(row, 1.0, 20.0)])

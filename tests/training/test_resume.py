@@ -606,7 +606,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(when, tmp_path, monkeypa
     run = RunFolder.open(out)
     assert end(out)["scraps"] == []
     assert len(list(run.geometries())) == len(list((out / "geometry").iterdir()))
-    assert len(run._parse()) in range(5)
+    assert len(run.records(allow_none=True)) in range(5)
     if run.state.is_file():
         assert f"then go on with 'neuralcollapse train --resume {out}'" in line
         State.read(run.state)
@@ -672,7 +672,9 @@ def test_online_records_are_of_whole_epochs_when_the_epochs_measured_change(chan
     found = records.records()
     assert [record.epoch for record in found] == [2, 4]
     for record in found:
-        assert (record.train, record.measures) == (whole[record.epoch].train, whole[record.epoch].measures)
+        # Equal but for rounding: the state that was saved is a look at the sums, which cuts their blocks elsewhere.
+        assert record.train == pytest.approx(whole[record.epoch].train, rel=1e-12)
+        assert record.measures == pytest.approx(whole[record.epoch].measures, rel=1e-6)
 
 
 @pytest.mark.parametrize(

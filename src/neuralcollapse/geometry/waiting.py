@@ -41,8 +41,11 @@ class Waiting:
         """That of the features."""
         return self._features.dtype
 
-    def put(self, features: Tensor, labels: Tensor, mark: int) -> None:
-        """Copy a batch, which must fit; on an accelerator this dispatches four operations and waits for nothing."""
+    def put(self, features: Tensor, labels: Tensor, mark: int | np.ndarray) -> None:
+        """Copy rows, which must fit, with the mark of their batch or one for each row.
+
+        On an accelerator this dispatches four operations and waits for nothing.
+        """
         start, self.filled = self.filled, self.filled + len(labels)
         self.room -= len(labels)
         self._features[start : self.filled].copy_(features, non_blocking=True)
