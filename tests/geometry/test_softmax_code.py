@@ -92,6 +92,18 @@ def test_a_search_of_many_classes_does_fewer_iterations_of_one_start(monkeypatch
     assert len([most for most in done if most == 400]) == 18
 
 
+def test_a_search_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    used, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(code_search, "_minimised", lambda rows, *_: used.append(torch.get_num_threads()) or rows)
+        code_search.search(9, 3, torch.Generator())
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_the_soft_maximum_has_its_gradient():
     torch.manual_seed(0)
     vectors = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)

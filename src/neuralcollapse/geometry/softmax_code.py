@@ -45,7 +45,7 @@ def softmax_code(
     - the simplex for K <= d+1, the orthoplex for K <= 2d, and the regular polygon for d = 2;
     - an exact code where there is a formula, K, d = 12, 3 (the icosahedron); 10, 24 or 120, 4; 16 or 40, 5; 27 or 72,
       6; 56 or 126, 7; 240, 8 (the roots of E8); 112 or 162, 21; 100, 275 or 891, 22; 552 or 4,600, 23; 196,560, 24;
-    - else, for K < 2,000, the best of up to 18 minima found by L-BFGS at falling temperatures, or a part of the next
+    - else, for K < 2,000, the best of up to 18 minima found by L-BFGS as the temperature falls, or a part of the next
       larger exact code in d dimensions if that is better. On one thread this takes a second or two up to K=500, d=64,
       and five at K=1,000, d=128. For up to 24 rows in 3 to 5 dimensions, where the best codes are listed, the angles
       agree with the list to 0.01 degrees; more rows in more dimensions may end some degrees below the best possible;
