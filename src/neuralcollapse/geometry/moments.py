@@ -9,6 +9,7 @@ wrong is reported at the next look. Merging follows Chan, Golub, LeVeque (1983).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -406,6 +407,41 @@ class ClassMoments:
 
     def __reduce__(self) -> tuple[object, ...]:
         return ClassMoments, (self.packed, *self.shape)  # pickled views would no longer share memory
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, without a look: the moments that `restored` makes of it go on bit for bit as these do."""
+        kept: dict[str, Any] = {"packed": self._packed.clone(), "shape": (self.num_classes, self.feature_dim)}
+        kept |= {"float32_means": self._means_dtype == torch.float32, "batches": (self._updates, self._unmarked)}
+        if self._sums is not None:
+            sums = self._sums
+            kept |= {"references": sums.references.clone(), "single": sums.single, "marks": sums.batch_marks.clone()}
+        if self._waiting is not None and self._waiting.filled:
+            kept["waiting"] = self._waiting.snapshot()
+        return kept
+
+    @classmethod
+    def restored(cls, kept: dict[str, Any], device: torch.device | str | None = None) -> ClassMoments:
+        """The moments of a `snapshot`, on a device; by default that of the snapshot."""
+
+        def placed(value: Tensor) -> Tensor:
+            return value.to(device=device, copy=True)
+
+        means_dtype = torch.float32 if kept["float32_means"] else torch.float64
+        num_classes, feature_dim = kept["shape"]
+        moments = cls(placed(kept["packed"]), num_classes, feature_dim, means_dtype)
+        moments._updates, moments._unmarked = kept["batches"]
+        if "references" in kept:
+            moments._sums = ShiftedSums(moments._state, kept["references"], fresh=True)
+            moments._sums.references.copy_(kept["references"])
+            moments._sums.batch_marks.copy_(kept["marks"])
+            moments._sums.single = kept["single"]
+        if "waiting" in kept:
+            features, labels, marks, ignored = kept["waiting"]
+            rows = block_rows(feature_dim, on_host=moments._on_host)
+            moments._waiting = Waiting(features, max(rows, len(labels)), moments.device, ignored)
+            moments._waiting.put(features, labels, marks.numpy())
+        return moments
 
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"

@@ -62,6 +62,11 @@ class Waiting:
         self.filled = 0
         return taken
 
+    def snapshot(self) -> tuple[Tensor, Tensor, Tensor, int | None]:
+        """Copies of the rows, their labels and marks, and the label that is left out."""
+        marks = torch.from_numpy(self._marks[: self.filled].copy())
+        return self._features[: self.filled].clone(), self._labels[: self.filled].clone(), marks, self.ignored
+
     def marks(self) -> Tensor:
         """(N,) the mark of the batch of each row, on the rows' device."""
         marks = torch.from_numpy(self._marks[: self.filled].copy())
