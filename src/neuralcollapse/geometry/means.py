@@ -109,15 +109,9 @@ class CentredMeans:
         return BlockedMatrix(self.moments.means, None if self.complete else self.seen)
 
     @cached_property
-    def _upper(self) -> Tensor:
-        """(d, d) a matrix with the upper triangle of the scatter: `moments.scatter` would be a symmetric copy of it."""
-        dim = self.moments.feature_dim
-        return self.moments.packed[-1 - dim * dim : -1].view(dim, dim)
-
-    @cached_property
     def variances(self) -> Tensor:
         """(d,) the diagonal of S_W."""
-        return self._upper.diagonal() / self.counts.sum()
+        return self.moments.upper.diagonal() / self.counts.sum()
 
     @cached_property
     def within_over_between(self) -> Tensor:
@@ -144,11 +138,11 @@ class CentredMeans:
         if not bool((least > NARROW * most) & (least / matrix.count > bound)):
             return None
         if dim < matrix.count:
-            products = self._upper * inverse
+            products = self.moments.upper * inverse
             total = 2 * products.triu().sum() - products.trace()
         else:
             rows = (inverse * matrix.polar.lengths) @ matrix.polar.unit
-            total = quadratic_forms(self._upper, rows.T).sum()
+            total = quadratic_forms(self.moments.upper, rows.T).sum()
         return total / self.counts.sum() * matrix.count
 
     @cached_property
@@ -172,7 +166,7 @@ class CentredMeans:
         Keeps the variances within classes, and which directions are zero up to float64, for `directions`.
         """
         eps, dim, between = self._rounding, self.moments.feature_dim, squares / self.matrix.count
-        self._within = quadratic_forms(self._upper, vectors).div_(self.counts.sum()).clamp_(min=0)
+        self._within = quadratic_forms(self.moments.upper, vectors).div_(self.counts.sum()).clamp_(min=0)
         size, spread, scatter = torch.stack([*self._sizes, self.variances]) @ vectors.square()
         lost, self._zero = (
             between <= dim * relative**2 * size

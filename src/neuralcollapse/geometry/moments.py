@@ -17,6 +17,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
+from neuralcollapse.geometry.matrix import mirror
 from neuralcollapse.geometry.products import add_gram
 from neuralcollapse.geometry.rounding import rounding, sampled
 from neuralcollapse.geometry.shifted import MARKS, MEANS_ROWS, ShiftedSums, State, row_marks
@@ -185,8 +186,12 @@ class ClassMoments:
     @property
     def scatter(self) -> Tensor:
         """(d, d) within-class scatter: the sum (not the mean) over all samples of `(h - mu_y)(h - mu_y)'`."""
-        upper = self._look().upper
-        return upper.triu() + upper.triu(1).T
+        return mirror(self.upper.clone())
+
+    @property
+    def upper(self) -> Tensor:
+        """(d, d) a matrix whose upper triangle is that of the scatter; below the diagonal it means nothing."""
+        return self._look().upper
 
     @property
     def within_covariance(self) -> Tensor:
