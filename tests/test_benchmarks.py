@@ -154,3 +154,20 @@ def test_a_row_that_grows_too_fast_is_missed(bench):
     assert not growth.Grown(row, 1.0, 20.0).fine
     assert not growth.Grown(row._replace(flat=True), 1.0, 3.0).fine
     assert "**missed**" in growth.table([growth.Grown(row, 1.0, 20.0)])
+
+
+def test_the_benchmark_of_a_gpu_runs_and_refuses_a_machine_without_one(bench, tmp_path, capsys):
+    gpu = bench("gpu")
+    assert gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "results")]) == 0
+    lines = json.loads((tmp_path / "results/cpu.json").read_text())
+    assert {line["what"].split(":")[0].split(" ")[0] for line in lines} == {
+        "moments",
+        "metric",
+        "measures",
+        "measuring",
+        "head",
+    }
+    assert (tmp_path / "results/cpu.md").read_text().startswith("# CPU\n")
+    if not gpu.torch.cuda.is_available():
+        assert gpu.main([]) == 2
+        assert "expected a CUDA GPU, found none" in capsys.readouterr().err
