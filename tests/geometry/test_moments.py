@@ -391,6 +391,23 @@ def test_a_pickled_copy_goes_on_as_the_original_does():
     assert original.num_samples == 20
 
 
+@pytest.mark.parametrize("looked", [False, True])
+@pytest.mark.parametrize("means_dtype", [torch.float64, torch.float32])
+def test_moments_restored_from_a_snapshot_go_on_bit_for_bit(looked, means_dtype, monkeypatch):
+    monkeypatch.setattr(waiting, "_HOST_ROWS", 16)
+    features, labels = torch.randn(100, 300), torch.arange(100) % 7
+    whole, first = (ClassMoments.zeros(7, 300, means_dtype=means_dtype) for _ in range(2))
+    for number, (part, part_labels) in enumerate(zip(features.split(9), labels.split(9), strict=True)):
+        whole.update(part, part_labels)
+        if number == 5:
+            kept = first.snapshot()
+            if looked:
+                assert float(first.means.abs().sum()) > 0  # a look at the first changes nothing in what was kept
+            first = ClassMoments.restored(kept)
+        first.update(part, part_labels)
+    assert torch.equal(first.packed, whole.packed)
+
+
 def test_moments_made_in_inference_mode_can_be_updated_outside():
     with torch.inference_mode():
         moments = ClassMoments.from_batch(torch.randn(4, 2), torch.arange(4) % 2, 2)

@@ -54,7 +54,7 @@ class OrthoplexClassifier(FixedClassifier):
 
 
 class SoftmaxCodeClassifier(FixedClassifier):
-    """Logits `s W h + b` with W an optimised softmax code (`softmax_code`), for any K.
+    """Logits `s W h + b` with W a softmax code (`softmax_code`), for any K.
 
     The rows are a (K, d) buffer that the state dict keeps: a matrix as in `nn.Linear`, without gradient or optimiser
     state.
@@ -63,8 +63,9 @@ class SoftmaxCodeClassifier(FixedClassifier):
         in_features: d >= 2.
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
-        steps: steps of the optimisation (`softmax_code` says what they cost).
-        seed: seed of the optimisation's random start.
+        steps: by default the best code known is searched for; a number gives that many steps of descent from random
+            rows instead (`softmax_code` says what both cost).
+        seed: seed of the random rows and rotations.
         options: scale, learn_scale, device, dtype, as for `ETFClassifier`; there is no rotation to choose, since the
             rows have no preferred directions.
 
@@ -80,7 +81,14 @@ class SoftmaxCodeClassifier(FixedClassifier):
     rows: Tensor
 
     def __init__(
-        self, in_features: int, num_classes: int, bias: bool = True, *, steps: int = 300, seed: int = 0, **options: Any
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(in_features, num_classes, bias, **options)
         dtype, device = self.scale.dtype, self.scale.device

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp, softmax, wrightomega
 from torch import Tensor
 
 from neuralcollapse.ufm.losses import SquaredError
@@ -117,6 +116,8 @@ class _Softmax:
         self.log_a = np.log(ratio) + np.log(np.log1p(len(shares) * ratio))
 
     def __call__(self, targets: np.ndarray, shares: np.ndarray, prices: np.ndarray, bias: np.ndarray) -> _Columns:
+        from scipy.special import softmax
+
         K = len(bias)
         q = np.tile(softmax(bias), (K, 1))
         away = _away(q, targets)
@@ -143,6 +144,8 @@ def _away(q: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 def _loss(logits: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Cross-entropy row by row, with all digits of a small one."""
+    from scipy.special import logsumexp
+
     rows, own = np.arange(len(logits)), targets.argmax(1)
     apart = logits - logits[rows, own][:, None]
     rest = (targets * apart).sum(1)
@@ -196,6 +199,8 @@ def _partition(
     sides is increasing and concave in s. Where a y_j is large, `z_j = s + log q_j - b_j` has more digits than
     `a (y_j - q_j)`.
     """
+    from scipy.special import logsumexp, wrightomega
+
     rows, a = np.arange(len(own)), np.exp(log_a)[:, None]
     base = log_a[:, None] + bias + a * targets
     base[rows, own] = -np.inf

@@ -19,8 +19,6 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from neuralcollapse.ufm.losses import CrossEntropy
@@ -38,6 +36,8 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
 
     `products` is W H (scaled, for collapsed models), if it is already known.
     """
+    from scipy.optimize import minimize_scalar
+
     if not model.loss.convex:
         return -math.inf
     logits = model.scaled(point.W @ point.H) if products is None else products
@@ -172,6 +172,8 @@ def spectral_norm(matrix: Tensor) -> float:
 
 def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
     """(u, s, v): the largest singular value with its vectors."""
+    from scipy.sparse.linalg import svds
+
     if min(matrix.shape) <= _GRAM_UP_TO:
         wide = matrix.shape[0] <= matrix.shape[1]
         gram = matrix @ matrix.mT if wide else matrix.mT @ matrix
