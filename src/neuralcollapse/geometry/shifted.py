@@ -181,7 +181,8 @@ class ShiftedSums:
         single = in_float32(torch.finfo(features.dtype).eps, features.shape[1])
         self._single &= single
         if features.dtype == torch.float64 != self._references.dtype:
-            self._references = self._references.double()
+            with torch.inference_mode(False):  # else updates outside inference mode would be refused
+                self._references = self._references.double()
         return single
 
     def _refer(self, features: Tensor, labels: Tensor, new: Tensor) -> None:
