@@ -54,6 +54,18 @@ def test_an_entry_that_was_torn_is_left_out(file, cut):
     assert found == ({"a": DONE} if cut > 1 else {"a": DONE, "b": DONE})
 
 
+@pytest.mark.parametrize("before", [{"a": DONE}, {"a": DONE, "b": DONE}])
+def test_a_kill_at_any_byte_of_an_entry_loses_none_before_it(file, before):
+    write_ledger(file, before)
+    old = file.read_bytes()
+    append_to_ledger(file, "c", DONE)
+    new = file.read_bytes()
+    for end in range(len(old) - 3, len(new)):
+        for zeros in (b"", b"\0\0"):
+            file.write_bytes(new[:end] + old[end:] + zeros)
+            assert read_ledger(file) in (before, {**before, "c": DONE})
+
+
 def test_a_full_disk_leaves_the_ledger_as_it_was(file, monkeypatch):
     def full(handle):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -106,7 +106,7 @@ def test_a_torn_last_line_is_left_out_and_cut_off_before_the_next(file, cut):
     assert file.read_bytes().count(b"\n") == 3
 
 
-@pytest.mark.parametrize("torn", ["{", '{"epoch": 3, "seco', "\0\0\0\0"])
+@pytest.mark.parametrize("torn", ["{", '{"epoch": 3, "seco', "\0\0\0\0", LINE[:-1] + "\0\0"])
 def test_a_torn_line_may_be_the_only_one(file, torn):
     file.write_text(torn)
     assert read_records(file) == []

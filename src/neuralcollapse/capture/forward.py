@@ -88,7 +88,7 @@ class Forward:
         self._unseen: list[tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]] = []  # rows to be compared, by batch
         self._unseen_values = 0
         self._batches = 0
-        self._is_plain = False
+        self._is_plain = self._was_in_vain = False
         self._tokens_are_labels: bool | None = None
         self.by_model = True
         half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
@@ -121,7 +121,13 @@ class Forward:
         That is: an input and a label for each of N samples, a head that is called once on a row for each of them, and
         whose output the model returns. The rows are to be given to `see`. None for other batches: call this object.
         """
-        if not self._is_plain or self._hooks is None or self._hooks.head != self.head or self._hooks.others:
+        if (
+            not self._is_plain
+            or self._was_in_vain
+            or self._hooks is None
+            or self._hooks.head != self.head
+            or self._hooks.others
+        ):
             return None
         if type(batch) not in (tuple, list) or len(batch) < 2:
             return None
@@ -130,6 +136,7 @@ class Forward:
             return None
         caught = self._hooks.run_plain(inputs.to(self.device, non_blocking=True))
         if caught is None or len(caught[0]) != len(labels) or len(labels) == 0:
+            self._was_in_vain = True  # the network runs a second time over this batch: that must not go on
             return None
         self._batches += 1
         features, logits = caught
@@ -292,7 +299,9 @@ class Forward:
             for name, layer in self.layers.items()
         }
         restricted = self.layers or self.subset is not None or self.ignore_index is not None or self.next_token
-        self._is_plain = later and self._map.is_plain and not restricted and call.outputs.dim() == 2
+        returned = getattr(trace.returned, "logits", trace.returned)
+        same = isinstance(returned, Tensor) and returned.is_set_to(call.outputs) and not call.overwritten
+        self._is_plain = later and self._map.is_plain and not restricted and call.outputs.dim() == 2 and same
         return self._kept(features, labels, layers, logits, logits if self.by_model else outputs)
 
     def _head_call(self, trace: Trace) -> HeadCall:

@@ -35,12 +35,13 @@ def read_ledger(file: Path) -> dict[str, Done]:
     Raises:
         InputError: the file holds something else.
     """
-    text = read_text(file, _BYTES)
+    text = read_text(file, _BYTES).rstrip("\0")  # a crash of the machine may leave zeros that were never filled
     try:
         try:
             found = parse_json(text)
         except ValueError:
-            whole, _, _ = text.rpartition(",\n")
+            one_byte = ",}\n"  # where the first byte of an entry has replaced the first of the end
+            whole = text.removesuffix(one_byte) if text.endswith(one_byte) else text.rpartition(",\n")[0]
             if not whole.endswith("]"):
                 raise
             found = parse_json(whole + _END.decode())

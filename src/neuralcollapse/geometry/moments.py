@@ -63,7 +63,8 @@ class ClassMoments:
         self._means_dtype = means_dtype
         self._on_host = waits_for_nothing(packed.device)
         self._hold(packed)
-        self._fresh = False  # whether the state is known to be of no samples, and nobody else's
+        self._fresh = False  # whether the state is known to be of no samples
+        self._shared = True  # whether others may hold the state, or views of it
         self._sums: ShiftedSums | None = None  # while samples are added, the state holds these sums
         self._waiting: Waiting | None = None
         self._updates = self._unmarked = 0  # batches, and those before the first one with a mark
@@ -96,7 +97,7 @@ class ClassMoments:
         with torch.inference_mode(False):  # else updates outside inference mode would be refused
             packed = torch.zeros(size, dtype=torch.float64, device=state_device(device))
         moments = cls(packed, num_classes, feature_dim, means_dtype)
-        moments._fresh = True
+        moments._fresh, moments._shared = True, False
         return moments
 
     @classmethod
@@ -172,6 +173,7 @@ class ClassMoments:
 
         Their values no longer show it if they were averaged in a finer dtype afterwards.
         """
+        self._own()
         self._state.coarsest.clamp_(min=spacing)
 
     @property
@@ -223,7 +225,8 @@ class ClassMoments:
             InputError: as `update`; on the CPU, the batches before the wrong one have been added.
         """
         try:
-            if self._on_host or len(labels) <= block_rows(self.feature_dim, on_host=False):
+            fit = len(labels) <= block_rows(self.feature_dim, on_host=False) and len(sizes) <= MARKS
+            if self._on_host or fit:
                 return self._update(features, labels, None, np.asarray(sizes))
         except NumberedError:
             raise
@@ -232,6 +235,8 @@ class ClassMoments:
         for part, part_labels in zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True):
             try:
                 self._update(part, part_labels, None, 1)
+            except NumberedError:
+                raise
             except InputError as error:
                 raise NumberedError(f"batch {self._updates + 1}: {error}") from None
         return self
@@ -250,16 +255,27 @@ class ClassMoments:
         if self._on_host or (waits_for_nothing(features.device) and waits_for_nothing(labels.device)):
             features, labels = self._checked(features, labels, ignore_index)
             ignore_index = None
-        count = 1 if isinstance(sizes, int) else len(sizes)
+        count, earlier = 1 if isinstance(sizes, int) else len(sizes), None
         if not self._on_host and self._updates + count - self._unmarked > MARKS:
-            self._flush(looked_at=True)
+            try:
+                self._flush(looked_at=True)
+            except NumberedError as error:
+                earlier = error  # no reason to leave this batch out
             self._unmarked = self._updates
         mark = self._updates - self._unmarked
         self._updates += count
         if len(labels) > 0:
-            marks = mark if isinstance(sizes, int) else np.repeat(np.arange(mark, mark + count), sizes)
+            plain = self._on_host or isinstance(sizes, int)  # on the CPU nobody looks at marks
+            marks = mark if plain else np.repeat(np.arange(mark, mark + count), sizes)
             self._put(features, labels, ignore_index, marks)
+        if earlier is not None:
+            raise earlier
         return self
+
+    def number_from(self, batch: int) -> None:
+        """Let errors call the next batch by this number, unless batches before it have yet to be looked at."""
+        if self._sums is None and self._waiting is None:
+            self._updates = self._unmarked = batch - 1
 
     def _checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
         """The batch without ignored rows, after all checks, on the CPU."""
@@ -313,9 +329,7 @@ class ClassMoments:
     ) -> None:
         """Add a block to the sums; `marks` and what follows are for an accelerator."""
         if self._sums is None:
-            if not self._fresh:  # others may hold views of the state that was looked at
-                with torch.inference_mode(False):
-                    self._hold(self._packed.clone())
+            self._own()
             self._sums = ShiftedSums(self._state, features, fresh=self._fresh)
             self._fresh = False
         if marks is None:
@@ -323,6 +337,13 @@ class ClassMoments:
             self._state.coarsest.clamp_(min=rounding(features))
         else:
             self._sums.add_unchecked(features, labels, marks, ignored, sound)
+
+    def _own(self) -> None:
+        """Before the state changes: leave it to those who may hold views of it, and go on with a copy."""
+        if self._shared:
+            with torch.inference_mode(False):
+                self._hold(self._packed.clone())
+            self._shared = False
 
     @torch.no_grad()
     def _flush(self, *, looked_at: bool = False) -> None:
@@ -368,6 +389,7 @@ class ClassMoments:
                 self._state.coarsest.clamp_(min=rounding(rows))
             self._samples = {}
         self._waiting = None
+        self._shared = True
         return self._state
 
     def merge(self, other: ClassMoments) -> ClassMoments:
@@ -389,9 +411,18 @@ class ClassMoments:
 
     @torch.no_grad()
     def absorb(self, other: ClassMoments) -> None:
-        """Add the samples of `other` (of the same K, d and device) in place; `other` does not change."""
-        mine, theirs = self._look(), other._look()
-        self._fresh = False
+        """Add the samples of `other` (of the same K, d and device) in place; `other` does not change.
+
+        An error about an earlier batch of this object is raised when that is done.
+        """
+        theirs, earlier = other._look(), None
+        try:
+            self._look()
+        except NumberedError as error:
+            earlier = error
+            self._look()
+        self._own()
+        self._fresh, mine = False, self._state
         total = mine.counts + theirs.counts
         share = theirs.counts / total.clamp(min=1)
         both = mine.counts * share  # n_a n_b / n; zero where one side has no samples
@@ -404,6 +435,8 @@ class ClassMoments:
             add_gram(mine.upper, moved.mul_(both[part].sqrt()[:, None]))
         mine.counts.copy_(total)
         torch.maximum(mine.coarsest, theirs.coarsest, out=mine.coarsest)
+        if earlier is not None:
+            raise earlier
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:

@@ -181,7 +181,8 @@ class ShiftedSums:
         single = in_float32(torch.finfo(features.dtype).eps, features.shape[1])
         self.single &= single
         if features.dtype == torch.float64 != self.references.dtype:
-            self.references = self.references.double()
+            with torch.inference_mode(False):  # else updates outside inference mode would be refused
+                self.references = self.references.double()
         return single
 
     def _refer(self, features: Tensor, labels: Tensor, new: Tensor) -> None:

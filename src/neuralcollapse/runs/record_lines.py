@@ -94,9 +94,11 @@ def _is_torn(line: str) -> bool:
 
     Anything else was written by somebody else, and is neither left out nor cut off.
     """
-    line = line.rstrip("\0")
+    line, given = line.rstrip("\0"), line
     if not (line.startswith(_START) or _START.startswith(line)):
         return False
+    if line != given:
+        return True
     try:
         json.loads(line)
     except (ValueError, RecursionError):
