@@ -138,7 +138,8 @@ class CrossEntropy:
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """The t at which an entry of `y + t v` reaches zero."""
         # Without smoothing only the entry of the right class, where y = 1, can decrease.
-        steepest = float((slopes / targets if self.smoothing else slopes).min())
+        # Where there is no target there is no slope (`grouped.py`).
+        steepest = float((slopes / targets.clamp(min=1e-300) if self.smoothing else slopes).min())
         return -1 / steepest if steepest < 0 else math.inf
 
 
