@@ -72,11 +72,13 @@ def test_a_fixed_simplex_that_the_features_reach_collapses():
     assert values["nc1"] == values["nc2_means"] == values["nc3"] == 0
 
 
-@pytest.mark.parametrize(("features", "module"), [("real", minimizers), ("nonnegative", nonnegative)])
-def test_certificate_and_measures_solve_once(monkeypatch, features, module):
+@pytest.mark.parametrize(
+    ("features", "module", "name"), [("real", minimizers, "solve"), ("nonnegative", nonnegative, "_solve")]
+)
+def test_certificate_and_measures_solve_once(monkeypatch, features, module, name):
     solved = []
-    solve = inspect.unwrap(module._solve)
-    monkeypatch.setattr(module, "_solve", keeps_the_last(lambda model: solved.append(model) or solve(model)))
+    solve = inspect.unwrap(getattr(module, name))
+    monkeypatch.setattr(module, name, keeps_the_last(lambda model: solved.append(model) or solve(model)))
     for weight_decay in (0.01, 0.02):
         model = Model(4, 9, COUNTS, weight_decay, 0.004, 0.5, features=features)
         global_minimum(model)

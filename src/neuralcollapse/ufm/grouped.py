@@ -145,6 +145,12 @@ class GroupedModel:
         """The biases of groups as a matrix that is added to logits."""
         return torch.cat([bias.unsqueeze(-2), bias.unsqueeze(-1).expand(*bias.shape, bias.shape[-1])], -2)
 
+    def at_logits(self, logits: Tensor, bias: Tensor | None) -> GroupedPoint:
+        """The point with (G+1, G) logits, without the bias."""
+        scaled = logits * self.roots
+        within = scaled[0] - scaled[1:].diagonal()
+        return GroupedPoint(within, self.outer * scaled[1:] + torch.diag(within), bias)
+
     def value(self, point: GroupedPoint, norms: Tensor | None = None) -> Tensor:
         """The objective; `norms` is |Z|_* or a bound of it, if it is known."""
         if norms is None:
@@ -222,6 +228,38 @@ class GroupedModel:
         matrix = self.product(vector, torch.eye(self.size, dtype=torch.float64, device=vector.device))
         return (matrix + matrix.mT) / 2
 
+    # -- the whole matrix ---------------------------------------------------------------------------------
+
+    def singular(self, point: GroupedPoint) -> tuple[Tensor, Tensor, Tensor]:
+        """The singular values (K,) of Z for all K classes, and the matrices (K, K) of left and right vectors."""
+        K, of = len(self.groups.of), self.groups.of
+        sizes, left, right = point.within.new_zeros(K), point.within.new_zeros(K, K), point.within.new_zeros(K, K)
+        across, between, back = torch.linalg.svd(point.between)
+        G = len(between)
+        sizes[:G] = between
+        left[:, :G] = (across / self.groups.sizes.sqrt()[:, None])[of]
+        right[:, :G] = (back.mT / self.groups.sizes.sqrt()[:, None])[of]
+        first = G
+        for group, several in enumerate(self.groups.sizes.long().tolist()):
+            if several == 1:
+                continue
+            own = slice(first, first + several - 1)
+            first += several - 1
+            sizes[own] = point.within[group].abs()
+            rows = (of == group).nonzero()
+            left[rows, torch.arange(own.start, own.stop, device=of.device)] = _differences(several, sizes)
+            right[:, own] = left[:, own] * torch.where(point.within[group] < 0, -1.0, 1.0)
+        # Before any root of them, which would make rounding 1e-8.
+        return torch.where(sizes > 1e-13 * sizes.max(), sizes, 0.0), left, right
+
+    def rank(self, point: GroupedPoint) -> int:
+        """The rank of Z, without singular values that are small beside 1 in the units of the collapsed model."""
+        between, m = torch.linalg.svdvals(point.between), self.groups.sizes
+        all_sizes = torch.cat([between, point.within.abs()]) * math.sqrt(self.model.num_samples)
+        times = torch.cat([torch.ones_like(between), m - 1])
+        largest = float(torch.where(times > 0, all_sizes, 0.0).max())
+        return int(times[all_sizes > 1e-9 * max(1.0, largest)].sum())
+
     # -- the bound ----------------------------------------------------------------------------------------
 
     def best_bias(self, point: GroupedPoint) -> Tensor:
@@ -264,11 +302,22 @@ class GroupedModel:
         return best_scale(Line(whole, quadratic, undecayed), largest)
 
     def dual_norm(self, slopes: Tensor) -> float:
-        """The spectral norm of the slopes of the whole model, from unweighted raw slopes."""
+        """`duality.dual_norm` of the whole model, from unweighted raw slopes."""
         between, within, _ = self.pull(slopes * self.stretch * self.weights)
         several = self.groups.sizes > 1
-        each = (within[several] / (self.groups.sizes[several] - 1)).abs()
-        return max(spectral_norm(between), float(each.max()) if len(each) else 0.0)
+        each = within / (self.groups.sizes - 1).clamp(min=1)
+        if not self.model.nonnegative:
+            return max(spectral_norm(between), _largest(each[several].abs()))
+        gram, squares = between.mT @ between, each.square()
+        # The entries of Y'Y: `squares` on the diagonal, and `entries` everywhere.
+        entries = (gram - torch.diag(squares)) / self.outer
+        positive = entries.clamp(min=0)
+        kept = squares + (entries - positive).diagonal()
+        norms = [
+            max(float(torch.linalg.eigvalsh(matrix)[-1]), _largest(alone[several]))
+            for matrix, alone in ((torch.diag(kept) + self.outer * positive, kept), (gram, squares))
+        ]
+        return math.sqrt(max(0.0, min(norms)))
 
     def decay_cost(self, objective: float) -> float:
         """`duality.decay_cost`: the objective minus the least value of the loss alone."""
@@ -282,3 +331,15 @@ class GroupedModel:
         if point.b is not None:
             point = GroupedPoint(point.within, point.between, self.best_bias(point))
         return point if self.dual_norm(self.raw_slopes(self.logits(point))) <= self.mu else None
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if len(values) else 0.0
+
+
+def _differences(count: int, like: Tensor) -> Tensor:
+    """(count, count-1) orthonormal columns that sum to 0: each entry less the mean of those before it (Helmert)."""
+    j = torch.arange(1, count, dtype=like.dtype, device=like.device)
+    columns = torch.ones(count, count - 1, dtype=like.dtype, device=like.device).triu(0)
+    columns[1:].diagonal().copy_(-j)
+    return columns / (j * (j + 1)).sqrt()
