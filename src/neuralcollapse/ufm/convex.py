@@ -1,8 +1,7 @@
 """The minimiser of the convex form of a model, over groups of classes with equal counts, to a duality gap.
 
 Descent in the factors finds it, since the landscape is benign with as many dimensions as groups; L-BFGS comes near, and
-Newton's method does the rest. With many groups the solution for neighbouring counts taken together, interpolated in the
-logarithm of the count, is a start so close that few of the costly steps remain.
+Newton's method does the rest. With many groups descent begins at the solution of a coarser model.
 """
 
 from __future__ import annotations
@@ -10,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.ufm.coarse import FINE, coarser, interpolated
 from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.grouped import GroupedModel, GroupedPoint
 from neuralcollapse.ufm.model import Model
@@ -26,8 +24,6 @@ _ATTEMPTS = 5  # starts of the solver
 _GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
 _ENOUGH = 1e-7  # the one that it must reach
 _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
-_ONE_LEVEL = 150  # groups up to which descent begins without a coarser problem
-_COARSE = 60  # groups of that one
 _ON_THE_CPU = 200  # groups up to which an accelerator would be slower
 
 
@@ -71,7 +67,7 @@ def _descended(problem: GroupedModel) -> GroupedPoint:
 
 def _attempts(problem: GroupedModel) -> Iterator[Iterator[Tensor]]:
     """Descents, as their vectors at smaller and smaller tolerances; later ones only if the first end at a saddle."""
-    if len(problem.groups) > _ONE_LEVEL:
+    if len(problem.groups) > FINE:
         yield _from_coarse(problem)
     for seed in range(_ATTEMPTS):
         yield _tightened(problem, problem.start(seed))
@@ -86,33 +82,17 @@ def _tightened(problem: GroupedModel, vector: Tensor) -> Iterator[Tensor]:
 def _from_coarse(problem: GroupedModel) -> Iterator[Tensor]:
     """The same from the solution of a coarser problem: Newton's method needs few products of the Hessian there."""
     mu, objective = problem.mu, problem.value_and_gradient
-    small = GroupedModel(problem.model.like(samples_per_class=_together(problem.model.counts)), torch.device("cpu"))
-    vector = problem.vector(_interpolated(problem, small, _descended(small)))
+    small = coarser(problem.model)
+    vector = problem.vector(_between(problem, small, _descended(small)))
     vector = lbfgs(objective, vector[None], tolerance=1e-4 * mu, iterations=100, memory=8).points[0]
-    for tolerance in (1e-7, 1e-9, 1e-11):
+    for tolerance in (1e-7, 1e-8, 1e-9, 1e-11):
         vector = newton(objective, problem.product, vector, tolerance=tolerance * mu)
         yield vector
 
 
-def _together(counts: tuple[int, ...]) -> list[int]:
-    """The counts, each replaced by the geometric mean of a run of neighbouring ones; in ascending order."""
-    runs = np.array_split(np.sort(np.asarray(counts, dtype=np.float64)), _COARSE)
-    return [max(1, round(float(np.exp(np.log(run).mean())))) for run in runs for _ in run]
-
-
-def _interpolated(fine: GroupedModel, coarse: GroupedModel, point: GroupedPoint) -> GroupedPoint:
-    """The point of a coarser problem as one of a finer: logits are monotone interpolants in the log of the counts."""
-    places = coarse.groups.shares.log().numpy()
-    wanted = fine.groups.shares.log().cpu().numpy().clip(places[0], places[-1])
-    device = fine.groups.shares.device
-
-    def at(values: Tensor, *axes: int) -> Tensor:
-        array = values.numpy()
-        for axis in axes:
-            array = PchipInterpolator(places, array, axis=axis)(wanted)
-        return torch.as_tensor(array, device=device)
-
+def _between(fine: GroupedModel, coarse: GroupedModel, point: GroupedPoint) -> GroupedPoint:
+    """The point of a coarser problem as one of a finer: its logits are interpolated."""
     others = (point.between - torch.diag(point.within)) / coarse.outer / coarse.roots
-    within = at(point.within / coarse.roots, 0) * fine.roots
-    between = at(others, 0, 1) * fine.roots * fine.outer + torch.diag(within)
-    return GroupedPoint(within, between, None if point.b is None else at(point.b, 0))
+    within = interpolated(fine, coarse, point.within / coarse.roots, 0) * fine.roots
+    between = interpolated(fine, coarse, others, 0, 1) * fine.roots * fine.outer + torch.diag(within)
+    return GroupedPoint(within, between, None if point.b is None else interpolated(fine, coarse, point.b, 0))

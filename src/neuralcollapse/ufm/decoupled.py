@@ -22,6 +22,7 @@ import torch
 from scipy.special import logsumexp, wrightomega
 from torch import Tensor
 
+from neuralcollapse.ufm.coarse import FINE, coarser, interpolated
 from neuralcollapse.ufm.grouped import GroupedModel
 from neuralcollapse.ufm.losses import CrossEntropy, SquaredError
 
@@ -40,13 +41,28 @@ class Decoupled:
 def decoupled(problem: GroupedModel) -> Decoupled:
     """The minimiser of a convex model among the points whose classes share no feature."""
     model, rows = problem.model, _Rows.of(problem)
-    find = _squared if isinstance(model.loss, SquaredError) else _Softmax(rows)
     bias = np.zeros(len(rows.sizes))
+    find: Callable[[_Rows, np.ndarray], _Columns] = _squared
+    if not isinstance(model.loss, SquaredError):
+        find = search = _Softmax(rows)
+        if model.bias and len(rows.sizes) > FINE:
+            bias = _begin_near(problem, search)
     if model.bias:
-        bias = _best_bias(lambda b: find(rows, b), model.bias_decay * rows.sizes)
+        bias = _best_bias(lambda b: find(rows, b), model.bias_decay * rows.sizes, bias)
     logits = find(rows, bias).logits
     own = [torch.as_tensor(part, device=problem.weights.device) for part in (logits.T.copy(), bias)]
     return Decoupled(own[0], own[1] if model.bias else None)
+
+
+def _begin_near(problem: GroupedModel, find: _Softmax) -> np.ndarray:
+    """The biases of a coarser model's solution, between its counts; the search begins at its multipliers."""
+    small = coarser(problem.model)
+    rows = _Rows.of(small)
+    found = _Softmax(rows)
+    bias = _best_bias(lambda b: found(rows, b), small.model.bias_decay * rows.sizes, np.zeros(len(rows.sizes)))
+    parts = (interpolated(problem, small, torch.as_tensor(part), 0).cpu().numpy() for part in (bias, found.log_a))
+    bias, find.log_a = parts
+    return bias
 
 
 @dataclass(frozen=True)
@@ -118,9 +134,8 @@ class _Columns:
     hessian: np.ndarray
 
 
-def _best_bias(find: Callable[[np.ndarray], _Columns], decays: np.ndarray) -> np.ndarray:
-    """Newton's method with backtracking."""
-    bias = np.zeros(len(decays))
+def _best_bias(find: Callable[[np.ndarray], _Columns], decays: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Newton's method with backtracking, from a bias."""
 
     def at(b: np.ndarray) -> tuple[float, np.ndarray, np.ndarray]:
         found = find(b)
@@ -213,7 +228,7 @@ def _columns(rows: _Rows, biases: np.ndarray, log_a: np.ndarray) -> tuple[np.nda
     """
     targets, goal = rows.targets, rows.prices / rows.shares
     low, high = np.full(len(goal), -80.0), np.full(len(goal), 80.0)
-    s = None
+    s, last = None, np.full(len(goal), np.inf)
     for _ in range(_STEPS):
         a = np.exp(log_a)
         s, q, z, omega_slope = _partition(rows, biases, log_a, s)
@@ -232,7 +247,11 @@ def _columns(rows: _Rows, biases: np.ndarray, log_a: np.ndarray) -> tuple[np.nda
         slope = -rows.total(away * dq) / length**2
         with np.errstate(divide="ignore", invalid="ignore"):
             new = log_a - excess / slope
-        done = (np.abs(excess) <= 4e-15) | (np.abs(new - log_a) <= 4e-16 * (1 + np.abs(log_a)))
+        size = np.abs(excess)
+        # The rounding of sums over many classes may exceed 4e-15: a small excess that no longer shrinks is all of it.
+        done = (size <= 4e-15) | (np.abs(new - log_a) <= 4e-16 * (1 + np.abs(log_a)))
+        done |= (size <= 1e-12) & (size >= last / 2)
+        last = size
         if done.all():
             break
         inside = np.isfinite(new) & (new > low) & (new < high) & (slope < 0)

@@ -17,6 +17,7 @@ For descent, C = W H with two (G, G) factors, and `a_g = u_g^2/(m_g - 1)`, which
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +87,7 @@ class GroupedModel:
             self.constant = torch.where(times > 0, targets * self.shift, 0.0).sum(0)
         self.times, self.targets = times, targets
         self.outer = (m[:, None] * m).sqrt()
+        self._beside: tuple[Tensor, Callable[[Tensor], Tensor], Tensor, Tensor] | None = None
 
     # -- points -------------------------------------------------------------------------------------------
 
@@ -201,18 +203,18 @@ class GroupedModel:
 
     def product(self, vector: Tensor, direction: Tensor) -> Tensor:
         """The Hessian at a vector (n,) times (..., n) directions."""
-        W, H, u, b = self.factors(vector)
+        W, H, u, _ = self.factors(vector)
         dW, dH, du, db = self.factors(direction)
-        point = self.point(vector)
+        if self._beside is None or self._beside[0] is not vector:  # many products are asked for at the same vector
+            logits = self.logits(self.point(vector))
+            pulled = self.pull(self.raw_slopes(logits) * self.stretch * self.weights)
+            self._beside = (vector, self.loss.curvature_at(self.stretch * logits + self.shift, self.targets), *pulled[:2])
+        _, curvature, between, within = self._beside
         less = (self.groups.sizes - 1).clamp(min=1)
         moved = GroupedPoint(
             2 * u * du / less, dW @ H + W @ dH, None if db is None else db / self.groups.sizes.sqrt()
         )
-        logits, along = self.logits(point), self.logits(moved)
-        slopes = self.raw_slopes(logits) * self.stretch * self.weights
-        bent = self.loss.curvature(self.stretch * logits + self.shift, self.targets, self.stretch * along)
-        bent = bent * self.stretch * self.weights
-        between, within, _ = self.pull(slopes)
+        bent = curvature(self.stretch * self.logits(moved)) * (self.stretch * self.weights)
         turned, moved_within, bias = self.pull(bent)
         parts = [
             (turned @ H.mT + between @ dH.mT + self.mu * dW).flatten(-2),

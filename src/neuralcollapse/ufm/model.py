@@ -123,10 +123,12 @@ class Model:
             raise InputError(f"expected samples_per_class as an integer or a list of them, got {samples_per_class!r}")
         if (found := len(samples_per_class)) != num_classes:
             raise InputError(f"expected samples_per_class for {num_classes} classes, got {found} counts")
-        self.counts = tuple(
-            check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
-            for k, n in enumerate(samples_per_class)
-        )
+        self.counts = tuple(samples_per_class)
+        if not all(type(n) is int and n > 0 for n in self.counts):  # one call for each class would take .2 s for 100,000
+            self.counts = tuple(
+                check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
+                for k, n in enumerate(samples_per_class)
+            )
         self.weight_decay = check_real(weight_decay, "weight_decay")
         self.feature_decay = check_real(feature_decay, "feature_decay")
         self.bias_decay = check_real(bias_decay, "bias_decay", zero=True)
