@@ -58,13 +58,19 @@ def test_a_bias_without_decay_leaves_nc_bias_open():
         ([5] * 4, {"frame": "orthoplex"}),
         ([5] * 4, {"loss": "mse"}),
         ([5] * 4, {"decays": Decays(1.0, 1.0)}),  # everything collapses to zero
-        ([5] * 200 + [6], {"decays": DECAYS}),
-        ([5] * 50 + [6], {"decays": DECAYS, "nonnegative": True}),
+        ([5] * 1500 + [6], {"decays": Decays(1e-4, 1e-5)}),
+        (range(1, 402), {"decays": Decays(1e-4, 1e-5)}),
+        ([5] * 50 + [6], {"decays": Decays(1e-4, 1e-5), "nonnegative": True}),
         (COUNTS, {"decays": Decays(1e-200, 1e-200)}),
     ],
 )
 def test_nothing_is_raised_where_the_minimum_is_not_known(counts, options):
     assert expected_at_minimum(counts, 300, **options) == {}
+
+
+def test_a_thousand_classes_are_known():
+    values = expected_at_minimum([5] * 900 + [6] * 100, 1000, Decays(1e-3, 1e-6, 1e-3))
+    assert 0 < values["nc2"] < 0.2
 
 
 def test_a_fixed_simplex_that_the_features_reach_collapses():
