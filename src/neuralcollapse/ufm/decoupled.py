@@ -60,7 +60,7 @@ def _begin_near(problem: GroupedModel, find: _Softmax) -> np.ndarray:
     rows = _Rows.of(small)
     found = _Softmax(rows)
     bias = _best_bias(lambda b: found(rows, b), small.model.bias_decay * rows.sizes, np.zeros(len(rows.sizes)))
-    parts = (interpolated(problem, small, torch.as_tensor(part), 0).cpu().numpy() for part in (bias, found.log_a))
+    parts = (interpolated(problem, small, torch.from_numpy(part), 0).cpu().numpy() for part in (bias, found.log_a))
     bias, find.log_a = parts
     return bias
 

@@ -214,4 +214,4 @@ def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
         far = far / size if size > 0 else far
         return (near, size, far) if wide else (far, size, near)
     u, s, v = svds(matrix.cpu().numpy(), k=1)
-    return torch.as_tensor(u[:, 0].copy()).to(matrix), float(s[0]), torch.as_tensor(v[0].copy()).to(matrix)
+    return torch.from_numpy(u[:, 0].copy()).to(matrix), float(s[0]), torch.from_numpy(v[0].copy()).to(matrix)

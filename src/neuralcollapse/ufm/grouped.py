@@ -41,7 +41,7 @@ class Groups:
     @classmethod
     def of_counts(cls, counts: tuple[int, ...], device: torch.device) -> Groups:
         """The groups of equal counts, smallest counts first."""
-        values, of, sizes = torch.unique(torch.tensor(counts), return_inverse=True, return_counts=True)
+        values, of, sizes = torch.unique(torch.tensor(counts, device="cpu"), return_inverse=True, return_counts=True)
         parts = (of, sizes.double(), values.double() / sum(counts))
         return cls(*(part.to(device) for part in parts))
 
@@ -119,8 +119,8 @@ class GroupedModel:
 
     def start(self, seed: int) -> Tensor:
         """Near the simplex of the margins that equal classes would have, or for later seeds a random vector."""
-        generator = torch.Generator().manual_seed(seed)
-        noise = torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.weights.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        noise = torch.randn(self.size, generator=generator, dtype=torch.float64, device="cpu").to(self.weights.device)
         if seed:
             return noise
         K, m = self.model.num_classes, self.groups.sizes

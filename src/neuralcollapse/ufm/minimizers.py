@@ -124,8 +124,8 @@ def _mse_minimizer(model: Model) -> GroupedPoint:
     else:
         level = max(0.0, 1 / K - c * (1 + decay) / decay)
     root = math.sqrt(1 / K)
-    numbers = torch.tensor([kappa * root, level * K * root, (1 / K - level) / (1 + decay)], dtype=torch.float64)
-    within, between, bias = numbers.split(1)
+    numbers = [kappa * root, level * K * root, (1 / K - level) / (1 + decay)]
+    within, between, bias = torch.tensor(numbers, dtype=torch.float64, device="cpu").split(1)
     return GroupedPoint(within, between[None], bias if model.bias else None)
 
 

@@ -89,7 +89,7 @@ def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor,
     hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
     if hessian.size > _DENSE_UP_TO:
         found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
-        step = torch.as_tensor(np.asarray(found)).to(gradient)
+        step = torch.from_numpy(np.asarray(found)).to(gradient)
         rest = float((gradient - hessian @ step).norm())
         return step, float(step.norm()) + rest / floor
     values, vectors = torch.linalg.eigh(hessian.dense())
