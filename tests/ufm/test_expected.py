@@ -58,8 +58,9 @@ def test_a_bias_without_decay_leaves_nc_bias_open():
         ([5] * 4, {"frame": "orthoplex"}),
         ([5] * 4, {"loss": "mse"}),
         ([5] * 4, {"decays": Decays(1.0, 1.0)}),  # everything collapses to zero
-        ([5] * 200 + [6], {"decays": DECAYS}),
-        ([5] * 50 + [6], {"decays": DECAYS, "nonnegative": True}),
+        ([5] * 1500 + [6], {"decays": Decays(1e-4, 1e-5)}),
+        (range(1, 402), {"decays": Decays(1e-4, 1e-5)}),
+        ([5] * 50 + [6], {"decays": Decays(1e-4, 1e-5), "nonnegative": True}),
         (COUNTS, {"decays": Decays(1e-200, 1e-200)}),
     ],
 )
@@ -67,16 +68,23 @@ def test_nothing_is_raised_where_the_minimum_is_not_known(counts, options):
     assert expected_at_minimum(counts, 300, **options) == {}
 
 
+def test_a_thousand_classes_are_known():
+    values = expected_at_minimum([5] * 900 + [6] * 100, 1000, Decays(1e-3, 1e-6, 1e-3))
+    assert 0 < values["nc2"] < 0.2
+
+
 def test_a_fixed_simplex_that_the_features_reach_collapses():
     values = expected_at_minimum([5] * 4, 4, frame="simplex")
     assert values["nc1"] == values["nc2_means"] == values["nc3"] == 0
 
 
-@pytest.mark.parametrize(("features", "module"), [("real", minimizers), ("nonnegative", nonnegative)])
-def test_certificate_and_measures_solve_once(monkeypatch, features, module):
+@pytest.mark.parametrize(
+    ("features", "module", "name"), [("real", minimizers, "solve"), ("nonnegative", nonnegative, "_solve")]
+)
+def test_certificate_and_measures_solve_once(monkeypatch, features, module, name):
     solved = []
-    solve = inspect.unwrap(module._solve)
-    monkeypatch.setattr(module, "_solve", keeps_the_last(lambda model: solved.append(model) or solve(model)))
+    solve = inspect.unwrap(getattr(module, name))
+    monkeypatch.setattr(module, name, keeps_the_last(lambda model: solved.append(model) or solve(model)))
     for weight_decay in (0.01, 0.02):
         model = Model(4, 9, COUNTS, weight_decay, 0.004, 0.5, features=features)
         global_minimum(model)

@@ -308,7 +308,7 @@ def test_a_ratio_below_one_never_stands_without_words():
 def test_slow_certificates_are_announced(made, monkeypatch):
     monkeypatch.setattr("neuralcollapse.ufm.head._SLOW", 3)
     monkeypatch.setattr("neuralcollapse.ufm.head._SLOW_DESCENTS", range(4, 5))
-    with pytest.warns(nc.NeuralCollapseWarning, match="for 4 unequal classes may take the solver minutes"):
+    with pytest.warns(nc.NeuralCollapseWarning, match="for 4 classes with 4 different counts may take the solver"):
         certify_head(*made(0.1), WEIGHT_DECAY)
     with warnings.catch_warnings():
         warnings.simplefilter("error")

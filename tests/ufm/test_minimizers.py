@@ -17,6 +17,7 @@ from neuralcollapse.ufm import (
     fixed_classifier_minimum,
     spherical_minimum,
 )
+from neuralcollapse.ufm.convex import grouped, solve
 from neuralcollapse.ufm.minimizers import collapses_to_zero
 from tests.ufm import oracles
 
@@ -312,12 +313,9 @@ def test_thirty_long_tailed_classes_are_solved(bias, bias_decay):
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "mse"])
 def test_the_convex_solver_agrees_with_the_closed_form_in_the_limit_of_equal_counts(loss):
-    from neuralcollapse.ufm.minimizers import _factors, _solve
-
     for bias_decay, bias in ((0.0, True), (0.05, True), (0.0, False)):
         model = Model(4, 5, 6, 0.02, 0.003, bias_decay, bias, loss)
-        solved = model.expand(_factors(model, *_solve(model.like(feature_dim=model.num_classes))))
-        assert model.objective(solved) == pytest.approx(model.global_minimum(), abs=1e-9)
+        assert float(grouped(model).value(solve(model))) == pytest.approx(model.global_minimum(), abs=1e-9)
 
 
 @settings(deadline=None, max_examples=8)

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from neuralcollapse.ufm import UnconstrainedFeatureModel
+from neuralcollapse.ufm.grouped import GroupedModel
 from neuralcollapse.ufm.polish import SOLVED, descend, finish, newton_step, polish
 from neuralcollapse.ufm.units import Units
 
@@ -47,9 +48,9 @@ def test_the_newton_step_by_products_is_that_by_the_spectrum(monkeypatch):
 def test_descent_reaches_the_minimum_by_either_newton(most, monkeypatch):
     monkeypatch.setattr("neuralcollapse.ufm.polish._DENSE_UP_TO", most)
     model = Model(4, 4, [9, 4, 2, 1], 0.003, 0.01, 0.01)
-    units = Units(model)
-    end = descend(units, units.small.random_point(1).vector(), 1e-6 * units.mu)
-    assert float(units.small.value_and_gradient(end)[0]) == pytest.approx(model.global_minimum(), abs=1e-12)
+    problem = GroupedModel(model)
+    end = descend(problem, problem.start(1), 1e-6 * problem.mu)
+    assert float(problem.value_and_gradient(end)[0]) == pytest.approx(model.global_minimum(), abs=1e-12)
 
 
 def test_an_end_is_polished_where_its_gradient_is_small_and_left_where_it_is_not():

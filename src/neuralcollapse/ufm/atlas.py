@@ -283,7 +283,7 @@ def _all_partitions(model: Model) -> list[Partition]:
     order = sorted(range(K), key=lambda k: -model.counts[k])
     found = []
     for sizes in integer_partitions(K):
-        ends = torch.tensor(sizes).cumsum(0).tolist()
+        ends = torch.tensor(sizes, device="cpu").cumsum(0).tolist()
         found.append(tuple(tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)))
     return found
 

@@ -97,6 +97,7 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         InputError: a point of the wrong shape or dtype, or not finite; a known_bound above the objective.
     """
     model.check_point(point)
+    model = model.near(point)
     products = model.scaled(point.W @ point.H)
     logits = products if point.b is None else products + point.b.unsqueeze(-1)
     objective = float(model.value_at(point, logits))

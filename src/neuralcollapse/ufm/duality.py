@@ -17,11 +17,13 @@ satisfy `|Y h|^2 <= mu^2 |h|^2` for h >= 0, with Y = G of the class means, and `
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.ufm.losses import CrossEntropy
+from neuralcollapse.ufm.losses import CrossEntropy, Loss
 from neuralcollapse.ufm.model import Model, Point
 
 _LONGEST_STEP = 20.0  # of an entry of the bias in a Newton step: saturated logits have hardly any curvature
@@ -36,8 +38,6 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
 
     `products` is W H (scaled, for collapsed models), if it is already known.
     """
-    from scipy.optimize import minimize_scalar
-
     if not model.loss.convex:
         return -math.inf
     logits = model.scaled(point.W @ point.H) if products is None else products
@@ -60,20 +60,45 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
         weights, targets = model.columns.weights, model.targets
     rest = slopes @ weights  # G 1
     quadratic = float(rest.square().sum()) / (2 * model.bias_decay) if model.bias and model.bias_decay > 0 else 0.0
-    linear = _LARGEST_BIAS * float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
+    undecayed = float(rest.abs().sum()) if model.bias and model.bias_decay == 0 else 0.0
     norm = dual_norm(model, slopes)
-    largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0, _LARGEST_SCALE)
+    largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0)
     line = model.loss.dual_line(slopes, targets, weights)
+    return best_scale(Line(line, quadratic, undecayed), largest)
 
-    def bound(scale: float) -> tuple[float, float]:
-        value, slope = line(scale)
-        return value - scale * (scale * quadratic + linear), slope - 2 * scale * quadratic - linear
 
-    end, slope = bound(largest)
-    if slope >= 0:  # concave and still increasing, so the maximum is at the end
+@dataclass(frozen=True)
+class Line:
+    """The bound as a function of t, with its derivative.
+
+    Attributes:
+        losses: the sum over the losses, with its derivative.
+        quadratic: `|G 1|^2/(2 lb)`, or 0 without decay on the bias.
+        undecayed: the sum of all `|G 1|`, which rounding leaves, for a bias without decay; otherwise 0.
+    """
+
+    losses: Callable[[float], tuple[float, float]]
+    quadratic: float
+    undecayed: float
+
+    def __call__(self, scale: float) -> tuple[float, float]:
+        """The bound at t, and its derivative."""
+        value, slope = self.losses(scale)
+        linear = _LARGEST_BIAS * self.undecayed
+        value -= scale * (scale * self.quadratic + linear)
+        return value, slope - 2 * scale * self.quadratic - linear
+
+
+def best_scale(line: Line, largest: float) -> float:
+    """The maximum over `0 <= t <= largest` of a concave bound."""
+    from scipy.optimize import minimize_scalar
+
+    largest = min(largest, _LARGEST_SCALE)
+    end, slope = line(largest)
+    if slope >= 0:  # still increasing, so the maximum is at the end
         return end
     found = minimize_scalar(
-        lambda scale: -bound(scale)[0],
+        lambda scale: -line(scale)[0],
         bounds=(0.0, largest),
         method="bounded",
         options={"xatol": 1e-4 * largest, "maxiter": 20},
@@ -122,19 +147,27 @@ def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
     if stride > 1:
         part = slice(None, None, stride)
         share = weights[part] / weights[part].sum()
-        start = _newton_bias(model, logits[:, part].contiguous(), targets[:, part], share, start, tolerance=1e-3)
-    return _newton_bias(model, logits, targets, weights, start, tolerance=1e-16)
+        start = newton_bias(
+            model.loss, model.bias_decay, logits[:, part].contiguous(), targets[:, part], share, start, tolerance=1e-3
+        )
+    return newton_bias(model.loss, model.bias_decay, logits, targets, weights, start, tolerance=1e-16)
 
 
-def _newton_bias(
-    model: Model, logits: Tensor, targets: Tensor, weights: Tensor, start: Tensor, tolerance: float
+def newton_bias(
+    loss: Loss,
+    decay: float | Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    start: Tensor,
+    tolerance: float,
 ) -> Tensor:
-    decay = model.bias_decay
+    """The bias that minimises the weighted losses and `sum decay b^2/2`; the decays may differ."""
 
     def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        value, gradient, hessian = model.loss.bias_derivatives(logits, bias, targets, weights)
+        value, gradient, hessian = loss.bias_derivatives(logits, bias, targets, weights)
         hessian.diagonal().add_(decay)
-        return value + decay / 2 * float(bias.square().sum()), gradient + decay * bias, hessian
+        return value + float((decay * bias.square()).sum()) / 2, gradient + decay * bias, hessian
 
     bias = start
     value, gradient, hessian = derivatives(bias)
@@ -183,4 +216,4 @@ def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
         far = far / size if size > 0 else far
         return (near, size, far) if wide else (far, size, near)
     u, s, v = svds(matrix.cpu().numpy(), k=1)
-    return torch.as_tensor(u[:, 0].copy()).to(matrix), float(s[0]), torch.as_tensor(v[0].copy()).to(matrix)
+    return torch.from_numpy(u[:, 0].copy()).to(matrix), float(s[0]), torch.from_numpy(v[0].copy()).to(matrix)

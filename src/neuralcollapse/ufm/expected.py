@@ -16,9 +16,9 @@ from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 from neuralcollapse.ufm.minimizers import collapsed_minimizer
 from neuralcollapse.ufm.model import Model
 
-# The most classes, unequal ones, for which a record waits: the solver took 3 s for 200, and for features >= 0 with a
-# bias, which may take several descents, 19 s for 100.
-_SOLVED_CLASSES, _SOLVED_WITH_BIAS = 200, 50
+# For a record to wait: the most classes, whose measures take 3 s for 1,000, and the most distinct counts, for which the
+# solver takes some 5 s. With features >= 0 and a bias some numbers of classes may take descents, 19 s for 100.
+_SOLVED_CLASSES, _SOLVED_COUNTS, _DESCENTS = 1_500, 400, range(51, 201)
 _ROUNDING = 1e-9  # a measure below it is 0 at the minimiser
 _COLLAPSED = dict.fromkeys((*FEATURE_MEASURES, *CLASSIFIER_MEASURES, "nc4"), 0.0)
 
@@ -94,8 +94,9 @@ def expected_at_minimum(
     everything collapses to zero. NC bias is left out where the bias does not decay, or nothing says how much: a
     constant may then be added to it.
 
-    The minimiser is not known, and nothing is raised, for unequal classes without decays, under focal loss, or of more
-    than 200 (50 with features >= 0 and a bias); for classes without samples; for fewer dimensions than the minimiser
+    The minimiser is not known, and nothing is raised, for unequal classes without decays, under focal loss, of more
+    than 1,500 or with more than 400 distinct counts (with features >= 0 and a bias also for 51 to 200 of them, which
+    may take descents); for classes without samples; for fewer dimensions than the minimiser
     needs; where features >= 0 leave no exact minimum, or the solver does not reach it; for unequal classes with a fixed
     frame, and for fixed frames other than the simplex.
 
@@ -109,8 +110,10 @@ def expected_at_minimum(
         frame: "learned", or that of fixed rows: "simplex", if the features can reach it, or any other name.
     """
     K, equal = len(counts), len(set(counts)) == 1
-    most = _SOLVED_WITH_BIAS if nonnegative and bias else _SOLVED_CLASSES
-    solved = decays is not None and most >= K and frame == "learned"
+    quick = (
+        K <= _SOLVED_CLASSES and len(set(counts)) <= _SOLVED_COUNTS and not (nonnegative and bias and K in _DESCENTS)
+    )
+    solved = decays is not None and quick and frame == "learned"
     if K < 2 or min(counts) < 1 or not (equal or solved):
         return {}
     values: dict[str, float] = {}

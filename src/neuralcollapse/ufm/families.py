@@ -41,7 +41,7 @@ def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
     """
     lower = copy.copy(units)
     lower.small = small = units.small.with_columns(units.small.columns, feature_dim=rank)
-    generator = torch.Generator().manual_seed(1000 * rank)
+    generator = torch.Generator("cpu").manual_seed(1000 * rank)
     found: list[Point] = []
     known = Known()
     tried = last = 0
@@ -59,8 +59,8 @@ def search(units: Units, rank: int, starts: int | None = None) -> list[Point]:
 
 def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
     """The distinct critical points (B, n) reached from `count` random points."""
-    begin = torch.randn(count, small.size, generator=generator, dtype=torch.float64).to(small.device)
-    begin = begin * torch.tensor(_SCALES, dtype=torch.float64).repeat(count)[:count, None].to(begin)
+    begin = torch.randn(count, small.size, generator=generator, dtype=torch.float64, device="cpu").to(small.device)
+    begin = begin * torch.tensor(_SCALES, dtype=torch.float64, device="cpu").repeat(count)[:count, None].to(begin)
     begin[::2] = torch.stack([_symmetric(small, vector, generator) for vector in begin[::2]])
     few = begin[1::_LOWERED]
     if len(few):
@@ -74,9 +74,9 @@ def _ends(small: Model, count: int, generator: torch.Generator) -> Tensor:
 def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tensor:
     """The point made invariant under a random symmetry: swaps of classes of equal counts, with some axes reflected."""
     point = small.point(vector)
-    order = torch.arange(small.num_classes)
+    order = torch.arange(small.num_classes, device="cpu")
     for block in equal_counts(small.counts):
-        mixed = [block[i] for i in torch.randperm(len(block), generator=generator)]
+        mixed = [block[i] for i in torch.randperm(len(block), generator=generator, device="cpu")]
         for i in range(int(torch.randint(len(block) // 2 + 1, (1,), generator=generator))):
             order[mixed[2 * i]], order[mixed[2 * i + 1]] = mixed[2 * i + 1], mixed[2 * i]
     signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator) - 1).to(vector)

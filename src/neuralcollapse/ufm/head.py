@@ -25,14 +25,16 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mea
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm.duality import lower_bound
+from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.minimizers import global_minimum
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.nonnegative import collapsed_bounds
 
 FEATURE_SIGNS = ("auto", "real", "nonnegative")
-# Unequal classes beyond which the solvers are slow: for real features 19 s for 400, growing with K^3; for features >= 0
-# with a bias up to 9 s for 100 and 70 s for 200, and beyond 200 there is no descent.
-_SLOW, _SLOW_DESCENTS = 300, range(101, 201)
+# Distinct counts beyond which the solvers are slow: 26 s for 1,000. With features >= 0 and a bias, some numbers of
+# classes: up to 9 s for 100 and 70 s for 200, beyond which there is no descent.
+_SLOW, _SLOW_DESCENTS = 500, range(101, 201)
+_PART = 2**22  # numbers of the features and logits that are taken together
 
 Decays = tuple[float, float | None, float | None]
 
@@ -46,7 +48,7 @@ class HeadCertificate:
         minimum: the exact global minimum for the same class counts, decays, d and sign of the features; an upper bound
             of it if `exact` is False.
         ratio: `objective / minimum`; goes to 1 as the head reaches the optimum. At least 1 if `exact`.
-        lower_bound: the lower bound from the head's own logits, <= minimum.
+        lower_bound: the lower bound from the head's logits at the class means, <= minimum.
         gap: `objective - lower_bound`.
         feature_decay: lH, given or from the balance `lW |W|^2 = lH |H|^2`.
         weight_decay: lW.
@@ -142,13 +144,48 @@ def certify_head(
         raise InputError(
             f"expected features >= 0, got {int((features < 0).sum())} negative entries: use features_sign='real'"
         )
-    order = labels.argsort(stable=True)
-    H = features[order].T.double()
     counts, decays = labels.bincount(minlength=num_classes), (weight_decay, feature_decay, bias_decay)
-    model = _model(counts, weight, bias, float(H.square().sum()), decays, features_sign != "real" and positive)
-    point = Point(weight.double(), H, None if bias is None else bias.double())
-    found = _compare(model, float(model.value(point)), lower_bound(model, point), decays)
+    weight, bias = weight.double(), None if bias is None else bias.double()
+    loss, size, means = _passed(features, labels, weight, bias, counts)
+    found = _certified(counts, means, loss, size, weight, bias, decays, features_sign != "real" and positive)
     return replace(found, floor=positive and features.shape[1] < num_classes)
+
+
+def _passed(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor | None, counts: Tensor
+) -> tuple[float, float, Tensor]:
+    """The mean cross-entropy of the head, the sum of the squared features, and the class means, part by part."""
+    (num_classes, dim), loss = weight.shape, CrossEntropy()
+    total, size, sums = (weight.new_zeros(shape) for shape in ((), (), (num_classes, dim)))
+    rows = max(1, _PART // (num_classes + dim))
+    for part, own in zip(features.split(rows), labels.split(rows), strict=True):
+        part = part.double()
+        logits = weight @ part.mT
+        logits = logits if bias is None else logits.add_(bias[:, None])
+        total += loss.value(logits, loss.targets(own, num_classes)).sum()
+        size += part.square().sum()
+        sums.index_add_(0, own, part)
+    return float(total) / len(labels), float(size), sums / counts[:, None]
+
+
+def _certified(
+    counts: Tensor,
+    means: Tensor,
+    loss: float,
+    size: float,
+    weight: Tensor,
+    bias: Tensor | None,
+    decays: Decays,
+    nonnegative: bool,
+) -> HeadCertificate:
+    """The certificate of a head with a mean loss, from the class means (K, d) and the sum of the squared features."""
+    model = _model(counts, weight, bias, size, decays, nonnegative)
+    small = model.collapsed()
+    point = Point(weight, means.T * small.columns.roots, bias)
+    decay = model.weight_decay * float(weight.square().sum()) + model.feature_decay * size
+    if bias is not None:
+        decay += model.bias_decay * float(bias.square().sum())
+    return _compare(model, loss + decay / 2, lower_bound(small, point), decays)
 
 
 @torch.no_grad()
@@ -165,8 +202,8 @@ def certify_head_moments(
 ) -> HeadCertificate:
     """`certify_head` without the features, from their moments and the mean cross-entropy `loss` of the head.
 
-    The objective is the same; the lower bound is taken at the class means. Moments do not show the sign of the
-    features: `features_sign` is "nonnegative" or "real". Other arguments and errors as there.
+    Both values are the same. Moments do not show the sign of the features: `features_sign` is "nonnegative" or "real".
+    Other arguments and errors as there.
     """
     check_sign(features_sign)
     if features_sign == "auto":
@@ -174,18 +211,11 @@ def certify_head_moments(
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     counts = moments.counts
     size = float(moments.spreads.sum() + counts.double() @ moments.means.square().sum(1))
-    device = moments.means.device
-    weight, bias = weight.to(device), None if bias is None else bias.to(device)
-    decays = (weight_decay, feature_decay, bias_decay)
-    model = _model(counts, weight, bias, size, decays, features_sign == "nonnegative")
-    small = model.collapsed()
-    means = moments.means.T * small.columns.roots
-    point = Point(weight.double(), means, None if bias is None else bias.double())
-    decay = model.weight_decay * float(point.W.square().sum()) + model.feature_decay * size
-    if point.b is not None:
-        decay += model.bias_decay * float(point.b.square().sum())
-    found = _compare(model, loss + decay / 2, lower_bound(small, point), decays)
-    return replace(found, floor=features_sign == "nonnegative" and not model.nonnegative)
+    means = moments.means
+    weight, bias = weight.to(means.device).double(), None if bias is None else bias.to(means.device).double()
+    decays, nonnegative = (weight_decay, feature_decay, bias_decay), features_sign == "nonnegative"
+    found = _certified(counts, means, loss, size, weight, bias, decays, nonnegative)
+    return replace(found, floor=nonnegative and not found.nonnegative)
 
 
 def check_sign(features_sign: str) -> None:
@@ -235,10 +265,12 @@ def _model(
 
 
 def _compare(model: Model, objective: float, bound: float, decays: Decays) -> HeadCertificate:
-    exact, K = True, model.num_classes
-    if not model.balanced and (model.bias and K in _SLOW_DESCENTS if model.nonnegative else K > _SLOW):
+    exact, K, distinct = True, model.num_classes, len(set(model.counts))
+    descends = model.nonnegative and model.bias and distinct > 1 and K in _SLOW_DESCENTS
+    if distinct > _SLOW or descends:
         warnings.warn(
-            f"the minimum for {K:,} unequal classes may take the solver minutes, at each certificate of the head: "
+            f"the minimum for {K:,} classes with {distinct:,} different counts may take the solver minutes, at each "
+            "certificate of the head: "
             "measure less often",
             NeuralCollapseWarning,
             stacklevel=4,

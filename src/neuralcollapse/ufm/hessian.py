@@ -30,7 +30,7 @@ class Hessian:
 
     def __init__(self, model: Model, point: Point) -> None:
         model.check_point(point)
-        self.model = model
+        self.model = model.near(point)
         self.at = point
         self.size = model.size
 
@@ -129,7 +129,7 @@ class Hessian:
             ncv=min(self.size, max(2 * count + 1, 40)),
             v0=np.random.default_rng(0).standard_normal(self.size),
         )
-        return torch.as_tensor(np.sort(found), dtype=torch.float64)
+        return torch.as_tensor(np.sort(found), dtype=torch.float64, device=self.model.device)
 
     def least_direction(self) -> tuple[float, Point]:
         """The least eigenvalue and its unit eigenvector."""
@@ -177,14 +177,14 @@ def dense_hessian(model: Model, point: Point) -> Tensor:
     HH = torch.einsum("...ikb,...ia,kl->...akbl", along / roots[:, None].square(), W, one).reshape(*batch, d * K, d * K)
     rows = [torch.cat([WW, WH], -1), torch.cat([WH.mT, HH], -1)]
     decays = [
-        torch.full((K * d,), model.weight_decay, dtype=torch.float64),
-        torch.full((d * K,), model.feature_decay, dtype=torch.float64),
+        torch.full((K * d,), model.weight_decay, dtype=torch.float64, device=model.device),
+        torch.full((d * K,), model.feature_decay, dtype=torch.float64, device=model.device),
     ]
     if point.b is not None:
         Wb = torch.einsum("j...ik,...ak->...iaj", bent, G).reshape(*batch, K * d, K)
         Hb = (torch.einsum("j...ik,...ia->...akj", bent, W) / roots[:, None]).reshape(*batch, d * K, K)
         bb = bent.sum(-1).movedim(0, -1)
         rows = [torch.cat([rows[0], Wb], -1), torch.cat([rows[1], Hb], -1), torch.cat([Wb.mT, Hb.mT, bb], -1)]
-        decays.append(torch.full((K,), model.bias_decay, dtype=torch.float64))
+        decays.append(torch.full((K,), model.bias_decay, dtype=torch.float64, device=model.device))
     matrix = torch.cat(rows, -2)
     return (matrix + matrix.mT) / 2 + torch.diag(torch.cat(decays).to(model.device))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import torch
@@ -34,6 +35,9 @@ class Loss(Protocol):
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """(..., K, M) the Hessian of each column's loss times a direction."""
+
+    def curvature_at(self, logits: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """`curvature` as a function of the direction; only for convex losses."""
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
@@ -93,6 +97,10 @@ class CrossEntropy:
         """`(diag(p) - p p') d` for p = softmax(z)."""
         return _softmax_curvature(logits.softmax(-2), direction)
 
+    def curvature_at(self, logits: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """From one softmax."""
+        return partial(_softmax_curvature, logits.softmax(-2))
+
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
     ) -> tuple[float, Tensor, Tensor]:
@@ -138,7 +146,8 @@ class CrossEntropy:
     def largest_scale(self, slopes: Tensor, targets: Tensor) -> float:
         """The t at which an entry of `y + t v` reaches zero."""
         # Without smoothing only the entry of the right class, where y = 1, can decrease.
-        steepest = float((slopes / targets if self.smoothing else slopes).min())
+        # Where there is no target there is no slope (`grouped.py`).
+        steepest = float((slopes / targets.clamp(min=1e-300) if self.smoothing else slopes).min())
         return -1 / steepest if steepest < 0 else math.inf
 
 
@@ -192,7 +201,7 @@ class Focal:
         """Raises: the loss is not convex, so its conjugate gives no bound."""
         raise InputError("the focal loss is not convex in the logits, so it has no duality bound")
 
-    bias_derivatives = dual_line = largest_scale = dual
+    bias_derivatives = curvature_at = dual_line = largest_scale = dual
 
 
 class SquaredError:
@@ -216,6 +225,10 @@ class SquaredError:
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """The direction itself."""
         return direction.expand(torch.broadcast_shapes(direction.shape, logits.shape))
+
+    def curvature_at(self, logits: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """The identity."""
+        return lambda direction: direction
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor

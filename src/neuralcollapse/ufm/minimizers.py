@@ -9,23 +9,15 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_real
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.frames import simplex_etf
-from neuralcollapse.ufm.duality import best_bias, decay_cost, lower_bound, spectral_norm
+from neuralcollapse.ufm.convex import grouped, solve
+from neuralcollapse.ufm.grouped import GroupedPoint
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.model import Model, Point
-from neuralcollapse.ufm.nonnegative import nonnegative_minimizer
-from neuralcollapse.ufm.polish import descend
-from neuralcollapse.ufm.solved import keeps_the_last
-from neuralcollapse.ufm.units import Units
-
-_ATTEMPTS = 5  # starts of the solver
-_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
-_ENOUGH = 1e-7  # the one that it must reach
-_ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
+from neuralcollapse.ufm.nonnegative import nonnegative_minimizer, nonnegative_minimum
 
 
 @dataclass(frozen=True)
@@ -65,11 +57,7 @@ def closed_form(model: Model) -> ClosedForm | None:
 
 def collapses_to_zero(model: Model) -> bool:
     """Whether W = 0 and H = 0 minimise a convex model, for so strong a decay that `|grad g|_2 <= mu` there."""
-    small = Units(model).small
-    point = small.zero_point()
-    if point.b is not None:
-        point.b = best_bias(small, small.logits(point), point.b)
-    return spectral_norm(small.scaled(small.slopes(point))) <= small.mu
+    return grouped(model).is_zero() is not None
 
 
 def global_minimizer(model: Model) -> Point:
@@ -95,79 +83,36 @@ def collapsed_minimizer(model: Model) -> Point:
         features = math.sqrt(form.feature_norm2 * model.counts[0]) * frame.T
         bias = torch.zeros(model.num_classes, dtype=torch.float64, device=model.device) if model.bias else None
         return Point(math.sqrt(form.weight_norm2) * frame, features, bias)
+    return _factors(model, _grouped_minimizer(model))
+
+
+def _grouped_minimizer(model: Model) -> GroupedPoint:
+    """The minimiser of a convex model with real features, over the groups of classes with equal counts."""
     if isinstance(model.loss, SquaredError) and model.balanced:
-        return _factors(model, *_mse_logits(model))
+        return _mse_minimizer(model)
     if not model.loss.convex:
         raise InputError(
             "the focal loss is not convex: its minimum is known for balanced classes only; "
             "use minimize() from several starts, which certifies nothing"
         )
-    return _factors(model, *_solve(model.like(feature_dim=model.num_classes)))
+    return solve(model.like(feature_dim=model.num_classes))
 
 
 def global_minimum(model: Model) -> float:
     """The smallest value of the objective, for d >= K-1; raises as `global_minimizer` does."""
     form = closed_form(model)
-    if form is None:
-        return float(model.collapsed().value(collapsed_minimizer(model)))
-    _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
-    return form.minimum
+    if form is not None:
+        _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)
+        return form.minimum
+    if model.nonnegative:
+        return nonnegative_minimum(model)
+    problem, point = grouped(model), _grouped_minimizer(model)
+    _require_dim(model, problem.rank(point))
+    return float(problem.value(point))
 
 
-@keeps_the_last
-def _solve(model: Model) -> tuple[Tensor, Tensor | None]:
-    """Scaled class logits (K, K) and bias at the minimum of a convex model with d = K, to a duality gap of `_GAP`.
-
-    There the landscape is benign and descent finds the minimum; in canonical units the problem is best conditioned.
-    L-BFGS comes near; Newton's method does the rest, for tiny decays nearly everything.
-    """
-    units = Units(model.collapsed())
-    work = units.small
-    if collapses_to_zero(work):
-        best = work.zero_point()
-        if best.b is not None:
-            best.b = best_bias(work, work.logits(best), best.b)
-    else:
-        best = _descended(units)
-    own = units.leave(best)
-    return own.W @ own.H, own.b
-
-
-def _descended(units: Units) -> Point:
-    work = units.small
-    best, gap, least = work.zero_point(), math.inf, math.inf
-    for attempt in range(_ATTEMPTS):  # the first from a simplex; others only if that ends at a saddle
-        tolerance, vector = 1e-8 * units.mu, _start(work, attempt)
-        for _ in range(4):
-            vector = descend(units, vector, tolerance)
-            point = work.point(vector)
-            value = float(work.value(point))
-            now = value - lower_bound(work, point)
-            if now < gap:
-                best, gap, least = point, now, value
-            cost = decay_cost(work, least)
-            if gap <= _GAP * cost or now > 1e-2 * value:
-                break
-            tolerance *= 1e-2
-        if gap <= _ENOUGH * cost + _ROUNDING * least:
-            return best
-    raise InputError(
-        f"the convex solver stopped at a certified gap of {gap:.1e} above {least - gap:.6g}: "
-        "raise weight_decay * feature_decay, which is too small for it"
-    )
-
-
-def _start(work: Model, attempt: int) -> Tensor:
-    """The start of an attempt: near a simplex ETF (descent from the ETF itself would keep its rank K-1), or random."""
-    point = work.random_point(attempt, scale=1.0 if attempt else 0.01)
-    if attempt == 0:
-        frame = simplex_etf(work.num_classes, work.num_classes, dtype=torch.float64, device=work.device)
-        point = Point(point.W + frame, point.H + frame.T, point.b)
-    return point.vector()
-
-
-def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
-    """The balanced MSE minimum: `kappa (I - J/K) + s J`, J of ones, times sqrt(n), and the bias `(1/K - s)/(1+lb)`."""
+def _mse_minimizer(model: Model) -> GroupedPoint:
+    """The balanced MSE minimum: logits `kappa (I - J/K) + s J`, J of ones, and the bias `(1/K - s)/(1+lb)`."""
     K, n, decay = model.num_classes, model.counts[0], model.bias_decay
     c = math.sqrt(n) * model.mu
     kappa = max(0.0, 1 - K * c)
@@ -177,25 +122,26 @@ def _mse_logits(model: Model) -> tuple[Tensor, Tensor | None]:
         level = 0.0
     else:
         level = max(0.0, 1 / K - c * (1 + decay) / decay)
-    eye = torch.eye(K, dtype=torch.float64, device=model.device)
-    logits = kappa * (eye - 1 / K) + level
-    bias = torch.full((K,), (1 / K - level) / (1 + decay), dtype=torch.float64, device=model.device)
-    return math.sqrt(n) * logits, bias if model.bias else None
+    root = math.sqrt(1 / K)
+    numbers = [kappa * root, level * K * root, (1 / K - level) / (1 + decay)]
+    within, between, bias = torch.tensor(numbers, dtype=torch.float64, device="cpu").split(1)
+    return GroupedPoint(within, between[None], bias if model.bias else None)
 
 
-def _factors(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
-    """The factors `W G = logits` of least decay, balanced (`lW W'W = lH G G'`), in d dimensions; a collapsed point."""
-    left, size, right = torch.linalg.svd(logits)
-    size = torch.where(size > 1e-13 * size[0], size, 0.0)  # before the root, which would make rounding 1e-8
-    rank = int((size > 1e-9 * max(1.0, float(size[0]))).sum())
-    _require_dim(model, rank)
+def _factors(model: Model, point: GroupedPoint) -> Point:
+    """The factors of least decay of a grouped point, balanced (`lW W'W = lH G G'`), in d dimensions: collapsed."""
+    problem = grouped(model)
+    sizes, left, right = problem.singular(point)
+    _require_dim(model, problem.rank(point))
     keep = min(model.feature_dim, model.num_classes)
+    kept = sizes.argsort(descending=True, stable=True)[:keep]
+    scale = (sizes[kept] * math.sqrt(model.num_samples)).sqrt()
     ratio = (model.feature_decay / model.weight_decay) ** 0.25
-    W = logits.new_zeros(model.num_classes, model.feature_dim)
-    G = logits.new_zeros(model.feature_dim, model.num_classes)
-    W[:, :keep] = ratio * left[:, :keep] * size[:keep].sqrt()
-    G[:keep] = size[:keep, None].sqrt() * right[:keep] / ratio
-    return Point(W, G, bias)
+    W = torch.zeros(model.num_classes, model.feature_dim, dtype=torch.float64, device=model.device)
+    H = torch.zeros(model.feature_dim, model.num_classes, dtype=torch.float64, device=model.device)
+    W[:, :keep] = (ratio * left[:, kept] * scale).to(model.device)
+    H[:keep] = (scale[:, None] * right[:, kept].T / ratio).to(model.device)
+    return Point(W, H, None if point.b is None else point.b[problem.groups.of].to(model.device))
 
 
 def _require_dim(model: Model, rank: int) -> None:

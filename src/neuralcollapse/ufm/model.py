@@ -13,10 +13,11 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from numbers import Integral
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FEATURES = ("real", "nonnegative")
+
+_T = TypeVar("_T")
 
 
 @dataclass
@@ -72,6 +75,21 @@ class Point:
         return torch.cat(parts if self.b is None else [*parts, self.b], dim=-1)
 
 
+def beside(method: Callable[..., _T]) -> Callable[..., _T]:
+    """Let a method of a model that takes a point or a vector compute where that is, whatever the model's device."""
+
+    @wraps(method)
+    def followed(model: Model, first: Any, *others: Any, **named: Any) -> _T:
+        return method(model.near(first), first, *others, **named)
+
+    return followed
+
+
+def float64_device(device: torch.device) -> torch.device:
+    """The device itself, or the CPU for one that has no float64 (Apple's MPS)."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 @dataclass(frozen=True)
 class Columns:
     """The columns of the logits: class, weight in the mean loss, and length scale (see `Model.collapsed`) of each."""
@@ -93,7 +111,8 @@ class Model:
         bias_decay: lb >= 0.
         bias: False leaves b out.
         loss: "cross_entropy", "label_smoothing", "focal", "mse", or an instance of a loss of `ufm.losses`.
-        device: device of the points.
+        device: device of new points; given ones may be on any other, and results are where they are. Devices without
+            float64 (MPS) give way to the CPU.
         features: "real", or "nonnegative" for H >= 0. That landscape is not benign: a class whose features are all 0
             gets no gradient and stays there, so no saddles are certified.
 
@@ -123,10 +142,14 @@ class Model:
             raise InputError(f"expected samples_per_class as an integer or a list of them, got {samples_per_class!r}")
         if (found := len(samples_per_class)) != num_classes:
             raise InputError(f"expected samples_per_class for {num_classes} classes, got {found} counts")
-        self.counts = tuple(
-            check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
-            for k, n in enumerate(samples_per_class)
-        )
+        self.counts = tuple(samples_per_class)
+        if not all(
+            type(n) is int and n > 0 for n in self.counts
+        ):  # one call for each class would take .2 s for 100,000
+            self.counts = tuple(
+                check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
+                for k, n in enumerate(samples_per_class)
+            )
         self.weight_decay = check_real(weight_decay, "weight_decay")
         self.feature_decay = check_real(feature_decay, "feature_decay")
         self.bias_decay = check_real(bias_decay, "bias_decay", zero=True)
@@ -136,7 +159,7 @@ class Model:
             close = did_you_mean(features, FEATURES)
             raise InputError(f"no features {features!r}{close}; there are: real, nonnegative")
         self.features = features
-        self.device = torch.device(device or "cpu")
+        self.device = float64_device(torch.device(device or "cpu"))
         self._columns: Columns | None = None  # made when they are first used: a closed form needs no entry a sample
         self._targets: Tensor | None = None
 
@@ -177,6 +200,24 @@ class Model:
             "features": self.features,
         }
         return type(self)(**(arguments | changes))
+
+    def on(self, device: torch.device | str) -> Self:
+        """The model on another device."""
+        device = float64_device(torch.device(device))
+        if device == self.device:
+            return self
+        model = copy.copy(self)
+        model.device = device
+        if self._columns is not None:
+            parts = (self._columns.labels, self._columns.weights, self._columns.roots)
+            model._columns = Columns(*(part.to(device) for part in parts))
+        model._targets = None if self._targets is None else self._targets.to(device)
+        return model
+
+    def near(self, point: Any) -> Self:
+        """The model on the device of a point or a vector."""
+        tensor = getattr(point, "W", point)
+        return self.on(tensor.device) if isinstance(tensor, Tensor) and tensor.device != self.device else self
 
     def with_columns(self, columns: Columns, **changes: Any) -> Self:
         """A copy with other columns and, without any check, other values of the attributes in `changes`."""
@@ -239,15 +280,18 @@ class Model:
         """Whether this model has one column a class (`collapsed`, or one sample in each)."""
         return self.num_columns == self.num_classes
 
+    @beside
     def collapse(self, point: Point) -> Point:
         """The class means of a point's features, as a point of `collapsed()`."""
         sums = point.H.new_zeros(*point.H.shape[:-1], self.num_classes).index_add_(-1, self.columns.labels, point.H)
         return Point(point.W, sums / self._sizes.sqrt(), point.b)
 
+    @beside
     def expand(self, point: Point) -> Point:
         """A point of `collapsed()` as a point of this model: the inverse of `collapse`."""
         return Point(point.W, (point.H / self._sizes.sqrt())[..., self.columns.labels], point.b)
 
+    @beside
     def spread(self, point: Point) -> float:
         """The distance of the features from their class means, relative to their norm; 0 at every critical point."""
         return float((point.H - self.expand(self.collapse(point)).H).norm() / point.H.norm().clamp(min=1e-300))
@@ -268,8 +312,10 @@ class Model:
 
     def random_vectors(self, count: int, seed: int, scale: float) -> Tensor:
         """(count, n) vectors of random points."""
-        generator = torch.Generator().manual_seed(seed)
-        vectors = scale * torch.randn(count, self.size, generator=generator, dtype=torch.float64).to(self.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        vectors = scale * torch.randn(count, self.size, generator=generator, dtype=torch.float64, device="cpu").to(
+            self.device
+        )
         if self.nonnegative:
             self.point(vectors).H.abs_()  # a view
         return vectors
@@ -315,7 +361,8 @@ class Model:
             if tuple(part.shape) != shape:
                 raise InputError(f"expected {name} of shape {shape}, got {tuple(part.shape)}")
             if part.dtype != torch.float64:
-                raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with .double()")
+                how = ".double()" if float64_device(part.device) == part.device else ".cpu().double()"
+                raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with {how}")
             if not bool(torch.isfinite(part.sum())) and (bad := int((~torch.isfinite(part)).sum())):
                 raise InputError(f"expected finite {name}, got {bad} NaN or infinite values")
         if self.nonnegative and bool((point.H < 0).any()):
@@ -326,19 +373,23 @@ class Model:
 
     # -- the objective and its derivatives, over any leading dimensions -----------------------------------
 
+    @beside
     def scaled(self, matrix: Tensor) -> Tensor:
         """The columns divided by their length scales, which are 1 unless the model is collapsed."""
         return matrix / self.columns.roots if self.is_collapsed else matrix
 
+    @beside
     def logits(self, point: Point) -> Tensor:
         """(..., K, M) `W H + b`."""
         product = self.scaled(point.W @ point.H)
         return product if point.b is None else product + point.b.unsqueeze(-1)
 
+    @beside
     def value(self, point: Point) -> Tensor:
         """(...) the objective f."""
         return self.value_at(point, self.logits(point))
 
+    @beside
     def value_at(self, point: Point, logits: Tensor) -> Tensor:
         """(...) the objective f, given the logits of the point."""
         fit = (self.loss.value(logits, self.targets) * self.columns.weights).sum(-1)
@@ -347,14 +398,17 @@ class Model:
             decay = decay + self.bias_decay * point.b.square().sum(-1)
         return fit + decay / 2
 
+    @beside
     def slopes(self, point: Point) -> Tensor:
         """(..., K, M) the weighted slopes `G = w_i dl/dz_i`, the gradient of g; `(P - Y)/N` for the full model."""
         return self.loss.gradient(self.logits(point), self.targets) * self.columns.weights
 
+    @beside
     def gradient(self, point: Point) -> Point:
         """The gradient of f, as a point."""
         return self.gradient_at(point, self.slopes(point))
 
+    @beside
     def gradient_at(self, point: Point, slopes: Tensor) -> Point:
         """The gradient of f, given the weighted slopes of the point."""
         scaled = self.scaled(slopes)
@@ -362,6 +416,7 @@ class Model:
         H = point.W.mT @ scaled + self.feature_decay * point.H
         return Point(W, H, None if point.b is None else slopes.sum(-1) + self.bias_decay * point.b)
 
+    @beside
     def value_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """`f` (...) and its gradient (..., n) at (..., n) vectors."""
         point = self.point(vector)
@@ -369,6 +424,7 @@ class Model:
         slopes = self.loss.gradient(logits, self.targets) * self.columns.weights
         return self.value_at(point, logits), self.gradient_at(point, slopes).vector()
 
+    @beside
     def hessian_product(self, point: Point, direction: Point) -> Point:
         """The Hessian of f at a point times a direction, as a point."""
         logits = self.logits(point)
@@ -382,16 +438,20 @@ class Model:
         H = point.W.mT @ scaled + direction.W.mT @ slopes + self.feature_decay * direction.H
         return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
 
+    @beside
     def objective(self, point: Point) -> float:
         """`f` at a point, after checking the point."""
         self.check_point(point)
         return float(self.value(point))
 
     @torch.no_grad()
+    @beside
     def measures(self, point: Point) -> dict[str, float]:
         """The collapse measures of a point (`neuralcollapse.measures`); NaN where undefined, without a warning."""
         if self.is_collapsed:
-            moments = ClassMoments.from_means(torch.tensor(self.counts), (point.H / self.columns.roots).T)
+            moments = ClassMoments.from_means(
+                torch.tensor(self.counts, device=self.device), (point.H / self.columns.roots).T
+            )
         else:
             moments = ClassMoments.from_batch(point.H.T, self.columns.labels, self.num_classes)
         with warnings.catch_warnings():

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.ufm.decoupled import decoupled
+from neuralcollapse.ufm.decoupled import Decoupled, decoupled
 from neuralcollapse.ufm.duality import decay_cost, lower_bound
+from neuralcollapse.ufm.grouped import GroupedModel, Groups
 from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.model import Model, Point
 from neuralcollapse.ufm.projected import bounded_lbfgs
@@ -74,29 +75,56 @@ def minimum_bounds(model: Model) -> MinimumBounds:
 
 def collapsed_bounds(model: Model) -> MinimumBounds:
     """`minimum_bounds` with a point of the collapsed model: no array has an entry for each sample."""
+    K, d = model.num_classes, model.feature_dim
+    small = model.like(feature_dim=min(K, d))
+    found = _checked(model)
+    point = found.point or _point(small, found.orthogonal)
+    W, H = point.W.new_zeros(K, d), point.H.new_zeros(d, K)
+    W[:, : min(K, d)], H[: min(K, d)] = point.W, point.H
+    return MinimumBounds(found.lower, found.upper, Point(W, H, point.b), found.exact)
+
+
+@dataclass(frozen=True)
+class _Solved:
+    """Two bounds, whether they agree, the orthogonal classes, and the point of a descent that ended below them."""
+
+    lower: float
+    upper: float
+    exact: bool
+    orthogonal: Decoupled
+    point: Point | None = None
+
+
+def _checked(model: Model) -> _Solved:
+    """The solution, or an InputError for a model that has none."""
     if not model.nonnegative:
         raise InputError("expected a model with features='nonnegative', got 'real': use global_minimum")
     if not model.loss.convex:
         raise InputError("the focal loss is not convex: no minimum and no bound is known for features >= 0")
-    K, d = model.num_classes, model.feature_dim
-    found = _solve(model.like(feature_dim=min(K, d)))
-    W, H = found.point.W.new_zeros(K, d), found.point.H.new_zeros(d, K)
-    W[:, : min(K, d)], H[: min(K, d)] = found.point.W, found.point.H
-    return replace(found, point=Point(W, H, found.point.b))
+    return _solve(model.like(feature_dim=min(model.num_classes, model.feature_dim)))
 
 
 @keeps_the_last
-def _solve(model: Model) -> MinimumBounds:
-    """`minimum_bounds` of a model with d <= K, its point collapsed."""
-    small = model.collapsed()
-    best = _point(model, *_orthogonal_logits(model))
-    upper = float(small.value(best))
+def _solve(model: Model) -> _Solved:
+    """The bounds of a model with d <= K."""
+    problem = GroupedModel(model, torch.device("cpu"))
+    best = _orthogonal(problem)
+    upper = _value(problem, best)
     if not model.bias or model.balanced:  # proved
-        return MinimumBounds(upper, upper, best, True)
-    lower = lower_bound(small, best)
-    if not _closed(small, upper, lower) and model.num_classes <= _DESCENT_UP_TO:
-        upper, lower, best = _descended(small, best, upper, lower)
-    return MinimumBounds(lower, upper, best, _closed(small, upper, lower))
+        return _Solved(upper, upper, True, best)
+    lower = problem.lower_bound(problem.at_logits(best.logits, best.bias))
+    if _closed(problem.decay_cost(upper), upper, lower) or model.num_classes > _DESCENT_UP_TO:
+        return _Solved(lower, upper, _closed(problem.decay_cost(upper), upper, lower), best)
+    small = model.collapsed()
+    upper, lower, point = _descended(small, _point(model, best), upper, lower)
+    return _Solved(lower, upper, _closed(decay_cost(small, upper), upper, lower), best, point)
+
+
+def nonnegative_minimum(model: Model) -> float:
+    """The smallest value of the objective of a model with features >= 0; raises as `nonnegative_minimizer`."""
+    found = _checked(model)
+    _require_exact(found)
+    return found.upper
 
 
 def nonnegative_minimizer(model: Model) -> Point:
@@ -105,13 +133,16 @@ def nonnegative_minimizer(model: Model) -> Point:
     Raises:
         InputError: as `minimum_bounds`, or the bounds do not agree.
     """
-    bounds = collapsed_bounds(model)
-    if not bounds.exact:
+    _require_exact(_checked(model))
+    return collapsed_bounds(model).point
+
+
+def _require_exact(found: _Solved) -> None:
+    if not found.exact:
         raise InputError(
-            f"the minimum with features >= 0 is only known to be from {bounds.lower:.8g} to {bounds.upper:.8g}: "
+            f"the minimum with features >= 0 is only known to be from {found.lower:.8g} to {found.upper:.8g}: "
             "nc.ufm.minimum_bounds(model) returns both, with the lowest point found"
         )
-    return bounds.point
 
 
 def class_margins(model: Model) -> Tensor:
@@ -128,29 +159,55 @@ def class_margins(model: Model) -> Tensor:
     return torch.log1p(((K - 1) - K * pull).clamp(min=0) / pull)
 
 
-def _orthogonal_logits(model: Model) -> tuple[Tensor, Tensor | None]:
-    """(K, K) logits without the bias, a column for each class, and the bias, of the best orthogonal classes."""
-    K = model.num_classes
+def _orthogonal(problem: GroupedModel) -> Decoupled:
+    """The best orthogonal classes.
+
+    Raises:
+        InputError: fewer dimensions than classes that do not vanish.
+    """
+    model, K = problem.model, problem.model.num_classes
     if not isinstance(model.loss, CrossEntropy) or (model.bias and not model.balanced):
-        found = decoupled(model)
-        return found.logits, found.bias
-    eye = torch.eye(K, dtype=torch.float64, device=model.device)
-    return class_margins(model) * (eye - 1 / K), eye.new_zeros(K) if model.bias else None
+        found = decoupled(problem)
+    else:
+        margins = torch.zeros_like(problem.weights)
+        margins[problem.groups.of] = class_margins(model).to(margins)
+        logits = (-margins / K).repeat(len(margins) + 1, 1)
+        logits[0] += margins
+        found = Decoupled(logits, torch.zeros_like(margins) if model.bias else None)
+    alive = int(problem.groups.sizes[_lengths(problem, found) > 0].sum())
+    if alive > model.feature_dim:
+        raise InputError(
+            f"expected feature_dim of at least {alive}, the number of classes that do not vanish, "
+            f"got d={model.feature_dim}: "
+            "features >= 0 of more classes than dimensions are not orthogonal, and the minimum is not known"
+        )
+    return found
 
 
-def _point(model: Model, logits: Tensor, bias: Tensor | None) -> Point:
+def _lengths(problem: GroupedModel, found: Decoupled) -> Tensor:
+    """(G,) the lengths of the logits, without the bias, of a class of each group."""
+    return (problem.times * found.logits.square()).sum(0).sqrt()
+
+
+def _value(problem: GroupedModel, found: Decoupled) -> float:
+    """The objective of orthogonal classes."""
+    lengths = _lengths(problem, found) * problem.roots
+    point = problem.at_logits(found.logits, found.bias)
+    return float(problem.value(point, problem.groups.sizes @ lengths))
+
+
+def _point(model: Model, found: Decoupled) -> Point:
     """The collapsed point with these logits and orthogonal features >= 0, with balanced factors.
 
     Class k has dimension k to itself; where dimensions are few, the classes that do not vanish take the first ones.
     """
-    K, d = model.num_classes, model.feature_dim
+    K, d, of = model.num_classes, model.feature_dim, Groups.of_counts(model.counts, model.device).of
+    columns = found.logits.to(model.device)
+    logits = columns[1:][of][:, of]
+    logits.diagonal().copy_(columns[0, of])
+    bias = None if found.bias is None else found.bias.to(model.device)[of]
     lengths = logits.norm(dim=0) * model.collapsed().columns.roots
     alive = (lengths > 0).nonzero().flatten()
-    if len(alive) > d:
-        raise InputError(
-            f"expected feature_dim of at least {len(alive)}, the number of classes that do not vanish, got d={d}: "
-            "features >= 0 of more classes than dimensions are not orthogonal, and the minimum is not known"
-        )
     places = alive if d >= K else torch.arange(len(alive), device=model.device)
     sizes = lengths[alive].sqrt() * (model.weight_decay / model.feature_decay) ** 0.25  # of the scaled features
     W, H = logits.new_zeros(K, d), logits.new_zeros(d, K)
@@ -174,10 +231,10 @@ def _descended(work: Model, orthogonal: Point, upper: float, lower: float) -> tu
         lower = max(lower, lower_bound(work, point))
         if value < upper:
             upper, best = value, point
-        if _closed(work, upper, lower):
+        if _closed(decay_cost(work, upper), upper, lower):
             break
     return upper, lower, best
 
 
-def _closed(model: Model, upper: float, lower: float) -> bool:
-    return upper - lower <= _EXACT * decay_cost(model, upper) + _ROUNDING * abs(upper)
+def _closed(cost: float, upper: float, lower: float) -> bool:
+    return upper - lower <= _EXACT * cost + _ROUNDING * abs(upper)

@@ -7,6 +7,7 @@ directions with curvature, and its length estimates the distance to the critical
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,22 @@ _FLAT = 1e-6  # no step is taken along eigenvectors of eigenvalues below this ti
 _DENSE_UP_TO = 800  # variables up to which the step is computed from the spectrum
 _STEPS = 40  # Newton steps, at most
 _DESCENT = 150  # the same of a descent
+
+
+class Problem(Protocol):
+    """What `descend` minimises: a function of vectors (n,), in canonical units, with the decay mu."""
+
+    size: int
+    mu: float
+
+    def value_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
+        """The objective (...) of (..., n) vectors, and its gradient."""
+
+    def product(self, vector: Tensor, direction: Tensor) -> Tensor:
+        """The Hessian at a vector times a direction."""
+
+    def dense(self, vector: Tensor) -> Tensor:
+        """The whole Hessian (n, n)."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +90,7 @@ def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor,
     hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
     if hessian.size > _DENSE_UP_TO:
         found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
-        step = torch.as_tensor(np.asarray(found)).to(gradient)
+        step = torch.from_numpy(np.asarray(found)).to(gradient)
         rest = float((gradient - hessian @ step).norm())
         return step, float(step.norm()) + rest / floor
     values, vectors = torch.linalg.eigh(hessian.dense())
@@ -95,31 +112,25 @@ def finish(units: Units, point: Point) -> Point:
     return better if smaller and after <= before * (1 + 1e-9) else point
 
 
-def descend(units: Units, vector: Tensor, tolerance: float) -> Tensor:
-    """Minimise over canonical vectors, down to a gradient of `tolerance`: L-BFGS, then Newton's method.
+def descend(problem: Problem, vector: Tensor, tolerance: float) -> Tensor:
+    """Minimise from a vector (n,), down to a gradient of `tolerance`: L-BFGS, then Newton's method.
 
     Newton's steps divide by the absolute values of the eigenvalues of the Hessian, so that saddles repel. If the matrix
     is too large for that, L-BFGS goes on to the tolerance, and Newton's steps come from conjugate gradients.
     """
-    small = units.small
-    objective = small.value_and_gradient
-    if small.size > _DENSE_UP_TO:
+    objective = problem.value_and_gradient
+    if problem.size > _DENSE_UP_TO:
         vector = lbfgs(objective, vector[None], tolerance=tolerance, iterations=3000, memory=20).points[0]
-
-        def product(at: Tensor, direction: Tensor) -> Tensor:
-            return small.hessian_product(small.point(at), small.point(direction)).vector()
-
-        return newton(objective, product, vector, tolerance=1e-3 * tolerance)
+        return newton(objective, problem.product, vector, tolerance=1e-3 * tolerance)
     vector = lbfgs(objective, vector[None], tolerance=1e3 * tolerance, iterations=200, memory=20).points[0]
     value, gradient = objective(vector)
     for _ in range(_DESCENT):
         size = float(gradient.norm())
         if size <= 1e-3 * tolerance:
             break
-        values, vectors = torch.linalg.eigh(Hessian(small, small.point(vector)).dense())
-        step = vectors @ (
-            (vectors.mT @ gradient) / values.abs().clamp(min=max(_FLAT * units.mu, 1e-14 * float(values.abs().max())))
-        )
+        values, vectors = torch.linalg.eigh(problem.dense(vector))
+        floor = max(_FLAT * problem.mu, 1e-14 * float(values.abs().max()))
+        step = vectors @ ((vectors.mT @ gradient) / values.abs().clamp(min=floor))
         slope = float(gradient @ step)
         for _ in range(25):
             trial_value, trial_gradient = objective(vector - step)

@@ -104,6 +104,7 @@ def minimize(
         InputError: an unknown method, newton with features >= 0, or a start that does not fit the model.
     """
     model.check_point(start)
+    model = model.near(start)
     start = model.point(start.vector().detach())
     if tolerance is not None:
         check_real(tolerance, "tolerance")
@@ -184,6 +185,7 @@ def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
     Raises:
         InputError: the certificate has no direction, as always with features >= 0.
     """
+    model = model.near(saddle)
     if certificate.direction is None:
         raise InputError(f"no way down is known: the verdict is {certificate.verdict!r}")
     direction = certificate.direction * (1 / certificate.direction.norm())
@@ -292,10 +294,10 @@ def _first_order(
 
 def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
     """The model on random batches: all other samples have weight zero, so that the gradient is unbiased."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     count = model.num_columns
     while True:
-        for chosen in torch.randperm(count, generator=generator).split(min(batch_size, count)):
+        for chosen in torch.randperm(count, generator=generator, device="cpu").split(min(batch_size, count)):
             weights = torch.zeros_like(model.columns.weights)
             weights[chosen.to(model.device)] = 1 / len(chosen)
             yield model.with_columns(replace(model.columns, weights=weights))
@@ -320,12 +322,15 @@ def many_starts(
     scale: float = 1.0,
     tolerance: float | None = None,
     iterations: int = 5000,
+    device: torch.device | str | None = None,
 ) -> Starts:
     """L-BFGS from `count` random points at once; each end is polished and certified.
 
     All points descend together as one batch (in parts if large), which costs a fraction of so many separate runs; with
-    features >= 0 one after another, by L-BFGS-B.
+    features >= 0 one after another, by L-BFGS-B. On a `device` other than the CPU, by default the model's, the batch
+    descends there; the ends, few numbers each, are polished and certified on the CPU, and come back to the device.
     """
+    model = model if device is None else model.on(device)
     check_count(count, "count", 1)
     check_real(scale, "scale")
     if tolerance is not None:
@@ -343,16 +348,16 @@ def many_starts(
         ended = lbfgs(objective, part / scales, tolerance=goal, iterations=iterations)
         ends.append(ended.points * scales)
         most = max(most, ended.iterations)
-    found = torch.cat(ends)
-    certificates = []
+    found, certificates = torch.cat(ends).cpu(), []
+    units = Units(model.on("cpu"))
     for i, vector in enumerate(found):
-        point = _finished(units, model.point(vector))
+        point = _finished(units, units.model.point(vector))
         found[i] = point.vector()
-        certificates.append(certify(model, point))
-    return Starts(
-        torch.tensor([certificate.objective for certificate in certificates], dtype=torch.float64),
-        torch.tensor([certificate.gap for certificate in certificates], dtype=torch.float64),
-        tuple(certificate.verdict for certificate in certificates),
-        found,
-        most,
-    )
+        certificates.append(certify(units.model, point))
+    numbers = [
+        [certificate.objective for certificate in certificates],
+        [certificate.gap for certificate in certificates],
+    ]
+    objectives, gaps = torch.tensor(numbers, dtype=torch.float64, device=model.device)
+    verdicts = tuple(certificate.verdict for certificate in certificates)
+    return Starts(objectives, gaps, verdicts, found.to(model.device), most)

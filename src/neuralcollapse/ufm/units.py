@@ -48,8 +48,8 @@ class Units:
     def scales(self) -> Tensor:
         """(n,) the factors from the entries of a canonical vector, with all columns, to those of the model's vector."""
         K, d, count = self.model.num_classes, self.model.feature_dim, self.model.num_columns
-        sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0])
-        factors = torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64)
+        sizes = torch.tensor([K * d, d * count, K if self.model.bias else 0], device="cpu")
+        factors = torch.tensor([self.weight, self.feature, 1.0], dtype=torch.float64, device="cpu")
         return factors.repeat_interleave(sizes).to(self.model.device)
 
     def objective(self, vectors: Tensor) -> tuple[Tensor, Tensor]:

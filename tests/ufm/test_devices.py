@@ -1,0 +1,99 @@
+"""Every verb computes where the points are, so that nothing is created on the default device."""
+
+import pytest
+import torch
+
+from neuralcollapse import InputError
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.ufm import Point, UnconstrainedFeatureModel, certify_head, certify_head_moments, minimum_bounds
+from neuralcollapse.ufm import grouped as grouped_module
+from neuralcollapse.ufm.solvers import leave
+
+Model = UnconstrainedFeatureModel
+
+
+@pytest.fixture
+def elsewhere():
+    """A default device on which whatever names no device ends, as it would beside points on an accelerator."""
+    with torch.device("meta"):
+        yield
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "mse", "focal"])
+@pytest.mark.parametrize("counts", [[4, 4, 4], [5, 3, 2]])
+def test_every_verb_names_the_device_of_what_it_makes(counts, loss):
+    model = Model(3, 4, counts, 0.01, 0.02, 0.01, loss=loss)
+    point = model.random_point(0)
+    assert model.objective(point) > 0
+    assert model.gradient(point).W.device.type == "cpu"
+    hessian = model.hessian(point)
+    assert hessian.eigenvalues(3).device.type == "cpu"
+    assert hessian.least_direction()[1].W.device.type == "cpu"
+    assert isinstance(hessian.negative(), int)
+    assert model.measures(point)["nc1"] > 0
+    for method in ("lbfgs", "newton", "gd", "sgd", "adam"):
+        assert model.minimize(point, method, iterations=20, escapes=1).point.W.device.type == "cpu"
+    assert model.many_starts(3, iterations=50).vectors.device.type == "cpu"
+    zero = model.minimize(model.zero_point(), iterations=50, escapes=0)
+    if zero.certificate.verdict == "strict_saddle":
+        assert leave(model, zero.point, zero.certificate).W.device.type == "cpu"
+    if loss != "focal" or model.balanced:
+        assert model.certify(model.global_minimizer()).objective == pytest.approx(model.global_minimum(), rel=1e-12)
+        assert all(entry.point.W.device.type == "cpu" for entry in model.atlas(starts=4))
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "mse"])
+def test_nonnegative_verbs_too(loss):
+    model = Model(3, 4, [5, 3, 2], 0.01, 0.02, 0.01, loss=loss, features="nonnegative")
+    assert minimum_bounds(model).point.W.device.type == "cpu"
+    assert model.minimize(model.random_point(0), iterations=30).point.W.device.type == "cpu"
+    assert model.many_starts(2, iterations=30).vectors.device.type == "cpu"
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_heads_too(nonnegative):
+    generator = torch.Generator("cpu").manual_seed(0)
+    features = torch.randn(30, 8, generator=generator, device="cpu").abs()
+    labels = torch.arange(30, device="cpu") % 3
+    weight, bias = torch.randn(3, 8, generator=generator, device="cpu"), torch.zeros(3, device="cpu")
+    sign = "nonnegative" if nonnegative else "real"
+    found = certify_head(features, labels, weight, bias, 0.01, features_sign=sign)
+    moments = ClassMoments.from_batch(features, labels, 3)
+    loss = torch.nn.functional.cross_entropy(features.double() @ weight.double().T, labels)
+    same = certify_head_moments(moments, float(loss), weight, bias, 0.01, features_sign=sign)
+    assert found.objective == pytest.approx(same.objective, rel=1e-6)
+    assert found.lower_bound == pytest.approx(same.lower_bound, rel=1e-6)
+
+
+def test_points_may_be_on_another_device_than_the_model():
+    model = Model(3, 4, [5, 3, 2], 0.01, 0.02, 0.01, device="meta")  # stands for any other device
+    point = model.on("cpu").random_point(0)
+    assert model.gradient(point).W.device.type == "cpu"
+    assert model.certify(point).verdict == "not_critical"
+    assert model.minimize(point).point.W.device.type == "cpu"
+    assert model.hessian(point).least() < 0
+    assert model.collapse(point).H.device.type == "cpu"
+    assert model.measures(point)["nc1"] > 0
+    assert model.many_starts(2, device="cpu").vectors.device.type == "cpu"
+    assert model.device.type == "meta"
+
+
+def test_devices_without_float64_give_way_to_the_cpu():
+    assert Model(3, 4, 5, 0.01, 0.02, device="mps").device.type == "cpu"
+    point = Point(*(torch.zeros(shape) for shape in ((3, 4), (4, 6), (3,))))
+    with pytest.raises(InputError, match=r"convert it with .double\(\)"):
+        Model(3, 4, 2, 0.01, 0.02).certify(point)
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_many_distinct_counts_too(monkeypatch):
+    monkeypatch.setattr("neuralcollapse.ufm.convex.FINE", 6)
+    monkeypatch.setattr("neuralcollapse.ufm.decoupled.FINE", 6)
+    monkeypatch.setattr("neuralcollapse.ufm.coarse._COARSE", 4)
+    model = Model(12, 12, list(range(20, 32)), 0.005, 0.001, 0.01)
+    assert isinstance(grouped_module.GroupedModel(model).start(0), torch.Tensor)
+    assert model.certify(model.global_minimizer()).verdict == "global_minimum"
+    assert minimum_bounds(model.like(features="nonnegative")).exact
