@@ -119,3 +119,16 @@ def test_the_network_runs_once_a_batch(change, more):
     model = Returning(change)
     nc.measure(model, loader(30), "head")
     assert model.calls == 30 + more
+
+
+def test_a_loader_that_puts_the_model_into_train_mode_changes_nothing():
+    model, batches = net().eval(), loader(20)
+
+    def training():
+        for number, batch in enumerate(batches):
+            if number == 10:
+                model.train()
+            yield batch
+
+    want = nc.measure(model, batches)
+    assert nc.measure(model, training()) == pytest.approx(want, rel=1e-9)

@@ -133,7 +133,7 @@ class Hooks:
         trace = self._trace = Trace()
         try:
             with torch.no_grad():
-                trace.returned = call(self._model, inputs)
+                trace.returned = self._called(inputs)
         finally:
             self._trace = None
         return trace
@@ -147,7 +147,7 @@ class Hooks:
         self._plain = calls
         try:
             with torch.no_grad():
-                returned = call(self._model, inputs)
+                returned = self._called(inputs)
         finally:
             self._plain = None
         if len(calls) != 1 or calls[0] is None:
@@ -155,6 +155,11 @@ class Hooks:
         features, output, version = calls[0]
         same = getattr(returned, "logits", returned) is output and output._version == version
         return (features, output) if same else None
+
+    def _called(self, inputs: Any) -> Any:
+        if self._model.training:  # a loader that uses the model, too, has changed that since the last batch
+            self._model.eval()
+        return call(self._model, inputs)
 
     def _on_layer(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if self._trace is not None:
