@@ -301,9 +301,7 @@ def _partition(
     return s, q, z, bent
 
 
-def _hessian(
-    rows: _Rows, q: np.ndarray, away: np.ndarray, multipliers: np.ndarray, alive: np.ndarray
-) -> np.ndarray:
+def _hessian(rows: _Rows, q: np.ndarray, away: np.ndarray, multipliers: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """The sum over the classes of `A - A (A + B)^-1 A`, or of A alone where z_k = 0; between groups, (G, G).
 
     `A = p (diag q - q q')` is the curvature of the loss and `B = (p/a) (I - u u')`, u = z/|z|, that of the length.

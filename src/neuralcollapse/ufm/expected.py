@@ -110,7 +110,9 @@ def expected_at_minimum(
         frame: "learned", or that of fixed rows: "simplex", if the features can reach it, or any other name.
     """
     K, equal = len(counts), len(set(counts)) == 1
-    quick = K <= _SOLVED_CLASSES and len(set(counts)) <= _SOLVED_COUNTS and not (nonnegative and bias and K in _DESCENTS)
+    quick = (
+        K <= _SOLVED_CLASSES and len(set(counts)) <= _SOLVED_COUNTS and not (nonnegative and bias and K in _DESCENTS)
+    )
     solved = decays is not None and quick and frame == "learned"
     if K < 2 or min(counts) < 1 or not (equal or solved):
         return {}

@@ -101,7 +101,9 @@ class GroupedModel:
         """The point of a vector."""
         W, H, u, b = self.factors(vector)
         return GroupedPoint(
-            u.square() / (self.groups.sizes - 1).clamp(min=1), W @ H, None if b is None else b / self.groups.sizes.sqrt()
+            u.square() / (self.groups.sizes - 1).clamp(min=1),
+            W @ H,
+            None if b is None else b / self.groups.sizes.sqrt(),
         )
 
     def vector(self, point: GroupedPoint, ridge: float = 0.0) -> Tensor:
@@ -208,12 +210,14 @@ class GroupedModel:
         if self._beside is None or self._beside[0] is not vector:  # many products are asked for at the same vector
             logits = self.logits(self.point(vector))
             pulled = self.pull(self.raw_slopes(logits) * self.stretch * self.weights)
-            self._beside = (vector, self.loss.curvature_at(self.stretch * logits + self.shift, self.targets), *pulled[:2])
+            self._beside = (
+                vector,
+                self.loss.curvature_at(self.stretch * logits + self.shift, self.targets),
+                *pulled[:2],
+            )
         _, curvature, between, within = self._beside
         less = (self.groups.sizes - 1).clamp(min=1)
-        moved = GroupedPoint(
-            2 * u * du / less, dW @ H + W @ dH, None if db is None else db / self.groups.sizes.sqrt()
-        )
+        moved = GroupedPoint(2 * u * du / less, dW @ H + W @ dH, None if db is None else db / self.groups.sizes.sqrt())
         bent = curvature(self.stretch * self.logits(moved)) * (self.stretch * self.weights)
         turned, moved_within, bias = self.pull(bent)
         parts = [

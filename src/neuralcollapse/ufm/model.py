@@ -143,7 +143,9 @@ class Model:
         if (found := len(samples_per_class)) != num_classes:
             raise InputError(f"expected samples_per_class for {num_classes} classes, got {found} counts")
         self.counts = tuple(samples_per_class)
-        if not all(type(n) is int and n > 0 for n in self.counts):  # one call for each class would take .2 s for 100,000
+        if not all(
+            type(n) is int and n > 0 for n in self.counts
+        ):  # one call for each class would take .2 s for 100,000
             self.counts = tuple(
                 check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
                 for k, n in enumerate(samples_per_class)
@@ -311,7 +313,9 @@ class Model:
     def random_vectors(self, count: int, seed: int, scale: float) -> Tensor:
         """(count, n) vectors of random points."""
         generator = torch.Generator("cpu").manual_seed(seed)
-        vectors = scale * torch.randn(count, self.size, generator=generator, dtype=torch.float64, device="cpu").to(self.device)
+        vectors = scale * torch.randn(count, self.size, generator=generator, dtype=torch.float64, device="cpu").to(
+            self.device
+        )
         if self.nonnegative:
             self.point(vectors).H.abs_()  # a view
         return vectors
@@ -445,7 +449,9 @@ class Model:
     def measures(self, point: Point) -> dict[str, float]:
         """The collapse measures of a point (`neuralcollapse.measures`); NaN where undefined, without a warning."""
         if self.is_collapsed:
-            moments = ClassMoments.from_means(torch.tensor(self.counts, device=self.device), (point.H / self.columns.roots).T)
+            moments = ClassMoments.from_means(
+                torch.tensor(self.counts, device=self.device), (point.H / self.columns.roots).T
+            )
         else:
             moments = ClassMoments.from_batch(point.H.T, self.columns.labels, self.num_classes)
         with warnings.catch_warnings():

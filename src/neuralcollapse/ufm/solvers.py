@@ -354,7 +354,10 @@ def many_starts(
         point = _finished(units, units.model.point(vector))
         found[i] = point.vector()
         certificates.append(certify(units.model, point))
-    numbers = [[certificate.objective for certificate in certificates], [certificate.gap for certificate in certificates]]
+    numbers = [
+        [certificate.objective for certificate in certificates],
+        [certificate.gap for certificate in certificates],
+    ]
     objectives, gaps = torch.tensor(numbers, dtype=torch.float64, device=model.device)
     verdicts = tuple(certificate.verdict for certificate in certificates)
     return Starts(objectives, gaps, verdicts, found.to(model.device), most)
