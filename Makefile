@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Extra words for pip, such as an index with CPU-only builds of torch.
 PIP_FLAGS ?=
+QUIET := --quiet --disable-pip-version-check
 # The environment with the lowest versions that pyproject.toml allows, and the tests that run in it.
 LOWEST ?= .venv-lowest
 CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops tests/report tests/runs/test_reading.py \
@@ -14,7 +15,7 @@ DEMO ?=
 
 .PHONY: demo test test-all test-lowest lint bench docs clean
 
-demo: $(VENV)/.ready
+demo: $(VENV)/.demo
 	$(BIN)/neuralcollapse train --out runs/demo --force --certify-head $(DEMO)
 
 test: $(VENV)/.ready
@@ -38,14 +39,22 @@ bench: $(VENV)/.ready
 docs: $(VENV)/.ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
+# The demo needs less than the tests: their environment serves it too.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing what the demo needs into $(VENV): once, about a minute where pip has the packages at hand."
+	$(BIN)/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints.txt -e '.[train]'
+	touch $@
+
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt -e '.[all]'
-	touch $@
+	@echo "Installing what the tests and the documentation need into $(VENV): once, a few minutes."
+	$(BIN)/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints.txt -e '.[all]'
+	touch $(VENV)/.demo $@
 
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints-lowest.txt \
+	$(LOWEST)/bin/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints-lowest.txt \
 		-e '.[train]' accelerate hypothesis pytest pytest-xdist transformers
 	touch $@
 

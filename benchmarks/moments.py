@@ -84,6 +84,50 @@ def moments(quick: bool) -> Table:
     )
 
 
+# Number of classes, dimension, batch, samples; the share of the bare products that an update may take.
+SIZES = [
+    (10, 512, 256, 50_000, 1.25),
+    (100, 512, 32, 20_000, 1.6),
+    (1_000, 512, 256, 20_000, 1.6),
+    (10, 1_024, 256, 8_192, 1.0),
+    (10, 2_048, 256, 4_096, 1.0),
+]
+
+
+def updates(quick: bool) -> Table:
+    """One pass at other sizes, each beside the bare products of its own batches."""
+    rows = []
+    for num_classes, dim, batch, count, most in SIZES:
+        torch.manual_seed(0)
+        labels = torch.randint(0, num_classes, (1_000 if quick else count,))
+        features = torch.randn(num_classes, dim)[labels] + 1e-3 * torch.randn(len(labels), dim) + 100
+        batches = list(zip(features.split(batch), labels.split(batch), strict=True))
+        size = f"K={num_classes:,}, d={dim:,}, batch {batch}"
+        bare = f"{size}: bare float32 products"
+        rows += [
+            Row(bare, partial(_products, batches)),
+            Row(
+                f"{size}: `update`, and a look at the means",
+                partial(_looked_at, batches, num_classes, dim),
+                f"{'below' if most == 1 else 'at most'} {most:g} of its products",
+                beside=bare,
+            ),
+        ]
+    return Table("Updates: float32 features at offset 100, noise 1e-3", rows, rounds=2 if quick else 9)
+
+
+def _products(batches: list[tuple[Tensor, Tensor]]) -> None:
+    for part, _ in batches:
+        part.T @ part
+
+
+def _looked_at(batches: list[tuple[Tensor, Tensor]], num_classes: int, dim: int) -> Tensor:
+    found = nc.ClassMoments.zeros(num_classes, dim)
+    for part, labels in batches:
+        found.update(part, labels)
+    return found.means
+
+
 def measures(quick: bool) -> Table:
     """All measures of many classes."""
     num_classes, dim = (600, 64) if quick else (20_000, 1_024)

@@ -27,10 +27,13 @@ HERE = Path(__file__).parent
 # a process that takes a peak should hold no more than it needs.
 TABLES = {
     "moments": "moments",
+    "updates": "moments",
     "measures": "moments",
+    "wide": "wide",
     "pairs": "moments",
     "stream": "stream",
     "classifier": "classifier",
+    "codes": "codes",
     "certificate": "landscape",
     "landscape": "landscape",
     "training": "training",

@@ -137,3 +137,37 @@ def test_the_stream_is_always_the_same_and_holds_every_class_twice(bench):
     assert all(bool((one.batch(3)[i] == two.batch(3)[i]).all()) for i in range(2))
     halves = one.moments(rank=0, world=2).merge(one.moments(rank=1, world=2))
     assert one.measures(halves)["nc1"] == pytest.approx(one.measures(one.moments())["nc1"], rel=1e-12)
+
+
+def test_every_row_of_the_growth_runs_in_small(bench, capsys):
+    growth = bench("growth")
+    assert len({row.what for row in growth.ROWS}) == len(growth.ROWS)
+    assert growth.main(["--quick"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    assert len(lines) == 2 + len(growth.ROWS)
+
+
+def test_a_row_that_grows_too_fast_is_missed(bench):
+    growth = bench("growth")
+    row = growth.Row("x", 5, lambda path, n: None)
+    assert growth.Grown(row, 1.0, 11.0).fine
+    assert not growth.Grown(row, 1.0, 20.0).fine
+    assert not growth.Grown(row._replace(flat=True), 1.0, 3.0).fine
+    assert "**missed**" in growth.table([growth.Grown(row, 1.0, 20.0)])
+
+
+def test_the_benchmark_of_a_gpu_runs_and_refuses_a_machine_without_one(bench, tmp_path, capsys):
+    gpu = bench("gpu")
+    assert gpu.main(["--device", "cpu", "--quick", "--out", str(tmp_path / "results")]) == 0
+    lines = json.loads((tmp_path / "results/cpu.json").read_text())
+    assert {line["what"].split(":")[0].split(" ")[0] for line in lines} == {
+        "moments",
+        "metric",
+        "measures",
+        "measuring",
+        "head",
+    }
+    assert (tmp_path / "results/cpu.md").read_text().startswith("# CPU\n")
+    if not gpu.torch.cuda.is_available():
+        assert gpu.main([]) == 2
+        assert "expected a CUDA GPU, found none" in capsys.readouterr().err

@@ -21,9 +21,9 @@ def module_name(path, source):
 
 def loaded_by(code):
     """The top-level modules in memory after running `code` in a fresh interpreter."""
-    code += "\nimport sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+    code += "\nimport sys; print(); print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return set(done.stdout.split())
+    return set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize("name", NO_TORCH)
@@ -34,6 +34,77 @@ def test_files_that_need_no_torch_load_none(name):
 
 def test_the_heavy_import_would_be_seen():
     assert "torch" in loaded_by("import neuralcollapse.geometry.frames")
+
+
+HEAVY = {"torchmetrics", "scipy", "lightning", "transformers", "sklearn", "matplotlib", "plotly", "datasets", "yaml"}
+LIGHT = [
+    *("ETFClassifier", "Recorder", "build_network", "fix_classifier", "measure", "measure_checkpoints"),
+    *("measure_features", "measures", "read_run", "simplex_etf", "softmax_code", "ufm", "write_page"),
+]
+
+
+LOADED_ONE_BY_ONE = """
+import sys
+import neuralcollapse as nc
+for name in {names!r}:
+    getattr(nc, name)
+    heavy = {heavy!r} & {{module.partition(".")[0] for module in sys.modules}}
+    assert not heavy, f"{{name}} loads {{heavy}}"
+"""
+
+
+def test_names_that_need_torch_alone_load_nothing_else():
+    loaded_by(LOADED_ONE_BY_ONE.format(names=LIGHT, heavy=HEAVY))
+
+
+def test_torchmetrics_is_loaded_for_the_metric():
+    assert "torchmetrics" in loaded_by("import neuralcollapse as nc; nc.NeuralCollapse")
+
+
+MEASURED = """
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+import neuralcollapse as nc
+model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+data = TensorDataset(torch.randn(30, 4), torch.arange(30) % 3)
+import sys
+before = "torch._dynamo" in sys.modules
+nc.measure(model, DataLoader(data, batch_size=8), layers=["0"])
+nc.measure_features(torch.randn(30, 4), torch.arange(30) % 3, weight=torch.randn(3, 4))
+assert before or "torch._dynamo" not in sys.modules
+"""
+
+
+def test_a_first_measurement_loads_nothing_else():
+    assert not HEAVY & loaded_by(MEASURED)
+
+
+COMMANDS = ["train", "measure", "landscape", "reproduce", "report"]
+RUN = """
+from neuralcollapse.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as end:
+    code = end.code or 0
+assert code == {code}, code
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        *(([command, "--help"], 0) for command in COMMANDS),
+        (["--help"], 0),
+        ([], 0),
+        (["train", "--epohcs", "3"], 2),
+        (["train", "--epochs", "many"], 2),
+        (["trian"], 2),
+    ],
+    ids=str,
+)
+def test_help_and_errors_of_usage_load_nothing_heavy(arguments, code):
+    assert not (HEAVY | {"torch"}) & loaded_by(RUN.format(arguments=arguments, code=code))
 
 
 def test_every_public_name_resolves():

@@ -10,6 +10,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 import neuralcollapse as nc
+from neuralcollapse.geometry import moments as moments_module
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, nc1
 
 K, D, N = 4, 6, 40
@@ -451,3 +452,36 @@ def test_an_ignored_label_does_not_wrap_in_small_integers(dtype, classes):
     metric.update(features, labels.to(dtype))
     counts = metric.moments[: 2 if classes else 157]
     assert int(counts.sum()) == (3 if classes and dtype == torch.int8 else 6)
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """CPU tensors are treated as those of an accelerator."""
+    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+
+
+@pytest.mark.parametrize("forward", [False, True])
+def test_on_an_accelerator_a_wrong_batch_is_named_as_the_metric_counts_it(accelerator, forward):
+    metric = nc.NeuralCollapse(2, 3)
+    features, labels = torch.randn(8, 3, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 2
+    metric(features, labels)
+    metric.update(features, labels)
+    metric(features, labels)
+    with pytest.raises(nc.InputError, match=r"^batch 4: expected finite features"):  # noqa: PT012
+        if forward:
+            metric(features / 0, labels)
+        else:
+            metric.update(features / 0, labels)
+            metric.update(features, labels)
+            metric.compute()
+    assert metric.compute()["nc1_quotient"] > 0
+    assert nc.ClassMoments(metric.moments, 2, 3).num_samples == 24 + 8 * (not forward)
+
+
+def test_walking_through_the_modules_of_a_model_is_no_look_at_the_metric(accelerator):
+    model = torch.nn.Sequential(nc.NeuralCollapse(2, 3))
+    model[0].update(torch.full((4, 3), torch.nan), torch.arange(4) % 2)
+    model.eval()
+    assert len(list(model.named_modules())) == 2
+    with pytest.raises(nc.InputError, match=r"^batch 1: "):
+        model[0].compute()

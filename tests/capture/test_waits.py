@@ -73,3 +73,62 @@ def test_a_batch_that_is_not_finite_is_named(accelerator):
     batches[6][0][3] = torch.nan
     with pytest.raises(nc.InputError, match=r"^batch 7: expected finite features"):
         nc.measure(net(), batches)
+
+
+@pytest.mark.parametrize("wrong", [3, -1, 99])
+@pytest.mark.parametrize("place", [0, 6])
+def test_a_label_out_of_range_is_named_and_no_loss_is_asked_about_it(accelerator, wrong, place):
+    """On a GPU the loss of such a label would end the process."""
+    batches = loader(20)
+    batches[place][1][3] = wrong
+    with pytest.raises(nc.InputError, match=f"^batch {place + 1}: expected labels from 0 to 2"):
+        nc.measure(net(), batches)
+
+
+@pytest.mark.parametrize("size", [1, 100, 1500, 2049])
+def test_batches_of_any_size_are_measured(size):
+    inputs, labels = torch.randn(4100, 4, generator=torch.Generator().manual_seed(0)), torch.arange(4100) % 3
+    count = 4100 if size > 1 else 40
+    inputs, labels = inputs[:count], labels[:count]
+    got = nc.measure(net(), list(zip(inputs.split(size), labels.split(size), strict=True)))
+    want = nc.measure(net(), [(inputs, labels)])
+    assert got == pytest.approx(want, rel=1e-6)
+
+
+class Returning(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.body, self.head, self.change, self.calls = nn.Linear(4, 8), nn.Linear(8, 3), change, 0
+
+    def forward(self, inputs):
+        self.calls += 1
+        return self.change(self.head(self.body(inputs).relu()), self.calls)
+
+
+@pytest.mark.parametrize(
+    ("change", "more"),
+    [
+        (lambda logits, _: logits, 0),
+        (lambda logits, _: logits * 1.0, 0),
+        (lambda logits, _: {"logits": logits}, 0),
+        (lambda logits, _: (logits, 1), 0),
+        (lambda logits, calls: logits if calls < 10 else logits.clone(), 1),
+    ],
+)
+def test_the_network_runs_once_a_batch(change, more):
+    model = Returning(change)
+    nc.measure(model, loader(30), "head")
+    assert model.calls == 30 + more
+
+
+def test_a_loader_that_puts_the_model_into_train_mode_changes_nothing():
+    model, batches = net().eval(), loader(20)
+
+    def training():
+        for number, batch in enumerate(batches):
+            if number == 10:
+                model.train()
+            yield batch
+
+    want = nc.measure(model, batches)
+    assert nc.measure(model, training()) == pytest.approx(want, rel=1e-9)

@@ -313,22 +313,31 @@ def test_a_kill_between_two_checkpoints_loses_nothing(tmp_path, loader, read):
 def test_a_kill_before_the_ledger_is_written_measures_that_one_again(tmp_path, loader, read, written, monkeypatch):
     save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt")
     out = tmp_path / "run"
-    write = module._Run._write
+    write = module.append_to_ledger
     calls = []
 
-    def kill(run):
+    def kill(*arguments):
         calls.append(None)
         if len(calls) > written:
             raise KeyboardInterrupt
-        write(run)
+        return write(*arguments)
 
-    monkeypatch.setattr(module._Run, "_write", kill)
+    monkeypatch.setattr(module, "append_to_ledger", kill)
     with pytest.raises(KeyboardInterrupt):
         nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     monkeypatch.undo()
     records = nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=out)
     assert nc1(records) == pytest.approx([expected(seed, loader) for seed in (1, 2)])
     assert nc1(RunFolder.open(out).records()) == nc1(records)
+
+
+def test_a_checkpoint_does_not_write_those_before_it_again(tmp_path, loader, monkeypatch):
+    save(tmp_path, "c/epoch-1.pt", "c/epoch-2.pt", "c/epoch-3.pt")
+    write, written = module.write_ledger, []
+    monkeypatch.setattr(module, "write_ledger", lambda file, done: (written.append(len(done)), write(file, done)))
+    nc.measure_checkpoints(network(), f"{tmp_path}/c/*.pt", loader, out=tmp_path / "run")
+    assert written == [1]
+    assert len(json.loads((tmp_path / "run/checkpoints.json").read_text())) == 3
 
 
 def test_another_question_in_the_same_folder_is_refused_and_force_begins_anew(tmp_path, loader, read):

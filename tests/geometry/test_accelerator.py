@@ -157,3 +157,21 @@ def test_tensors_without_values_pass_through(accelerator):
         moments = ClassMoments.zeros(10, 300)
         for _ in range(30):
             moments.update(torch.empty(16, 300), torch.empty(16, dtype=torch.int64))
+
+
+def test_an_error_about_an_earlier_batch_leaves_out_no_other(accelerator, monkeypatch):
+    monkeypatch.setattr(moments_module, "MARKS", 8)
+    features, labels = float32_clusters(4, 6, 100)
+    spoiled = features.clone()
+    spoiled[25] = torch.nan
+    moments, other = ClassMoments.zeros(4, 6), ClassMoments.zeros(4, 6)
+    for start in range(0, 80, 10):
+        moments.update(spoiled[start : start + 10], labels[start : start + 10])
+    with pytest.raises(InputError, match=r"^batch 3: "):
+        moments.update(features[80:90], labels[80:90])
+    other.update(spoiled[20:30], labels[20:30])
+    with pytest.raises(InputError, match=r"^batch 1: "):
+        other.absorb(ClassMoments.from_batch(features[90:], labels[90:], 4))
+    moments.absorb(other)
+    right = [*range(20), *range(30, 100)]
+    assert_moments_of(moments, features[right].double().numpy(), labels[right].numpy(), 1e-6)

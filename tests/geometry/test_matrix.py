@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuralcollapse.errors import Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions, triangle
+from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions, inverse_gram, quadratic_forms, triangle
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def test_blocks_and_products_are_those_of_the_rows_that_are_meant(parts, monkeyp
     rows = BlockedMatrix(vectors, index if indexed else None, shift if shifted else None)
     expected = (vectors[index] if indexed else vectors).double() - (shift if shifted else 0)
     assert (rows.count, rows.dim) == tuple(expected.shape)
-    assert torch.equal(rows.whole, expected)
+    assert torch.equal(rows.block(slice(None)), expected)
     assert torch.equal(rows.block(slice(2, 6)), expected[2:6])
     assert torch.equal(rows.block(torch.tensor([3, 0])), expected[[3, 0]])
     assert torch.allclose(rows.gram, expected.T @ expected, rtol=1e-13)
@@ -61,7 +61,43 @@ def test_directions_of_many_narrow_means_come_from_the_triangle(monkeypatch):
     torch.manual_seed(0)
     scales = torch.diag(torch.logspace(0, -6, 6, dtype=torch.float64))
     vectors = torch.randn(40, 6, dtype=torch.float64) @ scales
-    directions, squares = between_directions(BlockedMatrix(vectors))
+    directions, squares, _ = between_directions(BlockedMatrix(vectors), lambda _, squares: squares < 0)
     _, singular, right = torch.linalg.svd(vectors, full_matrices=False)
     assert torch.allclose(squares.sort(descending=True).values, singular.square(), rtol=1e-8)
     assert torch.allclose((directions.T @ right.T).abs(), torch.eye(6, dtype=torch.float64), atol=1e-7)
+
+
+@pytest.mark.parametrize("dim", [4, 300, 700])
+def test_quadratic_forms_read_the_upper_triangle_alone(dim):
+    torch.manual_seed(0)
+    upper, vectors = torch.randn(dim, dim, dtype=torch.float64), torch.randn(dim, 3, dtype=torch.float64)
+    symmetric = upper.triu() + upper.triu(1).T
+    expected = ((symmetric @ vectors) * vectors).sum(0)
+    assert torch.allclose(quadratic_forms(upper, vectors), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("count", "dim"), [(6, 9), (9, 6)])
+def test_the_inverse_has_bounds_on_its_eigenvalues(count, dim):
+    torch.manual_seed(0)
+    counts = torch.arange(1.0, count + 1, dtype=torch.float64)
+    vectors = torch.randn(count, dim, dtype=torch.float64)
+    matrix = BlockedMatrix(vectors, shift=counts @ vectors / counts.sum())
+    rows = matrix.block(slice(None))
+    inverse, least, most = inverse_gram(matrix, counts)
+    if count > dim:
+        assert torch.allclose(inverse, torch.linalg.inv(rows.T @ rows), rtol=1e-9)
+    else:
+        assert torch.allclose(inverse @ rows, torch.linalg.pinv(rows).T, rtol=1e-9, atol=1e-12)
+    values = torch.linalg.svdvals(rows).square()[: min(count - 1, dim)]
+    assert 0 < least <= values.min() * (1 + 1e-12)
+    assert most >= values.max() * (1 - 1e-12)
+    zeros = BlockedMatrix(torch.zeros(count, dim))
+    assert not float(inverse_gram(zeros, counts)[1]) > 0
+
+
+@pytest.mark.parametrize("size", [1e-200, 1.0, 1e200])
+def test_lengths_and_directions_of_rows_of_any_size(size):
+    rows = size * torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.float64)
+    lengths, unit = BlockedMatrix(rows).polar
+    assert lengths.tolist() == pytest.approx([5 * size, 0])
+    assert torch.allclose(unit, torch.tensor([[0.6, 0.8], [0, 0]], dtype=torch.float64))

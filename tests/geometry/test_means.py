@@ -294,5 +294,29 @@ def test_the_directions_are_found_once_and_shared(normalised):
     features, labels, _ = normalised
     means = CentredMeans(nc.ClassMoments.from_batch(features, labels, 100))
     assert means.directions is means.directions
-    assert means.directions.vectors.shape == (64, 63)
+    assert int((~means.directions.left_out).sum()) == 63
+    assert "rank 63" in means.left_out
+
+
+@pytest.mark.parametrize(("num_classes", "dim"), [(20, 30), (31, 30), (30, 30), (70, 30)])
+@pytest.mark.parametrize("unseen", [False, True])
+def test_nc1_by_an_inverse_is_nc1_by_directions(monkeypatch, num_classes, dim, unseen):
+    torch.manual_seed(0)
+    labels = torch.cat([torch.arange(num_classes).repeat(3), torch.arange(0, num_classes, 3)])
+    labels = labels[labels != 5] if unseen else labels
+    features = 100 + 10 * torch.randn(num_classes, dim)[labels] + torch.randn(len(labels), dim)
+    moments = nc.ClassMoments.from_batch(features.double(), labels, num_classes)
+    expected = CentredMeans(moments).within_over_between  # few directions: by SVD
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._EXACT_SVD", 1)
+    found = CentredMeans(moments)._without_doubt()
+    assert float(found) == pytest.approx(float(expected), rel=1e-9)
+
+
+def test_nc1_is_not_taken_by_an_inverse_where_a_direction_may_be_rounding(monkeypatch, normalised):
+    monkeypatch.setattr("neuralcollapse.geometry.matrix._EXACT_SVD", 1)
+    features, labels, _ = normalised
+    means = CentredMeans(nc.ClassMoments.from_batch(features, labels, 100))
+    assert means._without_doubt() is None
+    assert means.left_out == ""
+    assert float(means.within_over_between) > 0
     assert "rank 63" in means.left_out

@@ -391,6 +391,23 @@ def test_a_pickled_copy_goes_on_as_the_original_does():
     assert original.num_samples == 20
 
 
+@pytest.mark.parametrize("looked", [False, True])
+@pytest.mark.parametrize("means_dtype", [torch.float64, torch.float32])
+def test_moments_restored_from_a_snapshot_go_on_bit_for_bit(looked, means_dtype, monkeypatch):
+    monkeypatch.setattr(waiting, "_HOST_ROWS", 16)
+    features, labels = torch.randn(100, 300), torch.arange(100) % 7
+    whole, first = (ClassMoments.zeros(7, 300, means_dtype=means_dtype) for _ in range(2))
+    for number, (part, part_labels) in enumerate(zip(features.split(9), labels.split(9), strict=True)):
+        whole.update(part, part_labels)
+        if number == 5:
+            kept = first.snapshot()
+            if looked:
+                assert float(first.means.abs().sum()) > 0  # a look at the first changes nothing in what was kept
+            first = ClassMoments.restored(kept)
+        first.update(part, part_labels)
+    assert torch.equal(first.packed, whole.packed)
+
+
 def test_moments_made_in_inference_mode_can_be_updated_outside():
     with torch.inference_mode():
         moments = ClassMoments.from_batch(torch.randn(4, 2), torch.arange(4) % 2, 2)
@@ -498,3 +515,42 @@ def test_an_ignored_label_does_not_wrap_in_small_integers(dtype):
     assert moments.num_samples == 4
     assert kept_rows(features, labels.to(dtype), -100).all()
     assert kept_rows(features, labels.to(dtype), 156).tolist() == [True, False, True, False]
+
+
+def test_what_was_handed_out_stays_whatever_comes_after_it():
+    features, labels = clusters(3, 4, 50)
+    features, labels = torch.from_numpy(features), torch.from_numpy(labels)
+    for before in (ClassMoments.zeros(3, 4), ClassMoments.from_batch(features, labels, 3)):
+        seen = before.packed, before.means, before.scatter
+        kept = [each.clone() for each in seen]
+        before.update(features + 1, labels)
+        _ = before.packed
+        assert all(torch.equal(each, copy) for each, copy in zip(seen, kept, strict=True))
+        seen, kept = (before.packed,), [before.packed.clone()]
+        before.absorb(ClassMoments.from_batch(features, labels, 3))
+        before.round_at_least(1.0)
+        assert torch.equal(seen[0], kept[0])
+        assert not torch.equal(before.packed, kept[0])
+
+
+@pytest.mark.parametrize("sizes", [[1, 20, 4], [10] * 10, [100, 3, 1]])
+def test_batches_that_fill_several_blocks_are_added_at_once(sizes, monkeypatch):
+    monkeypatch.setattr(waiting, "_HOST_ROWS", 16)
+    monkeypatch.setattr(waiting, "_FEWEST_ROWS", 1)
+    features, labels = clusters(3, 4, sum(sizes))
+    moments = ClassMoments.zeros(3, 4).update(torch.from_numpy(features[:5]), torch.from_numpy(labels[:5]))
+    moments.update_batches(torch.from_numpy(features), torch.from_numpy(labels), sizes)
+    both = np.concatenate([features[:5], features]), np.concatenate([labels[:5], labels])
+    assert_moments_of(moments, *both, 1e-9)
+
+
+def test_wider_features_in_inference_mode_leave_later_updates_possible():
+    features, labels = clusters(3, 4, 60)
+    moments = ClassMoments.zeros(3, 4)
+    kept = labels != 2
+    moments.update(torch.from_numpy(features[kept]).float(), torch.from_numpy(labels[kept]))
+    with torch.inference_mode():
+        moments.update(torch.from_numpy(features[kept]), torch.from_numpy(labels[kept]))
+        _ = moments.num_samples
+    moments.update(torch.from_numpy(features), torch.from_numpy(labels))
+    assert moments.num_samples == 60 + 2 * kept.sum()

@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import neuralcollapse as nc
+from neuralcollapse.geometry import code_search
 from neuralcollapse.geometry import softmax_code as formulas
+from neuralcollapse.geometry.code_search import search
 
 
 def largest_cosine(rows):
@@ -16,6 +18,10 @@ def largest_cosine(rows):
 
 def spread(num_classes, dim, **options):
     return nc.softmax_code(num_classes, dim, dtype=torch.float64, **options)
+
+
+def degrees(cosine):
+    return math.degrees(math.acos(cosine))
 
 
 @pytest.mark.parametrize(
@@ -32,10 +38,82 @@ def spread(num_classes, dim, **options):
     ],
 )
 def test_known_best_codes_are_reached(num_classes, dim, best, near):
-    rows = spread(num_classes, dim)
-    assert rows.shape == (num_classes, dim)
-    assert torch.allclose(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-12)
-    assert best - 1e-9 <= largest_cosine(rows) <= best + near
+    for steps in (None, 300):
+        rows = spread(num_classes, dim, steps=steps)
+        assert rows.shape == (num_classes, dim)
+        assert torch.allclose(rows.norm(dim=1), torch.ones(num_classes, dtype=torch.float64), atol=1e-12)
+        assert best - 1e-9 <= largest_cosine(rows) <= best + near
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "dim", "best"),
+    [
+        (7, 3, 77.8695),
+        (9, 3, 70.5288),
+        (13, 3, 57.1367),
+        (11, 4, 76.6791),
+        (24, 4, 60.0),
+        (56, 7, degrees(1 / 3)),
+        (72, 6, 60.0),
+        (126, 7, 60.0),
+        (240, 8, 60.0),
+        (100, 22, degrees(1 / 11)),
+        (162, 21, degrees(1 / 7)),
+    ],
+)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_by_default_the_best_known_angle_is_reached_to_a_tenth_of_a_degree(num_classes, dim, best, seed):
+    angle = degrees(largest_cosine(spread(num_classes, dim, seed=seed)))
+    assert best - 0.1 < angle < best + 1e-4
+
+
+@pytest.mark.parametrize(("num_classes", "dim", "best"), [(16, 5, 1 / 5), (56, 7, 1 / 3), (240, 8, 1 / 2)])
+def test_the_search_finds_exact_codes_by_itself(num_classes, dim, best):
+    rows = search(num_classes, dim, torch.Generator().manual_seed(0))
+    assert best - 1e-9 <= largest_cosine(rows) <= best + 1e-3
+
+
+def test_the_default_is_rotated_by_the_seed_and_no_worse_than_part_of_a_larger_exact_code():
+    for num_classes, dim in ((4, 4), (8, 4), (24, 4)):
+        one, same, other = (spread(num_classes, dim, seed=seed) for seed in (1, 1, 2))
+        assert torch.equal(one, same)
+        assert not torch.allclose(one, other, atol=0.1)
+        assert torch.allclose(one @ one.T, other @ other.T, atol=1e-12)
+    assert largest_cosine(spread(71, 6)) <= 0.5 + 1e-12  # the search alone ends above 0.52
+
+
+def test_a_search_of_many_classes_does_fewer_iterations_of_one_start(monkeypatch):
+    done = []
+    monkeypatch.setattr(code_search, "_minimised", lambda rows, _, iterations: done.append(iterations) or rows)
+    code_search.search(1900, 100, torch.Generator())
+    assert done == [20] * 6
+    done.clear()
+    code_search.search(9, 3, torch.Generator())
+    assert len([most for most in done if most == 400]) == 18
+
+
+def test_a_search_leaves_the_number_of_threads_as_it_was(monkeypatch):
+    used, before = [], torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        monkeypatch.setattr(code_search, "_minimised", lambda rows, *_: used.append(torch.get_num_threads()) or rows)
+        code_search.search(9, 3, torch.Generator())
+        assert set(used) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_soft_maximum_has_its_gradient():
+    torch.manual_seed(0)
+    vectors = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    rows = nn_unit(vectors)
+    cosines = (rows @ rows.T).masked_fill(torch.eye(6, dtype=torch.bool), -math.inf)
+    expected = 0.2 * (cosines / 0.2).flatten().logsumexp(0)
+    expected.backward()
+    value, gradient = code_search.soft_maximum(vectors.detach(), 0.2)
+    assert value == pytest.approx(float(expected.detach()), rel=1e-12)
+    assert torch.allclose(gradient, vectors.grad, rtol=1e-10, atol=1e-14)
 
 
 @pytest.mark.parametrize(("num_classes", "dim"), [(100, 16), (300, 64), (2_000, 128)])

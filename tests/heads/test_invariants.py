@@ -11,6 +11,7 @@ from safetensors.torch import load, save
 from torch.nn import functional as F
 
 import neuralcollapse as nc
+from neuralcollapse.heads import fixed
 
 F64 = torch.float64
 
@@ -40,8 +41,18 @@ LAYERS = {
 LARGEST_COSINE = {"simplex": lambda count: -1 / (count - 1), "orthoplex": lambda _: 0.0}
 
 
+@pytest.fixture(params=["matrix", "structure"])
+def product(request, monkeypatch):
+    """Small layers multiply by a matrix; with no size small and no number of classes few, by the structure."""
+    if request.param == "structure":
+        monkeypatch.setattr(fixed, "_SMALL", {"cpu": (0, 0)})
+        monkeypatch.setattr(fixed, "_SMALL_FAST", {"cpu": (0, 0)})
+        monkeypatch.setattr(fixed, "_FEW_CLASSES", 0)
+    return request.param
+
+
 @pytest.fixture(params=LAYERS)
-def make(request):
+def make(request, product):
     return LAYERS[request.param]
 
 

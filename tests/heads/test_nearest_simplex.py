@@ -9,6 +9,8 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 import neuralcollapse as nc
+from neuralcollapse.heads.nearest_simplex import NearestSimplex
+from tests.helpers import Dispatched
 
 F64 = torch.float64
 K, D = 4, 6
@@ -216,3 +218,57 @@ def test_on_maps_it_follows_as_on_rows():
         layer.follow(labels)
     torch.testing.assert_close(maps.weight, rows.weight)
     assert not torch.allclose(maps.weight, nc.simplex_etf(3, 6), atol=1e-2)
+
+
+# An accelerator, played by the CPU
+
+
+@pytest.fixture
+def waitless(monkeypatch):
+    """CPU tensors take the way of an accelerator's."""
+    monkeypatch.setattr(NearestSimplex, "_follow_at_once", NearestSimplex._follow_without_waiting)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 1, -100])
+def test_without_waiting_the_means_are_the_same(monkeypatch, ignore_index):
+    at_once, waitless = layer(update_every=2), layer(update_every=2)
+    monkeypatch.setattr(waitless.nearest, "_follow_at_once", waitless.nearest._follow_without_waiting)
+    for features, labels in batches(6, missing=(0, 3)):
+        labels[:2] = 3 if ignore_index is None else ignore_index
+        for own in (at_once, waitless):
+            own.follow(labels, features, ignore_index=ignore_index)
+        torch.testing.assert_close(waitless.nearest.means, at_once.nearest.means)
+        assert torch.equal(waitless.nearest.seen, at_once.nearest.seen)
+        torch.testing.assert_close(waitless.weight, at_once.weight)
+
+
+@pytest.mark.usefixtures("waitless")
+def test_only_an_update_of_the_frame_waits_for_the_device():
+    own = layer(update_every=3)
+    for call, (features, labels) in enumerate(batches(6), start=1):
+        with Dispatched() as dispatched:
+            own.follow(labels, features, ignore_index=-100)
+        assert bool(dispatched.waits) == (call % 3 == 0)
+
+
+@pytest.mark.usefixtures("waitless")
+@pytest.mark.parametrize("wrong", ["label", "nan"])
+def test_a_wrong_batch_is_left_out_without_waiting_and_raised_at_the_update(wrong):
+    own = layer(update_every=2)
+    (features, labels), *_ = batches(1)
+    own.follow(labels, features)
+    before = own.nearest.means.clone()
+    features, labels = features.clone(), labels.clone()
+    if wrong == "label":
+        labels[1] = K
+    else:
+        features[1, 1] = torch.nan
+    with pytest.raises(nc.InputError, match="finite features and labels from 0 to 3, got others since the last update"):
+        own.follow(labels, features)
+    assert torch.equal(own.nearest.means, before)
+
+
+def test_on_a_device_without_values_nothing_is_read():
+    own = layer(update_every=100).to("meta")
+    own(torch.ones(3, D, dtype=F64, device="meta"))
+    own.follow(torch.zeros(3, dtype=torch.int64, device="meta"))

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 import neuralcollapse as nc
+from neuralcollapse.runs import record_lines
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import read_run
 
@@ -138,6 +139,39 @@ def test_a_second_measurement_takes_the_place_of_the_first(loader, tmp_path):
     found = RunFolder.open(tmp_path / "run").records()
     assert [each.epoch for each in found] == [0, 1, 2]
     assert found[1] == record
+
+
+def test_a_record_neither_reads_nor_rewrites_those_before_it(loader, tmp_path, monkeypatch):
+    def never(*_):
+        raise AssertionError("the records before are none of its business")
+
+    measured(loader, tmp_path / "run").folder.unlock()
+    recorder = nc.Recorder(loader, out=tmp_path / "run", resume=True, progress=False)
+    with monkeypatch.context() as patch:
+        for name in ("_bytes", "write_atomically"):
+            patch.setattr(record_lines, name, never)
+        for epoch in (4, 2, 5):
+            recorder.measure(network(), epoch)
+    assert [record.epoch for record in recorder.records] == [0, 1, 2, 3, 4, 5]
+    assert recorder.records == RunFolder.open(tmp_path / "run").records()
+
+
+def test_records_made_out_of_order_are_in_order_in_memory_and_on_disk(loader, tmp_path):
+    recorder = nc.Recorder(loader, out=tmp_path / "run", progress=False)
+    for epoch in (5, 1, 3, 1):
+        recorder.measure(network(epoch), epoch)
+    assert [record.epoch for record in recorder.records] == [1, 3, 5]
+    assert recorder.records == RunFolder.open(tmp_path / "run").records()
+    assert [geometry.epoch for geometry in recorder.folder.geometries()] == [1, 3, 5]
+
+
+def test_an_epoch_measured_again_leaves_the_choice_of_geometries_as_it_was(loader, tmp_path, monkeypatch):
+    monkeypatch.setattr("neuralcollapse.loops.kept._GEOMETRIES", 4)
+    recorder = measured(loader, tmp_path / "run", epochs=9)
+    kept = [geometry.epoch for geometry in recorder.folder.geometries()]
+    for epoch in range(8):
+        recorder.measure(network(), epoch)
+        assert [geometry.epoch for geometry in recorder.folder.geometries()] == kept
 
 
 def test_weights_that_are_not_finite_are_named_in_the_unit(loader):

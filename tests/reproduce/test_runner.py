@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import yaml
 from neuralcollapse import InputError
 from neuralcollapse.reproduce.checks import judge
 from neuralcollapse.reproduce.experiment import names
+from neuralcollapse.reproduce.jobs import AllStopped
 from neuralcollapse.reproduce.page import experiment_page
 from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.training import run as training
@@ -227,3 +229,51 @@ def test_other_values_in_an_experiments_files_are_refused_in_one_line(folders, t
         with pytest.raises(InputError) as error:
             experiment_page(ExperimentFolder.open(tmp_path / "out"))
         assert "\n" not in str(error.value)
+
+
+def records_of(folder):
+    lines = {
+        run.name: (folder.path / run.name / "records.jsonl").read_text().splitlines() for run in folder.experiment.runs
+    }
+    return {
+        name: [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in found]
+        for name, found in lines.items()
+    }
+
+
+def test_two_jobs_leave_the_records_of_one(folders, tmp_path):
+    said = []
+    folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", FEW)
+    folder.run(progress=True, on_message=said.append, jobs=2)
+    assert folder.missing() == []
+    assert records_of(folder) == records_of(folders("feature-decay"))
+    assert said[:2] == ["run 1 of 2: all-parameters-seed0", "run 2 of 2: w-h-and-b-seed0"]
+    assert any(text.startswith("w-h-and-b-seed0: epoch ") for text in said)
+    assert not list((tmp_path / "out").rglob(".lock"))
+
+
+def test_a_job_that_dies_is_named_and_the_others_go_on(tmp_path):
+    folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", {"epochs": 1, "decay_warmup": 0})
+    name = folder.experiment.runs[0].name
+    (tmp_path / "out" / name).mkdir()
+    (tmp_path / "out" / name / "mine").write_text("somebody's")
+    said = []
+    with pytest.raises(InputError, match=f"^1 of 2 runs failed: {name} .{name}: .*{name}"):
+        folder.run(progress=False, on_message=said.append, jobs=2)
+    assert [run.name for run in folder.missing()] == [name]
+    assert any(text.startswith(f"{name} failed, the others go on: ") for text in said)
+
+
+def test_a_signal_stops_all_jobs_and_they_go_on_later(folders, tmp_path):
+    folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", FEW)
+    left = [signal.SIGINT]
+
+    def interrupt(text):
+        if ": epoch " in text and left:
+            signal.raise_signal(left.pop())
+
+    with pytest.raises(AllStopped, match="all runs stopped, and saved"):
+        folder.run(on_message=interrupt, jobs=2)
+    assert folder.missing()
+    folder.run(progress=False, jobs=2)
+    assert records_of(folder) == records_of(folders("feature-decay"))

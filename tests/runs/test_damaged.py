@@ -90,10 +90,11 @@ def test_a_record_of_other_values_is_named_by_its_line(name, copy):
     assert message in found
 
 
-def test_records_out_of_order_are_named(copy):
+def test_records_out_of_order_are_put_in_order(copy):
+    before = read_run(copy).records
     lines = (copy / "records.jsonl").read_text().splitlines()
     (copy / "records.jsonl").write_text("\n".join([lines[0], lines[2], lines[1]]))
-    assert "records.jsonl has epoch 2 after epoch 4" in refused(copy)
+    assert read_run(copy).records == before
 
 
 @pytest.mark.parametrize("start", [b"\xef\xbb\xbf", b""], ids=["bom", "plain"])

@@ -49,11 +49,11 @@ def test_records_of_earlier_versions_still_read(lacks):
 def test_a_run_folder_gives_back_what_was_written(tmp_path):
     run = RunFolder.create(tmp_path / "run")
     run.append(RECORD)
-    run.append(RECORD)
+    run.append(replace(RECORD, epoch=4))
     geometry = Geometry(7, np.eye(3), np.ones(3), 2 * np.eye(3), np.zeros(3))
     run.write_geometry(geometry)
     opened = RunFolder.open(tmp_path / "run")
-    assert [record.epoch for record in opened.records()] == [3, 3]
+    assert [record.epoch for record in opened.records()] == [3, 4]
     (kept,) = opened.geometries()
     assert kept.epoch == 7
     np.testing.assert_array_equal(kept.centred, np.eye(3) - 1)
@@ -306,7 +306,7 @@ def test_rewinding_leaves_other_files_alone(tmp_path):
 
 def test_damaged_records_are_not_rewound_away(tmp_path):
     run = full_run(tmp_path)
-    text = run.read_text("records.jsonl") + "{"
+    text = run.read_text("records.jsonl") + "{\n"
     (tmp_path / "records.jsonl").write_text(text)
     with pytest.raises(InputError, match="line 6 is not a record"):
         run.truncate(2)

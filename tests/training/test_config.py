@@ -306,6 +306,7 @@ OTHER = {
     "nodes": 2,
     "strategy": "ddp",
     "precision": "64-true",
+    "cuda_graph": "off",
     "channels_last": True,
     "compile": True,
     "deterministic": False,

@@ -28,6 +28,7 @@ from neuralcollapse.training.resume import State, Stopped, StopSignal
 from neuralcollapse.training.run import resume, train
 from neuralcollapse.training.run_config import read_config
 from neuralcollapse.training.step import Classification
+from neuralcollapse.training.trainer import with_precision
 
 ROOT = Path(__file__).parents[2]
 QUICK = TrainConfig(epochs=3, width=12, depth=2, feature_dim=10, samples_per_class=30, batch_size=50, loggers=())
@@ -238,7 +239,7 @@ def test_a_run_without_the_options_of_a_warm_up_goes_on_without_one(tmp_path, si
     lines = [line for line in file.read_text().splitlines() if not line.startswith("decay_warmup")]
     file.write_text("\n".join(lines) + "\n")
     assert len(lines) == len(types()) - 2
-    assert read_config(RunFolder(tmp_path / "run")) == QUICK
+    assert read_config(RunFolder(tmp_path / "run")) == with_precision(QUICK)
     resume(tmp_path / "run", progress=False)
     assert [name for name in differences(tmp_path / "run", quick) if name != "config"] == []
 
@@ -487,7 +488,7 @@ def _stop_at(epoch: int):
 
 def test_what_may_change_changes_from_here_on(stopped):
     run = resume(stopped.path, {"layers": ("features",), "certify_head": True, "epochs": 4}, progress=False)
-    assert read_config(run) == replace(QUICK, layers=("features",), certify_head=True, epochs=4)
+    assert read_config(run) == replace(with_precision(QUICK), layers=("features",), certify_head=True, epochs=4)
     assert [bool(record.layers) for record in run.records()] == [False, False, True, True, True]
     assert [bool(record.head) for record in run.records()] == [False, False, True, True, True]
 
@@ -606,7 +607,7 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(when, tmp_path, monkeypa
     run = RunFolder.open(out)
     assert end(out)["scraps"] == []
     assert len(list(run.geometries())) == len(list((out / "geometry").iterdir()))
-    assert len(run._parse()) in range(5)
+    assert len(run.records(allow_none=True)) in range(5)
     if run.state.is_file():
         assert f"then go on with 'neuralcollapse train --resume {out}'" in line
         State.read(run.state)

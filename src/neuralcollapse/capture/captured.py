@@ -45,7 +45,11 @@ class CapturedBatch:
         return self.predicted if self.head_logits is self.logits else self._largest(self.head_logits)
 
     def loss(self, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        """The sum over the samples of a mean loss of logits and labels; in parts, since the logits may be large."""
+        """The sum over the samples of a mean loss of logits and labels; in parts, since the logits may be large.
+
+        An accelerator finds labels that are out of range only later, and a loss would bring it down: those are moved
+        into the range here.
+        """
         size = max(1, _LOGITS // self.logits.shape[1])
         total, start = self.logits.new_zeros((), dtype=torch.float32), 0
         parts: Iterable[slice | Tensor] = [slice(first, first + size) for first in range(0, len(self.targets), size)]
@@ -54,7 +58,7 @@ class CapturedBatch:
         for rows in parts:
             logits = self.logits[rows].float()
             targets = self.targets[start : start + len(logits)]
-            total = total + loss(logits, targets) * len(targets)
+            total = total + loss(logits, targets.clamp(0, logits.shape[1] - 1)) * len(targets)
             start += len(targets)
         return total
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -229,12 +230,21 @@ def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num
 def _add_all(sums: Sums, forward: Forward, batches: Iterable[Any]) -> None:
     """Add all batches; an error says which one caused it."""
     for index, batch in enumerate(batches, start=1):
-        try:
+        with _numbered(index):
             sums.add(forward, batch)
-        except (HeadMismatch, NumberedError):
-            raise
-        except InputError as error:
-            raise InputError(f"batch {index}: {error}") from None
+    with _numbered(forward.batches):
+        sums.flush(forward)
+
+
+@contextmanager
+def _numbered(batch: int) -> Iterator[None]:
+    """Inside, errors get the number of the batch, unless they name one."""
+    try:
+        yield
+    except (HeadMismatch, NumberedError):
+        raise
+    except InputError as error:
+        raise InputError(f"batch {batch}: {error}") from None
 
 
 def _result(forward: Forward, sums: Sums) -> Capture:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -85,9 +85,10 @@ class Forward:
         self._least_squares = LeastSquares()
         self._no_logits = ""
         self._hooks: Hooks | None = None
-        self._unseen: list[tuple[int, Tensor, Tensor, Tensor, Tensor]] = []  # rows of batches to be compared
+        self._unseen: list[tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]] = []  # rows to be compared, by batch
         self._unseen_values = 0
         self._batches = 0
+        self._is_plain = self._was_in_vain = False
         self._tokens_are_labels: bool | None = None
         self.by_model = True
         half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
@@ -113,6 +114,37 @@ class Forward:
             if not self._switched(trace, tuple(labels.shape)):
                 self._check_found(trace, inputs, labels)
                 return self._samples(trace, inputs, labels)
+
+    def plain(self, batch: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The (N, d) features, (N,) labels and (N, K) logits of a batch if the ones before it, and it, were all plain.
+
+        That is: an input and a label for each of N samples, a head that is called once on a row for each of them, and
+        whose output the model returns. The rows are to be given to `see`. None for other batches: call this object.
+        """
+        if (
+            not self._is_plain
+            or self._was_in_vain
+            or self._hooks is None
+            or self._hooks.head != self.head
+            or self._hooks.others
+        ):
+            return None
+        if type(batch) not in (tuple, list) or len(batch) < 2:
+            return None
+        inputs, labels = batch[0], batch[1]
+        if type(inputs) is not Tensor or type(labels) is not Tensor or labels.dim() != 1 or labels.dtype != torch.int64:
+            return None
+        caught = self._hooks.run_plain(inputs.to(self.device, non_blocking=True))
+        if caught is None or len(caught[0]) != len(labels) or len(labels) == 0:
+            self._was_in_vain = True  # the network runs a second time over this batch: that must not go on
+            return None
+        self._batches += 1
+        features, logits = caught
+        return features, labels.to(features.device, non_blocking=True), logits
+
+    def see(self, numbers: Sequence[int], features: Tensor, logits: Tensor) -> None:
+        """Compare rows of plain batches with the head's map, now or later; `numbers` (n,) are of their batches."""
+        self._keep((numbers, features, logits, logits, logits))
 
     def labels(self, batch: Any) -> Tensor:
         """The labels of a batch, flat and without the ignored ones; the network does not run."""
@@ -166,6 +198,11 @@ class Forward:
     def _relation(self) -> Relation | None:
         """How the returned logits follow from the outputs of the head, according to the batches so far."""
         return self._pooled or self._comparison.relation
+
+    @property
+    def batches(self) -> int:
+        """The number of batches so far."""
+        return self._batches
 
     def __enter__(self) -> Forward:
         """Inside, the model is in eval mode with hooks on it; afterwards it is as before."""
@@ -261,6 +298,10 @@ class Forward:
             )
             for name, layer in self.layers.items()
         }
+        restricted = self.layers or self.subset is not None or self.ignore_index is not None or self.next_token
+        returned = getattr(trace.returned, "logits", trace.returned)
+        same = isinstance(returned, Tensor) and returned.is_set_to(call.outputs) and not call.overwritten
+        self._is_plain = later and self._map.is_plain and not restricted and call.outputs.dim() == 2 and same
         return self._kept(features, labels, layers, logits, logits if self.by_model else outputs)
 
     def _head_call(self, trace: Trace) -> HeadCall:
@@ -338,9 +379,12 @@ class Forward:
 
     def _see_later(self, call: HeadCall, outputs: Tensor, logits: Tensor) -> None:
         """Keep rows of a batch: comparing them waits for the device, so many batches are compared at once."""
-        rows = (call.spot_inputs, call.spot_outputs.detach(), outputs.detach(), logits)
-        self._unseen.append((self._batches, *rows))
-        self._unseen_values += sum(each.numel() for each in rows)
+        numbers = [self._batches] * max(len(call.spot_inputs), len(logits))
+        self._keep((numbers, call.spot_inputs, call.spot_outputs.detach(), outputs.detach(), logits))
+
+    def _keep(self, rows: tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]) -> None:
+        self._unseen.append(rows)
+        self._unseen_values += sum(each.numel() for each in rows[1:])
         if len(self._unseen) >= _UNSEEN_BATCHES or self._unseen_values >= _UNSEEN_VALUES:
             self.check()
 
@@ -356,16 +400,22 @@ class Forward:
         inputs, made, outputs, logits = (torch.cat(rows) for rows in list(zip(*unseen, strict=True))[1:])
         if self._map.fits(inputs, made) and Relation.of(self.head.name, outputs, logits).kind == "same":
             return
-        for number, taken, made, outputs, returned in unseen:  # as they would have been compared one by one
-            try:
-                self._map.check(taken, made)
-            except InputError as error:
-                raise NumberedError(f"batch {number}: {error}") from None
-            self._comparison.add(outputs, returned, {})
-            kind = self._comparison.relation.kind if self._comparison.relation else ""
-            self.by_model = kind in _BY_MODEL
-            if kind == "other":
-                self._least_squares.add(self._map.features(taken)[: len(returned)], returned)
+        for numbers, *rows in unseen:  # as they would have been compared one by one
+            for number in dict.fromkeys(numbers):
+                picked = [place for place, each in enumerate(numbers) if each == number]
+                self._check_one(number, *(each[[place for place in picked if place < len(each)]] for each in rows))
+
+    def _check_one(self, number: int, taken: Tensor, made: Tensor, outputs: Tensor, returned: Tensor) -> None:
+        """Compare the rows of one batch, inputs and outputs of the head, and its outputs and the logits of samples."""
+        try:
+            self._map.check(taken, made)
+        except InputError as error:
+            raise NumberedError(f"batch {number}: {error}") from None
+        self._comparison.add(outputs, returned, {})
+        kind = self._comparison.relation.kind if self._comparison.relation else ""
+        self.by_model = kind in _BY_MODEL
+        if kind == "other" and len(taken) == len(returned):
+            self._least_squares.add(self._map.features(taken), returned)
 
     def _beside(self, trace: Trace, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
         """Name -> some outputs of another head, and whether it receives the same features."""

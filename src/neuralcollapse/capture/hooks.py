@@ -113,6 +113,7 @@ class Hooks:
         self._model = model
         self._layers = layers or {}
         self._trace: Trace | None = None  # of the pass that runs
+        self._plain: list[tuple[Tensor, Tensor, int] | None] | None = None  # calls of the head in `run_plain`
         self._open = ExitStack()
 
     def __enter__(self) -> Hooks:
@@ -132,16 +133,42 @@ class Hooks:
         trace = self._trace = Trace()
         try:
             with torch.no_grad():
-                trace.returned = call(self._model, inputs)
+                trace.returned = self._called(inputs)
         finally:
             self._trace = None
         return trace
+
+    def run_plain(self, inputs: Any) -> tuple[Tensor, Tensor] | None:
+        """The (N, d) input of the head, copied, and its output (N, K), if it is called once and returned as it is.
+
+        Like `run`, but with no work beside the pass; None for anything else.
+        """
+        calls: list[tuple[Tensor, Tensor, int] | None] = []
+        self._plain = calls
+        try:
+            with torch.no_grad():
+                returned = self._called(inputs)
+        finally:
+            self._plain = None
+        if len(calls) != 1 or calls[0] is None:
+            return None
+        features, output, version = calls[0]
+        same = getattr(returned, "logits", returned) is output and output._version == version
+        return (features, output) if same else None
+
+    def _called(self, inputs: Any) -> Any:
+        if self._model.training:  # a loader that uses the model, too, has changed that since the last batch
+            self._model.eval()
+        return call(self._model, inputs)
 
     def _on_layer(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if self._trace is not None:
             self._trace.layers[name] = _copied(output)
 
     def _on_head(self, each: Head, _: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        if self._plain is not None:
+            self._plain.append(None if kwargs else _plain_call(args, output))
+            return
         trace = self._trace
         if trace is None:
             return
@@ -174,9 +201,19 @@ class Hooks:
         )
 
 
-def spot_rows(count: int, device: torch.device) -> Tensor:
-    """At most `ROWS` of the indices below `count`, evenly spread."""
-    rows = min(ROWS, count)
+def _plain_call(args: tuple[Any, ...], output: Any) -> tuple[Tensor, Tensor, int] | None:
+    """A copy of the input of a head (N, d), its output (N, K), and how often that has been changed in place."""
+    features = args[0] if len(args) == 1 else None
+    if type(features) is not Tensor or type(output) is not Tensor or output.is_inference():
+        return None
+    if features.dim() != 2 or output.dim() != 2 or len(features) != len(output):
+        return None
+    return features.detach().clone(), output, output._version
+
+
+def spot_rows(count: int, device: torch.device, most: int = ROWS) -> Tensor:
+    """At most `most` of the indices below `count`, evenly spread."""
+    rows = min(most, count)
     return torch.arange(rows, device=device) * (count - 1) // max(1, rows - 1)
 
 

@@ -123,11 +123,11 @@ class NeuralCollapse(Metric):
         classes, dim, means_dtype = self._shape
         batch = ClassMoments.zeros(classes, dim, self._held.device, means_dtype=means_dtype)
         self._add(batch, features, labels, self._update_count + 1)
-        self._held.absorb(batch)
+        values = self._measures(batch)
         # Private to torchmetrics: its own `forward` keeps these three up to date, and MetricCollection reads them.
         self._update_count += 1
         self._computed = None
-        values = self._measures(batch)
+        self._held.absorb(batch)
         self._forward_cache: Any = values
         return values
 
@@ -142,6 +142,7 @@ class NeuralCollapse(Metric):
                 check_features(features)
                 labels = self.classes.relabel(check_labels(labels, features.shape[0]), left_out)
                 left_out = LEFT_OUT
+            moments.number_from(batch)
             moments.update(features, labels, ignore_index=left_out)
         except NumberedError:
             raise
@@ -152,6 +153,7 @@ class NeuralCollapse(Metric):
         weight, bias = (None, None) if self._classifier is None else head_tensors(self._classifier.module)
         if self.classes is not None and weight is not None:
             weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
+        device = moments.means.device  # a look at the moments: it raises for a batch that was wrong
         try:
             values = measures(moments, weight, bias, pairwise=self.pairwise)
         except InputError as error:  # a weight that is not finite; raising during a synchronisation would break it off
@@ -160,7 +162,6 @@ class NeuralCollapse(Metric):
             ]
             warnings.warn(f"undefined (NaN): {error}: {', '.join(wanted)}", NeuralCollapseWarning, stacklevel=3)
             values = measures(moments, pairwise=self.pairwise) | dict.fromkeys(wanted, math.nan)
-        device = moments.means.device
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
@@ -181,9 +182,9 @@ class NeuralCollapse(Metric):
             raise InputError(
                 f"expected a metric of {need}, got {got}: both need the same num_classes, feature_dim, means_dtype"
             )
-        self._held.absorb(ClassMoments(theirs.to(self._held.device), *shape))
         self._update_count += updates
         self._computed = None
+        self._held.absorb(ClassMoments(theirs.to(self._held.device), *shape))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> nn.Module:
         # Metric._apply would cast the states (and their defaults, private to torchmetrics): move them, keep float64.
@@ -197,6 +198,10 @@ class NeuralCollapse(Metric):
             store["left_out"] = store["left_out"].to(device)
         stores[1]["moments"] = stores[1]["moments"].to(device)
         return self
+
+    def __hash__(self) -> int:
+        # That of torchmetrics reads the state, and torch asks for it whenever it goes through the modules of a model.
+        return id(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed = state.pop("moments", None)  # a pickle of version 0.1.0

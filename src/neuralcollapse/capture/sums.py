@@ -5,18 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed
 from torch import Tensor
 
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
+from neuralcollapse.capture.hooks import ROWS, spot_rows
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments, state_device
 
 # Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
 _KEEP_BYTES = 512 * 2**20
+# Plain batches wait until there are so many rows, or so many logits.
+_PLAIN_ROWS, _PLAIN_LOGITS = 2048, 2**20
 
 
 class Sums:
@@ -46,6 +50,8 @@ class Sums:
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
+        self._plain: list[tuple[Tensor, Tensor, Tensor]] = []  # features, labels and logits of batches that wait
+        self._plain_rows = 0
 
     @property
     def nonnegative(self) -> bool:
@@ -60,11 +66,44 @@ class Sums:
 
     def add(self, forward: Forward, batch: Any) -> None:
         """Run a batch through the network and add it to the sums."""
+        rows = None if self.moments is None else forward.plain(batch)
+        if rows is not None:
+            self._plain.append(rows)
+            self._plain_rows += len(rows[1])
+            logits = rows[2]
+            if self._plain_rows >= _PLAIN_ROWS or self._plain_rows * logits.shape[1] >= _PLAIN_LOGITS:
+                self.flush(forward)
+            else:  # a model may write the next batch's logits, and a loader its labels, to the same place
+                self._plain[-1] = (rows[0], rows[1].clone(), logits.clone())
+            return
+        self.flush(forward)
         captured = forward(batch)
         if self.moments is None:
             self.moments = self._empty(captured.features.shape[1], captured.features.device)
             self.moments.round_at_least(forward.spacing)
         self.moments.update(captured.features, captured.labels)
+        self._count(captured, forward)
+
+    def flush(self, forward: Forward) -> None:
+        """Add the plain batches that wait: some thousand rows cost little more than a few."""
+        waiting, self._plain, self._plain_rows = self._plain, [], 0
+        if not waiting:
+            return
+        assert self.moments is not None
+        sizes = [len(labels) for _, labels, _ in waiting]
+        first = forward.batches - len(sizes) + 1
+        features, labels, logits = (
+            torch.cat(parts) if len(waiting) > 1 else parts[0] for parts in zip(*waiting, strict=True)
+        )
+        self.moments.update_batches(features, labels, sizes)
+        picked = spot_rows(len(labels), labels.device, ROWS * len(sizes))
+        places = spot_rows(len(labels), torch.device("cpu"), ROWS * len(sizes)).numpy()
+        numbers = np.repeat(np.arange(first, first + len(sizes)), sizes)[places].tolist()
+        forward.see(numbers, features[picked], logits[picked])
+        self._count(CapturedBatch(features, labels, labels, {}, logits, logits, None), forward)
+
+    def _count(self, captured: CapturedBatch, forward: Forward) -> None:
+        """Add everything but the moments of the features."""
         self._least = least_feature(captured.features, self._least)
         for name, outputs in captured.layers.items():
             if name not in self.layers:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.capture.arguments import check_model
+from neuralcollapse.checkpoints.ledger import NAME, Done, append_to_ledger, read_ledger, write_ledger
 from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
@@ -27,7 +29,6 @@ from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.renamed import with_new_names
 
-_LEDGER = "checkpoints.json"  # in the run folder: which file gave which record
 # What the records depend on.
 _OPTIONS = (
     "layers",
@@ -170,25 +171,19 @@ def _measured(
             NeuralCollapseWarning,
             stacklevel=3,
         )
+    given = set(files)
     with _weights_restored(model):
         for number, path in order.checkpoints:
-            if path not in files:  # of an earlier call
+            if path not in given:  # of an earlier call
                 continue
             fresh = not run.has(path)
             if fresh:
                 run.measure(model, number, path, prefix)
             if on_checkpoint is not None:
                 on_checkpoint(Checkpoint(path, order.unit, run.done[short_name(path)].record, fresh))
+    if run.recorder.folder is not None:
+        run.recorder.folder.truncate(math.inf)  # puts the records in order
     return run.records
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A measured checkpoint: its file as it was then, and its record."""
-
-    size: int
-    mtime_ns: int
-    record: Record
 
 
 @dataclass
@@ -196,7 +191,7 @@ class _Run:
     """What was measured, by checkpoint. The ledger on disk decides, and records.jsonl is written from it."""
 
     recorder: Recorder
-    done: dict[str, _Done]
+    done: dict[str, Done]
     given: Sequence[str | Path] = ()
 
     @classmethod
@@ -215,15 +210,8 @@ class _Run:
                     f"{out} was measured with {key}={described.get(key)!r:.80}, got {value!r:.80}: "
                     + RunFolder(out).way_out(given)
                 )
-        done = {}
-        if (out / _LEDGER).is_file():
-            try:
-                for name, (size, mtime_ns, record) in parse_json(read_text(out / _LEDGER)).items():
-                    if type(size) is not int or type(mtime_ns) is not int:
-                        raise ValueError("expected the size and the time of each file")
-                    done[name] = _Done(size, mtime_ns, Record.from_dict(record))
-            except (ValueError, TypeError, AttributeError):
-                raise InputError(f"{out / _LEDGER} is damaged: restore it, or measure in another folder") from None
+        ledger = out / NAME
+        done = read_ledger(ledger) if ledger.is_file() else {}
         return cls(recorder, done, given)
 
     @property
@@ -262,7 +250,7 @@ class _Run:
             file = _geometry(folder, old)
             if old != new and file.is_file():
                 moves.append((file.rename(file.with_name(f".{new}.tmp")), _geometry(folder, new)))
-        self._write()
+        write_ledger(self._place / NAME, self.done)
         for file, place in moves:
             file.replace(place)
         folder.write_text("records.jsonl", "".join(record.to_json() + "\n" for record in self.records))
@@ -281,9 +269,9 @@ class _Run:
         stamp = _stamp(path)  # before it is read: a file that changes meanwhile is measured again
         try:
             record = _measure_file(self.recorder, model, number, path, prefix)
-            self.done[short_name(path)] = _Done(*stamp, record)
-            if self.recorder.out is not None:
-                self._write()
+            done = self.done[short_name(path)] = Done(*stamp, record)
+            if self.recorder.out is not None and not append_to_ledger(self._place / NAME, short_name(path), done):
+                write_ledger(self._place / NAME, self.done)
         except InputError as error:
             raise InputError(f"{error}{self._kept()}") from None
         except OSError as error:
@@ -295,14 +283,6 @@ class _Run:
         return (
             f" (the {len(self.done)} measured before are kept in {self._place}: repair it, or leave it out, and go on)"
         )
-
-    def _write(self) -> None:
-        content = {
-            name: (done.size, done.mtime_ns, done.record.to_dict())
-            for name, done in sorted(self.done.items(), key=lambda item: item[1].record.epoch)
-        }
-        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items())
-        RunFolder(self._place).write_text(_LEDGER, f"{{\n{lines}\n}}\n")
 
 
 def _stamp(path: Path) -> tuple[int, int]:

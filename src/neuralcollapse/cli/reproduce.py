@@ -29,6 +29,13 @@ def add(commands: Any) -> None:
     parser.add_argument("--scale", default="laptop", metavar="SCALE", help="smoke (seconds), laptop, or paper (a GPU)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the runs go (runs/NAME-SCALE)")
     parser.add_argument("--data", metavar="DATA", help="another data set in every run, as for 'train --data'")
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side, each in a process of its own; they share the GPU, or the threads (default: 1)",
+    )
     parser.add_argument("--show", action="store_true", help="print the experiment's YAML and stop")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
@@ -46,12 +53,14 @@ def run(options: argparse.Namespace) -> int:
         print(text_of(options.name), end="")
         return 0
     with train_packages(format="html"):
+        from neuralcollapse.checks import check_count
         from neuralcollapse.report.page import save_text
         from neuralcollapse.reproduce.experiment import slug
         from neuralcollapse.reproduce.page import experiment_page
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
 
+    check_count(options.jobs, "--jobs", 1)
     out = options.out or Path("runs") / f"{slug(Path(options.name).stem)}-{options.scale}"
     changes = {"data": options.data} if options.data else {}
     folder = ExperimentFolder.create(options.name, options.scale, out, changes)
@@ -64,7 +73,11 @@ def run(options: argparse.Namespace) -> int:
         print(SMOKE, file=sys.stderr, flush=True)
     again = f"to go on: give the same command again ({count} runs in {out})"
     try:
-        folder.run(progress=True, on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True))
+        folder.run(
+            progress=True,
+            on_message=lambda text: print(f"... {text}", file=sys.stderr, flush=True),
+            jobs=options.jobs,
+        )
     except Stopped as stopped:
         print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
         return 128 + stopped.signum

@@ -58,7 +58,7 @@ def simplex_etf(
     else:
         frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64, device="cpu")).T
     if generator is not None:
-        frame = frame @ _haar_rows(num_classes - 1, dim, generator)
+        frame = frame @ haar_rows(num_classes - 1, dim, generator)
     return (math.sqrt(num_classes / (num_classes - 1)) * frame).to(device=device, dtype=dtype)
 
 
@@ -98,7 +98,7 @@ def orthoplex(
     if not dtype.is_floating_point:
         raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
     axes = (num_classes + 1) // 2
-    half = torch.eye(axes, dim, dtype=torch.float64) if generator is None else _haar_rows(axes, dim, generator)
+    half = torch.eye(axes, dim, dtype=torch.float64) if generator is None else haar_rows(axes, dim, generator)
     rows = torch.stack([half, -half], 1).flatten(0, 1)[:num_classes] + 0.0  # no negative zeros
     return rows.to(device=device, dtype=dtype)
 
@@ -172,7 +172,7 @@ def drop_ones(features: Tensor) -> Tensor:
     return torch.cat([features - total / (root * (root - 1)), total / root], dim=-1)
 
 
-def _haar_rows(count: int, dim: int, generator: torch.Generator) -> Tensor:
+def haar_rows(count: int, dim: int, generator: torch.Generator) -> Tensor:
     """`count` orthonormal rows in `dim` dimensions, uniformly distributed (QR with the diagonal of R made positive)."""
     gaussian = torch.randn(dim, count, generator=generator, dtype=torch.float64, device=generator.device)
     q, r = torch.linalg.qr(gaussian.cpu())

@@ -18,7 +18,16 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, Noise, between_directions
+from neuralcollapse.geometry.matrix import (
+    NARROW,
+    BlockedMatrix,
+    Noise,
+    between_directions,
+    inverse_gram,
+    largest,
+    many_directions,
+    quadratic_forms,
+)
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.products import in_float32
 from neuralcollapse.geometry.rounding import NAMES
@@ -39,11 +48,11 @@ _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 
 
 class Directions(NamedTuple):
-    """Orthonormal directions that the centred class means span, without those that are rounding alone."""
+    """Variances along orthonormal directions that the centred class means span, and which are rounding alone."""
 
-    vectors: Tensor  # (d, r)
     between: Tensor  # (r,) variance of the class means along each, over the classes
     within: Tensor  # (r,) variance about the class means, over the samples
+    left_out: Tensor  # (r,) bool
 
 
 class CentredMeans:
@@ -52,16 +61,21 @@ class CentredMeans:
     Attributes:
         seen: (K',) the numbers of the classes that have samples.
         unseen: the numbers of the others.
+        counts: (K',) the samples of the classes seen, float64.
+        single: whether no class has more than one sample.
         left_out: which directions were left out as rounding, in words, once `directions` has been read.
     """
 
     def __init__(self, moments: ClassMoments) -> None:
         self.moments = moments
-        self.seen = moments.counts.nonzero().flatten()
-        self.complete = len(self.seen) == moments.num_classes
-        self.unseen = (moments.counts == 0).nonzero().flatten().tolist()
+        counts = moments.counts
+        every = counts.cpu()
+        self.complete = bool((every > 0).all())
+        self.seen = torch.arange(len(counts), device=counts.device) if self.complete else counts.nonzero().flatten()
+        self.unseen = (every == 0).nonzero().flatten().tolist()
+        self.single = int(every.max()) == 1  # whether every class has one sample
+        self.counts = (counts if self.complete else counts[self.seen]).double()
         self.left_out = ""
-        self._dropped = 0
 
     @cached_property
     def matrix(self) -> BlockedMatrix:
@@ -71,56 +85,95 @@ class CentredMeans:
             raise Undefined("no samples were seen")
         if len(self.seen) == 1:
             raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
+        rounding = _ROUNDING[moments.means.dtype] * float(largest(moments.means))
         index = None if self.complete else self.seen
-        rounding = _ROUNDING[moments.means.dtype] * BlockedMatrix(moments.means, index).largest
-        matrix = BlockedMatrix(moments.means, index, moments.global_mean, math.sqrt(moments.feature_dim) * rounding)
+        matrix = BlockedMatrix(moments.means, index, self.centre, math.sqrt(moments.feature_dim) * rounding)
         size = matrix.largest
         if not math.isfinite(size * size * matrix.count * matrix.dim):
             raise Undefined(OVERFLOW)
         if size <= rounding:
             raise Undefined("all class means coincide, so there is no spread between classes")
         matrix.noise = self._noise
-        if not bool(matrix.norms.any()):
+        if matrix.directed == 0:
             raise Undefined(f"all class means coincide up to the rounding of {self._type}")
         return matrix
 
     @cached_property
-    def covariance(self) -> Tensor:
-        """(d, d) S_W."""
-        return self.moments.within_covariance
+    def centre(self) -> Tensor:
+        """(d,) mu_G."""
+        return self.moments.global_mean
+
+    @cached_property
+    def _given(self) -> BlockedMatrix:
+        """The class means as they are."""
+        return BlockedMatrix(self.moments.means, None if self.complete else self.seen)
+
+    @cached_property
+    def variances(self) -> Tensor:
+        """(d,) the diagonal of S_W."""
+        return self.moments.upper.diagonal() / self.counts.sum()
+
+    @cached_property
+    def within_over_between(self) -> Tensor:
+        """`tr(S_W S_B^+)` over the directions that are more than rounding."""
+        certain = self._without_doubt()
+        if certain is not None:
+            return certain
+        between, within, left_out = self.directions
+        return torch.where(left_out, 0.0, within / between).sum()
+
+    def _without_doubt(self) -> Tensor | None:
+        """`tr(S_W S_B^+)` by an inverse; None unless it is certain that no direction is rounding, nor lost by it.
+
+        For many classes in many dimensions this takes a small part of the time of the eigenvectors.
+        """
+        matrix, dim = self.matrix, self.moments.feature_dim
+        if not many_directions(matrix):
+            return None
+        inverse, least, most = inverse_gram(matrix, self.counts)
+        size, spread = (each.max() for each in self._sizes)  # no direction has more
+        single = dim * min(self._rounding, _SINGLE) ** 2
+        shares = dim * _ROUNDING[self.moments.means.dtype] ** 2, _ALIKE * self._rounding**2 + single
+        bound = torch.maximum(max(shares) * size, _FAR_ROWS * single * spread)
+        if not bool((least > NARROW * most) & (least / matrix.count > bound)):
+            return None
+        if dim < matrix.count:
+            products = self.moments.upper * inverse
+            total = 2 * products.triu().sum() - products.trace()
+        else:
+            rows = (inverse * matrix.polar.lengths) @ matrix.polar.unit
+            total = quadratic_forms(self.moments.upper, rows.T).sum()
+        return total / self.counts.sum() * matrix.count
 
     @cached_property
     def directions(self) -> Directions:
         """The directions of S_B; `Undefined` when all are rounding alone."""
         matrix = self.matrix
-        vectors, squares = between_directions(
-            matrix, lambda vectors, squares: self._rounding_alone(vectors, squares / matrix.count)
-        )
-        kept = len(squares)
-        if self._dropped:
+        squares, left_out = between_directions(matrix, self._rounding_alone)[1:]
+        dropped, kept = torch.stack([(left_out & ~self._zero).sum(), (~left_out).sum()]).tolist()
+        if dropped:  # more than those that are zero up to float64
             self.left_out = (
-                f"{self._dropped} of {min(matrix.count - 1, matrix.dim)} directions of the class means hold only the "
+                f"{dropped} of {min(matrix.count - 1, matrix.dim)} directions of the class means hold only the "
                 f"rounding of {self._type}: nc1 is taken over the other {kept} (rank {kept})"
             )
         if kept == 0:
             raise Undefined(f"the class means differ only by the rounding of {self._type}")
-        return Directions(vectors, squares / matrix.count, self._within(vectors))
+        return Directions(squares / matrix.count, self._within, left_out)
 
-    def _within(self, vectors: Tensor) -> Tensor:
-        return ((self.covariance @ vectors) * vectors).sum(0).clamp_(min=0)
+    def _rounding_alone(self, vectors: Tensor, squares: Tensor) -> Tensor:
+        """(r,) bool: the directions along which all variance, within classes and between them, may be rounding.
 
-    def _rounding_alone(self, vectors: Tensor, between: Tensor) -> Tensor:
-        """(r,) bool: the directions along which all variance, within classes and between them, may be rounding."""
-        eps, dim = self.moments.rounding, self.moments.feature_dim
-        weights = vectors.square()
-        size, spread, scatter = (part @ weights for part in (*self._sizes, self.covariance.diagonal()))
-        lost, zero = (
+        Keeps the variances within classes, and which directions are zero up to float64, for `directions`.
+        """
+        eps, dim, between = self._rounding, self.moments.feature_dim, squares / self.matrix.count
+        self._within = quadratic_forms(self.moments.upper, vectors).div_(self.counts.sum()).clamp_(min=0)
+        size, spread, scatter = torch.stack([*self._sizes, self.variances]) @ vectors.square()
+        lost, self._zero = (
             between <= dim * relative**2 * size
             for relative in (_ROUNDING[self.moments.means.dtype], _ROUNDING[torch.float64])
         )
         if eps > 0:
-            lost |= self._typed(eps, between, self._within(vectors), size, spread, scatter)
-        self._dropped = int((lost & ~zero).sum())  # not those that are zero up to float64
+            lost = lost | self._typed(eps, between, self._within, size, spread, scatter)
         return lost
 
     def _typed(
@@ -134,24 +187,20 @@ class CentredMeans:
         alone = both <= _ROUNDED * eps**2 + computed
         alone = _with_those_below_a_gap(alone, both <= _ALIKE * eps**2 + computed, both, _GAP)
         far = _FAR_ROWS * computed * spread
-        explained = _EXPLAINED * (within + unsure) * float((1 / self.moments.counts[self.seen].double()).mean())
+        explained = _EXPLAINED * (within + unsure) * (1 / self.counts).mean()
         perhaps = (between <= far) & (within <= far + unsure) & (between <= explained)
         return _with_those_below_a_gap(alone, perhaps, between / spread.clamp(min=_TINY), _FAR_GAP)
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """(d,) `E h_j^2` and the variance of h_j: over samples, or with equal weight for each class if that is more."""
-        moments = self.moments
-        within, shift = self.covariance.diagonal(), moments.global_mean
-        counts = moments.counts[self.seen].double()
-        totals = [torch.zeros_like(shift) for _ in range(4)]
-        given = BlockedMatrix(moments.means, None if self.complete else self.seen)
-        for part in given.parts():
-            means = given.block(part)
-            for place, squares in ((0, means.square()), (2, (means - shift).square())):
-                totals[place] += counts[part] @ squares / counts.sum()
-                totals[place + 1] += squares.mean(0) * (len(means) / given.count)
-        return torch.maximum(totals[0] + within, totals[1]), torch.maximum(totals[2] + within, totals[3])
+        weights = torch.stack([self.counts / self.counts.sum(), torch.full_like(self.counts, 1 / len(self.counts))])
+        size, spread = torch.zeros((2, 2, len(self.centre)), dtype=torch.float64, device=self.centre.device)
+        for part in self._given.parts():
+            means = self._given.block(part)
+            size += weights[:, part] @ means.square()
+            spread += weights[:, part] @ (means - self.centre).square_()
+        return torch.maximum(size[0] + self.variances, size[1]), torch.maximum(spread[0] + self.variances, spread[1])
 
     @cached_property
     def _noise(self) -> Noise:
@@ -160,16 +209,24 @@ class CentredMeans:
         The larger of two variances: eps^2/4 over the number of samples, as rounding moves a sample by eps/2 at most;
         and eps^2/12 less the spread of the class, as rounding may move all samples of a class without spread alike.
         """
-        moments, size = self.moments, self._sizes[0]
-        counts = moments.counts[self.seen].double()
-        spreads = moments.spreads[self.seen] / counts / size.sum().clamp(min=_TINY)
-        square = moments.rounding**2
-        return Noise(torch.maximum(square / (4 * counts), square / 12 - spreads), size)
+        size, square = self._sizes[0], self._rounding**2
+        spreads = self.class_variances / size.sum().clamp(min=_TINY)
+        return Noise(torch.maximum(square / (4 * self.counts), square / 12 - spreads), size)
+
+    @cached_property
+    def class_variances(self) -> Tensor:
+        """(K',) V_k of the classes seen: the mean of `|h - mu_k|^2`."""
+        spreads = self.moments.spreads
+        return (spreads if self.complete else spreads[self.seen]) / self.counts
+
+    @cached_property
+    def _rounding(self) -> float:
+        return self.moments.rounding
 
     @property
     def _type(self) -> str:
         """The name of the coarsest dtype involved."""
-        eps = max(self.moments.rounding, torch.finfo(self.moments.means.dtype).eps)
+        eps = max(self._rounding, torch.finfo(self.moments.means.dtype).eps)
         return NAMES.get(eps, f"a type of spacing {eps:.1e}")
 
 
@@ -177,7 +234,5 @@ def _with_those_below_a_gap(alone: Tensor, perhaps: Tensor, sizes: Tensor, gap: 
     """`alone`, and the smallest sizes of `perhaps` up to the last gap, where the next size is `gap` times as large."""
     ordered, order = sizes.sort()
     ends = (alone | perhaps)[order][:-1].cumprod(0).bool() & (ordered[1:] > gap * ordered[:-1])
-    count = int(ends.nonzero().max()) + 1 if bool(ends.any()) else 0
-    more = alone.clone()
-    more[order[:count]] = True
-    return more
+    below = torch.cat([ends.flip(0).cummax(0).values.flip(0), ends.new_zeros(1)])  # whether a gap follows
+    return alone | torch.zeros_like(alone).scatter(0, order, below)

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ def measures(
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     means = CentredMeans(moments)
     sample = draw(len(means.seen), pairwise, means.seen.device)
-    jobs: dict[str, Callable[[], float | Estimate]] = {
+    jobs: dict[str, Callable[[], Tensor | Estimate]] = {
         "nc1": lambda: _nc1(means),
         "nc1_quotient": lambda: _nc1_quotient(means),
         "nc1_cdnv": lambda: cdnv(means, sample),
@@ -87,13 +88,14 @@ def measures(
     }
     if weight is not None:
         weights = BlockedMatrix(weight.detach().to(means.seen.device), None if means.complete else means.seen)
+        logits = cache(lambda: _mean_logits(weights, means, bias))
         jobs |= {
             "nc2": lambda: distance_to_etf(weights),
             "nc3": lambda: distance_to_etf(weights, means.matrix),
             "nc3_distance": lambda: _nc3_distance(weights, means.matrix),
             "nc0": lambda: _nc0(weights),
-            "nc_bias": lambda: nc_bias(moments, weight, bias),
-            "nc_bias_centered": lambda: nc_bias_centered(moments, weight, bias),
+            "nc_bias": lambda: torch.linalg.vector_norm(logits()),
+            "nc_bias_centered": lambda: torch.linalg.vector_norm(logits() - logits().mean()),
             "equinorm_weights": lambda: _equinorm(weights),
             "equiangularity_weights": lambda: _equiangularity(weights),
             "max_equiangularity_weights": lambda: excess_cosine(at_least_two(weights), sample),
@@ -104,21 +106,24 @@ def measures(
     if len(means.seen) == 0:
         warnings.warn(f"undefined (NaN): no samples were seen: {', '.join(jobs)}", NeuralCollapseWarning, stacklevel=2)
         return dict.fromkeys(jobs, math.nan)
-    values: dict[str, float] = {}
+    found: dict[str, Tensor] = {}
     undefined: dict[str, list[str]] = {}
     for name, job in jobs.items():
         try:
             value = job()
             if isinstance(value, Estimate):
                 value, error = value
-                if sample is not None:
-                    values[f"{name}_error"] = error
-            values[name] = value
-            if not math.isfinite(values[name]):
-                raise Undefined(OVERFLOW)
+                if error is not None:
+                    found[f"{name}_error"] = error
+            found[name] = value
         except Undefined as reason:
-            values[name] = math.nan
             undefined.setdefault(str(reason), []).append(name)
+    read = torch.stack(list(found.values())).tolist() if found else []  # the device is waited for once
+    values = dict.fromkeys(jobs, math.nan) | dict(zip(found, read, strict=True))
+    for name in jobs:
+        if name in found and not math.isfinite(values[name]):
+            values[name] = math.nan
+            undefined.setdefault(OVERFLOW, []).append(name)
     if sample is not None:
         values["num_pairs"] = float(len(sample.first))
     _warn(means, undefined)
@@ -133,7 +138,7 @@ def _warn(means: CentredMeans, undefined: dict[str, list[str]]) -> None:
             NeuralCollapseWarning,
             stacklevel=3,
         )
-    if int(means.moments.counts.max()) == 1:
+    if means.single:
         warnings.warn(
             "every class has one sample: NC1 is 0 whatever the features, since nothing varies within a class",
             NeuralCollapseWarning,
@@ -164,7 +169,7 @@ def centred_means(moments: ClassMoments) -> Tensor:
     """
     try:
         matrix = CentredMeans(moments).matrix
-        return torch.where(matrix.norms[:, None] > 0, matrix.whole, 0.0)
+        return torch.where(matrix.norms[:, None] > 0, matrix.block(slice(None)), 0.0)
     except Undefined as reason:
         raise InputError(f"no centred class means: {reason}") from None
 
@@ -179,7 +184,7 @@ def nc0(weight: Tensor) -> float:
     Args:
         weight: (K, d) rows of the classifier.
     """
-    return _nc0(as_matrix(weight))
+    return float(_nc0(as_matrix(weight)))
 
 
 def nc1(moments: ClassMoments) -> float:
@@ -190,7 +195,7 @@ def nc1(moments: ClassMoments) -> float:
     the rounding of the features' own dtype, which would add noise over noise (after a LayerNorm or a bottleneck whose
     dimension is below K-1); `measures` says how many. Source: [Zhu 2021], [Papyan 2020].
     """
-    return _nc1(CentredMeans(moments))
+    return float(_nc1(CentredMeans(moments)))
 
 
 def nc1_quotient(moments: ClassMoments) -> float:
@@ -198,7 +203,7 @@ def nc1_quotient(moments: ClassMoments) -> float:
 
     Averages as in `nc1`. Source: [Tirer 2023].
     """
-    return _nc1_quotient(CentredMeans(moments))
+    return float(_nc1_quotient(CentredMeans(moments)))
 
 
 def nc2(vectors: Tensor) -> float:
@@ -211,7 +216,7 @@ def nc2(vectors: Tensor) -> float:
     Args:
         vectors: (K, d).
     """
-    return distance_to_etf(as_matrix(vectors))
+    return float(distance_to_etf(as_matrix(vectors)))
 
 
 def nc3(weight: Tensor, means: Tensor) -> float:
@@ -223,12 +228,12 @@ def nc3(weight: Tensor, means: Tensor) -> float:
         weight: (K, d) rows of the classifier.
         means: (K, d) centred class means (`centred_means`).
     """
-    return distance_to_etf(*_same_shape(weight, means))
+    return float(distance_to_etf(*_same_shape(weight, means)))
 
 
 def nc3_distance(weight: Tensor, means: Tensor) -> float:
     r"""Self-duality: :math:`| W/|W|_F - M/|M|_F |_F`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    return _nc3_distance(*_same_shape(weight, means))
+    return float(_nc3_distance(*_same_shape(weight, means)))
 
 
 def nc_bias(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
@@ -237,23 +242,23 @@ def nc_bias(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -
     As published. Without decay on the bias it need not vanish even at an exact optimum, since adding the same number to
     every logit changes nothing: see `nc_bias_centered`. Source: [Zhu 2021].
     """
-    return float(torch.linalg.vector_norm(_mean_logits(moments, weight, bias)))
+    return float(torch.linalg.vector_norm(_logits_of(moments, weight, bias)))
 
 
 def nc_bias_centered(moments: ClassMoments, weight: Tensor, bias: Tensor | None = None) -> float:
     r""":math:`| C (b + W \mu_G) |_2`, `C = I - 11'/K`: `nc_bias` without the part common to all logits; goes to 0."""
-    logits = _mean_logits(moments, weight, bias)
+    logits = _logits_of(moments, weight, bias)
     return float(torch.linalg.vector_norm(logits - logits.mean()))
 
 
 def equinorm(vectors: Tensor) -> float:
     """Standard deviation over mean of the K lengths (population), >= 0, goes to 0. Source: [Papyan 2020]."""
-    return _equinorm(as_matrix(vectors))
+    return float(_equinorm(as_matrix(vectors)))
 
 
 def equiangularity(vectors: Tensor) -> float:
     """Standard deviation of the pairwise cosines (population), in [0, 1], goes to 0. Source: [Papyan 2020]."""
-    return _equiangularity(as_matrix(vectors))
+    return float(_equiangularity(as_matrix(vectors)))
 
 
 @torch.no_grad()
@@ -283,52 +288,58 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
     return int(NearestMeans(moments).disagreements(features, predicted))
 
 
-def _nc0(weight: BlockedMatrix) -> float:
+def _nc0(weight: BlockedMatrix) -> Tensor:
     if weight.largest == 0:
         raise Undefined("the classifier's weight is all zero")
-    common, squares = torch.zeros(()), torch.zeros(())
-    for part in weight.parts():
-        rows = weight.block(part) / weight.largest  # whose squares cannot overflow
-        common, squares = common.to(rows) + rows.sum(0), squares.to(rows) + rows.square().sum()
-    return min(1.0, float(common.square().sum() / squares) / weight.count)  # above 1 by rounding alone
+    common, squares = [], []
+    if weight.small:
+        common, squares = [weight.polar.shares @ weight.polar.unit], [weight.polar.shares.square().sum()]
+    else:
+        for part in weight.parts():
+            rows = weight.block(part) / weight.largest  # whose squares cannot overflow
+            common.append(rows.sum(0))
+            squares.append(rows.square().sum())
+    share = torch.stack(common).sum(0).square().sum() / torch.stack(squares).sum() / weight.count
+    return share.clamp(max=1)  # above 1 by rounding alone
 
 
-def _nc1(means: CentredMeans) -> float:
-    directions = means.directions
-    return float((directions.within / directions.between).sum()) / means.matrix.count
+def _nc1(means: CentredMeans) -> Tensor:
+    return means.within_over_between / means.matrix.count
 
 
-def _nc1_quotient(means: CentredMeans) -> float:
-    return float(means.covariance.trace() / means.matrix.norms.square().mean())
+def _nc1_quotient(means: CentredMeans) -> Tensor:
+    return means.variances.sum() / means.matrix.norms.square().mean()
 
 
-def _nc3_distance(weight: BlockedMatrix, means: BlockedMatrix) -> float:
-    sizes = torch.linalg.vector_norm(weight.norms), torch.linalg.vector_norm(means.norms)
-    if float(sizes[0]) == 0 or float(sizes[1]) == 0:
+def _nc3_distance(weight: BlockedMatrix, means: BlockedMatrix) -> Tensor:
+    sizes = [torch.linalg.vector_norm(matrix.norms) for matrix in (weight, means)]
+    if weight.directed == 0 or means.directed == 0:
         raise Undefined("the classifier's weight or the centred means are all zero")
+    if weight.small:
+        rows = weight.polar.unit * (weight.polar.lengths / sizes[0])[:, None]
+        rows.addcmul_(means.polar.unit, (means.polar.lengths / sizes[1])[:, None], value=-1)
+        return torch.linalg.vector_norm(rows)
     squares = [(weight.block(part) / sizes[0] - means.block(part) / sizes[1]).square().sum() for part in weight.parts()]
-    return math.sqrt(float(sum(squares)))
+    return torch.stack(squares).sum().sqrt()
 
 
-def _equinorm(matrix: BlockedMatrix) -> float:
-    mean = float(matrix.norms.mean())
-    if mean == 0:
+def _equinorm(matrix: BlockedMatrix) -> Tensor:
+    if matrix.directed == 0:
         raise Undefined("all vectors are zero")
-    return float(matrix.norms.std(correction=0)) / mean
+    return matrix.norms.std(correction=0) / matrix.norms.mean()
 
 
-def _equiangularity(matrix: BlockedMatrix) -> float:
+def _equiangularity(matrix: BlockedMatrix) -> Tensor:
     """With K > d+1 from d x d matrices: the cosines sum to |sum_k u_k|^2, and their squares to |U'U|_F^2."""
     pairs = at_least_two(matrix).count * (matrix.count - 1)
-    if matrix.count <= matrix.dim + 1:
-        unit = matrix.unit(slice(None))
-        cosines = unit @ unit.T
-        off_diagonal = cosines[~torch.eye(matrix.count, dtype=torch.bool, device=cosines.device)]
-        return float(off_diagonal.std(correction=0))
+    if matrix.small:
+        cosines = matrix.with_directions().cosines
+        mean = (cosines.sum() - cosines.trace()) / pairs
+        return (cosines - mean).fill_diagonal_(0).square_().sum().div(pairs).sqrt()
     total = torch.stack([matrix.unit(part).sum(0) for part in matrix.parts()]).sum(0).square().sum()
-    mean = (float(total) - matrix.count) / pairs
-    squares = (float(gram(map(matrix.unit, matrix.parts())).square().sum()) - matrix.count) / pairs
-    return math.sqrt(max(0.0, squares - mean * mean))
+    mean = (total - matrix.count) / pairs
+    squares = (gram(map(matrix.unit, matrix.parts())).square().sum() - matrix.count) / pairs
+    return (squares - mean * mean).clamp(min=0).sqrt()
 
 
 def _same_shape(weight: Tensor, means: Tensor) -> tuple[BlockedMatrix, BlockedMatrix]:
@@ -343,15 +354,16 @@ def _same_shape(weight: Tensor, means: Tensor) -> tuple[BlockedMatrix, BlockedMa
     return first, second
 
 
-def _mean_logits(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """(K,) `b + W mu_G` of the classes that have samples."""
+def _logits_of(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """`_mean_logits`, after checking what was given."""
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
-    seen = moments.counts.nonzero().flatten()
-    if len(seen) == 0:
+    means = CentredMeans(moments)
+    if len(means.seen) == 0:
         raise Undefined("no samples were seen")
-    mean = moments.global_mean
-    rows = BlockedMatrix(weight.detach().to(mean.device))
-    logits = torch.cat([rows.block(part) @ mean for part in rows.parts()])
-    if bias is not None:
-        logits = logits + bias.detach().to(mean)
-    return logits[seen]
+    return _mean_logits(BlockedMatrix(weight.detach().to(means.seen.device), means.seen), means, bias)
+
+
+def _mean_logits(weight: BlockedMatrix, means: CentredMeans, bias: Tensor | None) -> Tensor:
+    """(K',) `b + W mu_G` of the classes seen, the rows of `weight`."""
+    logits = weight.times(means.centre)
+    return logits if bias is None else logits + bias.detach().to(means.centre)[means.seen]

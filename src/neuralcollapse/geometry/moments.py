@@ -8,11 +8,16 @@ wrong is reported at the next look. Merging follows Chan, Golub, LeVeque (1983).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
+from neuralcollapse.geometry.matrix import mirror
 from neuralcollapse.geometry.products import add_gram
 from neuralcollapse.geometry.rounding import rounding, sampled
 from neuralcollapse.geometry.shifted import MARKS, MEANS_ROWS, ShiftedSums, State, row_marks
@@ -58,10 +63,11 @@ class ClassMoments:
         self._means_dtype = means_dtype
         self._on_host = waits_for_nothing(packed.device)
         self._hold(packed)
-        self._fresh = False  # whether the state is known to be of no samples, and nobody else's
+        self._fresh = False  # whether the state is known to be of no samples
+        self._shared = True  # whether others may hold the state, or views of it
         self._sums: ShiftedSums | None = None  # while samples are added, the state holds these sums
         self._waiting: Waiting | None = None
-        self._updates = 0
+        self._updates = self._unmarked = 0  # batches, and those before the first one with a mark
         self._samples: dict[torch.dtype, Tensor] = {}  # rows whose rounding has not been judged
 
     def _hold(self, packed: Tensor) -> None:
@@ -91,7 +97,7 @@ class ClassMoments:
         with torch.inference_mode(False):  # else updates outside inference mode would be refused
             packed = torch.zeros(size, dtype=torch.float64, device=state_device(device))
         moments = cls(packed, num_classes, feature_dim, means_dtype)
-        moments._fresh = True
+        moments._fresh, moments._shared = True, False
         return moments
 
     @classmethod
@@ -167,6 +173,7 @@ class ClassMoments:
 
         Their values no longer show it if they were averaged in a finer dtype afterwards.
         """
+        self._own()
         self._state.coarsest.clamp_(min=spacing)
 
     @property
@@ -181,15 +188,18 @@ class ClassMoments:
     @property
     def scatter(self) -> Tensor:
         """(d, d) within-class scatter: the sum (not the mean) over all samples of `(h - mu_y)(h - mu_y)'`."""
-        upper = self._look().upper
-        return upper.triu() + upper.triu(1).T
+        return mirror(self.upper.clone())
+
+    @property
+    def upper(self) -> Tensor:
+        """(d, d) a matrix whose upper triangle is that of the scatter; below the diagonal it means nothing."""
+        return self._look().upper
 
     @property
     def within_covariance(self) -> Tensor:
         """(d, d) `S_W = scatter / N`, averaged over the samples."""
         return self.scatter / self._state.counts.sum().clamp(min=1)
 
-    @torch.no_grad()
     def update(self, features: Tensor, labels: Tensor, *, ignore_index: int | None = None) -> ClassMoments:
         """Add a batch and return self; nothing of a wrong batch is added.
 
@@ -204,6 +214,38 @@ class ClassMoments:
         Raises:
             InputError: wrong shapes or dtypes, labels out of range, NaN or infinite features.
         """
+        return self._update(features, labels, ignore_index, 1)
+
+    def update_batches(self, features: Tensor, labels: Tensor, sizes: Sequence[int]) -> ClassMoments:
+        """Add several batches at once, one after the other in `features` and `labels`; `sizes` are theirs.
+
+        The same as an `update` for each, but faster. A batch that is wrong is named by its number.
+
+        Raises:
+            InputError: as `update`; on the CPU, the batches before the wrong one have been added.
+        """
+        try:
+            fit = len(labels) <= block_rows(self.feature_dim, on_host=False) and len(sizes) <= MARKS
+            if self._on_host or fit:
+                return self._update(features, labels, None, np.asarray(sizes))
+        except NumberedError:
+            raise
+        except InputError:
+            pass  # of which batch, the next lines find out
+        for part, part_labels in zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True):
+            try:
+                self._update(part, part_labels, None, 1)
+            except NumberedError:
+                raise
+            except InputError as error:
+                raise NumberedError(f"batch {self._updates + 1}: {error}") from None
+        return self
+
+    @torch.no_grad()
+    def _update(
+        self, features: Tensor, labels: Tensor, ignore_index: int | None, sizes: int | np.ndarray
+    ) -> ClassMoments:
+        """Add one batch, or the batches of these sizes."""
         check_features(features)
         if features.shape[1] != self.feature_dim:
             raise InputError(
@@ -213,10 +255,27 @@ class ClassMoments:
         if self._on_host or (waits_for_nothing(features.device) and waits_for_nothing(labels.device)):
             features, labels = self._checked(features, labels, ignore_index)
             ignore_index = None
-        self._updates += 1
+        count, earlier = 1 if isinstance(sizes, int) else len(sizes), None
+        if not self._on_host and self._updates + count - self._unmarked > MARKS:
+            try:
+                self._flush(looked_at=True)
+            except NumberedError as error:
+                earlier = error  # no reason to leave this batch out
+            self._unmarked = self._updates
+        mark = self._updates - self._unmarked
+        self._updates += count
         if len(labels) > 0:
-            self._put(features, labels, ignore_index)
+            plain = self._on_host or isinstance(sizes, int)  # on the CPU nobody looks at marks
+            marks = mark if plain else np.repeat(np.arange(mark, mark + count), sizes)
+            self._put(features, labels, ignore_index, marks)
+        if earlier is not None:
+            raise earlier
         return self
+
+    def number_from(self, batch: int) -> None:
+        """Let errors call the next batch by this number, unless batches before it have yet to be looked at."""
+        if self._sums is None and self._waiting is None:
+            self._updates = self._unmarked = batch - 1
 
     def _checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
         """The batch without ignored rows, after all checks, on the CPU."""
@@ -228,12 +287,9 @@ class ClassMoments:
         check_finite(features)
         return features, labels
 
-    def _put(self, features: Tensor, labels: Tensor, ignored: int | None) -> None:
+    def _put(self, features: Tensor, labels: Tensor, ignored: int | None, mark: int | np.ndarray) -> None:
         """Let a batch wait for its block; one that is larger than a block is added in parts."""
         size = block_rows(self.feature_dim, on_host=self._on_host)
-        mark = (self._updates - 1) % MARKS
-        if mark == 0:
-            self._flush(looked_at=self._updates > 1)
         if self._on_host:
             whole = len(labels) // size * size
             for start in range(0, whole, size):
@@ -244,7 +300,7 @@ class ClassMoments:
         elif len(labels) > size:
             features, labels = (each.to(self.device) for each in (features, labels))
             sound = _sound(features, labels, self.num_classes, ignored)
-            marks = torch.full_like(labels, mark)
+            marks = torch.full_like(labels, int(mark))
             for start in range(0, len(labels), size):
                 part = slice(start, start + size)
                 self._add(features[part], labels[part], marks[part], ignored, sound)
@@ -273,9 +329,7 @@ class ClassMoments:
     ) -> None:
         """Add a block to the sums; `marks` and what follows are for an accelerator."""
         if self._sums is None:
-            if not self._fresh:  # others may hold views of the state that was looked at
-                with torch.inference_mode(False):
-                    self._hold(self._packed.clone())
+            self._own()
             self._sums = ShiftedSums(self._state, features, fresh=self._fresh)
             self._fresh = False
         if marks is None:
@@ -283,6 +337,13 @@ class ClassMoments:
             self._state.coarsest.clamp_(min=rounding(features))
         else:
             self._sums.add_unchecked(features, labels, marks, ignored, sound)
+
+    def _own(self) -> None:
+        """Before the state changes: leave it to those who may hold views of it, and go on with a copy."""
+        if self._shared:
+            with torch.inference_mode(False):
+                self._hold(self._packed.clone())
+            self._shared = False
 
     @torch.no_grad()
     def _flush(self, *, looked_at: bool = False) -> None:
@@ -301,7 +362,7 @@ class ClassMoments:
         marks.zero_()
         if len(bad) == 0:
             return
-        first = (self._updates - 1) // MARKS * MARKS + int(bad[0]) + 1
+        first = self._unmarked + int(bad[0]) + 1
         wanted, got = "finite features", "NaN or infinity"
         if bool(found[bad[0]] == torch.inf):
             wanted, got = f"labels from 0 to {self.num_classes - 1}", "others"
@@ -328,6 +389,7 @@ class ClassMoments:
                 self._state.coarsest.clamp_(min=rounding(rows))
             self._samples = {}
         self._waiting = None
+        self._shared = True
         return self._state
 
     def merge(self, other: ClassMoments) -> ClassMoments:
@@ -349,9 +411,18 @@ class ClassMoments:
 
     @torch.no_grad()
     def absorb(self, other: ClassMoments) -> None:
-        """Add the samples of `other` (of the same K, d and device) in place; `other` does not change."""
-        mine, theirs = self._look(), other._look()
-        self._fresh = False
+        """Add the samples of `other` (of the same K, d and device) in place; `other` does not change.
+
+        An error about an earlier batch of this object is raised when that is done.
+        """
+        theirs, earlier = other._look(), None
+        try:
+            self._look()
+        except NumberedError as error:
+            earlier = error
+            self._look()
+        self._own()
+        self._fresh, mine = False, self._state
         total = mine.counts + theirs.counts
         share = theirs.counts / total.clamp(min=1)
         both = mine.counts * share  # n_a n_b / n; zero where one side has no samples
@@ -364,6 +435,8 @@ class ClassMoments:
             add_gram(mine.upper, moved.mul_(both[part].sqrt()[:, None]))
         mine.counts.copy_(total)
         torch.maximum(mine.coarsest, theirs.coarsest, out=mine.coarsest)
+        if earlier is not None:
+            raise earlier
 
     @property
     def shape(self) -> tuple[int, int, torch.dtype]:
@@ -372,6 +445,41 @@ class ClassMoments:
 
     def __reduce__(self) -> tuple[object, ...]:
         return ClassMoments, (self.packed, *self.shape)  # pickled views would no longer share memory
+
+    @torch.no_grad()
+    def snapshot(self) -> dict[str, Any]:
+        """Everything, without a look: the moments that `restored` makes of it go on bit for bit as these do."""
+        kept: dict[str, Any] = {"packed": self._packed.clone(), "shape": (self.num_classes, self.feature_dim)}
+        kept |= {"float32_means": self._means_dtype == torch.float32, "batches": (self._updates, self._unmarked)}
+        if self._sums is not None:
+            sums = self._sums
+            kept |= {"references": sums.references.clone(), "single": sums.single, "marks": sums.batch_marks.clone()}
+        if self._waiting is not None and self._waiting.filled:
+            kept["waiting"] = self._waiting.snapshot()
+        return kept
+
+    @classmethod
+    def restored(cls, kept: dict[str, Any], device: torch.device | str | None = None) -> ClassMoments:
+        """The moments of a `snapshot`, on a device; by default that of the snapshot."""
+
+        def placed(value: Tensor) -> Tensor:
+            return value.to(device=device, copy=True)
+
+        means_dtype = torch.float32 if kept["float32_means"] else torch.float64
+        num_classes, feature_dim = kept["shape"]
+        moments = cls(placed(kept["packed"]), num_classes, feature_dim, means_dtype)
+        moments._updates, moments._unmarked = kept["batches"]
+        if "references" in kept:
+            moments._sums = ShiftedSums(moments._state, kept["references"], fresh=True)
+            moments._sums.references.copy_(kept["references"])
+            moments._sums.batch_marks.copy_(kept["marks"])
+            moments._sums.single = kept["single"]
+        if "waiting" in kept:
+            features, labels, marks, ignored = kept["waiting"]
+            rows = block_rows(feature_dim, on_host=moments._on_host)
+            moments._waiting = Waiting(features, max(rows, len(labels)), moments.device, ignored)
+            moments._waiting.put(features, labels, marks.numpy())
+        return moments
 
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"

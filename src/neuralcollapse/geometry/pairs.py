@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -13,17 +14,17 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, waits_for_nothing
 
 _CHUNK_VALUES = 2**20  # values of the rows of sampled pairs held in memory at a time
 _CANCELS = 1e-6  # a squared distance below this share of |m_i|^2 + |m_j|^2 is computed from differences
 
 
 class Estimate(NamedTuple):
-    """A mean over pairs, and its standard error if the pairs are a sample (NaN if they are all pairs)."""
+    """A mean over pairs, and its standard error if the pairs are a sample, as tensors that nothing has waited for."""
 
-    mean: float
-    error: float = math.nan
+    mean: Tensor
+    error: Tensor | None = None
 
 
 class ClassPair(NamedTuple):
@@ -60,8 +61,8 @@ def draw(count: int, pairwise: bool | int, device: torch.device) -> Sample | Non
     if pairs >= count * (count - 1) // 2:
         return None
     generator = torch.Generator().manual_seed(0)
-    first = torch.randint(count, (pairs,), generator=generator)
-    second = torch.randint(count - 1, (pairs,), generator=generator)
+    first = torch.randint(count, (pairs,), generator=generator, device="cpu")
+    second = torch.randint(count - 1, (pairs,), generator=generator, device="cpu")
     second += second >= first
     return Sample(first.to(device), second.to(device))
 
@@ -72,12 +73,12 @@ def nc1_cdnv(moments: ClassMoments) -> float:
     The mean over pairs of classes of :math:`(V_i + V_j) / (2 |\mu_i - \mu_j|^2)`, with V_k the mean of
     :math:`|h - \mu_k|^2` in class k. Every pair of classes weighs the same. Source: [Galanti 2021].
     """
-    return cdnv(CentredMeans(moments), None).mean
+    return float(cdnv(CentredMeans(moments), None).mean)
 
 
 def max_equiangularity(vectors: Tensor) -> float:
     """The mean over pairs of `|cos + 1/(K-1)|`, in [0, 2], goes to 0 under collapse. Source: [Papyan 2020]."""
-    return excess_cosine(at_least_two(as_matrix(vectors)), None).mean
+    return float(excess_cosine(at_least_two(as_matrix(vectors)), None).mean)
 
 
 def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int = True) -> list[ClassPair]:
@@ -94,7 +95,7 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
     check_count(count, "count", 1)
     means = CentredMeans(moments)
     try:
-        matrix, variances = means.matrix, _variances(means)
+        matrix, variances = means.matrix, means.class_variances
         least = _least(matrix)
     except Undefined as reason:
         raise InputError(f"no pairs of classes to compare: {reason}") from None
@@ -130,32 +131,45 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
 
 def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
     """The mean of `nc1_cdnv` over all pairs, or over a sample."""
-    matrix, variances = means.matrix, _variances(means)
+    matrix, variances = means.matrix, means.class_variances
     least = _least(matrix)
+    at_once = waits_for_nothing(least.device)  # then a tile is corrected as it comes
+    flags = torch.zeros(2, dtype=torch.bool, device=least.device)  # any nearly equal means, any equal ones
 
-    def on_tile(first: slice, second: slice) -> Tensor:
-        distances = _tile_distances(matrix, first, second)
-        equal = (distances <= least[first, None] + least[None, second]).nonzero()
-        if len(equal):
-            raise _coincide(means, first.start + int(equal[0, 0]), second.start + int(equal[0, 1]))
+    def on_tile(first: slice, second: slice, exact: bool = at_once) -> Tensor:
+        nonlocal flags
+        distances, near = _expanded(matrix, first, second)
+        if exact:
+            _correct(matrix, distances, near, first, second)
+        equal = distances <= least[first, None] + least[None, second]
+        flags = flags | torch.stack([near.any(), equal.any()])
         return (variances[first, None] + variances[None, second]) / (2 * distances)
 
     def on_pairs(first: Tensor, second: Tensor) -> Tensor:
+        nonlocal flags
         distances = _pair_distances(matrix, first, second)
-        equal = (distances <= least[first] + least[second]).nonzero()
-        if len(equal):
-            raise _coincide(means, int(first[equal[0, 0]]), int(second[equal[0, 0]]))
+        flags = flags | (distances <= least[first] + least[second]).any()
         return (variances[first] + variances[second]) / (2 * distances)
 
-    return _mean(matrix, sample, on_tile, on_pairs)
+    found = _mean(matrix, sample, on_tile, on_pairs)
+    near_ones, equal_ones = flags.tolist()  # the device is waited for once, not for every tile
+    if near_ones and sample is None and not at_once:
+        flags = torch.zeros_like(flags)
+        found = _mean(matrix, sample, partial(on_tile, exact=True), on_pairs)
+        equal_ones = bool(flags[1])
+    if equal_ones:
+        raise _coincide(means, sample, least)
+    return found
 
 
 def excess_cosine(matrix: BlockedMatrix, sample: Sample | None) -> Estimate:
     """The mean of `max_equiangularity` over all pairs, or over a sample."""
     least = 1 / (matrix.count - 1)
+    matrix.with_directions()
 
     def on_tile(first: slice, second: slice) -> Tensor:
-        excess = (matrix.unit(first) @ matrix.unit(second).T).add_(least).abs_()
+        cosines = matrix.cosines[first, second] if matrix.small else matrix.unit(first) @ matrix.unit(second).T
+        excess = (cosines + least).abs_()
         return excess.fill_diagonal_(0) if first == second else excess
 
     def on_pairs(first: Tensor, second: Tensor) -> Tensor:
@@ -171,16 +185,10 @@ def _mean(
     on_pairs: Callable[[Tensor, Tensor], Tensor],
 ) -> Estimate:
     if sample is None:
-        total = sum(float(on_tile(*tile).sum()) * (1 if tile[0] == tile[1] else 2) for tile in tiles(matrix))
-        return Estimate(total / (matrix.count * (matrix.count - 1)))
+        sums = [on_tile(*tile).sum() * (1 if tile[0] == tile[1] else 2) for tile in tiles(matrix)]
+        return Estimate(torch.stack(sums).sum() / (matrix.count * (matrix.count - 1)))
     values = torch.cat([on_pairs(*chunk) for chunk in sample.chunks(matrix.dim)])
-    return Estimate(float(values.mean()), float(values.std()) / math.sqrt(len(values)))
-
-
-def _variances(means: CentredMeans) -> Tensor:
-    """(K,) V_k of the classes seen."""
-    moments = means.moments
-    return (moments.spreads / moments.counts.clamp(min=1))[means.seen]
+    return Estimate(values.mean(), values.std() / math.sqrt(len(values)))
 
 
 def _least(matrix: BlockedMatrix) -> Tensor:
@@ -190,15 +198,26 @@ def _least(matrix: BlockedMatrix) -> Tensor:
 
 def _tile_distances(matrix: BlockedMatrix, first: slice, second: slice) -> Tensor:
     """|m_i - m_j|^2 for i in `first` and j in `second`; infinite for i = j."""
+    distances, near = _expanded(matrix, first, second)
+    _correct(matrix, distances, near, first, second)
+    return distances
+
+
+def _expanded(matrix: BlockedMatrix, first: slice, second: slice) -> tuple[Tensor, Tensor]:
+    """`|m_i|^2 + |m_j|^2 - 2 <m_i, m_j>`, infinite for i = j, and where that cancels."""
     left, right = matrix.block(first), matrix.block(second)
     sizes = left.square().sum(1)[:, None] + right.square().sum(1)[None]
-    distances = sizes - 2 * (left @ right.T)
+    distances = torch.addmm(sizes, left, right.T, alpha=-2)
     if first == second:
         distances.fill_diagonal_(math.inf)
-    near = (distances < _CANCELS * sizes).nonzero()  # here the expansion cancels; differences do not
-    for pairs in near.split(max(1, _CHUNK_VALUES // matrix.dim)):
-        distances[pairs[:, 0], pairs[:, 1]] = (left[pairs[:, 0]] - right[pairs[:, 1]]).square().sum(1)
-    return distances
+    return distances, distances < sizes.mul_(_CANCELS)
+
+
+def _correct(matrix: BlockedMatrix, distances: Tensor, near: Tensor, first: slice, second: slice) -> None:
+    """Replace the distances that cancel by those of differences, which do not."""
+    for pairs in near.nonzero().split(max(1, _CHUNK_VALUES // matrix.dim)):
+        left, right = matrix.block(first.start + pairs[:, 0]), matrix.block(second.start + pairs[:, 1])
+        distances[pairs[:, 0], pairs[:, 1]] = (left - right).square().sum(1)
 
 
 def _pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
@@ -210,5 +229,20 @@ def _ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(distances > 0, (first + second) / (2 * distances), math.inf)
 
 
-def _coincide(means: CentredMeans, first: int, second: int) -> Undefined:
-    return Undefined(f"classes {int(means.seen[first])} and {int(means.seen[second])} have the same mean")
+def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor) -> Undefined:
+    """Which classes have the same mean, looked for again now that some do."""
+    matrix = means.matrix
+    if sample is None:
+        for first, second in tiles(matrix):
+            distances = _tile_distances(matrix, first, second)
+            equal = (distances <= least[first, None] + least[None, second]).nonzero()
+            if len(equal):
+                pair = first.start + int(equal[0, 0]), second.start + int(equal[0, 1])
+                break
+    else:
+        for left, right in sample.chunks(matrix.dim):
+            equal = (_pair_distances(matrix, left, right) <= least[left] + least[right]).nonzero()
+            if len(equal):
+                pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
+                break
+    return Undefined(f"classes {int(means.seen[pair[0]])} and {int(means.seen[pair[1]])} have the same mean")

@@ -49,12 +49,12 @@ class ShiftedSums:
 
     def __init__(self, state: State, features: Tensor, *, fresh: bool) -> None:
         self._state = state
-        self._single = True  # whether every product so far may run in float32
+        self.single = True  # whether every product so far may run in float32
         num_classes, dim = state.means.shape
         wide = torch.promote_types(features.dtype, torch.float32)
         with torch.inference_mode(False):
             # One row more than classes: rows that do not count write there.
-            self._references = torch.zeros(num_classes + 1, dim, dtype=wide, device=state.means.device)
+            self.references = torch.zeros(num_classes + 1, dim, dtype=wide, device=state.means.device)
             self.batch_marks = torch.zeros(MARKS, dtype=torch.float64, device=state.means.device)
         if not fresh:
             self._unfold()
@@ -84,7 +84,7 @@ class ShiftedSums:
             add_single(state.upper, block.rows, block.diagonal)
         else:
             heavy, light = apart
-            add_gram(state.upper, features[heavy].double().sub_(self._references[labels[heavy]]))
+            add_gram(state.upper, features[heavy].double().sub_(self.references[labels[heavy]]))
             rows = block.rows[light]
             add_single(state.upper, rows, rows.double().square_().sum(0))
         if classes is None:
@@ -112,7 +112,7 @@ class ShiftedSums:
             sound: 1 if the whole of a batch that is larger than a block is right, else infinite or NaN.
         """
         self._in_float32(features)
-        state, references = self._state, self._references
+        state, references = self._state, self.references
         last = len(references) - 1
         clamped = labels.clamp(0, last - 1)
         exact = features.to(torch.float64, copy=True)
@@ -146,7 +146,7 @@ class ShiftedSums:
         for part in self._parts():
             counts = state.counts[part].clamp(min=1)[:, None]
             shift = state.means[part] / counts  # in float32 for float32 means
-            state.means[part] = self._references[:-1][part] * (state.counts[part] > 0)[:, None] + shift
+            state.means[part] = self.references[:-1][part] * (state.counts[part] > 0)[:, None] + shift
             scaled = shift.double().mul_(counts.sqrt())
             state.spreads[part] -= self._add_gram(scaled, -1)
             state.spreads[part].clamp_(min=0)
@@ -155,8 +155,8 @@ class ShiftedSums:
         """Turn spreads, means and scatter into sums about references that are the means, rounded."""
         state = self._state
         for part in self._parts():
-            self._references[:-1][part] = state.means[part]
-            shift = state.means[part].double() - self._references[:-1][part]
+            self.references[:-1][part] = state.means[part]
+            shift = state.means[part].double() - self.references[:-1][part]
             counts = state.counts[part][:, None]
             state.means[part] = shift * counts
             state.spreads[part] += self._add_gram(shift.mul_(counts.sqrt()), 1)
@@ -165,7 +165,7 @@ class ShiftedSums:
         """Add `sign R'R` for float64 rows; returns the squared length of each row."""
         squares = torch.linalg.vector_norm(rows, dim=1).square_()
         upper = self._state.upper
-        if rows.device.type == "cpu" and self._single and len(rows) > 1 and in_float32(1.0, rows.shape[1]):
+        if rows.device.type == "cpu" and self.single and len(rows) > 1 and in_float32(1.0, rows.shape[1]):
             heavy, light = unfit(squares) or (slice(0), slice(None))
             add_gram(upper, rows[heavy], sign)
             add_single(upper, rows[light].to(torch.float32), rows[light].square().sum(0), sign)
@@ -179,17 +179,18 @@ class ShiftedSums:
     def _in_float32(self, features: Tensor) -> bool:
         """Whether this block's products may run in float32; float64 features get float64 references."""
         single = in_float32(torch.finfo(features.dtype).eps, features.shape[1])
-        self._single &= single
-        if features.dtype == torch.float64 != self._references.dtype:
-            self._references = self._references.double()
+        self.single &= single
+        if features.dtype == torch.float64 != self.references.dtype:
+            with torch.inference_mode(False):  # else updates outside inference mode would be refused
+                self.references = self.references.double()
         return single
 
     def _refer(self, features: Tensor, labels: Tensor, new: Tensor) -> None:
         """Make the first row of each new class its reference; `new` marks the rows of such classes."""
         rows = new.nonzero().flatten()
-        first = torch.full((len(self._references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
+        first = torch.full((len(self.references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
         classes = (first < len(labels)).nonzero().flatten()
-        self._references[classes] = features[first[classes]].to(self._references.dtype)
+        self.references[classes] = features[first[classes]].to(self.references.dtype)
 
     def _shifted(self, features: Tensor, labels: Tensor, index: Tensor, num_classes: int, *, single: bool) -> _Block:
         """The rows of a block less the references of their classes, and their sums."""
@@ -200,12 +201,12 @@ class ShiftedSums:
         diagonal = torch.zeros(dim, dtype=torch.float64)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
-        near = scratch("near", size, self._references.dtype, features.device)
+        near = scratch("near", size, self.references.dtype, features.device)
         exact = scratch("exact", size, torch.float64, features.device)
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             place = labels[part]
-            taken = torch.index_select(self._references, 0, place, out=near[: len(place)])
+            taken = torch.index_select(self.references, 0, place, out=near[: len(place)])
             wide = exact[: len(place)].copy_(features[part]).sub_(taken)
             sums.index_add_(0, index[part], wide)
             rows[part] = wide
@@ -234,12 +235,12 @@ class ShiftedSums:
             return False
         number = far.nonzero().flatten()
         classes = number if isinstance(places, slice) else places[number]
-        old = self._references[classes]
+        old = self.references[classes]
         # Not the mean, which an outlier drags away from all the others.
         new = torch.stack([features[labels == each].double().median(0).values for each in classes.tolist()])
         new = new.to(old.dtype)
         moved = new.double() - old
-        self._references[classes] = new
+        self.references[classes] = new
         seen, held = before[number, None], state.means[classes].double()
         halfway = held - moved * seen / 2
         state.upper.addmm_(halfway.T, moved, alpha=-1).addmm_(moved.T, halfway, alpha=-1)

@@ -41,8 +41,11 @@ class Waiting:
         """That of the features."""
         return self._features.dtype
 
-    def put(self, features: Tensor, labels: Tensor, mark: int) -> None:
-        """Copy a batch, which must fit; on an accelerator this dispatches four operations and waits for nothing."""
+    def put(self, features: Tensor, labels: Tensor, mark: int | np.ndarray) -> None:
+        """Copy rows, which must fit, with the mark of their batch or one for each row.
+
+        On an accelerator this dispatches four operations and waits for nothing.
+        """
         start, self.filled = self.filled, self.filled + len(labels)
         self.room -= len(labels)
         self._features[start : self.filled].copy_(features, non_blocking=True)
@@ -58,6 +61,11 @@ class Waiting:
         self.room += self.filled
         self.filled = 0
         return taken
+
+    def snapshot(self) -> tuple[Tensor, Tensor, Tensor, int | None]:
+        """Copies of the rows, their labels and marks, and the label that is left out."""
+        marks = torch.from_numpy(self._marks[: self.filled].copy())
+        return self._features[: self.filled].clone(), self._labels[: self.filled].clone(), marks, self.ignored
 
     def marks(self) -> Tensor:
         """(N,) the mark of the batch of each row, on the rows' device."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from neuralcollapse.geometry.frames import check_orthoplex_exists, orthoplex
 from neuralcollapse.geometry.softmax_code import softmax_code
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.products import Orthoplex, orthoplex_plain
 
 
 class OrthoplexClassifier(FixedClassifier):
@@ -39,17 +39,22 @@ class OrthoplexClassifier(FixedClassifier):
     def __init__(self, in_features: int, num_classes: int, bias: bool = True, **options: Any) -> None:
         check_orthoplex_exists(num_classes, in_features)
         super().__init__(in_features, num_classes, bias, **options)
+        self._turn()
 
     def _rows(self) -> Tensor:
         return orthoplex(self.num_classes, self.in_features, dtype=self.scale.dtype, device=self.scale.device)
 
-    def _product(self, features: Tensor) -> Tensor:
-        used = features[..., : (self.num_classes + 1) // 2] * self.scale.to(features.dtype)
-        return torch.stack([used, -used], -1).flatten(-2)[..., : self.num_classes]
+    def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        make = torch.ones_like if scale is None else torch.clone
+        gain = self._constants.get(make, self.scale, None, make, self.scale)
+        return Orthoplex.apply(features, bias, gain, self.num_classes)
+
+    def _plain(self, features: Tensor) -> Tensor:
+        return orthoplex_plain(self._rotated(features), self.num_classes)
 
 
 class SoftmaxCodeClassifier(FixedClassifier):
-    """Logits `s W h + b` with W an optimised softmax code (`softmax_code`), for any K.
+    """Logits `s W h + b` with W a softmax code (`softmax_code`), for any K.
 
     The rows are a (K, d) buffer that the state dict keeps: a matrix as in `nn.Linear`, without gradient or optimiser
     state.
@@ -58,8 +63,9 @@ class SoftmaxCodeClassifier(FixedClassifier):
         in_features: d >= 2.
         num_classes: K >= 2.
         bias: learn a bias b (K,), zero at first.
-        steps: steps of the optimisation (`softmax_code` says what they cost).
-        seed: seed of the optimisation's random start.
+        steps: by default the best code known is searched for; a number gives that many steps of descent from random
+            rows instead (`softmax_code` says what both cost).
+        seed: seed of the random rows and rotations.
         options: scale, learn_scale, device, dtype, as for `ETFClassifier`; there is no rotation to choose, since the
             rows have no preferred directions.
 
@@ -71,10 +77,18 @@ class SoftmaxCodeClassifier(FixedClassifier):
 
     frame = "softmax_code"
     rotations = ("none",)
+    _stored = True
     rows: Tensor
 
     def __init__(
-        self, in_features: int, num_classes: int, bias: bool = True, *, steps: int = 300, seed: int = 0, **options: Any
+        self,
+        in_features: int,
+        num_classes: int,
+        bias: bool = True,
+        *,
+        steps: int | None = None,
+        seed: int = 0,
+        **options: Any,
     ) -> None:
         super().__init__(in_features, num_classes, bias, **options)
         dtype, device = self.scale.dtype, self.scale.device
@@ -84,6 +98,5 @@ class SoftmaxCodeClassifier(FixedClassifier):
     def _rows(self) -> Tensor:
         return self.rows
 
-    def _product(self, features: Tensor) -> Tensor:
-        logits = F.linear(features, self.rows.to(features.dtype))
-        return logits * self.scale.to(logits.dtype)
+    def _source(self) -> Tensor | None:
+        return self._buffers["rows"]

@@ -9,25 +9,17 @@ Source: Zhu et al., NeurIPS 2021, section 4 (the fixed classifier, P the first K
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from neuralcollapse.checks import (
-    check_count,
-    check_etf_exists,
-    check_features,
-    check_finite,
-    check_label_range,
-    check_labels,
-)
+from neuralcollapse.checks import check_etf_exists
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.frames import drop_ones, nearest_simplex_etf
-from neuralcollapse.geometry.moments import kept_rows
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.nearest_simplex import NearestSimplex
+from neuralcollapse.heads.products import Simplex, simplex_constants, simplex_plain
 
 
 class ETFClassifier(FixedClassifier):
@@ -109,16 +101,10 @@ class ETFClassifier(FixedClassifier):
         self.nearest: NearestSimplex | None = None
         if rotation == "nearest":
             self.nearest = NearestSimplex(self._canonical(), momentum, update_every)
+            self._stored = self._keeps = True
         elif (momentum, update_every) != (0.1, 1):
             raise InputError("momentum and update_every are for rotation='nearest': leave them out")
-        self._kept: Tensor | None = None
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., d) features to (..., K) logits."""
-        logits = super().forward(features)
-        if self.nearest is not None and self.training:
-            self._kept = self._last(features.detach())
-        return logits
+        self._turn()
 
     def follow(self, labels: Tensor, features: Tensor | None = None, *, ignore_index: int | None = None) -> None:
         """With rotation="nearest": update the running class means from a training batch, and rotate the frame to them.
@@ -134,6 +120,9 @@ class ETFClassifier(FixedClassifier):
             labels: integers, of the shape of the features without their dimension d.
             features: as in the forward pass; by default those of the last forward pass in training mode.
             ignore_index: samples with this label are left out.
+
+        On an accelerator nothing waits for the device except a call that updates the frame. A batch with a wrong label,
+        NaN or infinity is left out there, and the next such call raises.
 
         Raises:
             InputError: another rotation, no features to go with the labels, or labels that do not fit.
@@ -152,7 +141,7 @@ class ETFClassifier(FixedClassifier):
         self.nearest.follow(features.flatten(0, -2), labels.flatten(), ignore_index)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": None}  # a saved layer keeps no batch
+        return super().__getstate__() | {"_kept": None}  # a saved layer keeps no batch
 
     def _rows(self) -> Tensor:
         return self._canonical() if self.nearest is None else self.nearest.rows.to(self.scale.dtype)
@@ -160,88 +149,27 @@ class ETFClassifier(FixedClassifier):
     def _canonical(self) -> Tensor:
         """The frame before any rotation: (K, d), zeros for features that are not used."""
         own = torch.eye(min(self.in_features, self.num_classes), device=self.scale.device, dtype=self.scale.dtype)
-        rows = (self._centred(own).T * self._factor).repeat_interleave(self._block, -1)
+        rows = (simplex_plain(own, self.num_classes, 1).T * self._factor).repeat_interleave(self._block, -1)
         return F.pad(rows, (0, self.in_features - rows.shape[-1]))
 
-    def _product(self, features: Tensor) -> Tensor:
-        if self.nearest is not None:
-            return F.linear(features, self.nearest.rows.to(features.dtype)) * self.scale.to(features.dtype)
-        factor = self._factor * self.scale
-        if self._block == 1:
-            used = features if self.in_features <= self.num_classes else features[..., : self.num_classes]
-        else:
-            blocks = features.unfold(-1, self._block, self._block)  # slicing first would write its gradient twice
-            if features.dtype == torch.float16:  # the sum of many features may overflow, their mean cannot
-                used, factor = blocks.mean(-1), factor * self._block
-            else:
-                used = blocks.sum(-1, dtype=features.dtype)  # autocast would promote it to float32
-            used = used[..., : self.num_classes]
-        centred = self._centred(used)
-        return centred * factor.to(centred.dtype)
+    def _source(self) -> Tensor | None:
+        return super()._source() if self.nearest is None else self.nearest._buffers["rows"]
 
-    def _centred(self, used: Tensor) -> Tensor:
-        if self.in_features == self.num_classes - 1:
-            return drop_ones(used)
-        return used - used.mean(-1, keepdim=True)
+    def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        unit = scale is None
+        constants = self._constants.get(
+            (features.dtype, unit, "product"), self.scale, None, self._new_constants, features.dtype, unit
+        )
+        return Simplex.apply(features, bias, constants, self.num_classes, self._block)
+
+    def _new_constants(self, dtype: torch.dtype, unit: bool) -> tuple[Tensor, ...]:
+        # In float32 at least: a scalar does not change the dtype of a product.
+        scale = self.scale.to(torch.promote_types(dtype, torch.float32))
+        gain = (torch.ones_like(scale) if unit else scale) * (self._factor * self._block)
+        return simplex_constants(gain, self.num_classes, self.in_features, self._block, dtype)
+
+    def _plain(self, features: Tensor) -> Tensor:
+        return simplex_plain(self._rotated(features), self.num_classes, self._block) * (self._factor * self._block)
 
     def _rotation_kept(self) -> str:
         return "none" if self.rotation_name == "blocks" and self._block == 1 else self.rotation_name
-
-
-class NearestSimplex(nn.Module):
-    """The running class means and the frame of rotation="nearest"; the update rule is that of `ETFClassifier.follow`.
-
-    At first the frame is `rows`, (K, d).
-    """
-
-    rows: Tensor
-    means: Tensor
-    seen: Tensor
-    calls: Tensor
-
-    def __init__(self, rows: Tensor, momentum: float, update_every: int) -> None:
-        super().__init__()
-        if not 0 < momentum <= 1:
-            raise InputError(f"expected momentum above 0 and up to 1, got {momentum}")
-        self.momentum = momentum
-        self.update_every = check_count(update_every, "update_every", 1)
-        # In half precision a running mean stops moving: the steps round to nothing.
-        wide = rows.detach().to(torch.promote_types(rows.dtype, torch.float32))
-        self.register_buffer("rows", wide.clone())
-        self.register_buffer("means", torch.zeros_like(wide))
-        self.register_buffer("seen", torch.zeros(len(rows), dtype=torch.bool, device=rows.device))
-        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=rows.device))
-
-    @torch.no_grad()
-    def follow(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> None:
-        """Update the means from a batch (N, d), (N,), and the frame on every `update_every`-th call."""
-        check_features(features)
-        labels = check_labels(labels, features.shape[0]).to(features.device)
-        if ignore_index is not None:
-            kept = kept_rows(features, labels, ignore_index)
-            features, labels = features[kept], labels[kept]
-        check_finite(features)  # all checks come before the state changes
-        check_label_range(labels, len(self.means))
-        self.calls += 1
-        if len(labels):
-            classes, index = labels.unique(return_inverse=True)
-            sums = self.means.new_zeros(len(classes), features.shape[1])
-            sums.index_add_(0, index, features.to(self.means.dtype))
-            batch = sums / torch.bincount(index)[:, None]
-            share = torch.where(self.seen[classes], self.momentum, 1.0).to(batch.dtype)[:, None]
-            self.means[classes] = torch.lerp(self.means[classes], batch, share)
-            self.seen[classes] = True
-        if int(self.calls) % self.update_every == 0 and bool(self.seen.all()):
-            with torch.autocast(self.rows.device.type, enabled=False):
-                # A new tensor, not in place: a backward pass still to come needs the old rows.
-                self.rows = nearest_simplex_etf(self.means - self.means.mean(0))[0]
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NearestSimplex:
-        """Move and cast like any module, but never to half precision, in which running means stop moving."""
-
-        def wide(value: Tensor) -> Tensor:
-            moved = fn(value)
-            half = moved.is_floating_point() and moved.dtype.itemsize < 4
-            return value.to(moved.device) if half else moved
-
-        return super()._apply(wide, recurse)

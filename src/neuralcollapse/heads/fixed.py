@@ -1,18 +1,34 @@
-"""FixedClassifier: what last layers with fixed rows share, whatever their frame, the fast rotation included."""
+"""FixedClassifier: what last layers with fixed rows share, whatever their frame."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.frames import frame_name
+from neuralcollapse.heads.constants import Constants
+from neuralcollapse.heads.fast_rotation import FastRotation
+from neuralcollapse.heads.products import Scaled, is_plain
+
+# Below these sizes a product with the K x d matrix is faster than the structure, as measured on one CPU core. The
+# first is of K d, the second of N K d. An accelerator multiplies in the time that it takes to start a kernel: its
+# limits are estimates from times on an H200. In half precision a CPU's products gain more than its other operations.
+_SMALL = {"cpu": (2**16, 2**20)}
+_SMALL_ELSEWHERE = (2**22, 2**29)
+# The same with the fast rotation, whose structure costs many more operations.
+_SMALL_FAST = {"cpu": (2**21, 2**24)}
+_SMALL_FAST_ELSEWHERE = (2**24, 2**33)
+# For at most so many classes, in sides of the rotation's grid, the rotation costs more than a matrix at any N.
+_FEW_CLASSES = 8
+_TURNED = 2**20  # K d up to which a layer with a fast rotation holds its matrix for compilers
 
 
 class FixedClassifier(nn.Module):
@@ -23,12 +39,21 @@ class FixedClassifier(nn.Module):
     The state dict names its frame, and the state of another frame is refused. States of version 0.1.0 name none: for
     these the frame is recognised by the buffers.
 
+    Where a structured product would be slower than a matrix, the layer multiplies by its matrix `s W`, which it builds
+    at the first call and again when scale, rows, dtype or device change: K d numbers at most, as in `nn.Linear`, but
+    without gradient or optimiser state, and neither in state dicts nor in pickles or copies. Only changes that
+    autograd's version counter sees are noticed, so not those through `.data`.
+
     Raises:
         InputError: a scale that is not positive and finite, an axis that is not negative, or an unknown rotation.
     """
 
     frame = ""
     rotations: tuple[str, ...] = ("none", "fast")
+    _stored = False  # whether the rows are in a buffer
+    _keeps = False  # whether the features of the last pass in training mode are kept, to follow their means
+    _kept: Tensor | None = None
+    _turned: tuple[Tensor, Tensor] | None = None  # the signs of a fast rotation and the matrix W made from them
     scale: Tensor
     bias: nn.Parameter | None
 
@@ -71,6 +96,8 @@ class FixedClassifier(nn.Module):
             "bias", nn.Parameter(torch.zeros(num_classes, device=device, dtype=dtype)) if bias else None
         )
         self.rotation = FastRotation(in_features, seed, device=device) if rotation == "fast" else None
+        self._constants = Constants()
+        self.register_load_state_dict_post_hook(_turn_again)  # once the signs are read too
 
     @property
     def out_features(self) -> int:
@@ -90,9 +117,96 @@ class FixedClassifier(nn.Module):
             where = "" if self.axis == -1 else f" at axis {self.axis}"
             raise InputError(f"expected features of dimension {self.in_features}{where}, got {tuple(features.shape)}")
         features = self._last(features)
-        logits = self._product(features if self.rotation is None else self.rotation(features))
-        logits = logits if self.bias is None else logits + self.bias.to(logits.dtype)
+        if self._keeps and self.training:
+            self._kept = features.detach()
+        logits = self._logits(features)
         return logits if self.axis == -1 else logits.movedim(-1, self.axis)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """The logits of (..., d) features."""
+        # Private, but the public question is one for each device, and wrong for devices without autocast.
+        if not self._stored and torch._C._is_any_autocast_enabled():
+            with torch.autocast(features.device.type, enabled=False):  # without stored rows, logits keep their dtype
+                return self._logits(features)
+        # nn.Module finds parameters and buffers slowly, by a failed look-up: with ten classes that is a tenth of all.
+        bias = self._parameters["bias"]
+        scale: Tensor = (self._buffers if "scale" in self._buffers else self._parameters)["scale"]  # type: ignore
+        plain = is_plain()
+        if not plain and not scale.requires_grad:
+            cast = _cast(bias, features.dtype)
+            if self._is_small(features):
+                return F.linear(features, self._matrix(features.dtype, scale, False), cast)
+            return self._product(self._rotated(features), cast, scale)
+        if plain:
+            matrix = self._visible_matrix()
+            if matrix is not None and matrix.numel() <= _SMALL["cpu"][0] and not scale.requires_grad:
+                return F.linear(features, (matrix * scale).to(features.dtype), _cast(bias, features.dtype))
+            logits = self._plain(features) if matrix is None else F.linear(features, matrix.to(features.dtype))
+        elif self._is_small(features):
+            logits = F.linear(features, self._matrix(features.dtype, scale, True))
+        else:
+            logits = self._product(self._rotated(features), None, None)
+        if not plain:
+            return Scaled.apply(logits, _cast(bias, logits.dtype), scale)
+        if bias is None:
+            return logits * scale.to(logits.dtype)
+        return torch.addcmul(bias.to(logits.dtype), logits, scale.to(logits.dtype))
+
+    def _is_small(self, features: Tensor) -> bool:
+        """Whether to multiply by the matrix."""
+        if self._stored:
+            return True
+        classes, device = self.num_classes, features.device.type
+        if self.rotation_name == "fast":
+            if classes <= _FEW_CLASSES * self.rotation.sides:  # type: ignore[union-attr]
+                return True
+            held, work = _SMALL_FAST.get(device, _SMALL_FAST_ELSEWHERE)
+        else:
+            held, work = _SMALL.get(device, _SMALL_ELSEWHERE)
+            if features.dtype.itemsize < 4:
+                work *= 8
+        return classes * self.in_features <= held and classes * features.numel() <= work
+
+    def _source(self) -> Tensor | None:
+        """The buffer that the rows are made from, if there is one."""
+        rotation = self._modules.get("rotation")
+        return None if rotation is None else rotation._buffers["signs"]
+
+    def _matrix(self, dtype: torch.dtype, scale: Tensor, unit: bool) -> Tensor:
+        """The (K, d) matrix `s W` in a dtype, or W; kept until what it is made from changes."""
+        return self._constants.get((dtype, unit), scale, self._source(), self._new_matrix, dtype, unit)
+
+    def _new_matrix(self, dtype: torch.dtype, unit: bool) -> Tensor:
+        rows = self._rows()
+        rows = rows if self.rotation is None else self.rotation.inverse(rows)
+        return (rows if unit else self.scale * rows).to(dtype)
+
+    def _visible_matrix(self) -> Tensor | None:
+        """W where compilers and transforms should multiply by it: the stored rows, or those of a small fast rotation.
+
+        What a compiler sees cannot be built while it looks on, and cannot depend on versions.
+        """
+        if self._stored:
+            return self._source()
+        turned = self._turned
+        return turned[1] if turned is not None and turned[0] is self._source() else None
+
+    def _turn(self) -> None:
+        """Build the matrix of a small fast rotation for compilers."""
+        rotation, self._turned = self.rotation, None
+        if rotation is None or self.num_classes * self.in_features > _TURNED:
+            return
+        if self.num_classes <= _FEW_CLASSES * rotation.sides:
+            with torch.inference_mode(False), torch.no_grad():
+                self._turned = rotation.signs, rotation.inverse(self._rows())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FixedClassifier:
+        super()._apply(fn, recurse)
+        self._turn()
+        return self
+
+    def _rotated(self, features: Tensor) -> Tensor:
+        return features if self.rotation is None else self.rotation(features)
 
     def _last(self, features: Tensor) -> Tensor:
         """The features with their dimension d at the end."""
@@ -102,8 +216,12 @@ class FixedClassifier(nn.Module):
         """(K, d) unit rows of the frame before the fast rotation, in the dtype of the scale."""
         raise NotImplementedError
 
-    def _product(self, features: Tensor) -> Tensor:
-        """The logits `s W h` of (..., d) features to which the fast rotation has been applied."""
+    def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+        """The logits `s W h + b` of rotated features by the structure, for eager tensors; without a scale s is 1."""
+        raise NotImplementedError
+
+    def _plain(self, features: Tensor) -> Tensor:
+        """`W h` by operations that compilers and transforms see through."""
         raise NotImplementedError
 
     def extra_repr(self) -> str:
@@ -174,12 +292,17 @@ class FixedClassifier(nn.Module):
             rotation, (classes, dim) = "nearest", held["nearest.rows"].shape
         return _words(frame_name(classes, dim), rotation, classes, dim)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_constants": Constants(), "_turned": None}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
+        self.__dict__.setdefault("_constants", Constants())
         self.__dict__.setdefault("axis", -1)  # version 0.1.0 had none
         if "rotation_name" not in self.__dict__:  # a layer pickled whole by version 0.1.0
             turned = "nearest" if getattr(self, "nearest", None) is not None else "none"
             self.rotation_name = "fast" if self.rotation is not None else turned
+        self._turn()
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         weight = state_dict.get(prefix + "weight")
@@ -200,58 +323,17 @@ class FixedClassifier(nn.Module):
         self.check_frame(held, prefix.rstrip("."))
         if "scale" in held:
             state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
+        self._turned = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _turn_again(layer: FixedClassifier, _: Any) -> None:
+    layer._turn()
+
+
+def _cast(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return bias if bias is None or bias.dtype is dtype else bias.to(dtype)
 
 
 def _words(frame: str, rotation: str, num_classes: int, dim: int) -> str:
     return f"{frame}, rotation={rotation!r}, K={num_classes}, d={dim}"
-
-
-class FastRotation(nn.Module):
-    """A seeded orthonormal transform of d features: random signs, a reversal and a Walsh-Hadamard transform, twice.
-
-    The Walsh-Hadamard transform acts on the first p features, p the largest power of two up to d. Over a grid of
-    `p = a b` it is a product with two small matrices, so it runs as two matmuls: O(d sqrt(d)) a sample. Since p > d/2,
-    two rounds with a reversal in between mix every feature, the first ones last.
-
-    Shapes: (..., d) -> (..., d).
-    """
-
-    signs: Tensor
-
-    def __init__(self, dim: int, seed: int = 0, *, device: torch.device | str | None = None) -> None:
-        super().__init__()
-        generator = torch.Generator().manual_seed(seed)
-        signs = torch.randint(0, 2, (2, dim), generator=generator).to(device=device, dtype=torch.int8) * 2 - 1
-        self.register_buffer("signs", signs)
-        bits = dim.bit_length() - 1
-        self._grid = (2 ** (bits // 2), 2 ** (bits - bits // 2))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(..., d) to (..., d); lengths and angles are kept."""
-        for signs in self.signs:
-            features = self._mix((features * signs.to(features.dtype)).flip(-1))
-        return features
-
-    def inverse(self, features: Tensor) -> Tensor:
-        """The inverse, which is the transposed transform."""
-        for signs in self.signs.flip(0):
-            features = self._mix(features).flip(-1) * signs.to(features.dtype)
-        return features
-
-    def _mix(self, features: Tensor) -> Tensor:
-        """The Walsh-Hadamard transform of the first p features; it is its own inverse."""
-        rows, columns = self._grid
-        left, right = _hadamard(rows, features), _hadamard(columns, features)
-        grid = features[..., : rows * columns].unflatten(-1, (rows, columns))
-        mixed = (left @ (grid @ right)).flatten(-2)
-        rest = features[..., rows * columns :]
-        return torch.cat([mixed.to(rest.dtype), rest], dim=-1)
-
-
-def _hadamard(size: int, like: Tensor) -> Tensor:
-    """The orthonormal Walsh-Hadamard matrix of a power of two."""
-    matrix = torch.ones(1, 1, dtype=like.dtype, device=like.device)
-    while matrix.shape[0] < size:
-        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)]) / math.sqrt(2)
-    return matrix

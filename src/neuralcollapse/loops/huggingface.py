@@ -16,10 +16,10 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
+from neuralcollapse.loops.fresh_page import FreshPage
 from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.records import Record
 
 
@@ -37,7 +37,7 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Args:
         trainer: the trainer that the callback is added to.
-        out: the run folder, with report.html written after every measurement; without it no folder is made.
+        out: the run folder, with report.html kept up to date; without it no folder is made.
         classifier: dotted name of the last layer; when not given, the layer that makes a language model's logits, or
             the last linear layer with as many outputs as there are labels.
         dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
@@ -89,6 +89,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self.force = force
         self.options = options
         self.recorder: Recorder | None = None
+        self._page = FreshPage()
         self._rate = math.nan
         self._measured: int | None = None
 
@@ -136,7 +137,8 @@ class CollapseTrainerCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let others write in the run folder."""
+        """Write the last page, and let others write in the run folder."""
+        self._page.finish()
         if self.recorder is not None and self.recorder.folder is not None:
             self.recorder.folder.unlock()
 
@@ -220,7 +222,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self.trainer.log(dict(record.flat()))
         control.should_log = wanted  # `log` cleared it, and the trainer's own numbers would not be logged
         if recorder.folder is not None:
-            write_page(recorder.folder)
+            self._page.update(recorder.folder)
 
 
 def _check_dataset(data: Any, name: str) -> None:

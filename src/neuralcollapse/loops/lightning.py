@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, IterableDataset
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.loops.expected import HeadDecay
+from neuralcollapse.loops.fresh_page import FreshPage
 from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
-from neuralcollapse.report.single import write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 
@@ -55,7 +55,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         classifier: dotted name of the last layer within the LightningModule, or the layer itself; found when not
             given.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
-        out: the run folder, with report.html written after every measurement; without it no folder is made. A
+        out: the run folder, with report.html kept up to date; without it no folder is made. A
             `RunFolder` of the caller's gets the records, and no page.
         force: overwrite an earlier run in `out`.
         sharded: in each of several processes the loaders given here give its own share of the samples; without it
@@ -103,6 +103,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         self.progress = progress
         self.options = options
         self.recorder: Recorder | None = None
+        self._page = FreshPage()
         self._rate = math.nan
         self._measured: int | None = None  # the last epoch that was
         self._seconds: float | None = None  # what the run had taken where this fit goes on from it
@@ -153,6 +154,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         """Measure the end, if training stopped between two measurements, and let others write in the run folder."""
         if self._measured not in (None, trainer.current_epoch):
             self._measure(pl_module, trainer.current_epoch)
+        self._page.finish()
         if self.recorder is not None and self.recorder.folder is not None and self.recorder.folder is not self.out:
             self.recorder.folder.unlock()
 
@@ -210,7 +212,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
             logger.log_metrics({**_numbers(record), "epoch": trainer.current_epoch}, step=trainer.global_step)
             logger.save()
         if recorder.folder is not None and recorder.folder is not self.out:
-            write_page(recorder.folder)
+            self._page.update(recorder.folder)
         return record
 
 

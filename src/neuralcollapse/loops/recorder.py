@@ -6,6 +6,7 @@ import json
 import math
 import random
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from numbers import Real
@@ -227,8 +228,7 @@ class Recorder:
                 folder.make_folders()
                 folder.truncate(epoch)
                 self.folder = folder
-            text = folder.read_text("records.jsonl").strip()
-            self.records = [record for record in folder.records() if record.epoch <= epoch] if text else []
+            self.records = [record for record in folder.records(allow_none=True) if record.epoch <= epoch]
         self._spread = spread(record.epoch for record in self.records)
         last = max((record.seconds for record in self.records), default=0.0)
         self._started = time.perf_counter() - (last if seconds is None else seconds)
@@ -276,8 +276,10 @@ class Recorder:
 
     def _keep(self, record: Record, model: nn.Module, capture: Capture, test: Capture | None) -> None:
         """Add the record to those in memory and, in the process that writes, to the folder."""
-        follows = all(old.epoch < record.epoch for old in self.records)
-        self.records = [*(old for old in self.records if old.epoch != record.epoch), record]
+        place = bisect_left(self.records, record.epoch, key=lambda each: each.epoch)
+        follows = place == len(self.records)
+        again = not follows and self.records[place].epoch == record.epoch
+        self.records[place : place + again] = [record]
         if self.out is None or not self.writes:
             return
         folder = self.folder = self.folder or self._create(model)
@@ -286,16 +288,15 @@ class Recorder:
             tested = 0 if test is None else test.moments.num_samples
             environment = environment_of(model, capture, names, tested, self.environment)
             folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
-        if follows:
-            folder.append(record)
-        else:
-            folder.insert(record)
+        folder.append(record)
         geometry = geometry_of(record.epoch, capture)
         if geometry is not None:
             folder.write_geometry(geometry)
             # what stays follows from what stayed before: the work for a record does not grow with the run
-            epochs = [*self._spread, record.epoch] if follows else [each.epoch for each in self.records]
-            self._spread = spread(epochs)
+            if follows:
+                self._spread = spread([*self._spread, record.epoch])
+            elif not again:
+                self._spread = spread(each.epoch for each in self.records)
             folder.keep_geometries(self._spread)
 
     def _create(self, model: nn.Module) -> RunFolder:

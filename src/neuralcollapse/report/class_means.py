@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,6 +12,7 @@ import torch
 
 from neuralcollapse.geometry.frames import nearest_simplex_etf, simplex_etf
 from neuralcollapse.report.figure import COLORS, Axis, Figure, HeatMap, Points3D
+from neuralcollapse.report.thinning import evenly
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Geometry
 
@@ -41,7 +43,8 @@ def cosine_map(
     """Cosines between centred class means, at no more than `most` epochs (or steps, as `unit` says)."""
     geometries, class_names = _without_empty_classes(geometries, class_names)
     count = len(class_names)
-    chosen = _thin(geometries, max(2, min(most, _HEAT_MAP_VALUES // max(count, 1) ** 2)))
+    steps = max(2, min(most, _HEAT_MAP_VALUES // max(count, 1) ** 2))
+    chosen = [geometries[i] for i in evenly(len(geometries), steps)]
     target = -1 / (max(count, 2) - 1)
     cosines = np.array([_cosines(geometry.centred) for geometry in chosen])
     cosines[:, range(count), range(count)] = math.nan
@@ -59,8 +62,8 @@ def cosine_map(
         f"ETF has {target:.3f}."
     )
     axis = Axis(named=count <= _NAMED)
-    steps = [str(geometry.epoch) for geometry in chosen]
-    return Figure("cosines", "Cosines between class means", caption, alt, [heat], axis, axis, steps=steps, step=unit)
+    epochs = [str(geometry.epoch) for geometry in chosen]
+    return Figure("cosines", "Cosines between class means", caption, alt, [heat], axis, axis, steps=epochs, step=unit)
 
 
 def simplex_motion(
@@ -68,7 +71,7 @@ def simplex_motion(
 ) -> Figure:
     """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
     geometries, names = _without_empty_classes(geometries, class_names)
-    geometries = _thin(geometries, most)
+    geometries = [geometries[i] for i in evenly(len(geometries), most)]
     project, vertices = _view(geometries[-1])
     colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
     means = np.array([project(geometry.centred) for geometry in geometries])
@@ -112,16 +115,11 @@ def _without_empty_classes(
     ], names
 
 
-def _thin(items: Sequence[Geometry], most: int) -> list[Geometry]:
-    """At most `most` of the items, the first and the last among them."""
-    picks = np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))
-    return [items[i] for i in picks]
-
-
 def _short(names: Sequence[str]) -> list[str]:
     """Names that leave room for the map, made different where they are equal, as equal ones would share a row."""
     cut = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
-    return [name if cut.count(name) == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
+    times = Counter(cut)
+    return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
 
 
 def _cosines(vectors: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.curves import comparison_curve
 from neuralcollapse.report.expected import BUDGET, decay_budget
 from neuralcollapse.report.page import Cell, Page, Table
-from neuralcollapse.report.records_csv import records_csv
+from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.single import data_name, given, limits, shown, state
 from neuralcollapse.runs.reading import Run, common_unit, group_runs
 from neuralcollapse.runs.records import format_value, label, number
@@ -36,6 +36,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
         tables=[run_table(runs), *setting_tables(runs)],
         lead=1,
         csv=("records.csv", records_csv(runs)),
+        csv_label=csv_label(runs),
     )
 
 

@@ -11,6 +11,7 @@ from functools import partial
 
 from neuralcollapse.report.expected import Curve, of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
+from neuralcollapse.report.thinning import POINTS, evenly, kept_points
 from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Group, common_unit
 from neuralcollapse.runs.records import MEASURES, Record, label, number
@@ -47,6 +48,7 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
 def split_curve(records: Sequence[Record], unit: str, key: str, caption: str, axis: Axis) -> Figure:
     """A number on the training set and, where there is one, on the test set."""
     splits = ("train", "test") if any(record.test for record in records) else ("train",)
+    records = _thinned(records, [f"{split}.{key}" for split in splits])
     lines = [(split, [record.value(f"{split}.{key}") for record in records]) for split in splits]
     return _figure(records, unit, lines, key, key.capitalize(), caption, axis)
 
@@ -55,6 +57,7 @@ def measure_curve(
     records: Sequence[Record], unit: str, name: str, keys: Sequence[str], title: str, caption: str, axis: Axis
 ) -> Figure:
     """Some of the measures."""
+    records = _thinned(records, keys)
     lines = [(label(key), [record.value(key) for record in records]) for key in keys]
     figure = _figure(records, unit, lines, name, title, caption, axis)
     curves = {key: [of_records(records, label(key), color)] for key, color in zip(keys, COLORS, strict=False)}
@@ -71,6 +74,7 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     kind = features_words(last)
     exact = "exact minimum" if last.get("exact", 1) else "upper bound of the minimum"
     names = {"objective": "the head", "minimum": f"{exact}, {kind}", "lower_bound": "bound from the head"}
+    records = _thinned(records, [f"head.{key}" for key in names])
     lines = [(text, [record.value(f"head.{key}") for record in records]) for key, text in names.items()]
     caption = (
         f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
@@ -86,12 +90,15 @@ def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) ->
     marks: list[Band | Line] = []
     beside: list[Curve] = []
     for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
-        epochs, rows = _by_epoch(group, key)
+        all_epochs, all_rows = _by_epoch(group, key)
+        low, high = ([extreme(row, default=math.nan) for row in all_rows] for extreme in (min, max))
+        kept = kept_points([low, high])
+        epochs, rows = [all_epochs[i] for i in kept], [all_rows[i] for i in kept]
         if len(group.runs) > 1:
-            low, high = ([extreme(row, default=math.nan) for row in rows] for extreme in (min, max))
-            marks.append(Band(group.name, epochs, low, high, color))
+            marks.append(Band(group.name, epochs, [low[i] for i in kept], [high[i] for i in kept], color))
         marks.append(Line(group.name, epochs, [mean(row) for row in rows], color))
-        beside.append((group.name, color, epochs, partial(_means, group)))
+        even = evenly(len(all_epochs), POINTS)  # the same of all groups of this length: their lines may be one
+        beside.append((group.name, color, [all_epochs[i] for i in even], partial(_means, group, even)))
     ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
     seeds = max(len(group.runs) for group in groups)
     over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
@@ -158,8 +165,15 @@ def _figure(
     return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
 
 
-def _means(group: Group, key: str) -> list[float]:
-    return [mean(row) for row in _by_epoch(group, key)[1]]
+def _thinned(records: Sequence[Record], keys: Sequence[str]) -> Sequence[Record]:
+    """The records that the curves of these numbers are drawn from."""
+    kept = kept_points([[record.value(key) for record in records] for key in keys])
+    return [records[i] for i in kept]
+
+
+def _means(group: Group, kept: Sequence[int], key: str) -> list[float]:
+    rows = _by_epoch(group, key)[1]
+    return [mean(rows[i]) for i in kept]
 
 
 def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:

@@ -74,6 +74,7 @@ class Page:
         claim: of an experiment.
         lead: tables that come before the figures.
         csv: (file name, content) of the records to download.
+        csv_label: the words on the button that downloads them.
     """
 
     title: str
@@ -85,6 +86,7 @@ class Page:
     claim: Claim | None = None
     lead: int = 0
     csv: tuple[str, str] | None = None
+    csv_label: str = "Download the records (CSV)"
 
     def html(self) -> str:
         """The page as one HTML text."""

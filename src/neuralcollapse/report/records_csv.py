@@ -1,4 +1,7 @@
-"""The records of runs as CSV: a line for each measured epoch (or step) of each run, six significant digits."""
+"""The records of runs as CSV: a line for each measured epoch (or step) of each run, six significant digits.
+
+A page holds the whole text, so that of a long run it has records in equal steps, the first and the last among them.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
+from neuralcollapse.report.thinning import POINTS, evenly
 from neuralcollapse.runs.reading import Run
 
 _GROUPS = ("train", "test", "measures", "head")
@@ -15,12 +19,12 @@ _OWN = ("run", "seed", "epoch", "step", "checkpoint", "seconds", "learning_rate"
 
 
 def records_csv(runs: Sequence[Run]) -> str:
-    """All records; a column that no run has is left out, and a value that a record is missing is empty."""
+    """At most `POINTS` records of each run; columns that no run has are left out, and missing values are empty."""
     lines: list[dict[str, object]] = []
     for run in runs:
         labels = {f"{axis} (axis)" if axis in _OWN else axis: text for axis, text in run.labels.items()}
         place = {"run": run.name, **labels, "seed": run.config.get("seed", "")}
-        for record in run.records:
+        for record in (run.records[i] for i in evenly(len(run.records), POINTS)):
             line: dict[str, object] = {
                 **place,
                 run.unit: record.epoch,
@@ -41,6 +45,13 @@ def records_csv(runs: Sequence[Run]) -> str:
     writer.writerow({name: _safe(name) for name in columns})
     writer.writerows({name: _safe(item) for name, item in line.items()} for line in lines)
     return text.getvalue()
+
+
+def csv_label(runs: Sequence[Run]) -> str:
+    """The words on the button: where records are left out, how many."""
+    there, kept = sum(len(run.records) for run in runs), sum(min(len(run.records), POINTS) for run in runs)
+    some = "the records (CSV)" if kept == there else f"{kept:,} of {there:,} records (CSV); records.jsonl has all"
+    return f"Download {some}"
 
 
 def _named(prefix: str, values: Mapping[str, float]) -> dict[str, object]:

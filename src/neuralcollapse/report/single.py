@@ -12,7 +12,7 @@ from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
-from neuralcollapse.report.records_csv import records_csv
+from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
@@ -65,6 +65,7 @@ def single_page(run: Run) -> Page:
             Table("Where it ran", places, narrow=True),
         ],
         csv=("records.csv", records_csv([run])),
+        csv_label=csv_label([run]),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
@@ -198,7 +199,7 @@ def _plan(
             merged["seed"] = seed
             parts.append(f"seed{seed}")
         planned.append(Planned(slug(" ".join(parts)), labels, _config(name, kind, {**merged, **changes})))
-    clash = [run.name for run in planned if sum(other.name == run.name for other in planned) > 1]
+    clash = [each for each, times in Counter(run.name for run in planned).items() if times > 1]
     if clash:
         raise InputError(f"{name}: two runs would be called {clash[0]!r}: give the values of vary other names")
     return planned

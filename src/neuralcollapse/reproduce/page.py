@@ -10,7 +10,7 @@ from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.comparison import run_table, setting_tables
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Claim, Page, Table
-from neuralcollapse.report.records_csv import records_csv
+from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.reproduce.checks import Results, judge
 from neuralcollapse.reproduce.figures import FIGURES, validate_figures
 from neuralcollapse.reproduce.runner import ExperimentFolder
@@ -41,6 +41,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),
         ),
+        csv_label=csv_label(results.runs),
     )
 
 

@@ -23,6 +23,7 @@ from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import validate, validate_axes
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
 from neuralcollapse.reproduce.figures import validate_figures
+from neuralcollapse.reproduce.jobs import side_by_side
 from neuralcollapse.reproduce.results import COSTS as COST_NAMES
 from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
@@ -87,20 +88,27 @@ class ExperimentFolder:
         """The runs that are not whole yet, in order."""
         return [run for run in self.experiment.runs if not self._whole(run)]
 
-    def run(self, *, progress: bool = True, on_message: OnMessage = lambda text: None) -> None:
-        """Run what is missing.
+    def run(self, *, progress: bool = True, on_message: OnMessage = lambda text: None, jobs: int = 1) -> None:
+        """Run what is missing, `jobs` runs at a time.
 
         Several processes can run the same experiment in the same folder: each takes runs that no other has taken, and
         all stay until every run is complete, so that one process finishes what another leaves unfinished.
 
         Raises:
-            InputError: as `training.run.train`, or a run there with another configuration.
+            InputError: as `training.run.train`, or a run there with another configuration; of several jobs, when the
+                others are complete, with the names of the runs that failed.
             Stopped: a signal came; to be called again.
         """
         done, began = 0, time.monotonic()
         waiting, announced = self.missing(), False
+        failed: dict[str, str] = {}
         while waiting:
             elsewhere: list[Planned] = []
+            if jobs > 1:
+                own = [run.name for run in waiting]
+                busy, new = side_by_side(self.path, own, jobs, progress=progress, on_message=on_message)
+                failed |= new
+                elsewhere, waiting = [run for run in waiting if run.name in busy], []
             for at, run in enumerate(waiting):
                 left = ""
                 if done:
@@ -110,13 +118,18 @@ class ExperimentFolder:
                     done += self._take(run, progress, on_message, left)
                 except InUse:
                     elsewhere.append(run)
-            if len(elsewhere) == len(waiting):
+            if elsewhere and len(elsewhere) >= len(waiting):
                 if not announced:
                     names = listed([run.name for run in elsewhere], 3)
                     on_message(f"waiting for {names}, which another process runs")
                 announced = True
                 time.sleep(_POLL)
             waiting = [run for run in self.missing() if run in elsewhere]
+        if failed:
+            first, why = next(iter(failed.items()))
+            raise InputError(
+                f"{len(failed)} of {len(self.experiment.runs)} runs failed: {listed(list(failed), 3)} ({first}: {why})"
+            )
         announced = False
         wanted = [plan.name for plan in self.experiment.costs]
         while wanted and [cost["name"] for cost in self._costs()] != wanted:
@@ -132,6 +145,15 @@ class ExperimentFolder:
                 self._measure_costs(on_message)
             finally:
                 held.release()
+
+    def take(self, name: str, *, progress: bool = True) -> bool:
+        """Run one by its name, unless it is complete; returns whether it ran.
+
+        Raises:
+            InUse: another process has it.
+        """
+        (planned,) = [run for run in self.experiment.runs if run.name == name]
+        return self._take(planned, progress, _unsaid, "")
 
     def _take(self, planned: Planned, progress: bool, on_message: OnMessage, left: str) -> bool:
         """Run one, unless it is complete by now; returns whether it ran.
@@ -189,7 +211,8 @@ class ExperimentFolder:
         if not _begun(place):
             return False
         folder = RunFolder(place)
-        if not folder.read_text("records.jsonl").strip() or folder.records()[-1].epoch < run.config.epochs:
+        records = folder.records(allow_none=True)
+        if not records or records[-1].epoch < run.config.epochs:
             return False
         # The state is written after all else; kept records without weights have none.
         return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()
@@ -206,6 +229,8 @@ class ExperimentFolder:
 
                 there = read_config(RunFolder(place))
                 same = {name: getattr(run.config, name) for name in CHANGEABLE if name != "epochs"}
+                if run.config.precision == "auto":  # the run folder has what that meant where it was run
+                    same["precision"] = "auto"
                 there = replace(there, **same)
             else:
                 continue

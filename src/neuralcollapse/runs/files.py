@@ -9,8 +9,9 @@ import json
 import math
 import os
 import tempfile
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from neuralcollapse.errors import InputError, one_line
 
@@ -117,6 +118,29 @@ def write_atomically(path: Path, content: bytes) -> Path:
     return path
 
 
+def write_end(file: BinaryIO, end: int, content: bytes) -> None:
+    """Write a file from the offset `end` on, and to the disk; where that fails, as on a full disk, nothing changes.
+
+    `file` is open for reading and writing without a buffer. A process that is killed meanwhile leaves a part of
+    `content` there.
+    """
+    file.seek(end)
+    before = file.read()
+    file.seek(end)
+    try:
+        left = content
+        while left:
+            left = left[file.write(left) :]
+        file.truncate()
+        os.fsync(file.fileno())
+    except BaseException:
+        with suppress(OSError):
+            file.truncate(end)
+            file.seek(end)
+            file.write(before)
+        raise
+
+
 def as_builtin(value: Any, depth: int = 0) -> Any:
     """The value in Python's own types: dict with text as keys, list, str, int, float, bool and None.
 
@@ -158,6 +182,8 @@ def as_float(value: Any, *, undefined: bool = True) -> float:
     """
     if value is None and undefined:
         return math.nan
+    if type(value) is float and math.isfinite(value):
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ValueError(f"expected a number, got {value!r:.40}")
     try:

@@ -2,7 +2,7 @@
 
 config.yaml         the configuration, as `neuralcollapse train --config` reads it
 environment.json    versions and hardware
-records.jsonl       a line for each measured epoch (`Record`)
+records.jsonl       a line for each measured epoch (`Record`, `runs.record_lines`)
 checkpoints.json    which file gave which record (`neuralcollapse.measure_checkpoints`)
 geometry/*.npz      class means and classifier at some epochs (`Geometry`)
 checkpoints/*.safetensors   the network's weights
@@ -18,7 +18,6 @@ import io
 import os
 import zipfile
 from collections.abc import Iterable, Iterator
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,10 +25,10 @@ import numpy as np
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs import locks, ownership
 from neuralcollapse.runs.files import read_text, write_atomically
+from neuralcollapse.runs.record_lines import append_record, keep_records, read_records
 from neuralcollapse.runs.records import Geometry, Record, read_geometry
 
-_RECORDS_BYTES = 2**28
-_LINE_CHARACTERS = 2**22
+_RECORDS = "records.jsonl"
 
 
 class RunFolder:
@@ -67,7 +66,7 @@ class RunFolder:
                 cls.check_free(path, force=force, given=given)  # again, now that nobody else can write
                 run._set_aside()
                 run.make_folders()
-                write_atomically(run.path / "records.jsonl", b"")
+                write_atomically(run.path / _RECORDS, b"")
             except BaseException:
                 run.unlock()
                 raise
@@ -110,7 +109,7 @@ class RunFolder:
         run = cls(path)
         if not run.path.is_dir():
             raise InputError(f"no run folder {run.path}: make one with 'neuralcollapse train --out {run.path}'")
-        if not (run.path / "records.jsonl").is_file():
+        if not (run.path / _RECORDS).is_file():
             raise InputError(f"{run.path} holds no records.jsonl: expected a folder that 'neuralcollapse train' wrote")
         return run
 
@@ -149,9 +148,9 @@ class RunFolder:
 
     def _set_aside(self) -> None:
         """Move an earlier run's files out of the way; of two, the one with records."""
-        if self._earlier.is_dir() and not (self._earlier / "records.jsonl").is_file():
+        if self._earlier.is_dir() and not (self._earlier / _RECORDS).is_file():
             self._bring_back()  # a process was killed while it moved the files; the records go last
-        records = self.path / "records.jsonl"
+        records = self.path / _RECORDS
         if not records.is_file() or records.stat().st_size == 0:
             return ownership.remove(self._own())
         self._forget_earlier()
@@ -180,8 +179,11 @@ class RunFolder:
         ownership.remove(path for path in self._own() if ownership.is_temporary(path))
 
     def truncate(self, epoch: float) -> None:
-        """Remove what was measured after an epoch, since a resumed run measures it again (-1: everything)."""
-        self._write_records(record for record in self._parse() if record.epoch <= epoch)
+        """Remove what was measured after an epoch, since a resumed run measures it again (-1: everything).
+
+        The records that stay are written in order.
+        """
+        keep_records(self.path / _RECORDS, epoch)
         for folder in ownership.EPOCH_FILES:
             for file in self._epoch_files(folder):
                 if ownership.epoch_of(file) > epoch:
@@ -196,58 +198,26 @@ class RunFolder:
         """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""
         ownership.remove(self._own())
         self._bring_back()
-        if not (self.path / "records.jsonl").exists():
+        if not (self.path / _RECORDS).exists():
             (self.path / locks.NAME).unlink(missing_ok=True)
             if not any(self.path.iterdir()):
                 self.path.rmdir()
         self.unlock()
 
     def append(self, record: Record) -> None:
-        """Add a record at the end."""
-        file = self.path / "records.jsonl"
-        write_atomically(file, file.read_bytes() + record.to_json().encode() + b"\n")
+        """Add a record, in any order of epochs: of several of one epoch the last counts."""
+        append_record(self.path / _RECORDS, record)
         self._forget_earlier()
 
-    def insert(self, record: Record) -> None:
-        """Add a record in order of epochs, in place of one of the same epoch."""
-        others = [other for other in self._parse() if other.epoch != record.epoch]
-        self._write_records(sorted([*others, record], key=lambda each: each.epoch))
-        self._forget_earlier()
-
-    def _write_records(self, records: Iterable[Record]) -> None:
-        self.write_text("records.jsonl", "".join(record.to_json() + "\n" for record in records))
-
-    def records(self) -> list[Record]:
-        """All records, in order.
+    def records(self, *, allow_none: bool = False) -> list[Record]:
+        """All records, in order of epochs.
 
         Raises:
-            InputError: no records, a line that is not a record, or epochs out of order.
+            InputError: no records (unless `allow_none`), or a line that is not a record.
         """
-        records = self._parse()
-        if not records:
-            raise InputError(f"{self.path} holds no records yet: train for at least one epoch")
-        for before, after in pairwise(records):
-            if after.epoch < before.epoch:
-                raise InputError(
-                    f"{self.path / 'records.jsonl'} has epoch {after.epoch} after epoch {before.epoch}: put its lines "
-                    "in order, or train again"
-                )
-        return records
-
-    def _parse(self) -> list[Record]:
-        file = self.path / "records.jsonl"
-        lines = read_text(file, _RECORDS_BYTES).split("\n")
-        records: list[Record] = []
-        for at, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                if len(line) > _LINE_CHARACTERS:
-                    raise ValueError(f"it has more than {_LINE_CHARACTERS:,} characters")
-                records.append(Record.from_json(line))
-            except ValueError as error:
-                why = one_line(error)
-                raise InputError(f"{file} line {at} is not a record ({why}): restore it or train again") from None
+        records = read_records(self.path / _RECORDS)
+        if not records and not allow_none:
+            raise InputError(f"{self.path / _RECORDS} holds no records yet: train for at least one epoch")
         return records
 
     def write_geometry(self, geometry: Geometry) -> None:

@@ -133,7 +133,8 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
     """Read run folders, each named after its folder, with as many folders above it as make the names different."""
     places = [Path(path).resolve() for path in paths]
-    twice = [str(path) for path, times in zip(paths, map(places.count, places), strict=True) if times > 1]
+    times = Counter(places)
+    twice = [str(path) for path, place in zip(paths, places, strict=True) if times[place] > 1]
     if twice:
         raise InputError(f"the run {twice[0]} is given twice: leave one out")
     return [read_run(path, name) for path, name in zip(paths, _distinct_names(places), strict=True)]

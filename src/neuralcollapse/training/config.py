@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache, wraps
-from typing import Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
@@ -105,7 +105,10 @@ class TrainConfig:
         devices: processes on this machine, one a device.
         nodes: machines.
         strategy: "auto", "ddp" or another of Lightning's that keeps the weights whole.
-        precision: "32-true", "bf16-mixed", "16-mixed", "64-true" or another of Lightning's.
+        precision: "auto" ("bf16-mixed" on CUDA GPUs that have bfloat16, except for lbfgs; else "32-true"), "32-true",
+            "bf16-mixed", "16-mixed", "64-true" or another of Lightning's.
+        cuda_graph: replay each step of a full batch as one CUDA graph: "auto" (where that can be done), "on" (refused
+            where it cannot) or "off".
         channels_last: memory layout of images and convolutions; often faster.
         compile: run the network through torch.compile.
         deterministic: choose deterministic algorithms where there are any (on CUDA; slower).
@@ -160,7 +163,8 @@ class TrainConfig:
     devices: int = 1
     nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
+    precision: str = "auto"
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
     channels_last: bool = False
     compile: bool = False
     deterministic: bool = True
@@ -292,6 +296,7 @@ CHANGEABLE = (
     "devices",
     "nodes",
     "strategy",
+    "cuda_graph",
 )
 """What may change when a run is resumed: how long, what is looked at, where it runs. The rest made the weights."""
 
@@ -327,6 +332,8 @@ def _as_given(kind: Any, value: Any) -> Any:
     """A value as a caller may give it: NumPy's numbers and arrays as Python's, one name for a list of names."""
     if type(value).__module__ == "numpy" and hasattr(value, "tolist"):
         return value.tolist()
+    if isinstance(value, bool) and {"on", "off"} <= {*get_args(kind)}:  # as YAML reads on and off
+        return "on" if value else "off"
     return read(kind, value) if get_origin(kind) is tuple and isinstance(value, str) else value
 
 

@@ -241,7 +241,7 @@ def _common_device(configs: Mapping[str, TrainConfig]) -> torch.device:
                 f"{name}: expected one process, got devices={config.devices}, nodes={config.nodes}: give one's share "
                 "of the batch_size, with devices=1, nodes=1"
             )
-        if config.precision not in ("32-true", "32"):
+        if config.precision not in ("auto", "32-true", "32"):
             raise InputError(f"{name}: expected precision 32-true, got {config.precision}: leave it out")
     types = {name: _device_type(name, config.accelerator) for name, config in configs.items()}
     if len(set(types.values())) > 1:

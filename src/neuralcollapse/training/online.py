@@ -15,7 +15,7 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.capture.sums import exact, least_feature
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, state_device
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import is_primary
@@ -51,6 +51,8 @@ class OnlineFeatures(lightning.Callback):
         (features, logits), labels = pl_module.seen, batch[1]
         if self._moments is None:
             self._moments = ClassMoments.zeros(logits.shape[1], features.shape[1], features.device)
+        elif self._moments.device != state_device(features.device):  # after a resume
+            self._moments = ClassMoments.restored(self._moments.snapshot(), state_device(features.device))
         self._epoch = trainer.current_epoch + 1
         with self._diverging():
             self._moments.update(features, labels)
@@ -83,23 +85,32 @@ class OnlineFeatures(lightning.Callback):
         return Capture(moments, weight, bias, correct / count, loss / count, nonnegative=not signed)
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums of an epoch that is not over, over all processes: all of them must call this."""
+        """The sums of an epoch that is not over, over all processes: all of them must call this.
+
+        Those of one process go on bit for bit.
+        """
         sums, totals = None, [0.0, 0.0, 0.0]
-        if self._moments is not None:
+        if self._moments is not None and self.sharded:
             moments, totals = self._joined(self._moments)
-            sums = (moments.packed, moments.num_classes, moments.feature_dim)
+            sums = moments.snapshot()
+        elif self._moments is not None:
+            totals, sums = self._own_totals(), self._moments.snapshot()
         return {"sums": sums, "correct": totals[0], "loss": totals[1], "nonnegative": not totals[2]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a `state_dict`; the sums of all processes are the first one's now, the others begin with none."""
         if state_dict["sums"] is not None and is_primary():
             self._totals = torch.tensor([state_dict["correct"], state_dict["loss"]], dtype=torch.float64)
-            self._moments = ClassMoments(*state_dict["sums"])
+            sums = state_dict["sums"]  # version 0.1.0 kept the arguments of ClassMoments
+            self._moments = ClassMoments.restored(sums) if isinstance(sums, dict) else ClassMoments(*sums)
             self._signed_before = not state_dict.get("nonnegative", False)  # version 0.1.0 did not keep it
 
     def _joined(self, moments: ClassMoments) -> tuple[ClassMoments, list[float]]:
-        signed = self._signed_before or (self._least is not None and bool(self._least < 0))
-        own = [0.0, 0.0] if self._totals is None else self._totals.tolist()
-        totals = [*own, float(signed)]
+        totals = self._own_totals()
         moments.num_samples  # noqa: B018 - raises for a batch that was wrong
         return (merged(moments), summed(moments.packed.device, *totals)) if self.sharded else (moments, totals)
+
+    def _own_totals(self) -> list[float]:
+        """Correct predictions and losses so far, and whether a feature was below 0."""
+        signed = self._signed_before or (self._least is not None and bool(self._least < 0))
+        return [*([0.0, 0.0] if self._totals is None else self._totals.tolist()), float(signed)]

@@ -70,8 +70,8 @@ def decay_groups(network: nn.Module, classifier: nn.Module, config: TrainConfig)
     return [{"params": parameters, "weight_decay": decay} for decay, parameters in groups.items()]
 
 
-def build_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimizer:
-    """The optimiser over groups from `decay_groups`.
+def build_optimizer(groups: Groups, config: TrainConfig, *, capturable: bool = False) -> torch.optim.Optimizer:
+    """The optimiser over groups from `decay_groups`; `capturable`: it keeps all its state on the CUDA device.
 
     SGD and Adam add weight_decay times the parameter to the gradient (coupled), AdamW shrinks the parameter itself
     (decoupled); L-BFGS knows no decay, so that `penalty` must be in its closure.
@@ -80,9 +80,9 @@ def build_optimizer(groups: Groups, config: TrainConfig) -> torch.optim.Optimize
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=config.momentum)
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups, lr=rate)
+        return torch.optim.Adam(groups, lr=rate, capturable=capturable)
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=rate)
+        return torch.optim.AdamW(groups, lr=rate, capturable=capturable)
     return torch.optim.LBFGS(
         [parameter for group in groups for parameter in group["params"]],
         lr=rate,

@@ -173,6 +173,7 @@ def restore(
     loop: Any = trainer.fit_loop
     loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = state.epoch
     loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = state.total_steps
+    loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = state.total_steps
 
 
 def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:

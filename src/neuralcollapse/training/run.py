@@ -14,7 +14,7 @@ import lightning
 import yaml
 
 from neuralcollapse.data.batches import Batches
-from neuralcollapse.data.load import load_data
+from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
@@ -23,12 +23,13 @@ from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.budget import Budget, run_budget
 from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
+from neuralcollapse.training.graph import CudaRecording, refusal, unfit_operation
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
-from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet
+from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet, with_precision
 
 OnMessage = Callable[[str], None]
 
@@ -71,6 +72,7 @@ def train(
         raise InputError(
             f"expected a TrainConfig first, as in train(TrainConfig(epochs=3), 'runs/mine'), got {config!r:.80}"
         )
+    config = with_precision(config)
     out = RunFolder(out).path
     needed = [*given, *named_paths(config)]
 
@@ -126,8 +128,10 @@ def resume(
 def _resume(
     run: RunFolder, changes: Mapping[str, Any], progress: bool, on_message: OnMessage | None, trust_code: bool
 ) -> RunFolder:
-    old = read_config(run)
+    old = with_precision(read_config(run))
     check_trusted(old, run, trust_code)
+    if changes.get("precision") == "auto":  # the run has found what that means
+        changes = {name: value for name, value in changes.items() if name != "precision"}
     config = resumed(old, changes)
     state = State.read(run.state) if run.state.exists() else None
     whole = state is None and _is_whole(run, old)
@@ -199,6 +203,7 @@ def _train(
         find_module(network, name)
     with quiet():
         trainer = make_trainer(config, path)
+    graph = _captured(config, module, trainer, data)
     primary = trainer.is_global_zero
     run = RunFolder(path)
     place: dict[str, Any] = {
@@ -228,6 +233,8 @@ def _train(
         progress=progress and primary,
         environment={  # what only the configuration and the data set can say
             **_of_budget(budget),
+            "precision": config.precision,
+            "cuda_graph": graph,
             "test_samples": len(data.test.labels),
             "image_shape": list(data.image_shape),
             "pixel_mean": list(data.mean),
@@ -259,7 +266,7 @@ def _train(
             if budget.advice:
                 (on_message or bar.say)(budget.advice)
             if not fresh:
-                _update_environment(run, _of_budget(budget))
+                _update_environment(run, {**_of_budget(budget), "cuda_graph": graph})
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
@@ -285,6 +292,25 @@ def _train(
         if fresh and made:
             made.unlock()
     return run
+
+
+def _captured(config: TrainConfig, module: Classification, trainer: lightning.Trainer, data: Data) -> str:
+    """Let the module replay its steps where the configuration asks for that and it can be done; what was decided."""
+    if config.cuda_graph == "off":
+        return "off"
+    device = trainer.strategy.root_device
+    why = refusal(config, device, trainer.world_size)
+    if why is None:
+        images, labels = data.train.images[:2], data.train.labels[:2]
+        found = unfit_operation(module.network, lambda: module.gradients(module.inputs(images), labels))
+        why = found and f"the network waits for the device or copies between devices ({found})"
+    if why is None:
+        trainer.gradient_clip_val = None  # which Lightning refuses where a module clips by itself
+        module.replay_steps(CudaRecording(device))
+        return "on"
+    if config.cuda_graph == "on":
+        raise InputError(f"cuda_graph=on cannot be done here: {why}: leave it out, or give --cuda-graph off")
+    return f"off: {why}"
 
 
 def _is_of_writing(error: OSError, path: Path) -> bool:

@@ -16,10 +16,12 @@ from neuralcollapse.data.pixels import Pixels, augmentation
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.networks.build import classifier_name
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.graph import Recording, StaticStep, unchanged
 from neuralcollapse.training.optimizers import Groups, build_optimizer, decay_groups, decay_scale, penalty
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 
 NETWORK = "network"  # where the network is in the module
+_MIXED = ("bf16-mixed", "bf16")  # Lightning takes both names
 _TYPES = {"64-true": torch.float64, "bf16-true": torch.bfloat16, "16-true": torch.float16}
 
 
@@ -33,6 +35,7 @@ class Classification(lightning.LightningModule):
         step: steps done in this epoch.
         seen: the features and logits of the last training step, where `keep_seen` asks for them.
         optimizer_state: state to start the optimiser with, when a run is resumed.
+        stepper: replays the whole step for full batches, where `replay_steps` asked for that.
     """
 
     def __init__(self, network: nn.Module, config: TrainConfig, data: Data) -> None:
@@ -50,6 +53,7 @@ class Classification(lightning.LightningModule):
         self.optimizer_state: dict[str, Any] | None = None
         self.keep_seen = config.measure == "online"
         self.seen: tuple[Tensor, Tensor] | None = None
+        self.stepper: StaticStep | None = None
         self._format = torch.channels_last if config.channels_last else torch.preserve_format
         if config.channels_last:
             network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -75,7 +79,30 @@ class Classification(lightning.LightningModule):
         inputs = self.pixels(images)
         if self.augment is not None:
             inputs = self.augment(inputs)
-        logits = self.network(inputs.contiguous(memory_format=self._format))
+        inputs = inputs.contiguous(memory_format=self._format)
+        return self._loss(inputs, labels) if self.stepper is None else self._whole_step(inputs, labels)
+
+    def replay_steps(self, recording: Recording) -> None:
+        """From now on a training step is the optimiser's too, and is replayed from a recording for full batches."""
+        self.automatic_optimization = False
+        self.stepper = StaticStep(
+            self._optimized, recording, lambda: unchanged(self.network, self.trainer.optimizers[0])
+        )
+
+    def gradients(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The loss of inputs as the network takes them, with its gradients left in the parameters."""
+        for parameter in self.network.parameters():
+            parameter.grad = None
+        kind, mixed = self.device.type, self.config.precision in _MIXED
+        # The casts of weights must not be kept: those made in a capture are the memory of the graph.
+        with torch.autocast(kind, torch.bfloat16, enabled=mixed, cache_enabled=False):
+            loss = self._loss(inputs, labels)
+        with torch.autocast(kind, enabled=False):
+            loss.backward()
+        return loss.detach()
+
+    def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        logits = self.network(inputs)
         loss = self.loss(logits, labels)
         config, scale = self.config, decay_scale(self.config, self.current_epoch)
         if config.feature_decay:  # |H|^2 of all samples, estimated from the batch's
@@ -90,6 +117,30 @@ class Classification(lightning.LightningModule):
         self.seen = None if self.seen is None else (self.seen[0].detach(), self.seen[1].detach())
         return loss
 
+    def _optimized(self, inputs: Tensor, labels: Tensor) -> list[Tensor]:
+        """A whole step: the loss, and what the classifier saw where that is kept."""
+        loss = self.gradients(inputs, labels)
+        if self.config.gradient_clip:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.gradient_clip)
+        self.trainer.optimizers[0].step()
+        return [loss, *(self.seen or ())]
+
+    def _whole_step(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """The step with its optimiser: replayed for a full batch, as it is for another."""
+        if len(labels) == self.config.batch_size:
+            assert self.stepper is not None
+            groups = self.trainer.optimizers[0].param_groups
+            rates = tuple((group["lr"], group["weight_decay"]) for group in groups)
+            loss, *seen = self.stepper((inputs, labels), (rates, decay_scale(self.config, self.current_epoch)))
+        else:
+            loss, *seen = self._optimized(inputs, labels)
+        self.seen = (seen[0], seen[1]) if seen else None
+        # Lightning counts the steps of an optimiser that it wraps; a replay calls no optimiser.
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+        return loss
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Count the step."""
         self.step += 1
@@ -100,10 +151,11 @@ class Classification(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The optimiser, with the state of a resumed run where there is one."""
-        optimizer = build_optimizer(self.decay_groups(), self.config)
+        capturable = self.stepper is not None and self.device.type == "cuda"
+        optimizer = build_optimizer(self.decay_groups(), self.config, capturable=capturable)
         if self.optimizer_state is not None:
             try:
-                optimizer.load_state_dict(self.optimizer_state)
+                optimizer.load_state_dict(_as_captured(self.optimizer_state, capturable))
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
                 raise InputError(f"the state is of another optimiser: {one_line(error)}") from None
             self.optimizer_state = None
@@ -123,6 +175,12 @@ class Classification(lightning.LightningModule):
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+
+def _as_captured(state: dict[str, Any], capturable: bool) -> dict[str, Any]:
+    """An optimiser's state with Adam's "capturable" as it is here: a run may be resumed on another device."""
+    groups = [group | {"capturable": capturable} if "capturable" in group else group for group in state["param_groups"]]
+    return {**state, "param_groups": groups}
 
 
 def loss_function(name: str) -> Callable[[Tensor, Tensor], Tensor]:

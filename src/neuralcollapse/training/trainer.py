@@ -7,10 +7,12 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
+import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -18,6 +20,18 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
+
+
+def with_precision(config: TrainConfig) -> TrainConfig:
+    """The configuration with what precision "auto" means on this machine, as the run folder is to say it."""
+    if config.precision != "auto":
+        return config
+    native = config.optimizer != "lbfgs" and config.accelerator in ("auto", "cuda", "gpu") and _has_bfloat16()
+    return replace(config, precision="bf16-mixed" if native else "32-true")
+
+
+def _has_bfloat16() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
 
 
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:

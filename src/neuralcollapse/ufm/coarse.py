@@ -1,14 +1,13 @@
 """A coarser model, with neighbouring counts taken together, and its solution between its counts.
 
-What a minimiser gives to a class is a smooth function of the count, but for kinks, so that the solution with a few dozen
-groups of equal counts is a start for hundreds of them from which few costly steps remain.
+What a minimiser gives to a class is a smooth function of the count, but for kinks, so that the solution with a few
+dozen groups of equal counts is a start for hundreds of them from which few costly steps remain.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.interpolate import PchipInterpolator
 from torch import Tensor
 
 from neuralcollapse.ufm.grouped import GroupedModel
@@ -30,6 +29,8 @@ def interpolated(fine: GroupedModel, coarse: GroupedModel, values: Tensor, *axes
 
     Beyond the least and the largest group they are constant.
     """
+    from scipy.interpolate import PchipInterpolator
+
     places = coarse.groups.shares.log().numpy()
     wanted = fine.groups.shares.log().cpu().numpy().clip(places[0], places[-1])
     array = values.numpy()

@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.special import logsumexp, wrightomega
 from torch import Tensor
 
 from neuralcollapse.ufm.coarse import FINE, coarser, interpolated
@@ -194,6 +193,8 @@ class _Softmax:
         self.log_a = np.log(ratio) + np.log(np.log1p(rows.sizes.sum() * ratio))
 
     def __call__(self, rows: _Rows, bias: np.ndarray) -> _Columns:
+        from scipy.special import logsumexp
+
         biases, own = _spread(bias), np.arange(len(bias))
         q = np.exp(biases - logsumexp(bias, b=rows.sizes))
         away = _away(rows, q)
@@ -217,6 +218,8 @@ def _away(rows: _Rows, q: np.ndarray) -> np.ndarray:
 
 def _loss(rows: _Rows, logits: np.ndarray) -> np.ndarray:
     """Cross-entropy row by row, with all digits of a small one."""
+    from scipy.special import logsumexp
+
     apart = logits - logits[:, :1]
     return np.logaddexp(0.0, logsumexp(apart[:, 1:], axis=1, b=rows.times[:, 1:])) - rows.total(rows.targets * apart)
 
@@ -268,6 +271,8 @@ def _partition(
     sides is increasing and concave in s. Where a y_j is large, `z_j = s + log q_j - b_j` has more digits than
     `a (y_j - q_j)`.
     """
+    from scipy.special import logsumexp, wrightomega
+
     a, targets = np.exp(log_a)[:, None], rows.targets
     base = log_a[:, None] + biases + a * targets
     base[:, 0] = -np.inf

@@ -21,8 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import minimize_scalar
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from neuralcollapse.ufm.losses import CrossEntropy, Loss
@@ -66,7 +64,6 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
     norm = dual_norm(model, slopes)
     largest = min(model.loss.largest_scale(slopes, targets), model.mu / norm if norm > 0 else 1.0)
     line = model.loss.dual_line(slopes, targets, weights)
-
     return best_scale(Line(line, quadratic, undecayed), largest)
 
 
@@ -85,6 +82,7 @@ class Line:
     undecayed: float
 
     def __call__(self, scale: float) -> tuple[float, float]:
+        """The bound at t, and its derivative."""
         value, slope = self.losses(scale)
         linear = _LARGEST_BIAS * self.undecayed
         value -= scale * (scale * self.quadratic + linear)
@@ -93,6 +91,8 @@ class Line:
 
 def best_scale(line: Line, largest: float) -> float:
     """The maximum over `0 <= t <= largest` of a concave bound."""
+    from scipy.optimize import minimize_scalar
+
     largest = min(largest, _LARGEST_SCALE)
     end, slope = line(largest)
     if slope >= 0:  # still increasing, so the maximum is at the end
@@ -205,6 +205,8 @@ def spectral_norm(matrix: Tensor) -> float:
 
 def top_pair(matrix: Tensor) -> tuple[Tensor, float, Tensor]:
     """(u, s, v): the largest singular value with its vectors."""
+    from scipy.sparse.linalg import svds
+
     if min(matrix.shape) <= _GRAM_UP_TO:
         wide = matrix.shape[0] <= matrix.shape[1]
         gram = matrix @ matrix.mT if wide else matrix.mT @ matrix

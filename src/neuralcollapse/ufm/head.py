@@ -202,7 +202,8 @@ def certify_head_moments(
 ) -> HeadCertificate:
     """`certify_head` without the features, from their moments and the mean cross-entropy `loss` of the head.
 
-    Both values are the same. Moments do not show the sign of the features: `features_sign` is "nonnegative" or "real". Other arguments and errors as there.
+    Both values are the same. Moments do not show the sign of the features: `features_sign` is "nonnegative" or "real".
+    Other arguments and errors as there.
     """
     check_sign(features_sign)
     if features_sign == "auto":
@@ -268,7 +269,8 @@ def _compare(model: Model, objective: float, bound: float, decays: Decays) -> He
     descends = model.nonnegative and model.bias and distinct > 1 and K in _SLOW_DESCENTS
     if distinct > _SLOW or descends:
         warnings.warn(
-            f"the minimum for {K:,} classes with {distinct:,} different counts may take the solver minutes, at each certificate of the head: "
+            f"the minimum for {K:,} classes with {distinct:,} different counts may take the solver minutes, at each "
+            "certificate of the head: "
             "measure less often",
             NeuralCollapseWarning,
             stacklevel=4,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.model import Model, Point
+
+if TYPE_CHECKING:
+    from scipy.sparse.linalg import LinearOperator
 
 _DENSE_UP_TO = 1500  # variables up to which the whole matrix is computed
 _COLLAPSED = 1e-9  # features this close to their class means, relatively, count as equal
@@ -45,6 +48,7 @@ class Hessian:
 
     def operator(self) -> LinearOperator:
         """The Hessian as a SciPy operator."""
+        from scipy.sparse.linalg import LinearOperator
 
         def matvec(vector: np.ndarray) -> np.ndarray:
             direction = torch.as_tensor(vector.ravel(), dtype=torch.float64, device=self.model.device)
@@ -111,6 +115,8 @@ class Hessian:
         return pieces
 
     def _extreme(self, count: int, largest: bool) -> Tensor:
+        from scipy.sparse.linalg import eigsh
+
         if self.size <= _DENSE_UP_TO:
             values = torch.linalg.eigvalsh(self.dense())
             return values[-count:] if largest else values[:count]
@@ -141,6 +147,8 @@ class Hessian:
         if self.size <= _DENSE_UP_TO:
             values, vectors = torch.linalg.eigh(self.dense())
             return float(values[0]), self.model.point(vectors[:, 0])
+        from scipy.sparse.linalg import eigsh
+
         start = np.random.default_rng(0).standard_normal(self.size)
         found, along = eigsh(self.operator(), k=1, which="SA", v0=start)
         vector = torch.as_tensor(along[:, 0].copy(), dtype=torch.float64, device=self.model.device)

@@ -9,7 +9,6 @@ import math
 from dataclasses import dataclass
 
 import torch
-from scipy.optimize import brentq, minimize_scalar
 
 from neuralcollapse.checks import check_count, check_real
 from neuralcollapse.errors import InputError
@@ -155,6 +154,8 @@ def _require_dim(model: Model, rank: int) -> None:
 
 def _focal_margin(gamma: float, num_classes: int, c: float) -> tuple[float, float]:
     """The margin that minimises the balanced focal objective, and the minimum, by a grid and a bounded search."""
+    from scipy.optimize import minimize_scalar
+
     others = num_classes - 1
 
     def value(margin: float) -> float:
@@ -180,6 +181,8 @@ def fixed_classifier_minimum(
     Raises:
         InputError: K < 2, n < 1, or feature_decay or row_norm not positive.
     """
+    from scipy.optimize import brentq
+
     K = check_count(num_classes, "num_classes", 2)
     N = K * check_count(samples_per_class, "samples_per_class", 1)
     feature_decay, row_norm = check_real(feature_decay, "feature_decay"), check_real(row_norm, "row_norm")

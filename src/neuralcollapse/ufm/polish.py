@@ -11,7 +11,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import minres
 from torch import Tensor
 
 from neuralcollapse.ufm.descent import lbfgs, newton
@@ -86,6 +85,8 @@ def polish(units: Units, point: Point, reach: float = NEAR) -> Polished:
 
 def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
     """The Newton step (n,), and a bound, to first order, of the distance to the critical point."""
+    from scipy.sparse.linalg import minres
+
     hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
     if hessian.size > _DENSE_UP_TO:
         found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from neuralcollapse.ufm.descent import Descent
@@ -34,6 +33,8 @@ def bounded_lbfgs(
 
     It stops where no entry of the projected gradient exceeds `tolerance`, or where rounding hides all progress.
     """
+    from scipy.optimize import minimize as scipy_minimize
+
     device = start.device
 
     def objective(x: np.ndarray) -> tuple[float, np.ndarray]:

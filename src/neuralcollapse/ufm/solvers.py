@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.optimize import minimize as scipy_minimize
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_real
@@ -228,6 +227,7 @@ class _Recorder:
 
 def _newton(model: Model, start: Tensor, scales: Tensor, limit: int, goal: float, record: _Recorder) -> Tensor:
     """SciPy's trust-region method, with conjugate gradients on Hessian products, over canonical vectors."""
+    from scipy.optimize import minimize as scipy_minimize
 
     def tensor(x: np.ndarray) -> Tensor:
         return torch.as_tensor(x, dtype=torch.float64, device=model.device) * scales
