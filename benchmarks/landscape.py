@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from harness import Row, Table
 from neuralcollapse import ufm
 from neuralcollapse.ufm.atlas import Entry
+from neuralcollapse.ufm.convex import grouped, solve
 from neuralcollapse.ufm.solvers import Starts
 
 
@@ -45,6 +48,10 @@ def landscape(quick: bool) -> Table:
     small = ufm.UnconstrainedFeatureModel(4, 6, 10, 0.005, 0.005)
     mapped = ufm.UnconstrainedFeatureModel(atlas_count, atlas_count + 2, 10, 0.005, 0.005)
 
+    def fresh(model: ufm.UnconstrainedFeatureModel) -> float:
+        """The minimum, not from the cache of the last solutions."""
+        return float(grouped(model).value(inspect.unwrap(solve)(model)))
+
     def ends_note(ends: Starts) -> str:
         certified = sum(verdict == "global_minimum" for verdict in ends.verdicts)
         return f"{certified} certified, largest gap {float(ends.gaps.max()):.0e}"
@@ -70,12 +77,16 @@ def landscape(quick: bool) -> Table:
             ),
             Row(
                 f"exact minimum, K={classes:,} with ImageNet's counts",
-                like_imagenet.global_minimum,
+                lambda: fresh(like_imagenet),
                 "at most 15 s",
                 peak=True,
             ),
             Row(
-                f"the same, K={classes:,}, all counts distinct", all_distinct.global_minimum, "at most 60 s", peak=True
+                f"the same, K={classes:,}, all counts distinct",
+                lambda: fresh(all_distinct),
+                "at most 60 s",
+                peak=True,
+                rounds=1,
             ),
             Row(f"the same, K={many:,} of equal counts, MSE", all_equal.global_minimum, "at most 1 s", peak=True),
             Row(

@@ -13,7 +13,7 @@ from neuralcollapse.ufm.units import Units
 
 Model = UnconstrainedFeatureModel
 
-# counts, loss, bias, its decay, lH = lW/2 -> the minimum, as the solver of all K classes found it before there were groups
+# counts, loss, bias, its decay, lH = lW/2 -> the minimum, as a solver of all K classes found it
 REAL = [
     ([5, 3, 5, 2, 9, 9, 9, 1], "cross_entropy", False, 0.0, 1e-05, 0.002484277577975629),
     ([5, 3, 5, 2, 9, 9, 9, 1], "cross_entropy", False, 0.0, 0.02, 1.4968577197682165),
