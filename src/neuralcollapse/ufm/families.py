@@ -77,9 +77,9 @@ def _symmetric(small: Model, vector: Tensor, generator: torch.Generator) -> Tens
     order = torch.arange(small.num_classes, device="cpu")
     for block in equal_counts(small.counts):
         mixed = [block[i] for i in torch.randperm(len(block), generator=generator, device="cpu")]
-        for i in range(int(torch.randint(len(block) // 2 + 1, (1,), generator=generator))):
+        for i in range(int(torch.randint(len(block) // 2 + 1, (1,), generator=generator, device="cpu"))):
             order[mixed[2 * i]], order[mixed[2 * i + 1]] = mixed[2 * i + 1], mixed[2 * i]
-    signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator) - 1).to(vector)
+    signs = (2.0 * torch.randint(2, (small.feature_dim,), generator=generator, device="cpu") - 1).to(vector)
     order = order.to(small.device)
     bias = None if point.b is None else (point.b + point.b[order]) / 2
     W, H = point.W + point.W[order] * signs, point.H + signs[:, None] * point.H[:, order]
