@@ -55,7 +55,7 @@ def _descended(problem: GroupedModel) -> GroupedPoint:
             if now < gap:
                 best, gap, least = point, now, value
             cost = problem.decay_cost(least)
-            if gap <= _GAP * cost or now > 1e-2 * value:
+            if gap <= _GAP * cost:
                 break
         if gap <= _ENOUGH * cost + _ROUNDING * least:
             return best
