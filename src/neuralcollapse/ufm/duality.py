@@ -30,7 +30,8 @@ _LONGEST_STEP = 20.0  # of an entry of the bias in a Newton step: saturated logi
 _FEW = 10  # samples a class, at least, that the first Newton steps of the bias use
 _LARGEST_SCALE = 1e6  # of t: a larger one would amplify the rounding of the slopes
 _LARGEST_BIAS = 1e3  # assumed bound of |b| at a minimum without decay on b
-_GRAM_UP_TO = 2048  # rows or columns up to which the spectral norm comes from a Gram matrix
+_GRAM_UP_TO = 2048  # rows or columns up to which a Gram matrix is made, for the spectral norm or for steps of the bias
+_PRODUCTS = 400  # of the Hessian in a step of the bias, at most
 
 
 def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> float:
@@ -107,9 +108,12 @@ def best_scale(line: Line, largest: float) -> float:
 
 
 def decay_cost(model: Model, objective: float) -> float:
-    """The objective minus the least value of the convex loss alone, `-l*(0)`: 0, or the entropy of smoothed targets."""
-    targets = model.targets
-    return max(0.0, objective - float(model.loss.dual(torch.zeros_like(targets), targets) @ model.columns.weights))
+    """The objective minus the least value of the convex loss alone, `-l*(0)`: 0, or the entropy of smoothed targets.
+
+    That is the same in each class.
+    """
+    target = model.loss.targets(torch.zeros(1, dtype=torch.int64, device=model.device), model.num_classes)
+    return max(0.0, objective - float(model.loss.dual(torch.zeros_like(target), target)))
 
 
 def dual_norm(model: Model, slopes: Tensor) -> float:
@@ -164,24 +168,24 @@ def newton_bias(
 ) -> Tensor:
     """The bias that minimises the weighted losses and `sum decay b^2/2`; the decays may differ."""
 
-    def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor]:
-        value, gradient, hessian = loss.bias_derivatives(logits, bias, targets, weights)
-        hessian.diagonal().add_(decay)
-        return value + float((decay * bias.square()).sum()) / 2, gradient + decay * bias, hessian
+    def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor, Tensor | None]:
+        value, gradient, diagonal, factor = loss.bias_derivatives(logits, bias, targets, weights)
+        return value + float((decay * bias.square()).sum()) / 2, gradient + decay * bias, diagonal + decay, factor
 
     bias = start
-    value, gradient, hessian = derivatives(bias)
+    value, gradient, diagonal, factor = derivatives(bias)
     for _ in range(200):
-        size, bent = float(gradient.norm()), float(hessian.diagonal().max())  # for cross-entropy the slopes' size
+        bends = diagonal if factor is None else diagonal - torch.linalg.vector_norm(factor, dim=1).square()
+        size, bent = float(gradient.norm()), float(bends.max())  # for cross-entropy the slopes' size
         if size <= tolerance * bent:
             break
-        # Without decay the Hessian is singular: the vector of ones is in its kernel.
-        step = torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient
+        step = _bias_step(gradient, diagonal, factor, bends)
         longest = float(step.abs().max())
         if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # the error after this step is its square, mere rounding
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)
+        del factor
         for _ in range(40):
             trial = derivatives(bias - step)
             lower = trial[0] <= value - 1e-4 * slope
@@ -191,8 +195,38 @@ def newton_bias(
             step, slope = step / 2, slope / 2
         else:
             break
-        bias, (value, gradient, hessian) = bias - step, trial
+        bias, (value, gradient, diagonal, factor) = bias - step, trial
+        del trial
     return bias
+
+
+def _bias_step(gradient: Tensor, diagonal: Tensor, factor: Tensor | None, bends: Tensor) -> Tensor:
+    """The solution of `(diag(diagonal) - factor factor') x = gradient`; `bends` is the diagonal of that matrix.
+
+    Without decay it is singular: the vector of ones is in its kernel, to which the gradient is orthogonal.
+    """
+    if factor is None:
+        return gradient / diagonal
+    if len(gradient) <= _GRAM_UP_TO:
+        hessian = torch.diag(diagonal) - factor @ factor.mT
+        return torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient
+    x, residual, goal = torch.zeros_like(gradient), gradient.clone(), 1e-10 * float(gradient.norm())
+    scale = 1 / bends.clamp(min=1e-14 * float(bends.max()))
+    direction = scale * residual
+    square = float(residual @ direction)
+    for _ in range(_PRODUCTS):  # conjugate gradients
+        image = diagonal * direction - factor @ (factor.mT @ direction)
+        curvature = float(direction @ image)
+        if not curvature > 0:
+            break
+        x.add_(direction, alpha=square / curvature)
+        residual.sub_(image, alpha=square / curvature)
+        if float(residual.norm()) <= goal:
+            break
+        image = scale * residual
+        square, before = float(residual @ image), square
+        direction = image.add_(direction, alpha=square / before)
+    return x
 
 
 def spectral_norm(matrix: Tensor) -> float:

@@ -41,10 +41,10 @@ class Loss(Protocol):
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[float, Tensor, Tensor]:
-        """The weighted sum of the losses at logits + bias, up to a constant, its gradient (K,) and Hessian (K, K).
+    ) -> tuple[float, Tensor, Tensor, Tensor | None]:
+        """The weighted sum of the losses at logits + bias, up to a constant, its gradient (K,), and its Hessian.
 
-        Only for convex losses.
+        That is `diag(D) - A A'`, as D (K,) and A (K, M), or None for zero. Only for convex losses.
         """
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
@@ -103,7 +103,7 @@ class CrossEntropy:
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[float, Tensor, Tensor]:
+    ) -> tuple[float, Tensor, Tensor, Tensor | None]:
         """`log sum exp - <Y w, b>`, `(P - Y) w` and `diag(P w) - P diag(w) P'`, from one exponential."""
         scaled = logits + bias.unsqueeze(-1)
         highest = scaled.amax(-2, keepdim=True)
@@ -113,11 +113,12 @@ class CrossEntropy:
         roots = weights.sqrt()
         scaled.mul_(roots / sums)
         mean = scaled @ roots
-        hessian = torch.diag(mean) - scaled @ scaled.mT
         if self.smoothing:
-            return float(value), mean - shares, hessian
-        others = scaled.mul_(1 - targets)  # as in `gradient`: small slopes keep all their digits
-        return float(value), others @ roots - targets @ (others.sum(-2) * roots), hessian
+            return float(value), mean - shares, mean, scaled
+        own = torch.linalg.vecdot(scaled, targets, dim=-2)
+        scaled.addcmul_(targets, own, value=-1)  # as in `gradient`: small slopes keep all their digits
+        gradient = scaled @ roots - targets @ (scaled.sum(-2) * roots)
+        return float(value), gradient, mean, scaled.addcmul_(targets, own)
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """The entropy of `y + v`."""
@@ -232,12 +233,12 @@ class SquaredError:
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
-    ) -> tuple[float, Tensor, Tensor]:
+    ) -> tuple[float, Tensor, Tensor, Tensor | None]:
         """`sum(w) |b|^2/2 + <(Z - Y) w, b>`, its gradient, and `sum(w) I`."""
         total = weights.sum()
         slope = (logits - targets) @ weights
         value = float(total * bias.square().sum() / 2 + slope @ bias)
-        return value, total * bias + slope, total * torch.eye(len(bias), dtype=bias.dtype, device=bias.device)
+        return value, total * bias + slope, total.expand(len(bias)), None
 
     def dual(self, slopes: Tensor, targets: Tensor) -> Tensor:
         """`-|v|^2/2 - <v, y>`."""
