@@ -45,6 +45,9 @@ def landscape(quick: bool) -> Table:
     like_imagenet = ufm.UnconstrainedFeatureModel(classes, 2 * classes, imagenet, 5e-4, 5e-3 / sum(imagenet), 5e-4)
     all_distinct = ufm.UnconstrainedFeatureModel(classes, 2 * classes, distinct, 5e-4, 5e-3 / sum(distinct), 5e-4)
     all_equal = ufm.UnconstrainedFeatureModel(many, many, 500, 5e-4, 1e-11, 1e-3, loss="mse")
+    many_classes = 50 if quick else 5_000
+    large = ufm.UnconstrainedFeatureModel(many_classes, many_classes // 10, 1, 1e-5, 1e-6, 1e-3)
+    anywhere = large.random_point(0, 0.1)
     small = ufm.UnconstrainedFeatureModel(4, 6, 10, 0.005, 0.005)
     mapped = ufm.UnconstrainedFeatureModel(atlas_count, atlas_count + 2, 10, 0.005, 0.005)
 
@@ -89,6 +92,14 @@ def landscape(quick: bool) -> Table:
                 rounds=1,
             ),
             Row(f"the same, K={many:,} of equal counts, MSE", all_equal.global_minimum, "at most 1 s", peak=True),
+            Row(
+                f"`certify`, K={many_classes:,}, d={many_classes // 10}, n=1, a random point",
+                lambda: large.certify(anywhere),
+                "at most 60 s",
+                lambda found: f"{found.verdict}, bound {found.lower_bound:.2f} of {found.objective:.2f}",
+                peak=True,
+                rounds=1,
+            ),
             Row(
                 f"{starts:,} starts, K=4, d=6, n=10, each end certified",
                 lambda: small.many_starts(starts),

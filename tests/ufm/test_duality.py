@@ -196,7 +196,11 @@ def test_lanczos_bounds_are_those_of_the_gram_matrix(monkeypatch):
 @every_loss
 @pytest.mark.parametrize("decay", [0.0, 0.001, 1.0])
 @pytest.mark.parametrize("scale", [0.1, 3.0, 30.0])
-def test_best_bias_has_zero_gradient_and_is_a_minimum(loss, decay, scale):
+@pytest.mark.parametrize("by_products", [False, True])
+def test_best_bias_has_zero_gradient_and_is_a_minimum(loss, decay, scale, by_products, monkeypatch):
+    if by_products:  # as for thousands of classes: no matrix of them is made
+        monkeypatch.setattr(duality, "_GRAM_UP_TO", 2)
+        monkeypatch.setattr(torch.linalg, "pinv", None)
     model = build((4, 5, [6, 3, 1, 1], 0.01, 0.01, decay, True), loss)
     point = model.random_point(2, scale=math.sqrt(scale))
     bias = best_bias(model, point.W @ point.H, point.b)

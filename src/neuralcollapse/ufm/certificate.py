@@ -113,6 +113,8 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     gradient = model.projected(point, model.gradient_at(point, slopes))
     slopes = model.scaled(slopes)
     ratio = ratio if model.nonnegative else spectral_norm(slopes) / model.mu
+    length = float(slopes.norm())
+    del logits, slopes  # for 10,000 classes each is 1 GB or more
     bound = max(known_bound, lower_bound(model, point, products))
     if known_bound > objective + _CONTRADICTION * abs(objective) + 1e-13:
         raise InputError(
@@ -121,7 +123,7 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         )
     units = Units(model)
     norm, slope = units.norm(point), units.gradient_norm(gradient)
-    rounding = 4e-16 * (1 + norm) * float(slopes.norm()) * units.mu / model.mu
+    rounding = 4e-16 * (1 + norm) * length * units.mu / model.mu
     critical = slope <= CRITICAL * min(1.0, units.mu) * (1 + norm) + rounding
     near = None
     if critical and not model.nonnegative and not _closed(model, objective, bound):

@@ -49,6 +49,7 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
         logits = logits + bias.unsqueeze(-1)
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
+    del logits
     if isinstance(model.loss, CrossEntropy):  # make columns sum to zero exactly, even at confident points
         own = model.columns.labels.unsqueeze(0)
         slopes.scatter_(-2, own, 0.0)
@@ -185,7 +186,6 @@ def newton_bias(
             return bias - step
         step = step * min(1.0, _LONGEST_STEP / max(longest, 1e-300))
         slope = float(gradient @ step)
-        del factor
         for _ in range(40):
             trial = derivatives(bias - step)
             lower = trial[0] <= value - 1e-4 * slope
@@ -196,7 +196,6 @@ def newton_bias(
         else:
             break
         bias, (value, gradient, diagonal, factor) = bias - step, trial
-        del trial
     return bias
 
 

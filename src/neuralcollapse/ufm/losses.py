@@ -90,8 +90,8 @@ class CrossEntropy:
         slopes = logits.softmax(-2)
         if self.smoothing:
             return slopes.sub_(targets)
-        slopes = slopes * (1 - targets)
-        return slopes - targets * slopes.sum(-2, keepdim=True)
+        slopes = slopes - slopes * targets
+        return slopes.addcmul_(targets, slopes.sum(-2, keepdim=True), value=-1)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
         """`(diag(p) - p p') d` for p = softmax(z)."""
