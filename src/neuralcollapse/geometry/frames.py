@@ -98,7 +98,8 @@ def orthoplex(
     if not dtype.is_floating_point:
         raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the frame are not integers")
     axes = (num_classes + 1) // 2
-    half = torch.eye(axes, dim, dtype=torch.float64) if generator is None else haar_rows(axes, dim, generator)
+    plain = torch.eye(axes, dim, dtype=torch.float64, device="cpu")
+    half = plain if generator is None else haar_rows(axes, dim, generator)
     rows = torch.stack([half, -half], 1).flatten(0, 1)[:num_classes] + 0.0  # no negative zeros
     return rows.to(device=device, dtype=dtype)
 

@@ -21,7 +21,7 @@ from neuralcollapse.heads.products import Scaled, is_plain
 # Below these sizes a product with the K x d matrix is faster than the structure, as measured on one CPU core. The
 # first is of K d, the second of N K d. An accelerator multiplies in the time that it takes to start a kernel: its
 # limits are estimates from times on an H200. In half precision a CPU's products gain more than its other operations.
-_SMALL = {"cpu": (2**16, 2**20)}
+_SMALL = {"cpu": (2**18, 2**21)}
 _SMALL_ELSEWHERE = (2**22, 2**29)
 # The same with the fast rotation, whose structure costs many more operations.
 _SMALL_FAST = {"cpu": (2**21, 2**24)}
