@@ -85,14 +85,14 @@ def add_unchecked(upper: Tensor, rows: Tensor, squares: Tensor) -> None:
         return
     diagonal = upper.diagonal() + rows.square().sum(0)
     largest = squares.max().sqrt_().clamp_(min=torch.finfo(torch.float64).tiny)
-    scale = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent)
+    scale = torch.frexp(largest).exponent.to(torch.float64).exp2_()
     scaled = rows / scale
     single = scaled.to(torch.float32)
     rest = scaled.sub_(single).to(torch.float32)
     with full_precision(rows.device):
         crossed = single.T @ rest
         product = (single.T @ single).to(torch.float64).add_(crossed).add_(crossed.T)
-    upper.add_(product.mul_(scale * scale))
+    upper.addcmul_(product, scale * scale)
     upper.diagonal().copy_(diagonal)
 
 
