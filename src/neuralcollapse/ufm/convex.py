@@ -50,7 +50,7 @@ def _descended(problem: GroupedModel) -> GroupedPoint:
     for points in _attempts(problem):
         for point in points:
             value = float(problem.value(point))
-            now = value - problem.lower_bound(point)
+            now = value - problem.lower_bound(point, sharp=len(problem.groups) > FINE)
             if now < gap:
                 best, gap, least = point, now, value
             cost = problem.decay_cost(least)

@@ -295,20 +295,47 @@ class GroupedModel:
         targets = self.targets[1:] + torch.diag(self.targets[0])
         return newton_bias(self.loss, decay * m, together, targets, self.weights, point.b, tolerance=1e-16)
 
-    def lower_bound(self, point: GroupedPoint) -> float:
-        """The bound of `duality.lower_bound`, of the whole model at this point."""
+    def lower_bound(self, point: GroupedPoint, sharp: bool = False) -> float:
+        """The bound of `duality.lower_bound`, of the whole model at this point; `sharp` also that of `sharpened`."""
         bias = None if point.b is None else self.best_bias(point)
-        logits = self.logits(GroupedPoint(point.within, point.between, bias))
-        slopes = self.raw_slopes(logits)
+        slopes = self.raw_slopes(self.logits(GroupedPoint(point.within, point.between, bias)))
+        bound = self._bound_of(slopes)
+        return max(bound, self._bound_of(self.sharpened(slopes, point))) if sharp else bound
+
+    def sharpened(self, slopes: Tensor, point: GroupedPoint) -> Tensor:
+        """Raw slopes near others, with the singular values that a minimiser near a point has: mu where Z is not 0.
+
+        Their gap is of second order in the distance from the minimum, that of the slopes of a point of first order.
+        """
+        m, several = self.groups.sizes, self.groups.sizes > 1
+        between, within, _ = self.pull(slopes * self.stretch * self.weights)
+        left, sizes, right = torch.linalg.svd(between)
+        alive = torch.linalg.svdvals(point.between)
+        sizes = sizes.clamp(max=self.mu)
+        sizes[: int((alive > 1e-12 * alive.max()).sum())] = self.mu
+        each = torch.where(point.within > 0, -self.mu, (within / self.less).clamp(-self.mu, self.mu))
+        totals = (left * sizes) @ right * self.outer
+        if isinstance(self.loss, CrossEntropy):  # probabilities that add up to 1
+            least = -(self.targets[1:] * self.weights / self.roots)
+            totals = torch.maximum(totals, least).fill_diagonal_(0.0)
+            totals.diagonal().copy_(-totals.sum(0))
+        own = torch.where(several, each * (m - 1), 0.0) + totals.diagonal() / m
+        totals.diagonal().sub_(own)
+        moved = torch.cat([own[None], totals]) * self.roots
+        return torch.where(self.times > 0, moved / (self.stretch * self.weights).clamp(min=1e-300), 0.0)
+
+    def _bound_of(self, slopes: Tensor) -> float:
+        """The bound from raw slopes."""
         m, decay = self.groups.sizes, self.model.bias_decay
         rest = self.pull(slopes * self.stretch * self.weights)[2] / m  # of each class: G 1
         one_hot = isinstance(self.loss, CrossEntropy) and not self.loss.smoothing
-        if bias is not None and decay == 0 and not one_hot:
+        biased = self.model.bias
+        if biased and decay == 0 and not one_hot:
             shares = self.times / self.stretch.clamp(min=1e-300)
             slopes = slopes - shares * self._spread(rest / self.weights.sum())
             rest = self.pull(slopes * self.stretch * self.weights)[2] / m
-        quadratic = float((m * rest.square()).sum()) / (2 * decay) if bias is not None and decay > 0 else 0.0
-        undecayed = float((m * rest.abs()).sum()) if bias is not None and decay == 0 else 0.0
+        quadratic = float((m * rest.square()).sum()) / (2 * decay) if biased and decay > 0 else 0.0
+        undecayed = float((m * rest.abs()).sum()) if biased and decay == 0 else 0.0
         norm = self.dual_norm(slopes)
         largest = min(self.loss.largest_scale(slopes, self.targets), self.mu / norm if norm > 0 else 1.0)
         line = self.loss.dual_line(slopes, self.targets, self.weights)

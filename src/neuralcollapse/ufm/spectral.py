@@ -26,7 +26,8 @@ from neuralcollapse.ufm.losses import SquaredError
 
 _STEPS = 30  # Newton steps, at most
 _PRODUCTS = 80  # of the Hessian in a step, at most
-_GOOD = 1e-7  # the gradient, relative to mu, from which points are worth a bound
+# The gradient, relative to mu, from which points are worth a bound: their values exceed the minimum by 1e-14 or less.
+_GOOD = 5e-6
 _END = 1e-11  # the one at which there are no more
 # By which h is kept below mu for the preconditioner, relatively: rotations of the factors have no curvature.
 _SLACK = 1e-4
