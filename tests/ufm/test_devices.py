@@ -101,7 +101,7 @@ class Single(torch.Tensor):
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), named=None):
         named = named or {}
-        if function is torch.Tensor.device.__get__:
+        if function == torch.Tensor.device.__get__:
             return torch.device("mps")
         name = getattr(function, "__name__", "")
         asked = (*arguments[1:], *named.values())

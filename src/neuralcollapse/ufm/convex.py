@@ -21,7 +21,8 @@ from neuralcollapse.ufm.solved import keeps_the_last
 from neuralcollapse.ufm.spectral import spectral_newton
 
 _ATTEMPTS = 5  # starts of the solver
-_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
+_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs: of first order
+_SHARP = 5e-13  # the same where the gap is of second order, no larger than the error of the value
 _ENOUGH = 1e-7  # the one that it must reach
 _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
 _ON_THE_CPU = 200  # groups up to which an accelerator would be slower
@@ -47,14 +48,15 @@ def solve(model: Model) -> GroupedPoint:
 
 def _descended(problem: GroupedModel) -> GroupedPoint:
     best, gap, least, cost = problem.zero(), math.inf, math.inf, 0.0
+    sharp = len(problem.groups) > FINE
     for points in _attempts(problem):
         for point in points:
             value = float(problem.value(point))
-            now = value - problem.lower_bound(point, sharp=len(problem.groups) > FINE)
+            now = value - problem.lower_bound(point, sharp)
             if now < gap:
                 best, gap, least = point, now, value
             cost = problem.decay_cost(least)
-            if gap <= _GAP * cost:
+            if gap <= (_SHARP if sharp else _GAP) * cost:
                 break
         if gap <= _ENOUGH * cost + _ROUNDING * least:
             return best
