@@ -26,8 +26,8 @@ from neuralcollapse.ufm.losses import SquaredError
 
 _STEPS = 30  # Newton steps, at most
 _PRODUCTS = 80  # of the Hessian in a step, at most
-# The gradient, relative to mu, from which points are worth a bound, as their values are right to some 12 digits, and the
-# one at which no digit is left to gain: at 250 classes values were off by 1e-12 at 4e-5, and by 1e-16 at 1e-7.
+# The gradient, relative to mu, from which points are worth a bound, as their values are right to some 12 digits, and
+# the one at which no digit is left to gain: at 250 classes values were off by 1e-12 at 4e-5, and by 1e-16 at 1e-7.
 _GOOD, _END = 3e-5, 1e-7
 # By which h is kept below mu for the preconditioner, relatively: rotations of the factors have no curvature.
 _SLACK = 1e-4
