@@ -87,7 +87,7 @@ def polish(units: Units, point: Point, reach: float = NEAR, effort: Effort | Non
             break
         vector, size = trial, trial_size
         step, error = newton_step(units, vector, gradient, effort)
-    return Polished(small.point(vector), size, error)
+    return Polished(point if vector is start else small.point(vector), size, error)
 
 
 def newton_step(units: Units, vector: Tensor, gradient: Tensor, effort: Effort) -> tuple[Tensor, float]:
