@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -151,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     last = records[-1]
     print_last(last, unit, len(data.train.labels))
+    print_events(records, unit)
     print(f"run   {out}\npage  {page}")
     if last.train["accuracy"] <= _GUESSING / data.num_classes:
         print(

@@ -46,6 +46,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="number of classes, if it cannot be read from the weight or data"
     )
+    parser.add_argument(
+        "--test-data",
+        type=Path,
+        metavar="FILE",
+        help="of a file: another one with the features and labels of a test set, measured beside it",
+    )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
@@ -79,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
     """The command."""
     options.pairwise = _pairwise(options)
     given = checkpoints.given(options)
+    if options.test_data is not None and (options.path is None or options.path.is_dir()):
+        raise InputError(
+            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself"
+        )
     if options.path is None:
         if not given:
             raise InputError(
@@ -154,6 +164,7 @@ def _file(options: argparse.Namespace) -> int:
         ignore_index=options.ignore_index,
         min_count=options.min_count,
         pairwise=options.pairwise,
+        **({} if options.test_data is None else _test_arrays(options.test_data)),
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
@@ -165,6 +176,8 @@ def _file(options: argparse.Namespace) -> int:
         print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    if "accuracy" in record.test:
+        accuracy += f", test accuracy {record.test['accuracy']:.4f}"
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (under collapse {goal(record)})\n")
     print_measures(record)
     if unused:
@@ -172,6 +185,12 @@ def _file(options: argparse.Namespace) -> int:
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _test_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file of test features, as arguments of `measure_features`."""
+    arrays, _ = read_features(path)
+    return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:
