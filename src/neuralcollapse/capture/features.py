@@ -118,7 +118,7 @@ class _Head:
             warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
         result["num_samples"] = count = moments.num_samples
         nearest, right = NearestMeans(moments if train is None else train), 0
-        wrong = torch.zeros(2, dtype=torch.float64)
+        wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
         parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
         for block, numbers, wanted in zip(*parts, strict=True):
             predicted = wanted if self.weight is None else _predicted(block, self.weight, self.bias)
