@@ -8,6 +8,7 @@ operations of `simplex_plain` and `orthoplex_plain`, which say the same.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -99,29 +100,29 @@ class Simplex(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of what `forward` takes."""
-        gain, _, of_feature, row = ctx.constants
-        features = bias = None
-        if ctx.needs_input_grad[1]:
-            bias = _sum_of_rows(pull)
-        if not ctx.needs_input_grad[0]:
-            pass
-        elif is_differentiated(pull):
-            features = simplex_transposed(pull * gain, ctx.dim, ctx.block)
-        else:
-            num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
-            if dim == num_classes:  # in bfloat16 on a CPU, addcmul with a column takes five times as long
-                return (pull - pull.mean(-1, keepdim=True)).mul_(gain), bias, None, None, None
-            mean = (pull @ row)[..., None]
-            if dim < num_classes:
-                features = torch.addcmul(mean, pull[..., :dim], gain)
-            else:
-                whole = dim == num_classes * block
-                features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], dim))
-                into = _blocks(features, num_classes, block)
-                if block > 1:
-                    mean, pull = mean[..., None], pull[..., None].expand(into.shape)
-                torch.addcmul(mean, pull, of_feature, out=into)
-        return features, bias, None, None, None
+
+        def plain() -> Tensor:
+            return simplex_transposed(pull * ctx.constants[0], ctx.dim, ctx.block)
+
+        return *_gradients(ctx, pull, plain, lambda: _simplex_back(ctx, pull)), None, None, None
+
+
+def _simplex_back(ctx: Any, pull: Tensor) -> Tensor:
+    """The gradient of the features for `Simplex`."""
+    gain, _, of_feature, row = ctx.constants
+    num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
+    if dim == num_classes:  # in bfloat16 on a CPU, addcmul with a column takes five times as long
+        return (pull - pull.mean(-1, keepdim=True)).mul_(gain)
+    mean = (pull @ row)[..., None]
+    if dim < num_classes:
+        return torch.addcmul(mean, pull[..., :dim], gain)
+    whole = dim == num_classes * block
+    features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], dim))
+    into = _blocks(features, num_classes, block)
+    if block > 1:
+        mean, pull = mean[..., None], pull[..., None].expand(into.shape)
+    torch.addcmul(mean, pull, of_feature, out=into)
+    return features
 
 
 def _blocks(features: Tensor, num_classes: int, block: int) -> Tensor:
@@ -166,24 +167,25 @@ class Orthoplex(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of what `forward` takes."""
-        features = bias = None
-        if ctx.needs_input_grad[1]:
-            bias = _sum_of_rows(pull)
-        if not ctx.needs_input_grad[0]:
-            pass
-        elif is_differentiated(pull):
-            features = orthoplex_transposed(pull * ctx.gain, ctx.dim)
-        else:
-            pairs, used = pull.shape[-1] // 2, (pull.shape[-1] + 1) // 2
-            whole = ctx.dim == used
-            features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], ctx.dim))
-            torch.mul(pull[..., 0::2], ctx.gain, out=features[..., :used])
-            features[..., :pairs].addcmul_(pull[..., 1::2], ctx.gain, value=-1)
-        return features, bias, None, None
+
+        def plain() -> Tensor:
+            return orthoplex_transposed(pull * ctx.gain, ctx.dim)
+
+        return *_gradients(ctx, pull, plain, lambda: _orthoplex_back(ctx, pull)), None, None
+
+
+def _orthoplex_back(ctx: Any, pull: Tensor) -> Tensor:
+    """The gradient of the features for `Orthoplex`."""
+    pairs, used = pull.shape[-1] // 2, (pull.shape[-1] + 1) // 2
+    whole = ctx.dim == used
+    features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], ctx.dim))
+    torch.mul(pull[..., 0::2], ctx.gain, out=features[..., :used])
+    features[..., :pairs].addcmul_(pull[..., 1::2], ctx.gain, value=-1)
+    return features
 
 
 class Scaled(torch.autograd.Function):
-    """`scale * logits + b` with a learnt scale: as `torch.addcmul`, whose gradients take twice the kernels."""
+    """`scale * logits + b`: as `torch.addcmul`, whose gradients take twice the kernels."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:
@@ -197,11 +199,23 @@ class Scaled(torch.autograd.Function):
         logits, scale = ctx.saved_tensors
         back = pull * scale if ctx.needs_input_grad[0] else None
         bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[2]:
+            return back, bias, None
         if is_differentiated(pull) or pull.dtype.itemsize < 4:  # a product of many half-precision numbers adds up in it
             length = (pull * logits).sum()
         else:
             length = torch.dot(pull.flatten(), logits.flatten())
         return back, bias, length.to(scale.dtype)
+
+
+def _gradients(
+    ctx: Any, pull: Tensor, plain: Callable[[], Tensor], at_once: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the features, in plain operations where they are differentiated themselves, and of the bias."""
+    bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
+    if not ctx.needs_input_grad[0]:
+        return None, bias
+    return (plain() if is_differentiated(pull) else at_once()), bias
 
 
 def _sum_of_rows(pull: Tensor) -> Tensor:
