@@ -101,7 +101,7 @@ def _step(
 ) -> Callable[[], None]:
     features = torch.randn(batch, layer.in_features, dtype=dtype, requires_grad=True)
     gradient = torch.randn(batch, layer.out_features, dtype=dtype)
-    forward, parameters = called or layer, list(layer.parameters())
+    forward, parameters = layer if called is None else called, list(layer.parameters())
 
     def run() -> None:
         features.grad = None

@@ -19,7 +19,7 @@ from neuralcollapse.checks import check_etf_exists
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.nearest_simplex import NearestSimplex
-from neuralcollapse.heads.products import Simplex, simplex_constants, simplex_plain
+from neuralcollapse.heads.products import Simplex, SimplexConstants, simplex_constants, simplex_plain
 
 
 class ETFClassifier(FixedClassifier):
@@ -162,7 +162,7 @@ class ETFClassifier(FixedClassifier):
         )
         return Simplex.apply(features, bias, constants, self.num_classes, self._block)
 
-    def _new_constants(self, dtype: torch.dtype, scale: Tensor | None) -> tuple[Tensor, ...]:
+    def _new_constants(self, dtype: torch.dtype, scale: Tensor | None) -> SimplexConstants:
         # In float32 at least: a scalar does not change the dtype of a product.
         wide = (torch.ones_like(self.scale) if scale is None else scale).to(torch.promote_types(dtype, torch.float32))
         gain = wide * (self._factor * self._block)
