@@ -109,7 +109,8 @@ class Simplex(torch.autograd.Function):
         mean = used.mean(-1, keepdim=True)
         if ctx.dim >= num_classes:
             centred = used - mean
-            return centred.mul_(gain) if bias is None else torch.addcmul(bias, centred, gain)
+            # Into the same memory: on a CPU, new memory costs a third of the time.
+            return centred.mul_(gain) if bias is None else torch.addcmul(bias, centred, gain, out=centred)
         logits = mean * of_mean if bias is None else torch.addcmul(bias, mean, of_mean)
         logits[..., : ctx.dim].addcmul_(used, gain)
         return logits
@@ -128,10 +129,13 @@ def _simplex_back(ctx: Any, pull: Tensor) -> Tensor:
     """The gradient of the features for `Simplex`."""
     constants: SimplexConstants = ctx.constants
     num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
-    mean = (pull @ constants.row)[..., None]
+    whole = dim == num_classes * block
+    if whole and constants.alpha is not None and pull.dtype.itemsize < 4:  # where a CPU's products of vectors are slow
+        mean = pull.mean(-1, keepdim=True).mul_(-constants.alpha / block)
+    else:
+        mean = (pull @ constants.row)[..., None]
     if dim <= num_classes:
         return _plus(mean, pull[..., :dim], constants, 1)
-    whole = dim == num_classes * block
     features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], dim))
     into = _blocks(features, num_classes, block)
     if block > 1:
