@@ -6,7 +6,7 @@ Views and allocations (VIEWS) start no kernel and are not counted.
 import pytest
 import torch
 
-from neuralcollapse.heads import fixed
+from neuralcollapse.heads import fixed, products
 from tests.heads.test_invariants import make, product  # noqa: F401
 from tests.helpers import Dispatched
 
@@ -69,6 +69,7 @@ def test_a_learnt_scale_takes_two_more_backward(make, product, bias, monkeypatch
         assert len(forward) <= 3, forward
         assert len(backward) <= 5, backward
     monkeypatch.setattr(fixed, "_QUICK", ())
+    monkeypatch.setattr(products, "_READ_AT_ONCE", ())
     layer = make(bias=bias, learn_scale=True)
     forward, backward = operations(layer, torch.float32)
     assert len(forward) <= 5 + turned(layer, product), forward

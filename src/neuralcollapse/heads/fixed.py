@@ -154,10 +154,9 @@ class FixedClassifier(nn.Module):
     def _logits(self, features: Tensor, scale: Tensor) -> Tensor:
         """The logits of (..., d) features."""
         dtype, device, learnt = features.dtype, features.device.type, scale.requires_grad
-        bias = self._parameters["bias"]
         if is_plain():
-            return self._plain_logits(features, bias, scale)
-        bias, most = _cast(bias, dtype), self._most(dtype, device)
+            return self._plain_logits(features, self._parameters["bias"], scale)
+        bias, most = _cast(self._parameters["bias"], dtype), self._most(dtype, device)
         if features.numel() > most:
             if not learnt:
                 return self._product(self._rotated(features), bias, scale)

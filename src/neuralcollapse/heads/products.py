@@ -24,6 +24,7 @@ from neuralcollapse.heads.constants import is_kept
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of `autograd.grad` with is_grads_batched
 _is_compiling = torch.compiler.is_compiling
+_READ_AT_ONCE = ("cpu",)  # devices from which a number is read without waiting
 
 
 def is_plain() -> bool:
@@ -67,13 +68,14 @@ class SimplexConstants(NamedTuple):
     """What `Simplex` takes, from the length of the rows.
 
     Attributes:
-        gain: the factor of a feature's logit; `of_mean` that of the mean, forward.
+        gain: the factor of a logit, forward; `of_mean` is that of the mean, `of_feature` that of a gradient, backward.
         row: (K,) the transposed mean, times its factor.
         alpha: the gain as a number, where reading it does not wait for a device.
     """
 
     gain: Tensor
     of_mean: Tensor
+    of_feature: Tensor
     row: Tensor
     alpha: float | None
 
@@ -89,8 +91,8 @@ def simplex_constants(gain: Tensor, num_classes: int, dim: int, block: int, dtyp
         row[-1] = 1 / root
         back = gain * row
         mean = (back * dim).to(dtype)
-    alpha = float(gain) if gain.device.type == "cpu" and is_kept(gain) else None
-    return SimplexConstants(gain, mean, back.to(dtype).contiguous(), alpha)
+    alpha = float(gain) if gain.device.type in _READ_AT_ONCE and is_kept(gain) else None
+    return SimplexConstants(gain, mean, gain / block, back.to(dtype).contiguous(), alpha)
 
 
 class Simplex(torch.autograd.Function):
@@ -147,7 +149,7 @@ def _simplex_back(ctx: Any, pull: Tensor) -> Tensor:
 def _plus(mean: Tensor, pull: Tensor, constants: SimplexConstants, block: int, out: Tensor | None = None) -> Tensor:
     """`mean + pull * gain / block` in one operation; on a CPU addcmul with a column takes four times as long as add."""
     if constants.alpha is None:
-        return torch.addcmul(mean, pull, constants.gain / block if block > 1 else constants.gain, out=out)
+        return torch.addcmul(mean, pull, constants.of_feature, out=out)
     return torch.add(mean, pull, alpha=constants.alpha / block, out=out)
 
 
