@@ -30,6 +30,7 @@ from .loops.huggingface import CollapseTrainerCallback as CollapseTrainerCallbac
 from .loops.lightning import CollapseCallback as CollapseCallback
 from .loops.recorder import Recorder as Recorder
 from .networks.build import build_network as build_network
+from .report.scree import write_scree as write_scree
 from .report.single import write_page as write_page
 from .runs.reading import read_run as read_run
 from .runs.records import Record as Record

@@ -194,7 +194,7 @@ def test_what_has_no_value_is_nan_with_its_reason():
         assert nc.spectra(ones).within.ceiling == 0
     with pytest.warns(nc.NeuralCollapseWarning) as caught:
         found = nc.spectra(ones, torch.zeros(3, 4))
-    assert any("weight is all zero" in str(each.message) for each in caught)
+    assert any("rows are all zero" in str(each.message) for each in caught)
     assert math.isnan(found.energy)
     assert math.isnan(found.values()["weight_angle"])
 

@@ -13,7 +13,10 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
 from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
+
+_BLOCK_ROWS = 4_096  # features that are brought to length one at a time
 
 
 def measure_features(
@@ -28,6 +31,7 @@ def measure_features(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
+    more: bool = False,
 ) -> dict[str, Any]:
     """Measure the collapse of features that are already in memory.
 
@@ -42,9 +46,11 @@ def measure_features(
         min_count: measure the classes with at least this many samples.
         means_dtype: torch.float32 halves the memory for K class means.
         pairwise: as in `measure`.
+        more: add what `neuralcollapse.more_measures` gives of the same samples and classes.
 
     Returns:
-        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy".
+        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy"; with `more`
+        also "more", a dict of further numbers.
 
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
@@ -77,6 +83,8 @@ def measure_features(
     moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
     result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
     result["num_samples"] = moments.num_samples
+    if more:
+        result["more"] = _more(moments, features, labels, shown_weight, pairwise)
     if weight is not None:
         batches = list(_predictions(features, weight, bias))
         predicted = torch.cat([part for _, part in batches])
@@ -85,6 +93,17 @@ def measure_features(
         result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(labels)
         result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
     return result
+
+
+def _more(
+    moments: ClassMoments, features: Tensor, labels: Tensor, weight: Tensor | None, pairwise: bool | int
+) -> dict[str, float]:
+    """`more_measures`, with GNC1 of the features at length one where none is zero."""
+    unit = ClassMoments.zeros(moments.num_classes, moments.feature_dim, features.device)
+    for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
+        unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
+    unit.round_at_least(moments.rounding)
+    return more_measures(moments, weight, unit=unit, pairwise=pairwise)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

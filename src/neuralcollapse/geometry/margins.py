@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from neuralcollapse.checks import as_tensor
 from neuralcollapse.geometry.classes import ClassSubset
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
 
-Array = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.float64]
+Mask: TypeAlias = NDArray[np.bool_]
 # Rows up to which all are on the shortlist (their products are 32 MB), and the same as a multiple of d+1:
 # the nearest point is made of that many at most.
 _WHOLE, _FEW = 2_048, 4
@@ -216,7 +217,7 @@ def _nearest(products: Array, dim: int, start: Array | None) -> Array:
     return _grown(products, dim, start, tolerance)
 
 
-def _exchanged(products: Array, free: Array, tolerance: float) -> Array | None:
+def _exchanged(products: Array, free: Mask, tolerance: float) -> Array | None:
     """The shares by exchanging all wrong points of the active set at once; None if that does not end.
 
     Source: Portugal, Judice, Vicente, Math. Comp. 1994, for points in general position.
@@ -271,7 +272,7 @@ def _grown(products: Array, dim: int, shares: Array, tolerance: float) -> Array:
     return shares
 
 
-def _settled(products: Array, shares: Array, free: Array) -> Array | None:
+def _settled(products: Array, shares: Array, free: Mask) -> Array | None:
     """The best shares on the free points, or on those of them that are left when none may be negative."""
     while True:
         goal = _flat(products, free)
@@ -290,7 +291,7 @@ def _settled(products: Array, shares: Array, free: Array) -> Array | None:
         free[gone] = False
 
 
-def _flat(products: Array, free: Array) -> Array | None:
+def _flat(products: Array, free: Mask) -> Array | None:
     """The shares of the point nearest to the origin in the flat of the free points; None if they are dependent."""
     from scipy.linalg import cho_factor, cho_solve
 

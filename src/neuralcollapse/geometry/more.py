@@ -29,15 +29,15 @@ from neuralcollapse.geometry.spectra import spectra_of
 from neuralcollapse.geometry.undefined import Reasons
 from neuralcollapse.geometry.uniformity import UNIFORMITY_KEYS, Uniformity, check_power, uniformity_of
 
-_RANKS = {
-    "rank": "eigenvalues of {} that are more than rounding",
-    "rank_ceiling": "the largest rank of {} that N, K and d allow",
-    "effective_rank": "exp of the entropy of the eigenvalues of {}",
+RANK_MEASURES = {
+    "rank": "eigenvalues that are more than rounding",
+    "rank_ceiling": "the largest rank that N, K and d allow",
+    "effective_rank": "exp of the entropy of the eigenvalues",
     "stable_rank": "their sum over the largest",
     "participation_ratio": "their squared sum over the sum of squares",
     "rankme": "exp of the entropy of their square roots",
 }
-_MATRICES = {"within": "S_W", "between": "S_B", "total": "S_T", "weight": "W'W"}
+RANKED = {"within": "S_W", "between": "S_B", "total": "S_T", "weight": "W'W"}
 MORE_MEASURES = {
     "uniformity_log": "mean log(1/|u_i - u_j|) of the centred class means at length one",
     "uniformity_log_cov": "its coefficient of variation over pairs of classes: goes to 0",
@@ -50,7 +50,11 @@ MORE_MEASURES = {
     "gnc2": "least one-vs-rest margin of the rows at length one: grows to K/(K-1) for a simplex",
     "gnc2_mean": "mean of these margins",
     "gnc3": "1 - mean cos(w_k, mu_k - mu_G): goes to 0",
-    **{f"{rank}_{name}": words.format(what) for name, what in _MATRICES.items() for rank, words in _RANKS.items()},
+    **{
+        f"{rank}_{name}": f"of {what}: {words}"
+        for name, what in RANKED.items()
+        for rank, words in RANK_MEASURES.items()
+    },
     "weight_energy": "share of |W|^2 in the span of the centred class means: goes to 1",
     "weight_angle": "largest principal angle between the rows of W and that span, degrees: goes to 0",
 }
@@ -116,7 +120,7 @@ def more_measures(
 
 
 def _uniformity(means: CentredMeans, s: float, pairwise: bool | int, reasons: Reasons) -> dict[str, float]:
-    nothing = Uniformity(*[math.nan] * 4, s=s, num_pairs=0)
+    nothing = Uniformity(math.nan, math.nan, math.nan, math.nan, s, 0)
     job = lambda: uniformity_of(means.matrix, means.seen, s, pairwise)  # noqa: E731
     value = reasons.attempt(list(UNIFORMITY_KEYS), job, nothing)
     found = dict(zip(UNIFORMITY_KEYS, value[:4], strict=True))

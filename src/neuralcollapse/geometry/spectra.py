@@ -171,10 +171,23 @@ def spectra_of(means: CentredMeans, weight: Tensor | None, reasons: Reasons) -> 
         return Spectra(within, between, total, None, math.nan, nothing)
     index = None if means.complete else means.seen
     rows = _Rows(weight.detach().to(moments.device), index)
-    of_rows = spectrum("weight", min(dim, count), lambda: rows.squares)
+    of_rows = spectrum("weight", rows.most, lambda: rows.squares)
     energy = reasons.attempt(["weight_energy"], lambda: _energy(rows, _span(means)), math.nan)
     angles = reasons.attempt(["weight_angle"], lambda: _angles(rows.vectors, _span(means)), nothing)
     return Spectra(within, between, total, of_rows, energy, angles)
+
+
+def spectrum_of(vectors: Tensor, centre: Tensor | None = None) -> Spectrum:
+    """The spectrum of `V'V` for vectors (K, d), or of `(V - c)'(V - c)/K` with a centre c (d,), their weighted mean.
+
+    Without eigenvalues where the vectors are zero, or all at the centre.
+    """
+    rows = _Rows(vectors, shift=centre)
+    try:
+        squares = rows.squares
+    except Undefined:
+        squares = torch.zeros(0, dtype=torch.float64)
+    return Spectrum(squares if centre is None else squares / rows.matrix.count, rows.most)
 
 
 def _exp_entropy(parts: Tensor) -> float:
@@ -222,10 +235,12 @@ def _eigenvalues(covariance: Tensor, means: CentredMeans, most: int, zero: str) 
 
 
 class _Rows:
-    """The rows of W (K, d), with the directions (d, p) that they span beyond rounding."""
+    """The rows of a matrix (K, d), less a shift, with the directions (d, p) that they span beyond rounding."""
 
-    def __init__(self, weight: Tensor, index: Tensor | None) -> None:
-        self.matrix = BlockedMatrix(weight, index)
+    def __init__(self, weight: Tensor, index: Tensor | None = None, shift: Tensor | None = None) -> None:
+        self.matrix = BlockedMatrix(weight, index, shift)
+        self.most = min(self.matrix.count - (shift is not None), self.matrix.dim)
+        self._given = BlockedMatrix(weight, index)
         # Frames repeat a few values, whose last bits may say nothing: what fits into float32 counts as rounded to it.
         rows = sampled(weight)
         single = torch.equal(rows.to(torch.float32).to(rows.dtype), rows)
@@ -247,23 +262,22 @@ class _Rows:
         if self._found is None:
             matrix = self.matrix
             if matrix.count == 0 or matrix.largest == 0:
-                raise Undefined("the classifier's weight is all zero" if matrix.count else "no samples were seen")
+                raise Undefined("the rows are all zero" if matrix.count else "no samples were seen")
             square = matrix.largest * matrix.largest
             if not math.isfinite(square * matrix.count * matrix.dim):
                 raise Undefined(OVERFLOW)
             if square < torch.finfo(torch.float64).tiny / _DOUBLE:
                 raise Undefined("squares of the classifier's weight underflow float64: scale it up")
-            most = min(matrix.count, matrix.dim)
-            vectors, squares, left_out = between_directions(matrix, self._rounding_alone, most)
+            vectors, squares, left_out = between_directions(matrix, self._rounding_alone, self.most)
             order = squares.argsort(descending=True)
             order = order[~left_out[order]]
             self._found = vectors[:, order], squares[order]
         return self._found
 
     def _rounding_alone(self, vectors: Tensor, squares: Tensor) -> Tensor:
-        matrix = self.matrix
-        columns = torch.stack([matrix.block(part).square().sum(0) for part in matrix.parts()]).sum(0)
-        return rounding_alone(squares, columns @ vectors.square(), self.eps, matrix.dim)
+        given = self._given
+        columns = torch.stack([given.block(part).square().sum(0) for part in given.parts()]).sum(0)
+        return rounding_alone(squares, columns @ vectors.square(), self.eps, given.dim)
 
 
 def _span(means: CentredMeans) -> Tensor:
@@ -274,8 +288,8 @@ def _span(means: CentredMeans) -> Tensor:
 
 def _energy(rows: _Rows, span: Tensor) -> float:
     matrix = rows.matrix
-    if matrix.largest == 0:
-        raise Undefined("the classifier's weight is all zero")
+    if matrix.count == 0 or matrix.largest == 0:
+        raise Undefined("the rows are all zero" if matrix.count else "no samples were seen")
     inside, whole = span.new_zeros(()), span.new_zeros(())
     for part in matrix.parts():
         block = matrix.block(part) / matrix.largest

@@ -99,7 +99,7 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
         return uniformity_of(matrix, names, s, pairwise)
 
     draw(2, pairwise, device)  # refuses what it cannot take before anything is undefined
-    nothing = Uniformity(*[math.nan] * 4, s=float(s), num_pairs=0)
+    nothing = Uniformity(math.nan, math.nan, math.nan, math.nan, float(s), 0)
     values = reasons.attempt(["log", "log_cov", "riesz", "riesz_cov"], found, nothing)
     reasons.warn()
     return values
