@@ -69,3 +69,5 @@ def test_wrong_input_is_refused():
     features, labels = inside()
     with pytest.raises(nc.InputError, match="features of dimension 6, got 5"):
         nc.nc5(moments(features, labels), moments(torch.ones(3, 5)))
+    with pytest.raises(nc.InputError, match="expected outside as ClassMoments, got Tensor"):
+        nc.nc5(moments(features, labels), features)

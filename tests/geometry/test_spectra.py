@@ -190,7 +190,9 @@ def test_what_has_no_value_is_nan_with_its_reason():
     assert math.isnan(found.between.effective_rank)
     assert found.within.rank == found.total.rank == 4
     ones = nc.ClassMoments.from_batch(torch.randn(3, 4), torch.arange(3), 3)
-    with pytest.warns(nc.NeuralCollapseWarning, match=r"nothing varies within classes: effective_rank_within"):
+    with pytest.warns(
+        nc.NeuralCollapseWarning, match=r"nothing varies within classes beyond rounding: effective_rank_within"
+    ):
         assert nc.spectra(ones).within.ceiling == 0
     with pytest.warns(nc.NeuralCollapseWarning) as caught:
         found = nc.spectra(ones, torch.zeros(3, 4))
@@ -218,6 +220,8 @@ def test_wrong_input_is_refused():
     features, labels, weight = normal(4, 6, 20)
     with pytest.raises(nc.InputError, match="expected weight of shape"):
         of(features, labels, 4, weight.T)
+    with pytest.raises(nc.InputError, match="expected moments as ClassMoments, got Tensor"):
+        nc.spectra(features)
     weight[0, 0] = math.nan
     with pytest.raises(nc.InputError, match="expected finite weight"):
         of(features, labels, 4, weight)

@@ -63,6 +63,7 @@ def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
         "simplex",
         "cosines",
         "simplex-motion",
+        "scree",
     ]
     for figure in figures:
         assert f'id="{figure["name"]}"' in page

@@ -24,7 +24,7 @@ def spec(marks, x=PLAIN, y=PLAIN, **rest):
 
 def test_every_figure_of_a_run_is_valid_plotly_and_plain_json(short_run):
     figures = run_figures(read_run(short_run.path))
-    assert len(figures) == 6
+    assert len(figures) == 7
     for figure in figures:
         found = plotly_spec(figure)
         json.dumps(found, allow_nan=False)

@@ -16,7 +16,7 @@ from torch import Tensor
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, at_least_two
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.undefined import Reasons
 
@@ -147,6 +147,7 @@ def margins_by_class(means: CentredMeans, rows: BlockedMatrix, chosen: Tensor | 
 
 
 def _given(moments: ClassMoments, weight: Tensor) -> tuple[CentredMeans, BlockedMatrix]:
+    check_moments(moments)
     if weight is None:
         raise InputError("expected the weight (K, d) of the classifier, got none: pass it")
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)

@@ -22,7 +22,7 @@ from neuralcollapse.geometry.many_classes import (
     rows_of,
 )
 from neuralcollapse.geometry.matrix import BlockedMatrix
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.spectra import spectra_of
@@ -90,6 +90,7 @@ def more_measures(
     Raises:
         InputError: a weight of the wrong shape or dtype, or not finite; moments that do not fit together; s of 0.
     """
+    check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     check_power(s)
     if unit is not None and unit.shape[:2] != moments.shape[:2]:
@@ -112,7 +113,7 @@ def more_measures(
         if pairwise is not False:
             found |= _margins(means, rows, pairwise, reasons)
     found |= spectra_of(means, weight, reasons).values()
-    if means.unseen:
+    if means.unseen and len(means.seen):
         _warn_unseen(means)
     reasons.warn()
     order = {name: place for place, name in enumerate(MORE_MEASURES)}

@@ -13,7 +13,7 @@ import torch
 from neuralcollapse.checks import check_finite
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.undefined import Reasons
 
@@ -41,6 +41,8 @@ def nc5(moments: ClassMoments, outside: ClassMoments, *, centred: bool = False) 
 
     Source: [Ammar 2024], equation 5 and the deviation of its appendix D.
     """
+    check_moments(moments)
+    check_moments(outside, "outside")
     if moments.feature_dim != outside.feature_dim:
         raise InputError(
             f"expected outliers with features of dimension {moments.feature_dim}, got {outside.feature_dim}: use the "

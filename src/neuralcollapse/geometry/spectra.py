@@ -19,7 +19,7 @@ from torch import Tensor
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions
-from neuralcollapse.geometry.means import OVERFLOW, CentredMeans, rounding_alone
+from neuralcollapse.geometry.means import OVERFLOW, CentredMeans, check_moments, rounding_alone
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.products import add_gram
 from neuralcollapse.geometry.rounding import rounding, sampled
@@ -146,6 +146,7 @@ def spectra(moments: ClassMoments, weight: Tensor | None = None) -> Spectra:
     >>> round(found.between.effective_rank, 6), found.between.ceiling, round(found.energy, 6)
     (2.0, 2, 0.666667)
     """
+    check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     reasons = Reasons()
     found = spectra_of(CentredMeans(moments), weight, reasons)
@@ -200,7 +201,7 @@ def _exp_entropy(parts: Tensor) -> float:
 def _within(means: CentredMeans, most: int) -> Tensor:
     if len(means.seen) == 0:
         raise Undefined("no samples were seen")
-    return _eigenvalues(means.moments.within_covariance, means, most, "nothing varies within classes")
+    return _eigenvalues(means.moments.within_covariance, means, most, "nothing varies within classes beyond rounding")
 
 
 def _between(means: CentredMeans) -> Tensor:
@@ -215,7 +216,7 @@ def _total(means: CentredMeans, most: int) -> Tensor:
     for part, rows in means.centred_blocks():
         rows *= shares[part, None]
         add_gram(total, rows)  # the upper triangle, which alone is read
-    return _eigenvalues(total / means.counts.sum(), means, most, "all samples are equal")
+    return _eigenvalues(total / means.counts.sum(), means, most, "all samples are equal up to rounding")
 
 
 def _eigenvalues(covariance: Tensor, means: CentredMeans, most: int, zero: str) -> Tensor:

@@ -24,6 +24,7 @@ from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.undefined import Reasons
 
 _CHUNK_VALUES = 2**20  # values of the rows of close pairs held in memory at a time
+_POWERS = 1e-6, 1e6  # of s in size: below, the digits are those of rounding; above, they may overflow
 _CANCELS = 1e-6  # a squared distance below this is computed from differences
 UNIFORMITY_KEYS = ("uniformity_log", "uniformity_log_cov", "uniformity_riesz", "uniformity_riesz_cov")
 
@@ -67,7 +68,8 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
     Args:
         vectors: moments of features, of which the classes that have samples count; or a (K, d) floating-point tensor
             whose rows are taken as they are, such as a classifier's weight.
-        s: the power of the Riesz kernel, a number other than 0. [Wu 2024] and the package neural-collapse take d-2.
+        s: the power of the Riesz kernel, a number from 1e-6 to 1e6 in size; below 0 it is one of distances. [Wu 2024]
+            and the package neural-collapse take d-2.
         pairwise: True for all pairs; a number P for a sample of P pairs, always the same, with standard errors.
 
     Returns:
@@ -75,7 +77,7 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
         is one class, all are NaN, with a warning that says why.
 
     Raises:
-        InputError: not moments or vectors, s that is 0 or not finite, or another `pairwise`.
+        InputError: not moments or vectors, another s, or another `pairwise`.
 
     Source: [Liu 2023], [Wu 2024].
 
@@ -106,9 +108,11 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
 
 
 def check_power(s: float) -> None:
-    """Raise unless s is a finite number other than 0."""
-    if isinstance(s, bool) or not isinstance(s, int | float) or not math.isfinite(s) or s == 0:
-        raise InputError(f"expected s as a finite number other than 0, got {s!r}: the limit s -> 0 is the log kernel")
+    """Raise unless s is a number from 1e-6 to 1e6 in size."""
+    if isinstance(s, bool) or not isinstance(s, int | float) or not _POWERS[0] <= abs(s) <= _POWERS[1]:
+        raise InputError(
+            f"expected s as a number from 1e-6 to 1e6 in size, got {s!r}: the limit s -> 0 is the log kernel"
+        )
 
 
 def uniformity_of(matrix: BlockedMatrix, names: Tensor | None, s: float, pairwise: bool | int) -> Uniformity:
@@ -121,7 +125,7 @@ def uniformity_of(matrix: BlockedMatrix, names: Tensor | None, s: float, pairwis
     for squares, first, second in _all(matrix) if sample is None else _drawn(matrix, *sample):
         equal = (squares <= least[first] + least[second]).nonzero()
         if len(equal):
-            i, j = (int(names[each[equal[0, 0]]]) for each in (first, second))
+            i, j = (int(names[int(each[int(equal[0, 0])])]) for each in (first, second))
             raise Undefined(f"classes {i} and {j} have the same direction")
         logs = squares.log().div_(-2)
         log.add(logs)
