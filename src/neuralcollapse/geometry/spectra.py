@@ -128,7 +128,9 @@ def spectra(moments: ClassMoments, weight: Tensor | None = None) -> Spectra:
     """The spectra of S_W, S_B, S_T and W, with the ranks that they could have, and how W lies to the class means.
 
     Only classes with samples are looked at, K of them, with their rows of W. Nothing larger than K x d in the blocks
-    that `measures` uses, or d x d, is made: O(K d min(K, d) + d^3) time.
+    that `measures` uses, or d x d, is made: O(K d min(K, d) + d^3) time. Of float32 features with d >= 256 eigenvalues
+    of S_W and S_T below about 1e-7 of the largest cannot be told from the rounding of products, and are left out; those
+    of `features.double()` are good to about 1e-13.
 
     Args:
         moments: moments of the features that the classifier receives.
