@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.linalg import subspace_angles
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import neuralcollapse as nc
 from neuralcollapse.geometry.spectra import RANKS
@@ -164,6 +165,30 @@ def test_the_smaller_side_gives_the_same(classes, dim):
     squares = torch.linalg.svdvals(means).square()[: min(classes - 1, dim)] / classes
     torch.testing.assert_close(found.between.eigenvalues, squares, rtol=1e-8, atol=1e-12)
     torch.testing.assert_close(found.weight.eigenvalues, torch.linalg.svdvals(weight).square(), rtol=1e-8, atol=1e-9)
+
+
+class Largest(TorchDispatchMode):
+    """Inside, the size of the largest tensor that an operation makes."""
+
+    size = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        for each in found if isinstance(found, tuple | list) else [found]:
+            if isinstance(each, torch.Tensor):
+                self.size = max(self.size, each.numel())
+        return found
+
+
+@pytest.mark.parametrize(("classes", "dim"), [(3_000, 8), (20, 900)])
+def test_nothing_larger_than_the_moments_is_made(classes, dim):
+    """Many classes by d x d matrices and blocks of rows, many dimensions by K x d and d x d."""
+    features, labels, weight = normal(classes, dim, 2)
+    moments = nc.ClassMoments.from_batch(features, labels, classes)
+    moments.packed  # noqa: B018
+    with Largest() as largest:
+        nc.spectra(moments, weight)
+    assert largest.size <= max(classes * dim, dim * dim)
 
 
 def test_rotation_scale_and_merging_change_nothing():
