@@ -89,7 +89,7 @@ def one_vs_rest_margins(rows: Tensor, classes: Tensor | Sequence[int] | None = N
 
 def margins_of(matrix: BlockedMatrix, chosen: Tensor | None = None) -> Margins:
     """`one_vs_rest_margins` of a matrix whose rows all have directions."""
-    numbers = torch.arange(matrix.count) if chosen is None else chosen.cpu()
+    numbers = torch.arange(matrix.count, device="cpu") if chosen is None else chosen.cpu()
     found = []
     if matrix.count <= min(_WHOLE, _FEW * (matrix.dim + 1)):
         rows = matrix.unit(slice(None)).cpu().numpy()
@@ -102,7 +102,7 @@ def margins_of(matrix: BlockedMatrix, chosen: Tensor | None = None) -> Margins:
     else:
         for part in numbers.split(_BATCH):
             found += _by_shortlists(matrix, part)
-    rho, lower = (torch.tensor(each, dtype=torch.float64) for each in zip(*found, strict=True))
+    rho, lower = (torch.tensor(each, dtype=torch.float64, device="cpu") for each in zip(*found, strict=True))
     return Margins(numbers, rho, lower)
 
 
@@ -154,7 +154,7 @@ def _by_shortlists(matrix: BlockedMatrix, numbers: Tensor) -> list[tuple[float, 
     for _ in range(_ROUNDS):
         directions = np.zeros((len(waiting), matrix.dim))
         for place, i in enumerate(waiting):
-            rows = matrix.unit(torch.as_tensor(lists[i]).to(matrix.norms.device)).cpu().numpy()
+            rows = matrix.unit(torch.from_numpy(lists[i]).to(matrix.norms.device)).cpu().numpy()
             differences = rows - targets[i]
             part = _nearest(differences @ differences.T, matrix.dim, shares[i])
             apart = -part @ differences
@@ -184,7 +184,7 @@ def _by_shortlists(matrix: BlockedMatrix, numbers: Tensor) -> list[tuple[float, 
 def _farthest(matrix: BlockedMatrix, directions: Array, numbers: Tensor, most: int) -> tuple[Array, Array]:
     """(b, most) the largest products of each direction (b, d) with rows other than its own, and their numbers."""
     device = matrix.norms.device
-    steep, own = torch.as_tensor(directions).to(device), numbers.to(device)
+    steep, own = torch.from_numpy(directions).to(device), numbers.to(device)
     values = torch.full((len(steep), 0), -math.inf, dtype=torch.float64, device=device)
     places = torch.zeros((len(steep), 0), dtype=torch.int64, device=device)
     for part in matrix.parts():

@@ -135,8 +135,9 @@ def _margins(means: CentredMeans, rows: BlockedMatrix, pairwise: bool | int, rea
     count, chosen = rows.count, None
     if pairwise is not True and pairwise < count * (count - 1) // 2:
         wanted = math.ceil(pairwise / (count - 1))
-        chosen = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:wanted].sort().values
-    nothing = (torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64))
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(0), device="cpu")
+        chosen = order[:wanted].sort().values
+    nothing = (torch.zeros(0, dtype=torch.int64, device="cpu"), torch.zeros(0, dtype=torch.float64, device="cpu"))
     _, rho = reasons.attempt(["gnc2", "gnc2_mean"], lambda: margins_by_class(means, rows, chosen), nothing)
     known = len(rho) > 0
     found = {"gnc2": float(rho.min()) if known else math.nan, "gnc2_mean": float(rho.mean()) if known else math.nan}

@@ -189,7 +189,7 @@ def spectrum_of(vectors: Tensor, centre: Tensor | None = None) -> Spectrum:
     try:
         squares = rows.squares
     except Undefined:
-        squares = torch.zeros(0, dtype=torch.float64)
+        squares = vectors.new_zeros(0, dtype=torch.float64)
     return Spectrum(squares if centre is None else squares / rows.matrix.count, rows.most)
 
 

@@ -119,7 +119,7 @@ def uniformity_of(matrix: BlockedMatrix, names: Tensor | None, s: float, pairwis
     """`uniformity` of the rows of a matrix; `names` are the numbers of their classes, by default their own."""
     at_least_two(matrix).with_directions()
     least = (matrix.noise_squares + matrix.rounding**2 / 2) / matrix.norms.square()
-    names = torch.arange(matrix.count) if names is None else names
+    names = torch.arange(matrix.count, device="cpu") if names is None else names
     sample = draw(matrix.count, pairwise, matrix.norms.device)
     log, riesz = _Moments(), _Moments()
     for squares, first, second in _all(matrix) if sample is None else _drawn(matrix, *sample):
@@ -152,7 +152,7 @@ class _Moments:
 
     def __init__(self) -> None:
         self.count = 0
-        self.mean = self.squares = self.scale = torch.zeros((), dtype=torch.float64)
+        self.mean = self.squares = self.scale = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def add(self, values: Tensor, s: float = 0.0) -> None:
         """Add values; with s the `e^(s v)`, kept as shares of e^scale."""
