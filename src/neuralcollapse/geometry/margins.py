@@ -183,7 +183,7 @@ def _by_shortlists(matrix: BlockedMatrix, numbers: Tensor) -> list[tuple[float, 
 
 def _farthest(matrix: BlockedMatrix, directions: Array, numbers: Tensor, most: int) -> tuple[Array, Array]:
     """(b, most) the largest products of each direction (b, d) with rows other than its own, and their numbers."""
-    device = matrix.norms.device
+    device, most = matrix.norms.device, min(most, matrix.count - 1)
     steep, own = torch.from_numpy(directions).to(device), numbers.to(device)
     values = torch.full((len(steep), 0), -math.inf, dtype=torch.float64, device=device)
     places = torch.zeros((len(steep), 0), dtype=torch.int64, device=device)
