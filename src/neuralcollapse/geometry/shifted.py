@@ -22,8 +22,8 @@ from torch import Tensor
 from neuralcollapse.geometry.products import add_gram, add_single, add_unchecked, in_float32, scratch, unfit
 
 # Rows pass through float64 so many values at a time: more would leave the cache, and with fewer the threads of each
-# operation cost more than they save (2 threads, d = 512: 128 rows take twice as long as 256).
-_PASS_VALUES = 2**17
+# operation cost more than they save (2 threads, d = 512: 128 rows take twice as long as 512).
+_PASS_VALUES = 2**18
 # Class means are processed in blocks of this many, since a copy of all of them would double the memory.
 MEANS_ROWS = 4096
 # A reference is moved when this share of the squares about it is the mean's distance.
@@ -230,9 +230,12 @@ class ShiftedSums:
         """Move the references that lie far from the mean of what was seen with this block; whether any was."""
         state = self._state
         total = before + counts
-        sums = block.sums + state.means[places] if bool(before.any()) else block.sums
+        sums = block.sums
+        if bool(before.any()):  # in memory that is there: fresh pages would cost more than the sum
+            kept = scratch("total", sums.shape, sums.dtype, sums.device)
+            sums = torch.add(sums, state.means[places], out=kept)
         spread = block.squares + state.spreads[places]
-        far = (sums.square().sum(1) > _FAR * total * spread) & (total > 2) & (counts > 0)
+        far = (torch.linalg.vector_norm(sums, dim=1).square_() > _FAR * total * spread) & (total > 2) & (counts > 0)
         if not bool(far.any()):
             return False
         number = far.nonzero().flatten()
