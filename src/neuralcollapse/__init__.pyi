@@ -14,6 +14,7 @@ from .geometry.frames import simplex_etf as simplex_etf
 from .geometry.measures import measures as measures
 from .geometry.moments import ClassMoments as ClassMoments
 from .geometry.pairs import worst_pairs as worst_pairs
+from .geometry.per_class import per_class as per_class
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
