@@ -24,7 +24,7 @@ def made(count=6, *, names=NASTY):
         distance=2 * values,
         cdnv=values.roll(2),
         accuracy=1 - values,
-        names=None if names is None else tuple(names),
+        names=None if names is None else dict(enumerate(names)),
     )
 
 
@@ -105,4 +105,4 @@ def test_csv_has_every_row_and_no_formula(tmp_path):
 
 def test_names_by_number():
     moments = nc.ClassMoments.from_batch(torch.rand(12, 4), torch.arange(12) % 3, 3)
-    assert nc.per_class(moments, names={0: "a", "2": "c\n d"}).names == ("a", "1", "c d")
+    assert nc.per_class(moments, names={0: "a", "2": "c\n d"}).names == {0: "a", 1: "1", 2: "c d"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,12 +16,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
+from neuralcollapse.capture.class_by_class import class_table
+from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.forward import Forward, HeadMismatch
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.processes import summed
 from neuralcollapse.capture.sums import Sums, predictions
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
+from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
 from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments
@@ -47,6 +50,7 @@ class Capture:
         classes: the numbers of the classes that were measured, if not all.
         layer: the dotted name of the classifier.
         nonnegative: whether every feature was >= 0, as after a ReLU; False if that is not known.
+        class_names: the names of all K classes, where the model's configuration or the data set has them.
     """
 
     moments: ClassMoments
@@ -59,6 +63,39 @@ class Capture:
     classes: Tensor | None = None
     layer: str = ""
     nonnegative: bool = False
+    class_names: tuple[str, ...] | None = None
+
+    def per_class(
+        self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
+    ) -> ClassTable:
+        """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
+
+        Args:
+            names: of the classes that were measured, or of all, in their order or by number; `class_names` if not
+                given.
+            pairwise: False leaves out what needs all pairs of classes.
+
+        Raises:
+            InputError: names of another number of classes.
+        """
+        table, reasons = self.quiet_per_class(names, pairwise=pairwise)
+        for reason in reasons:
+            warnings.warn(f"undefined (NaN): {reason}", NeuralCollapseWarning, stacklevel=2)
+        return table
+
+    def quiet_per_class(
+        self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
+    ) -> tuple[ClassTable, list[str]]:
+        """`per_class` without its warnings, and their reasons."""
+        return class_table(
+            self.moments,
+            self.weight,
+            self.bias,
+            correct=None,
+            classes=self.classes,
+            names=self.class_names if names is None else names,
+            pairwise=pairwise,
+        )
 
     def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
         """The dict that `measure` returns."""
@@ -209,7 +246,7 @@ def collect(
         forward, sums = first_pass(other.name)
     if sharded:
         sums.join(forward)
-    capture = _result(forward, sums)
+    capture = _result(forward, sums, loader)
     if nc4:
         again = (predictions(forward(batch), forward) for batch in batches("measuring nc4"))
         with forward:
@@ -247,8 +284,8 @@ def _numbered(batch: int) -> Iterator[None]:
         raise InputError(f"batch {batch}: {error}") from None
 
 
-def _result(forward: Forward, sums: Sums) -> Capture:
-    """The measured head with its moments, accuracy and loss.
+def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
+    """The measured head with its moments, accuracy, loss and class names.
 
     Raises:
         InputError: no samples, or a head that is not a linear map of its input.
@@ -269,6 +306,7 @@ def _result(forward: Forward, sums: Sums) -> Capture:
         classes=None if subset is None else subset.classes,
         layer=forward.head.name,
         nonnegative=sums.nonnegative,
+        class_names=find_class_names(forward.model, loader, len(weight)),
     )
 
 

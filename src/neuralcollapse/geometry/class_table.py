@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ class ClassTable:
         alignment: (R,) cosine between :math:`w_k - \bar w` and :math:`\mu_k - \mu_G`.
         mean_logit: (R,) :math:`b_k + w_k^\top \mu_G`, less its mean over the classes.
         accuracy: (R,) share of the samples that are predicted right; None if it is not known.
-        names: the names of all K classes, by their numbers; None if they are not known.
+        names: the names of the classes, by their numbers; None if they are not known.
         sorted_by: the column by which the rows are sorted, the worst first; None in the order of the classes.
     """
 
@@ -54,7 +54,7 @@ class ClassTable:
     alignment: Tensor | None = None
     mean_logit: Tensor | None = None
     accuracy: Tensor | None = None
-    names: tuple[str, ...] | None = None
+    names: Mapping[int, str] | None = None
     sorted_by: str | None = None
 
     def __len__(self) -> int:
@@ -115,6 +115,15 @@ class ClassTable:
                     row["nearest_name"] = None if near < 0 else self.names[near]
             result.append(row)
         return result
+
+    def renumbered(self, classes: Tensor) -> ClassTable:
+        """The table of a subset of more classes with their own numbers: class k here is `classes[k]` (K,) there."""
+        numbers = classes.cpu()
+        near = self.nearest
+        if near is not None:
+            near = torch.where(near < 0, near, numbers[near.clamp(min=0)])
+        names = None if self.names is None else {int(numbers[k]): name for k, name in self.names.items()}
+        return replace(self, number=numbers[self.number], nearest=near, names=names)
 
     def to_csv(self, path: str | Path) -> Path:
         """Write all rows to a CSV file, whole or not at all; undefined numbers are empty. Returns its path.

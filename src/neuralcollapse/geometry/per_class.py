@@ -93,7 +93,7 @@ def quiet_per_class(
         )
     count = moments.num_classes
     check_classifier(weight, bias, count, moments.feature_dim)
-    known = None if names is None else check_class_names(names, count)
+    known = None if names is None else dict(enumerate(check_class_names(names, count)))
     shares = None if accuracy is None else _shares(accuracy, count)
     means = CentredMeans(moments)
     reasons: dict[str, list[str]] = {}

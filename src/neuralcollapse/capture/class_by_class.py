@@ -1,0 +1,73 @@
+"""The table of classes of a pass: its moments, its head and the right predictions of each class, under their own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from neuralcollapse.checks import check_class_names
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.class_table import ClassTable
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.per_class import quiet_per_class
+
+Names = Sequence[str] | Mapping[int, str]
+
+
+def class_table(
+    moments: ClassMoments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    *,
+    correct: Tensor | None,
+    classes: Tensor | None,
+    names: Names | None,
+    pairwise: bool = True,
+) -> tuple[ClassTable, list[str]]:
+    """The table, and the reasons for what is undefined in it.
+
+    Args:
+        moments: of the K' classes that were measured.
+        weight: (K', d) of these classes, or None.
+        bias: (K',), or None.
+        correct: (K',) right predictions of each class; None if they are not known.
+        classes: (K',) the numbers of these classes, if they are not all.
+        names: of the K' classes, or of all.
+        pairwise: as in `neuralcollapse.per_class`.
+    """
+    accuracy = None if correct is None else correct.double().cpu() / moments.counts.cpu().clamp(min=1)
+    table, reasons = quiet_per_class(
+        moments,
+        weight,
+        bias,
+        names=measured_names(names, classes, moments.num_classes, strict=True),
+        accuracy=accuracy,
+        pairwise=pairwise,
+    )
+    return table if classes is None else table.renumbered(classes), reasons
+
+
+def measured_names(
+    names: Names | None, classes: Tensor | None, count: int, *, strict: bool = False
+) -> tuple[str, ...] | None:
+    """The names of the `count` classes that were measured, from theirs or from those of all classes.
+
+    Args:
+        names: in the order of the classes, or by number.
+        classes: (K',) the numbers of the classes that were measured, if they are not all.
+        count: how many they are.
+        strict: names of another number of classes raise InputError; else there are none then.
+    """
+    if names is None or (not len(names) and not strict):
+        return None
+    if classes is not None and isinstance(names, Mapping):
+        names = [names.get(number, str(number)) for number in classes.tolist()]
+    elif classes is not None and len(names) > max(count, int(classes.max())):
+        names = [names[number] for number in classes.tolist()]
+    try:
+        return check_class_names(names, count)
+    except InputError:
+        if strict:
+            raise
+        return None
