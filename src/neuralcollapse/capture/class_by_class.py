@@ -10,6 +10,7 @@ from neuralcollapse.checks import check_class_names
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.pairs import ClassPair, worst_pairs
 from neuralcollapse.geometry.per_class import quiet_per_class
 
 Names = Sequence[str] | Mapping[int, str]
@@ -46,6 +47,29 @@ def class_table(
         pairwise=pairwise,
     )
     return table if classes is None else table.renumbered(classes), reasons
+
+
+def confused(
+    moments: ClassMoments, *, classes: Tensor | None, names: Names | None, pairwise: bool | int, count: int = 10
+) -> list[ClassPair]:
+    """The worst pairs of classes with their own numbers and names; none where there is nothing to compare.
+
+    Arguments as of `class_table`; with a number P as `pairwise`, those of a sample of P pairs.
+    """
+    if pairwise is False:
+        return []
+    known = measured_names(names, classes, moments.num_classes, strict=True)
+    try:
+        found = worst_pairs(moments, count, pairwise=pairwise, names=known)
+    except InputError:  # fewer than two class means
+        return []
+    if classes is None:
+        return found
+    numbers = classes.tolist()
+    pairs = [ClassPair(numbers[pair.first], numbers[pair.second], pair.cdnv) for pair in found]
+    for pair, named in zip(pairs, found, strict=True):
+        pair.names = named.names
+    return pairs
 
 
 def measured_names(

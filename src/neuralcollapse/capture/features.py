@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neuralcollapse.capture.class_by_class import Names, class_table, confused
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
 from neuralcollapse.geometry.measures import measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.pairs import ClassPair
 
 
 def measure_features(
@@ -49,42 +53,121 @@ def measure_features(
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
-    weight = None if weight is None else as_tensor(weight, "weight")
-    bias = None if bias is None else as_tensor(bias, "bias")
-    check_features(features)
-    labels = check_labels(labels, features.shape[0])
-    if ignore_index is not None:
-        kept = kept_rows(features, labels, ignore_index)
-        features, labels = features[kept], labels[kept]
-    if len(labels) == 0:
-        raise InputError("got no samples: features and labels are empty")
-    if num_classes is None:
-        num_classes = _count_classes(labels) if weight is None else _rows(weight, features.shape[1])
-    check_classifier(weight, bias, num_classes, features.shape[1])
-    counted, total = labels, num_classes
-    subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(counted, total))
-    targets, shown_weight, shown_bias = labels, weight, bias
-    if subset is not None:
-        labels = subset.relabel(labels)
-        kept = labels != LEFT_OUT
-        features, labels, targets = features[kept], labels[kept], targets[kept]
+    measured = _Measured(
+        features,
+        labels,
+        weight,
+        bias,
+        num_classes,
+        ignore_index=ignore_index,
+        classes=classes,
+        min_count=min_count,
+        means_dtype=means_dtype,
+    )
+    return measured.measures(pairwise)
+
+
+def measure_features_by_class(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    num_classes: int | None = None,
+    *,
+    names: Names | None = None,
+    pairwise: bool | int = True,
+    **options: Any,
+) -> tuple[dict[str, Any], ClassTable, list[ClassPair]]:
+    """What `measure_features` returns, the table of the classes, and the pairs that are hardest to tell apart.
+
+    `names` are those of all classes, or of those that are measured; `options` as there. Unless `pairwise` is True, the
+    table has nothing that needs all pairs of classes.
+    """
+    measured = _Measured(features, labels, weight, bias, num_classes, **options)
+    pairs = confused(measured.moments, classes=measured.classes, names=names, pairwise=pairwise)
+    return measured.measures(pairwise), measured.per_class(names, pairwise=pairwise is True), pairs
+
+
+class _Measured:
+    """Features in memory with their moments and, where there is a classifier, what it predicts of them."""
+
+    def __init__(
+        self,
+        features: Tensor,
+        labels: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        num_classes: int | None,
+        *,
+        ignore_index: int | None = None,
+        classes: Tensor | Sequence[int] | None = None,
+        min_count: int | None = None,
+        means_dtype: torch.dtype = torch.float64,
+    ) -> None:
+        features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+        weight = None if weight is None else as_tensor(weight, "weight")
+        bias = None if bias is None else as_tensor(bias, "bias")
+        check_features(features)
+        labels = check_labels(labels, features.shape[0])
+        if ignore_index is not None:
+            kept = kept_rows(features, labels, ignore_index)
+            features, labels = features[kept], labels[kept]
         if len(labels) == 0:
-            raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
-        num_classes = len(subset)
-        shown_weight = None if weight is None else subset.rows(weight)
-        shown_bias = None if bias is None else subset.rows(bias)
-    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
-    result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
-    result["num_samples"] = moments.num_samples
-    if weight is not None:
-        batches = list(_predictions(features, weight, bias))
-        predicted = torch.cat([part for _, part in batches])
-        found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        nearest = NearestMeans(moments)
-        result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(labels)
-        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
-    return result
+            raise InputError("got no samples: features and labels are empty")
+        if num_classes is None:
+            num_classes = _count_classes(labels) if weight is None else _rows(weight, features.shape[1])
+        check_classifier(weight, bias, num_classes, features.shape[1])
+        counted, total = labels, num_classes
+        subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(counted, total))
+        targets, shown_weight, shown_bias = labels, weight, bias
+        if subset is not None:
+            labels = subset.relabel(labels)
+            kept = labels != LEFT_OUT
+            features, labels, targets = features[kept], labels[kept], targets[kept]
+            if len(labels) == 0:
+                raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
+            num_classes = len(subset)
+            shown_weight = None if weight is None else subset.rows(weight)
+            shown_bias = None if bias is None else subset.rows(bias)
+        self.labels, self.subset = labels, subset
+        self.classes = None if subset is None else subset.classes
+        self.weight, self.bias = shown_weight, shown_bias
+        self.moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
+        self._all = features, targets, weight, bias
+
+    def measures(self, pairwise: bool | int) -> dict[str, Any]:
+        """What `measure_features` returns."""
+        result: dict[str, Any] = dict(measures(self.moments, self.weight, self.bias, pairwise=pairwise))
+        result["num_samples"] = self.moments.num_samples
+        if self.right is not None:
+            nearest, subset = NearestMeans(self.moments), self.subset
+            found = ((block, part if subset is None else subset.relabel(part)) for block, part in self.predictions)
+            result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(self.labels)
+            result["accuracy"] = float(self.right.double().mean())
+        return result
+
+    def per_class(self, names: Names | None, *, pairwise: bool) -> ClassTable:
+        """The table of the classes, with their accuracies where there is a classifier."""
+        correct = None
+        if self.right is not None:
+            correct = label_counts(self.labels[self.right.to(self.labels.device)], self.moments.num_classes)
+        options: dict[str, Any] = {"correct": correct, "classes": self.classes, "names": names, "pairwise": pairwise}
+        return class_table(self.moments, self.weight, self.bias, **options)[0]
+
+    @cached_property
+    def predictions(self) -> list[tuple[Tensor, Tensor]]:
+        """Blocks of features with their predicted classes, among all."""
+        features, _, weight, bias = self._all
+        return [] if weight is None else list(_predictions(features, weight, bias))
+
+    @cached_property
+    def right(self) -> Tensor | None:
+        """(N,) bool: which samples are predicted right; None without a classifier."""
+        _, targets, weight, _ = self._all
+        if weight is None:
+            return None
+        predicted = torch.cat([part for _, part in self.predictions])
+        return predicted == targets.to(predicted.device)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

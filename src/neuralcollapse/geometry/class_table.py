@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
-from neuralcollapse.runs.class_rows import COLUMNS, Row, class_html, class_text, ends
+from neuralcollapse.runs.class_rows import COLUMNS, Row, class_html, class_text, deciding, ends, without_undefined
 from neuralcollapse.runs.csv_text import csv_text
 from neuralcollapse.runs.files import write_atomically
 
@@ -81,7 +81,7 @@ class ClassTable:
             check_count(count, "count", 1)
         known = self.columns
         if by is None:
-            by = next(key for key in ("cdnv", "alignment", "variance") if key in known)
+            by = deciding(known)
         if by not in known:
             why = "was not measured" if by in COLUMNS else "does not exist"
             raise InputError(
@@ -133,7 +133,7 @@ class ClassTable:
         """
         target = Path(path)
         try:
-            return write_atomically(target, csv_text(map(_defined, self.rows())).encode(errors="replace"))
+            return write_atomically(target, csv_text(map(without_undefined, self.rows())).encode(errors="replace"))
         except OSError as error:
             raise InputError(f"cannot write {target}: {error.strerror or error}") from None
 
@@ -159,8 +159,3 @@ class ClassTable:
     def _tensors(self) -> dict[str, Tensor]:
         values = {item.name: getattr(self, item.name) for item in fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Tensor)}
-
-
-def _defined(row: Row) -> dict[str, object]:
-    """The row without numbers that are NaN."""
-    return {key: "" if value is None or value != value else value for key, value in row.items()}

@@ -151,8 +151,9 @@ def worst_pairs(
     numbers = means.seen.cpu()
     found = zip(*(part.tolist() for part in best), strict=True)
     worst = [ClassPair(int(numbers[int(i)]), int(numbers[int(j)]), value) for value, i, j in found][:pairs]
-    for pair in worst if known else ():
-        pair.names = known[pair.first], known[pair.second]
+    if known is not None:
+        for pair in worst:
+            pair.names = known[pair.first], known[pair.second]
     return worst
 
 

@@ -13,10 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from neuralcollapse.capture.class_by_class import measured_names
+from neuralcollapse.capture.class_by_class import confused, measured_names
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.pairs import worst_pairs
 from neuralcollapse.loops.expected import HeadDecay, decays_of, squares
 from neuralcollapse.runs.class_record import ClassRecord
 from neuralcollapse.runs.records import Geometry
@@ -88,13 +87,11 @@ def classes_of(epoch: int, capture: Capture, *, pairwise: bool) -> ClassRecord |
     columns = {"number": table.number, **table.columns}
     if table.nearest is not None:
         columns["nearest"] = table.nearest
-    numbers = table.number.tolist()
-    pairs = worst_pairs(capture.moments, _PAIRS) if pairwise and table.cdnv is not None else []
-    listed = [(numbers[pair.first], numbers[pair.second], pair.cdnv) for pair in pairs]
+    pairs = confused(capture.moments, classes=capture.classes, names=None, pairwise=pairwise, count=_PAIRS)
     return ClassRecord(
         epoch,
         {name: np.asarray(values, np.float64) for name, values in columns.items()},
-        np.array(listed, np.float64).reshape(-1, 3),
+        np.array(pairs, np.float64).reshape(-1, 3),
     )
 
 

@@ -6,7 +6,6 @@ A run folder keeps that of its last record as a .npz file of float64 arrays.
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +102,3 @@ def read_class_record(file: Path) -> ClassRecord:
     if len(np.unique(arrays["number"])) < len(arrays["number"]):
         raise ValueError("it has a class twice")
     return ClassRecord(epoch_of(file), {name: value.astype(np.float64) for name, value in arrays.items()}, pairs)
-
-
-def worst_first(rows: Sequence[Row], by: str) -> list[Row]:
-    """The rows by a column, the worst first, those without a number last; in their order where numbers are equal."""
-    sign = -1 if COLUMNS[by].large_is_worse else 1
-
-    def key(row: Row) -> float:
-        value = float(row[by])
-        return math.inf if math.isnan(value) else sign * value
-
-    return sorted(rows, key=lambda row: (math.isnan(float(row[by])), key(row)))

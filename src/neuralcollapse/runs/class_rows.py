@@ -10,7 +10,7 @@ from __future__ import annotations
 import html
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]
@@ -63,6 +63,35 @@ def short(key: str, value: Any) -> str:
     return f"{value:.4f}" if key == "accuracy" else f"{value:.3f}" if key == "alignment" else f"{value:.3g}"
 
 
+def without_undefined(row: Row) -> dict[str, Any]:
+    """The row with nothing in place of what is undefined, for CSV."""
+    return {key: "" if value is None or value != value else value for key, value in row.items()}
+
+
+def deciding(known: Container[str]) -> str:
+    """The column that says which class is the worst, where nobody chose one."""
+    return next(key for key in ("cdnv", "alignment", "variance") if key in known)
+
+
+def worst_first(rows: Sequence[Row], by: str) -> list[Row]:
+    """The rows by a column, the worst first, those without a number last; in their order where numbers are equal."""
+    sign = -1 if COLUMNS[by].large_is_worse else 1
+
+    def key(row: Row) -> tuple[bool, float]:
+        value = float(row[by])
+        return math.isnan(value), 0.0 if math.isnan(value) else sign * value
+
+    return sorted(rows, key=key)
+
+
+def table_text(rows: Sequence[Row]) -> str:
+    """The rows as a table, the worst first."""
+    by = deciding(rows[0])
+    ordered = worst_first(rows, by)
+    first, last = ends(len(rows))
+    return class_text(ordered[:first], ordered[len(rows) - last :], len(rows) - first - last, by)
+
+
 def ends(count: int) -> tuple[int, int]:
     """How many rows a table of `count` rows shows of its beginning and its end."""
     return (count, 0) if count <= _WHOLE else (_FIRST, _LAST)
@@ -73,7 +102,7 @@ def class_text(first: Sequence[Row], last: Sequence[Row], left_out: int, by: str
     rows = [*first, *last]
     keys = [key for key in SHOWN if rows and key in rows[0]]
     headings = ["class", *(COLUMNS[key].label if key in COLUMNS else key for key in keys)]
-    cells = [[_plain(name_of(row)), *(_cell(row, key) for key in keys)] for row in rows]
+    cells = [[plain(name_of(row)), *(_cell(row, key) for key in keys)] for row in rows]
     named = [0, *(i for i, key in enumerate(keys, start=1) if key == "nearest")]
     widths = [max(_width(line[i]) for line in [headings, *cells]) for i in range(len(headings))]
     room = _WIDTH - _GAP * (len(widths) - 1) - sum(width for i, width in enumerate(widths) if i not in named)
@@ -110,7 +139,7 @@ def _summary(total: int, by: str) -> str:
 
 
 def _cell(row: Row, key: str) -> str:
-    return _plain(name_of(row, key)) if key == "nearest" else short(key, row[key])
+    return plain(name_of(row, key)) if key == "nearest" else short(key, row[key])
 
 
 def _line(cells: Sequence[str], widths: Sequence[int], named: Sequence[int]) -> str:
@@ -122,7 +151,7 @@ def _line(cells: Sequence[str], widths: Sequence[int], named: Sequence[int]) -> 
     return (" " * _GAP).join(padded).rstrip()
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """Text without line breaks and control characters, which could move a terminal's cursor."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in " ".join(text.split()))
 
