@@ -1,4 +1,4 @@
-"""The table of classes of a pass: its moments, its head and the right predictions of each class, under their own names."""
+"""The table of the classes that a pass measured, and their worst pairs, under their own numbers and names."""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ def find_class_names(model: nn.Module, data: Any, num_classes: int) -> tuple[str
         if isinstance(classes, list | tuple) and len(classes) == num_classes:
             return tuple(map(_text, classes))
         columns = getattr(each, "features", None)
-        for key in _LABELS if isinstance(columns, Mapping) else ():
+        if not isinstance(columns, Mapping):
+            continue
+        for key in _LABELS:
             named = getattr(columns.get(key), "names", None)
             if isinstance(named, list | tuple) and len(named) == num_classes:
                 return tuple(map(_text, named))

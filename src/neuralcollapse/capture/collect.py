@@ -65,9 +65,7 @@ class Capture:
     nonnegative: bool = False
     class_names: tuple[str, ...] | None = None
 
-    def per_class(
-        self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
-    ) -> ClassTable:
+    def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
         """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
 
         Args:

@@ -73,7 +73,7 @@ def measure_checkpoints(
     prefix: str | None = None,
     progress: bool = True,
     config: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | Mapping[int, str] = (),
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     given: Iterable[str | Path] = (),
     **options: Any,

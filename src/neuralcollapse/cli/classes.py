@@ -1,4 +1,4 @@
-"""`--per-class` and `--class-names` of `neuralcollapse measure`: the table of the classes, on the terminal, as JSON, CSV."""
+"""`--per-class` and `--class-names` of `neuralcollapse measure`: the classes on the terminal, as JSON and as CSV."""
 
 from __future__ import annotations
 

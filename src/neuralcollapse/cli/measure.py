@@ -35,8 +35,8 @@ def add(commands: Any) -> None:
         "measure",
         help="measure a file of features, the checkpoints of a run, or those of any training",
         description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
-        "labels (N,), and the classifier's weight (K, d), bias (K,) and class_names (K,) where it has them), in the checkpoints of "
-        "a run folder, or in those of any training, given its network and data.",
+        "labels (N,), and the classifier's weight (K, d), bias (K,) and class_names (K,) where it has them), in the "
+        "checkpoints of a run folder, or in those of any training, given its network and data.",
         epilog="examples:\n"
         "  neuralcollapse measure features.npz --json\n"
         "  neuralcollapse measure features.npz --per-class classes.csv --class-names names.txt\n"

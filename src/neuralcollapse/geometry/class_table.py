@@ -21,12 +21,12 @@ from neuralcollapse.runs.files import write_atomically
 class ClassTable:
     r"""The numbers of each class, one row a class: what `neuralcollapse.per_class` returns.
 
-    All columns are on the CPU and have R rows, R = K unless the table is one of `worst`. The numbers are float64, and
-    NaN where a class has none. `neuralcollapse.per_class` has the formulas.
+    All columns are on the CPU and have R rows, R = K unless the table is one of `worst`. They are float64, and NaN
+    where a class has no such number, but for the two that hold numbers of classes. `neuralcollapse.per_class` has the formulas.
 
     Attributes:
         number: (R,) int64, the numbers of the classes.
-        count: (R,) int64, their samples.
+        count: (R,) their samples.
         mean_norm: (R,) :math:`|\mu_k - \mu_G|`.
         variance: (R,) :math:`V_k`, the mean of :math:`|h - \mu_k|^2` in the class.
         nearest: (R,) int64, the number of the class with the nearest mean; -1 where there is none. None if it was not
@@ -88,7 +88,7 @@ class ClassTable:
                 f"expected by= as a column of the table ({', '.join(known)}), got {by!r}, which {why}"
                 f"{did_you_mean(str(by), known)}"
             )
-        values = known[by].double()
+        values = known[by]
         values = torch.where(values.isnan(), torch.inf, -values if COLUMNS[by].large_is_worse else values)
         order = values.sort(stable=True).indices[:count]
         parts = {key: value[order] for key, value in self._tensors().items()}
@@ -108,6 +108,7 @@ class ClassTable:
             if self.names is not None:
                 row["name"] = self.names[number]
             row |= {key: lists[key][place] for key in COLUMNS if key in lists}
+            row["count"] = int(row["count"])
             if "nearest" in lists:
                 near = lists["nearest"][place]
                 row["nearest"] = None if near < 0 else near

@@ -249,6 +249,7 @@ def _correct(matrix: BlockedMatrix, distances: Tensor, near: Tensor, first: slic
 
 
 def pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
+    """(P,) |m_i - m_j|^2 for pairs of rows, from their differences."""
     return (matrix.block(first) - matrix.block(second)).square().sum(1)
 
 

@@ -47,8 +47,8 @@ def per_class(
     - `weight_norm`, :math:`|w_k|`, as in the measure `equinorm_weights`, and `centred_weight_norm`,
       :math:`|w_k - \bar w|`, which does not change when all rows are moved alike, as the softmax does not;
     - `alignment`, :math:`\cos(w_k - \bar w, \mu_k - \mu_G)`, in [-1, 1] (goes to 1);
-    - `mean_logit`, :math:`b_k + w_k^\top \mu_G` less its mean over the classes: what the classifier gives class k before
-      it sees anything of a sample. The length of this column is the measure `nc_bias_centered`.
+    - `mean_logit`, :math:`b_k + w_k^\top \mu_G` less its mean over the classes: what the classifier gives class k
+      before it sees anything of a sample. The length of this column is the measure `nc_bias_centered`.
 
     Classes without samples are left out of :math:`\bar w` and of the mean logit, as in `measures`; their rows are NaN.
     A class of one sample has no variance and no CDNV; in the CDNV of others its variance counts as 0, as in `nc1_cdnv`.
@@ -111,10 +111,10 @@ def quiet_per_class(
         columns.setdefault(name, nothing)
     if pairwise:
         columns["nearest"] = columns["nearest"].nan_to_num(-1).to(torch.int64)
-    counts = moments.counts.cpu()
+    counts = moments.counts.cpu().double()
     if shares is not None:
         columns["accuracy"] = torch.where(counts > 0, shares, math.nan)
-    table = ClassTable(torch.arange(count), counts, **columns, names=known)
+    table = ClassTable(torch.arange(count), counts, **columns, names=known)  # type: ignore[arg-type]
     return table, _sentences(means, reasons)
 
 

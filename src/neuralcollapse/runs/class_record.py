@@ -1,4 +1,4 @@
-"""ClassRecord: the numbers of each class at one measured epoch, and the classes that are hardest to tell apart (no torch).
+"""ClassRecord: the numbers of each class at one measured epoch, and the pairs hardest to tell apart (no torch).
 
 A run folder keeps that of its last record as a .npz file of float64 arrays.
 """

@@ -1,8 +1,8 @@
 """The numbers of each class as rows: what the columns mean, in which order they stand, as text and as CSV (no torch).
 
-A row is a dict: "class" (its number), "name", the columns of `COLUMNS` that are known, "nearest" (a number or None) and
-"nearest_name". Terminal tables, CSV files and pages are made from such rows. Names may come from anywhere: in a table on
-the terminal nothing of them but printable characters is left.
+A row is a dict: "class" (its number), "name", the columns of `COLUMNS` that are known, "nearest" (a number or None)
+and "nearest_name". Terminal tables, CSV files and pages are made from such rows. Names may come from anywhere: in a
+table on the terminal nothing of them but printable characters is left.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ SHOWN = ("count", "cdnv", "nearest", "accuracy", "alignment", "variance", "mean_
 
 
 def name_of(row: Row, key: str = "class") -> str:
-    """How a table calls the class of a row, or with "nearest" its nearest: number and name, as far as they are known."""
+    """How a table calls the class of a row, or its "nearest": by number and name, as far as they are known."""
     number, name = row[key], row.get("name" if key == "class" else f"{key}_name")
     return "" if number is None else str(number) if name in (None, str(number)) else f"{number} {name}"
 
