@@ -22,7 +22,8 @@ class ClassTable:
     r"""The numbers of each class, one row a class: what `neuralcollapse.per_class` returns.
 
     All columns are on the CPU and have R rows, R = K unless the table is one of `worst`. They are float64, and NaN
-    where a class has no such number, but for the two that hold numbers of classes. `neuralcollapse.per_class` has the formulas.
+    where a class has no such number, but for the two that hold numbers of classes. `neuralcollapse.per_class` has the
+    formulas.
 
     Attributes:
         number: (R,) int64, the numbers of the classes.

@@ -131,8 +131,8 @@ class RunFolder:
             self._hold = None
 
     def make_folders(self) -> None:
-        """Make the folders inside."""
-        for name in ownership.EPOCH_FILES:
+        """Make the folders inside; that of the classes comes with its first file."""
+        for name in ("geometry", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
 
     def _own(self, *, of_earlier: bool = False) -> list[Path]:
@@ -250,7 +250,7 @@ class RunFolder:
     def write_classes(self, classes: ClassRecord) -> None:
         """Keep the numbers of each class, in place of those of earlier epochs."""
         file = self.path / "classes" / f"epoch-{classes.epoch:05d}.npz"
-        file.parent.mkdir(exist_ok=True)  # a folder of an earlier version has none
+        file.parent.mkdir(exist_ok=True)
         write_atomically(file, classes.to_bytes())
         for other in self._epoch_files("classes"):
             if other != file:
