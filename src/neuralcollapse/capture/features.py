@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -48,7 +48,8 @@ def measure_features(
         pairwise: as in `measure`.
 
     Returns:
-        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy".
+        The keys of `neuralcollapse.measures`, "num_samples" and "ncc_accuracy" (the share of samples whose nearest
+        class mean is that of their label); with a weight also "nc4" and "accuracy".
 
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
@@ -129,7 +130,7 @@ class _Measured:
             num_classes = len(subset)
             shown_weight = None if weight is None else subset.rows(weight)
             shown_bias = None if bias is None else subset.rows(bias)
-        self.labels, self.subset = labels, subset
+        self._labels, self._subset = labels, subset
         self.classes = None if subset is None else subset.classes
         self.weight, self.bias = shown_weight, shown_bias
         self.moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
@@ -138,36 +139,34 @@ class _Measured:
     def measures(self, pairwise: bool | int) -> dict[str, Any]:
         """What `measure_features` returns."""
         result: dict[str, Any] = dict(measures(self.moments, self.weight, self.bias, pairwise=pairwise))
-        result["num_samples"] = self.moments.num_samples
-        if self.right is not None:
-            nearest, subset = NearestMeans(self.moments), self.subset
-            found = ((block, part if subset is None else subset.relabel(part)) for block, part in self.predictions)
-            result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(self.labels)
-            result["accuracy"] = float(self.right.double().mean())
+        result["num_samples"] = count = self.moments.num_samples
+        right, (unlike_label, unlike_prediction) = self._counts
+        result["ncc_accuracy"] = (count - unlike_label) / count
+        if self.weight is not None:
+            result |= {"nc4": unlike_prediction / count, "accuracy": float(right.sum()) / count}
         return result
 
     def per_class(self, names: Names | None, *, pairwise: bool) -> ClassTable:
         """The table of the classes, with their accuracies where there is a classifier."""
-        correct = None
-        if self.right is not None:
-            correct = label_counts(self.labels[self.right.to(self.labels.device)], self.moments.num_classes)
+        correct = None if self.weight is None else self._counts[0]
         options: dict[str, Any] = {"correct": correct, "classes": self.classes, "names": names, "pairwise": pairwise}
         return class_table(self.moments, self.weight, self.bias, **options)[0]
 
     @cached_property
-    def predictions(self) -> list[tuple[Tensor, Tensor]]:
-        """Blocks of features with their predicted classes, among all."""
-        features, _, weight, bias = self._all
-        return [] if weight is None else list(_predictions(features, weight, bias))
-
-    @cached_property
-    def right(self) -> Tensor | None:
-        """(N,) bool: which samples are predicted right; None without a classifier."""
-        _, targets, weight, _ = self._all
-        if weight is None:
-            return None
-        predicted = torch.cat([part for _, part in self.predictions])
-        return predicted == targets.to(predicted.device)
+    def _counts(self) -> tuple[Tensor, list[float]]:
+        """(K',) right predictions by class, and the samples whose nearest mean is not that of label and prediction."""
+        features, targets, weight, bias = self._all
+        nearest, count = NearestMeans(self.moments), self.moments.num_classes
+        right = torch.zeros(count, dtype=torch.int64)
+        wrong = torch.zeros(2, dtype=torch.float64)
+        parts = (each.split(max(1, 2**22 // count)) for each in (features, self._labels, targets))
+        for block, numbers, wanted in zip(*parts, strict=True):
+            predicted = wanted if weight is None else _predicted(block, weight, bias)
+            hit = predicted == wanted.to(predicted.device)
+            right += label_counts(numbers[hit.to(numbers.device)], count).cpu()
+            predicted = predicted if self._subset is None else self._subset.relabel(predicted)
+            wrong += nearest.mismatches(block, [numbers, predicted]).cpu()
+        return right, wrong.tolist()
 
 
 def _rows(weight: Tensor, dim: int) -> int:
@@ -188,9 +187,7 @@ def _count_classes(labels: Tensor) -> int:
     return max(1, largest + 1)
 
 
-def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of features with the classes of their largest logits, computed in float64."""
-    rows = weight.double().to(features.device)
-    shift = 0 if bias is None else bias.double().to(features.device)
-    for block in features.split(max(1, 2**22 // len(rows))):
-        yield block, (block.double() @ rows.T + shift).argmax(1)
+def _predicted(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N,) the class of the largest logit of each of the features, in float64."""
+    logits = features.double() @ weight.double().to(features.device).T
+    return (logits if bias is None else logits + bias.double().to(features.device)).argmax(1)
