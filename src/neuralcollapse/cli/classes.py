@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.runs.class_rows import Row, name_of, plain, short, table_text, without_undefined
+from neuralcollapse.runs.class_rows import Row, cut, name_of, plain, short, table_text, without_undefined
 from neuralcollapse.runs.csv_text import csv_text
 from neuralcollapse.runs.files import parse_json, read_text, write_atomically
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neuralcollapse.runs.folder import RunFolder
 
 _PAIRS = 5  # that the terminal shows
+_NAME = 40  # columns of the terminal for a class
 
 
 class Classes(NamedTuple):
@@ -147,7 +148,8 @@ def show(classes: Classes) -> None:
     if classes.pairs:
         print("hardest to tell apart:")
     for row in classes.pairs[:_PAIRS]:
-        print(f"  {short('cdnv', row['cdnv']):>9}  {plain(name_of(row))}, {plain(name_of(row, 'nearest'))}")
+        first, second = (cut(plain(name_of(row, key)), _NAME) for key in ("class", "nearest"))
+        print(f"  {short('cdnv', row['cdnv']):>9}  {first}, {second}")
 
 
 def write(options: argparse.Namespace, classes: Classes) -> str:

@@ -10,6 +10,7 @@ from neuralcollapse.runs.class_rows import (
     COLUMNS,
     SHOWN,
     Row,
+    cut,
     deciding,
     name_of,
     short,
@@ -20,6 +21,7 @@ from neuralcollapse.runs.csv_text import csv_text
 from neuralcollapse.runs.reading import Run
 
 _ROWS = 200  # that a page draws
+_LETTERS = 60  # of a class's name
 
 
 def class_tables(run: Run) -> list[Table]:
@@ -38,10 +40,11 @@ def class_tables(run: Run) -> list[Table]:
     return [
         Table(
             f"Class by class at {run.unit} {classes.epoch:,}",
-            [[_class_cell(row), *(_cell(row, key) for key in keys)] for row in drawn],
+            [[Cell(_name(row), sort=float(row["class"])), *(_cell(row, key) for key in keys)] for row in drawn],
             ["class", *(COLUMNS[key].label if key in COLUMNS else key for key in keys)],
             note,
             sortable=True,
+            names=[keys.index("nearest") + 1] if "nearest" in keys else [],
             sorted_by=(keys.index(by) + 1, COLUMNS[by].large_is_worse),
             csv=("classes.csv", csv_text(map(_shortened, rows))),
             csv_label=f"Download all {len(rows):,} classes (CSV)",
@@ -52,12 +55,10 @@ def class_tables(run: Run) -> list[Table]:
 
 
 def _pairs(classes: ClassRecord, names: Sequence[str]) -> Table | None:
-    rows = [
-        (name_of(row), Cell(name_of(row, "nearest")), Cell(short("cdnv", row["cdnv"]), sort=row["cdnv"]))
-        for row in classes.pair_rows(names)
-    ]
+    rows = [(_name(row), _name(row, "nearest"), short("cdnv", row["cdnv"])) for row in classes.pair_rows(names)]
     note = "The pairs of classes with the largest CDNV of all."
-    return Table("Hardest to tell apart", rows, ("class", "and", "CDNV"), note, tall=True) if rows else None
+    header = ("class", "and", "CDNV")
+    return Table("Hardest to tell apart", rows, header, note, names=[1], tall=True) if rows else None
 
 
 def _meanings(keys: Sequence[str]) -> str:
@@ -72,11 +73,11 @@ def _shortened(row: Row) -> dict[str, object]:
     return {key: float(f"{value:.6g}") if isinstance(value, float) else value for key, value in numbers}
 
 
-def _class_cell(row: Row) -> Cell:
-    return Cell(name_of(row), sort=float(row["class"]))
+def _name(row: Row, key: str = "class") -> str:
+    return cut(name_of(row, key), _LETTERS)
 
 
 def _cell(row: Row, key: str) -> Cell:
     if key == "nearest":
-        return Cell(name_of(row, key), sort=None if row[key] is None else float(row[key]))
+        return Cell(_name(row, key), sort=None if row[key] is None else float(row[key]))
     return Cell(short(key, row[key]), sort=float(row[key]))

@@ -36,6 +36,7 @@ class Table:
         sortable: a click on a column's name sorts the rows by it.
         words: the cells are sentences, which wrap.
         sorted_by: the column (from 0) by which the rows are sorted already, and whether its largest number is first.
+        names: the columns, beside the first, that hold names: they stand at the left and wrap.
         tall: the table scrolls in a box of its own, under its header, where it has many rows.
         csv: (file name, content) of all of its rows, to download.
         csv_label: the words on that button.
@@ -50,6 +51,7 @@ class Table:
     sortable: bool = False
     words: bool = False
     sorted_by: tuple[int, bool] | None = None
+    names: Sequence[int] = ()
     tall: bool = False
     csv: tuple[str, str] | None = None
     csv_label: str = "Download the table (CSV)"

@@ -109,7 +109,7 @@ def class_text(first: Sequence[Row], last: Sequence[Row], left_out: int, by: str
     most = max(_LEAST, min(_MOST, room // len(named)))
     for i in named:
         widths[i] = min(widths[i], most)
-    lines = [[_cut(cell, width) for cell, width in zip(line, widths, strict=True)] for line in [headings, *cells]]
+    lines = [[cut(cell, width) for cell, width in zip(line, widths, strict=True)] for line in [headings, *cells]]
     drawn = [_line(line, widths, named) for line in lines]
     if left_out:
         drawn.insert(1 + len(first), f"... {left_out:,} more")
@@ -162,7 +162,7 @@ def _width(text: str) -> int:
     return len(text) + wide - sum(bool(unicodedata.combining(letter)) for letter in text)
 
 
-def _cut(text: str, width: int) -> str:
+def cut(text: str, width: int) -> str:
     """The text in at most `width` columns, with an ellipsis where it is longer."""
     if _width(text) <= width:
         return text
