@@ -38,15 +38,15 @@ def class_table(
         pairwise: as in `neuralcollapse.per_class`.
     """
     accuracy = None if correct is None else correct.double().cpu() / moments.counts.cpu().clamp(min=1)
-    table, reasons = quiet_per_class(
+    return quiet_per_class(
         moments,
         weight,
         bias,
         names=measured_names(names, classes, moments.num_classes, strict=True),
         accuracy=accuracy,
         pairwise=pairwise,
+        numbers=classes,
     )
-    return table if classes is None else table.renumbered(classes), reasons
 
 
 def confused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from neuralcollapse.capture.collect import Capture
 
-_ARRAYS = ("features", "labels", "weight", "bias", "class_names")
+_ARRAYS = ("features", "labels", "weight", "bias")
 _INFLATED_BYTES = 2**30  # of a file's arrays, or so many times the file:
 _INFLATED = 200
 _DECAYS = ("weight_decay", "feature_decay", "bias_decay")
@@ -152,7 +152,8 @@ def _run_folder(options: argparse.Namespace) -> int:
 
 def _file(options: argparse.Namespace) -> int:
     _check_decays(options)
-    arrays, unused = read_features(options.path)
+    named = options.per_class is not None and options.class_names is None
+    arrays, unused = read_features(options.path, ["class_names"] if named else [])
     values, found = _measured(arrays, options)
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
@@ -260,8 +261,10 @@ def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tenso
     return features[kept], labels[kept]
 
 
-def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_features(path: Path, more: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
+
+    `more` are names of arrays that are read beside those that every call reads.
 
     Nothing in it is ever unpickled.
 
@@ -285,11 +288,11 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
                     f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
                 )
             most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
-            arrays, others = read_arrays(path, _ARRAYS, most=most)
+            arrays, others = read_arrays(path, [*_ARRAYS, *more], most=most)
         else:
             from neuralcollapse.runs.tensors import read_tensors
 
-            arrays, others = read_tensors(path, _ARRAYS)
+            arrays, others = read_tensors(path, [*_ARRAYS, *more])
     except InputError:
         raise
     except ValueError as error:

@@ -84,8 +84,12 @@ def quiet_per_class(
     names: Sequence[str] | Mapping[int, str] | None = None,
     accuracy: Tensor | Sequence[float] | None = None,
     pairwise: bool = True,
+    numbers: Tensor | None = None,
 ) -> tuple[ClassTable, list[str]]:
-    """`per_class` without its warnings, and their reasons."""
+    """`per_class` without its warnings, and their reasons.
+
+    Where the classes are a subset of more, `numbers` (K,) are those that the table and the reasons call them by.
+    """
     if not isinstance(moments, ClassMoments):
         raise InputError(
             f"expected ClassMoments, got {type(moments).__name__}: make them with ClassMoments.from_batch, or take the "
@@ -115,7 +119,7 @@ def quiet_per_class(
     if shares is not None:
         columns["accuracy"] = torch.where(counts > 0, shares, math.nan)
     table = ClassTable(torch.arange(count), counts, **columns, names=known)  # type: ignore[arg-type]
-    return table, _sentences(means, reasons)
+    return table if numbers is None else table.renumbered(numbers), _sentences(table, reasons, numbers)
 
 
 def _of_features(means: CentredMeans, pairwise: bool, reasons: dict[str, list[str]]) -> dict[str, Tensor]:
@@ -182,10 +186,6 @@ def _of_classifier(
     except Undefined as reason:
         reasons.setdefault(str(reason), []).append("alignment")
         return found
-    without = means.seen[found["alignment"].isnan()].tolist()
-    if without:
-        plural = "es" * (len(without) > 1)
-        reasons[f"a centred row or mean of zero length in class{plural} {listed(without)}"] = ["alignment"]
     return found
 
 
@@ -228,14 +228,21 @@ def _shares(accuracy: Tensor | Sequence[float], count: int) -> Tensor:
     return values
 
 
-def _sentences(means: CentredMeans, reasons: dict[str, list[str]]) -> list[str]:
+def _sentences(table: ClassTable, reasons: dict[str, list[str]], numbers: Tensor | None) -> list[str]:
     """The reasons for undefined numbers, each with what is undefined."""
+    called = range(len(table)) if numbers is None else numbers.tolist()
+
+    def classes(which: Tensor) -> str:
+        found = [called[k] for k in which.nonzero().flatten().tolist()]
+        return f"class{'es' * (len(found) > 1)} {listed(found)}" if found else ""
+
     sentences = []
-    if means.unseen:
-        plural = "es" * (len(means.unseen) > 1)
-        sentences.append(f"no samples of class{plural} {listed(means.unseen)}: all of their numbers")
-    single = means.seen[means.counts == 1].tolist()
-    if single:
-        plural = "es" * (len(single) > 1)
-        sentences.append(f"one sample of class{plural} {listed(single)}: variance, cdnv")
-    return sentences + [f"{reason}: {', '.join(columns)}" for reason, columns in reasons.items()]
+    if found := classes(table.count == 0):
+        sentences.append(f"no samples of {found}: all of their numbers")
+    if found := classes(table.count == 1):
+        sentences.append(f"one sample of {found}: variance, cdnv")
+    sentences += [f"{reason}: {', '.join(columns)}" for reason, columns in reasons.items()]
+    known = any("alignment" in columns for columns in reasons.values())
+    if table.alignment is not None and not known and (found := classes(table.alignment.isnan() & (table.count > 0))):
+        sentences.append(f"a centred row or mean of zero length in {found}: alignment")
+    return sentences
