@@ -9,6 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -214,7 +215,8 @@ def _over_all(values: Tensor, means: CentredMeans, count: int) -> Tensor:
 
 def _shares(accuracy: Tensor | Sequence[float], count: int) -> Tensor:
     """(K,) float64 accuracies on the CPU, after checking them."""
-    values = as_tensor(accuracy, "accuracy").detach().cpu().double()
+    given = accuracy if isinstance(accuracy, Tensor) else np.asarray(accuracy)  # a list of floats, as float64
+    values = as_tensor(given, "accuracy").detach().cpu().double()
     if tuple(values.shape) != (count,):
         raise InputError(
             f"expected accuracy of shape (K,) = ({count},), got {tuple(values.shape)}: a share for each class"
