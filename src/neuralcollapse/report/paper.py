@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.report.figure import Band, Bars, Dots, Figure, HeatMap, Line, Points3D
+from neuralcollapse.report.figure import GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
 from neuralcollapse.runs.files import write_atomically
 
@@ -118,6 +118,8 @@ def draw(figure: Figure) -> Drawing:
         entries = _draw_marks(figure, ax, x, y)
         if all(isinstance(mark, Line | Dots | Band) for mark in figure.marks):
             ax.margins(x=0.04 if any(_marked(mark) for mark in figure.marks) else 0.02)
+        for place, text in figure.events:
+            _event(ax, place, text, low=figure.y.percent)
         for axis in (x, y):
             axis.finish(ax, 72 * _WIDTH)
         if len(entries) > 1:
@@ -166,6 +168,17 @@ def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
     style = {"color": mark.color, "linewidth": _LINE * mark.width / 2, "linestyle": _DASHES[mark.dash], "zorder": 2.5}
     style |= {"marker": "o" if _marked(mark) else "none", "markersize": _MARKER, "markeredgewidth": 0}
     return ax.plot(places, values, **style)[0]
+
+
+def _event(ax: Any, place: float, text: str, *, low: bool) -> None:
+    """A thin upright line with words along it, at its lower or upper end."""
+    low, high = ax.get_xlim()
+    ax.axvline(place, color=GREY, linewidth=0.6, linestyle=_DASHES["dot"], zorder=1.2)
+    side, shift = ("left", 2) if place <= (low + high) / 2 else ("right", -2)
+    style = {"fontsize": 6, "color": GREY, "rotation": 90, "ha": side, "va": "bottom" if low else "top", "zorder": 1.2}
+    ax.annotate(
+        plain(text), (place, 0.02 if low else 0.98), (shift, 0), ("data", "axes fraction"), "offset points", **style
+    )
 
 
 def _dots(ax: Any, x: PaperAxis, y: PaperAxis, mark: Dots) -> Any:

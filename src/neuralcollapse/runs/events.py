@@ -33,6 +33,12 @@ def collapse_begun(records: Sequence[Record]) -> Record | None:
     return next((record for before, record in pairwise(records) if begins(before, record)), None)
 
 
+def event_lines(record: Record, unit: str) -> list[str]:
+    """What happened with a record, a sentence for each event."""
+    words = {COLLAPSE_BEGUN: "collapse has begun", STOPPED: "training stops"}
+    return [f"{unit} {record.epoch}: {words[name]}: {text}" for name, text in record.events.items() if name in words]
+
+
 def stopped(records: Sequence[Record]) -> str:
     """Why the training was stopped early, as its last record says; empty if it was not."""
     return records[-1].events.get(STOPPED, "") if records else ""
