@@ -93,8 +93,8 @@ def quiet_per_class(
     """
     if not isinstance(moments, ClassMoments):
         raise InputError(
-            f"expected ClassMoments, got {type(moments).__name__}: make them with ClassMoments.from_batch, or take the "
-            "moments of a Capture"
+            f"expected ClassMoments, got {type(moments).__name__}: make them with ClassMoments.from_batch; a Capture "
+            "has a method per_class of its own"
         )
     count = moments.num_classes
     check_classifier(weight, bias, count, moments.feature_dim)
