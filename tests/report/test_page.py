@@ -61,6 +61,7 @@ def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
         "accuracy",
         "variability",
         "simplex",
+        "nearest",
         "cosines",
         "simplex-motion",
     ]

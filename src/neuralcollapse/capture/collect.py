@@ -193,7 +193,7 @@ def collect(
         sums.join(forward)
     capture = _result(forward, sums, loader)
     if sums.nearest is not None:
-        warn_of_unseen(capture, sums.nearest.counts)
+        warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
     if nc4:
         nearest = sums.nearest or NearestCounts(capture.all_moments)
         with forward:

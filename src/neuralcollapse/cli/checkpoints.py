@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import classes
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -155,6 +155,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     last = records[-1]
     print_last(last, unit, len(data.train.labels))
+    print_events(records, unit)
     if found is not None:
         classes.show(found)
     print(f"{written}run   {out}\npage  {page}")

@@ -48,6 +48,12 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="number of classes, if it cannot be read from the weight or data"
     )
+    parser.add_argument(
+        "--test-data",
+        type=Path,
+        metavar="FILE",
+        help="of a file: another one with the features and labels of a test set, measured beside it",
+    )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
@@ -83,6 +89,10 @@ def run(options: argparse.Namespace) -> int:
     options.pairwise = _pairwise(options)
     classes.check(options)
     given = checkpoints.given(options)
+    if options.test_data is not None and (options.path is None or options.path.is_dir()):
+        raise InputError(
+            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself"
+        )
     if options.path is None:
         if not given:
             raise InputError(
@@ -167,6 +177,8 @@ def _file(options: argparse.Namespace) -> int:
         print_json({**about, **asdict(record), **nothing, **classes.as_json(found)})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    if "accuracy" in record.test:
+        accuracy += f", test accuracy {record.test['accuracy']:.4f}"
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (under collapse {goal(record)})\n")
     print_measures(record)
     if found is not None:
@@ -186,6 +198,8 @@ def _measured(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[d
 
     given = [arrays["features"], arrays["labels"], arrays.get("weight"), arrays.get("bias"), options.num_classes]
     how = {name: getattr(options, name) for name in ("ignore_index", "min_count", "pairwise")}
+    if options.test_data is not None:
+        how |= _test_arrays(options.test_data)
     if options.per_class is None:
         return measure_features(*given, **how), None
     names = classes.names(options)
@@ -200,6 +214,12 @@ def _texts(names: Any) -> list[str]:
     if getattr(names, "dtype", None) is None or names.ndim != 1 or names.dtype.kind not in "US":
         raise InputError("expected the array class_names as K texts: leave it out, or give --class-names FILE")
     return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist()]
+
+
+def _test_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file of test features, as arguments of `measure_features`."""
+    arrays, _ = read_features(path)
+    return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:

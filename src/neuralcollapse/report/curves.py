@@ -19,12 +19,14 @@ from neuralcollapse.runs.records import MEASURES, Record, label, number
 
 _KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
 
+_PERCENT = Axis(percent=True)
+
 
 def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
     """The curves of one run, in reading order; `unit` is what its records count."""
     figures = [
         split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
-        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", Axis(percent=True)),
+        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
         measure_curve(
             records,
             unit,
@@ -45,10 +47,8 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
             Axis(from_zero=True),
         ),
     ]
-    figures += [nearest_curve(records, unit)] if any(record.has("ncc_accuracy") for record in records) else []
     figures += [head_curve(records, unit)] if any(record.head for record in records) else []
-    events, words = _events(records), happened(records, unit)
-    return [replace(figure, events=events, alt=" ".join([figure.alt, *words])) for figure in figures]
+    return _with_events(figures, records, unit)
 
 
 def happened(records: Sequence[Record], unit: str) -> list[str]:
@@ -58,25 +58,29 @@ def happened(records: Sequence[Record], unit: str) -> list[str]:
     return [*found, f"Stopped early: {reason}."] if reason else found
 
 
-def _events(records: Sequence[Record]) -> list[tuple[float, str]]:
-    """Where a run's figures have a mark, and its words."""
+def _with_events(figures: Sequence[Figure], records: Sequence[Record], unit: str) -> list[Figure]:
+    """The figures of a run, marked where something happened."""
     begun = collapse_begun(records)
     found = [] if begun is None else [(float(begun.epoch), "collapse begins")]
-    return [*found, (float(records[-1].epoch), "stopped early")] if stopped(records) else found
+    found += [(float(records[-1].epoch), "stopped early")] if stopped(records) else []
+    words = happened(records, unit)
+    return [replace(figure, events=found, alt=" ".join([figure.alt, *words])) for figure in figures]
 
 
-def nearest_curve(records: Sequence[Record], unit: str) -> Figure:
-    """The accuracy of the nearest class mean, in inner layers too."""
+def nearest_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
+    """The accuracy of the nearest class mean, in inner layers too; nothing where it was not measured."""
+    if not any(record.has("ncc_accuracy") for record in records):
+        return []
     places = {f"layers.{name}.": name for name in records[-1].layers} | {"": "features"}
     keys = {f"{place}ncc_accuracy": name for place, name in places.items()}
     lines = _with_test(records, keys)
-    records = _thinned(records, [key for key, *_ in lines])
     caption = (
         "Share of samples whose nearest class mean is that of their label. The means are those of the training set, "
         "for test samples too. Goes to 1, in early layers last."
     )
     title = "NCC accuracy: the nearest class mean"
-    return _figure(records, unit, lines, "nearest", title, caption, Axis(percent=True))
+    figure = _figure(_thinned(records, [key for key, *_ in lines]), unit, lines, "nearest", title, caption, _PERCENT)
+    return _with_events([figure], records, unit)
 
 
 def split_curve(records: Sequence[Record], unit: str, key: str, caption: str, axis: Axis) -> Figure:
@@ -201,14 +205,14 @@ def _figure(
 
 
 def _with_test(records: Sequence[Record], keys: Mapping[str, str]) -> list[_KeyLine]:
-    """A line for each key, with its name, and a dashed one of the same colour for the test set where that has it."""
-    lines: list[_KeyLine] = []
-    for (key, text), color in zip(keys.items(), itertools.cycle(COLORS), strict=False):
-        lines.append((key, text, color, "solid"))
-        tested = f"test_{key}" if key.startswith("layers.") else f"test.{key}"
-        if any(record.has(tested) for record in records):
-            lines.append((tested, f"{text}, test", color, "dash"))
-    return lines
+    """A line for each key, with its name; then dashed ones in the same colours for what the test set has of them."""
+    colors = dict(zip(keys, itertools.cycle(COLORS), strict=False))
+    tested = {key: f"test_{key}" if key.startswith("layers.") else f"test.{key}" for key in keys}
+    there = [key for key in keys if any(record.has(tested[key]) for record in records)]
+    return [
+        *((key, text, colors[key], "solid") for key, text in keys.items()),
+        *((tested[key], f"{keys[key]}, test", colors[key], "dash") for key in there),
+    ]
 
 
 def _thinned(records: Sequence[Record], keys: Sequence[str]) -> Sequence[Record]:

@@ -172,13 +172,11 @@ def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
 
 def _event(ax: Any, place: float, text: str, *, low: bool) -> None:
     """A thin upright line with words along it, at its lower or upper end."""
-    low, high = ax.get_xlim()
     ax.axvline(place, color=GREY, linewidth=0.6, linestyle=_DASHES["dot"], zorder=1.2)
-    side, shift = ("left", 2) if place <= (low + high) / 2 else ("right", -2)
-    style = {"fontsize": 6, "color": GREY, "rotation": 90, "ha": side, "va": "bottom" if low else "top", "zorder": 1.2}
-    ax.annotate(
-        plain(text), (place, 0.02 if low else 0.98), (shift, 0), ("data", "axes fraction"), "offset points", **style
-    )
+    side, shift = ("left", 2) if place <= sum(ax.get_xlim()) / 2 else ("right", -2)
+    height, end = (0.02, "bottom") if low else (0.98, "top")
+    style = {"fontsize": 6, "color": GREY, "rotation": 90, "ha": side, "va": end, "zorder": 1.2}
+    ax.annotate(plain(text), (place, height), (shift, 0), ("data", "axes fraction"), "offset points", **style)
 
 
 def _dots(ax: Any, x: PaperAxis, y: PaperAxis, mark: Dots) -> Any:

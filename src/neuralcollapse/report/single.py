@@ -9,7 +9,7 @@ from pathlib import Path
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.class_tables import class_tables
-from neuralcollapse.report.curves import happened, run_curves
+from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
@@ -73,7 +73,7 @@ def single_page(run: Run) -> Page:
 
 def run_figures(run: Run) -> list[Figure]:
     """The figures of a run, in reading order."""
-    return [*run_curves(run.records, run.unit), *geometry_figures([run])]
+    return [*run_curves(run.records, run.unit), *nearest_curves(run.records, run.unit), *geometry_figures([run])]
 
 
 def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
