@@ -195,9 +195,9 @@ class _Head:
         result["num_samples"] = count = moments.num_samples
         nearest, correct = (
             NearestMeans(moments if train is None else train),
-            torch.zeros(num_classes, dtype=torch.int64),
+            torch.zeros(num_classes, dtype=torch.int64, device="cpu"),
         )
-        wrong = torch.zeros(2, dtype=torch.float64)
+        wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
         parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
         for block, numbers, wanted in zip(*parts, strict=True):
             predicted = wanted if self.weight is None else _predicted(block, self.weight, self.bias)

@@ -150,8 +150,8 @@ class Sums:
             self.total_loss,
             *self.correct.tolist(),
         )
-        self._loss_sum = torch.tensor(loss, dtype=torch.float64)
-        self._correct = torch.tensor(correct, dtype=torch.float64).to(torch.int64)
+        self._loss_sum = torch.tensor(loss, dtype=torch.float64, device="cpu")
+        self._correct = torch.tensor(correct, dtype=torch.float64, device="cpu").to(torch.int64)
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")

@@ -112,14 +112,14 @@ def quiet_per_class(
     if weight is not None:
         wanted += ["weight_norm", "centred_weight_norm", "alignment", "mean_logit"]
     for name in wanted:
-        nothing = torch.full((count,), -1 if name == "nearest" else math.nan, dtype=torch.float64)
+        nothing = torch.full((count,), -1 if name == "nearest" else math.nan, dtype=torch.float64, device="cpu")
         columns.setdefault(name, nothing)
     if pairwise:
         columns["nearest"] = columns["nearest"].nan_to_num(-1).to(torch.int64)
     counts = moments.counts.cpu().double()
     if shares is not None:
         columns["accuracy"] = torch.where(counts > 0, shares, math.nan)
-    table = ClassTable(torch.arange(count), counts, **columns, names=known)  # type: ignore[arg-type]
+    table = ClassTable(torch.arange(count, device="cpu"), counts, **columns, names=known)  # type: ignore[arg-type]
     return table if numbers is None else table.renumbered(numbers), _sentences(table, reasons, numbers)
 
 
@@ -208,7 +208,7 @@ def _over_all(values: Tensor, means: CentredMeans, count: int) -> Tensor:
     """The values of the classes seen as a column of all classes on the CPU, NaN for the others."""
     if means.complete:
         return values.cpu()
-    column = torch.full((count,), math.nan, dtype=torch.float64)
+    column = torch.full((count,), math.nan, dtype=torch.float64, device="cpu")
     column[means.seen.cpu()] = values.cpu()
     return column
 
