@@ -67,8 +67,8 @@ def per_class(
         A table with one row a class.
 
     Raises:
-        InputError: weight or bias of the wrong shape or dtype, or not finite; as many names or accuracies as there are
-            classes were expected, or accuracies from 0 to 1.
+        InputError: weight or bias of the wrong shape or dtype, or not finite; names or accuracies of another number of
+            classes; accuracies outside 0 to 1.
     """
     table, reasons = quiet_per_class(moments, weight, bias, names=names, accuracy=accuracy, pairwise=pairwise)
     for reason in reasons:
