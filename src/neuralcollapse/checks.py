@@ -142,7 +142,7 @@ def check_class_names(names: Any, num_classes: int) -> tuple[str, ...]:
         names = [by_number.get(number, number) for number in range(max(num_classes, len(names)))]
     if isinstance(names, str | bytes) or not isinstance(names, Iterable):
         raise InputError(f"expected names as a list of {num_classes} texts, got {names!r:.80}: one for each class")
-    found = tuple(" ".join(str(name).split()) for name in names)
+    found = tuple(" ".join(str(number if name is None else name).split()) for number, name in enumerate(names))
     if len(found) != num_classes:
         raise InputError(f"expected the names of {num_classes} classes, got {len(found)}: one for each class")
     return found

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.capture.class_by_class import measured_names
@@ -47,6 +47,12 @@ def model(**config):
 def test_the_classes_of_a_data_set(classes, expected):
     loader = DataLoader(Subset(Subset(data(classes=classes), range(9)), range(6)))
     assert find_class_names(model(), loader, 3) == expected
+
+
+def test_data_sets_that_are_joined_have_the_names_that_all_have():
+    joined = ConcatDataset([data(classes=list(NAMES)), Subset(data(classes=NAMES), range(3))])
+    assert find_class_names(model(), DataLoader(joined), 3) == NAMES
+    assert find_class_names(model(), ConcatDataset([data(classes=list(NAMES)), data(classes=list("abc"))]), 3) is None
 
 
 def test_the_label_column_of_a_data_set_of_the_hub():

@@ -172,6 +172,24 @@ def test_the_columns_agree_with_the_measures():
     assert nc1_quotient == pytest.approx(values["nc1_quotient"], rel=1e-10)
 
 
+@pytest.mark.parametrize("classes", [4, 9])
+@pytest.mark.parametrize("scale", [1e-200, 1e200])
+def test_rows_whose_squares_are_no_numbers(classes, scale):
+    features, labels, weight, _ = drawn(classes, 6)
+    expected, table = of(features, labels, weight), of(features, labels, weight * scale)
+    torch.testing.assert_close(table.alignment, expected.alignment, rtol=1e-10, atol=0)
+    for name in ("weight_norm", "centred_weight_norm", "mean_logit"):
+        torch.testing.assert_close(getattr(table, name), getattr(expected, name) * scale, rtol=1e-10, atol=0)
+
+
+def test_features_whose_squares_are_no_numbers_are_undefined():
+    features, labels, weight, _ = drawn(4, 6)
+    with pytest.warns(nc.NeuralCollapseWarning, match="overflow.*: variance, mean_norm, nearest, distance, cdnv"):
+        table = of(features * 1e180, labels, weight)
+    assert table.variance.isnan().all()
+    assert table.alignment.isnan().all()
+
+
 def test_rotation_scale_permutation_and_batches():
     features, labels, weight, bias = drawn(6, 8)
     table = of(features, labels, weight, bias)

@@ -26,7 +26,15 @@ def find_class_names(model: nn.Module, data: Any, num_classes: int) -> tuple[str
         found = _by_number(getattr(getattr(module, "config", None), "id2label", None))
         if len(found) == num_classes and not all(name.startswith("LABEL_") for name in found):
             return found
+    return _of_data(data, num_classes)
+
+
+def _of_data(data: Any, num_classes: int, depth: int = 0) -> tuple[str, ...] | None:
     for each in _inside(data):
+        parts = getattr(each, "datasets", None)
+        if isinstance(parts, list | tuple) and parts and depth < _DEPTH:  # of several, the names that all of them have
+            found = {_of_data(part, num_classes, depth + 1) for part in parts}
+            return found.pop() if len(found) == 1 else None
         classes = getattr(each, "classes", None)
         if isinstance(classes, list | tuple) and len(classes) == num_classes:
             return tuple(map(_text, classes))

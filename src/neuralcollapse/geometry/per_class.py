@@ -17,11 +17,12 @@ from neuralcollapse.checks import as_tensor, check_class_names, check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import pair_distances, ratios, rounding_squares, tile_distances
 
 _EQUAL = 1e-13  # rows that differ from their mean by less than this share of the largest entry are equal to it
+_PLAIN = (1e-100, 1e100)  # the sizes of entries whose squares neither over- nor underflow
 _ROWS = 2**20  # values of the rows of class pairs held in memory at a time
 _OF_PAIRS = ("nearest", "distance", "cdnv")
 
@@ -126,7 +127,10 @@ def quiet_per_class(
 def _of_features(means: CentredMeans, pairwise: bool, reasons: dict[str, list[str]]) -> dict[str, Tensor]:
     """The columns about the features, for the classes seen."""
     single = means.counts == 1
-    found = {"variance": torch.where(single, math.nan, means.class_variances)}
+    variances = means.class_variances
+    found = {"variance": torch.where(single | ~variances.isfinite(), math.nan, variances)}
+    if not bool(variances.isfinite().all()):
+        reasons.setdefault(OVERFLOW, []).append("variance")
     try:
         matrix = means.matrix
     except Undefined as reason:
@@ -135,7 +139,6 @@ def _of_features(means: CentredMeans, pairwise: bool, reasons: dict[str, list[st
     found["mean_norm"] = matrix.norms
     if pairwise:
         near, distances = nearest_means(matrix)
-        variances = means.class_variances
         found["nearest"] = means.seen[near].double()
         found["distance"] = distances.sqrt()
         found["cdnv"] = torch.where(single, math.nan, ratios(distances, variances, variances[near]))
@@ -175,13 +178,17 @@ def _of_classifier(
     """The columns about the classifier's rows, for the classes seen."""
     given = weight.detach().to(means.seen.device)
     index = None if means.complete else means.seen
-    rows = BlockedMatrix(given, index)
+    rows, scale = BlockedMatrix(given, index), 1.0
+    if rows.largest > 0 and not _PLAIN[0] < rows.largest < _PLAIN[1]:  # the squares of its entries are no numbers
+        scale = rows.largest
+        rows = BlockedMatrix(given := given.double() / scale, index)
     middle = torch.stack([rows.block(part).sum(0) for part in rows.parts()]).sum(0) / rows.count
     centred = BlockedMatrix(given, index, middle, math.sqrt(rows.dim) * _EQUAL * rows.largest)
-    logits = rows.times(means.centre)
+    logits = rows.times(means.centre) * scale
     if bias is not None:
         logits = logits + bias.detach().to(logits)[means.seen]
-    found = {"weight_norm": rows.norms, "centred_weight_norm": centred.norms, "mean_logit": logits - logits.mean()}
+    found = {"weight_norm": scale * rows.norms, "centred_weight_norm": scale * centred.norms}
+    found["mean_logit"] = logits - logits.mean()
     try:
         found["alignment"] = row_cosines(centred, means.matrix)
     except Undefined as reason:

@@ -60,7 +60,9 @@ def short(key: str, value: Any) -> str:
         return f"{value:,}"
     if value is None or math.isnan(value):
         return ""
-    return f"{value:.4f}" if key == "accuracy" else f"{value:.3f}" if key == "alignment" else f"{value:.3g}"
+    if key == "alignment":
+        return f"{round(value, 3) + 0.0:.3f}"  # no -0.000
+    return f"{value:.4f}" if key == "accuracy" else f"{value:.3g}"
 
 
 def without_undefined(row: Row) -> dict[str, Any]:
