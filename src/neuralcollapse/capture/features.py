@@ -193,10 +193,8 @@ class _Head:
         if train is not None:
             warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
         result["num_samples"] = count = moments.num_samples
-        nearest, correct = (
-            NearestMeans(moments if train is None else train),
-            torch.zeros(num_classes, dtype=torch.int64, device="cpu"),
-        )
+        nearest = NearestMeans(moments if train is None else train)
+        correct = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
         parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
         for block, numbers, wanted in zip(*parts, strict=True):
