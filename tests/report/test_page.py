@@ -64,6 +64,7 @@ def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
         "nearest",
         "cosines",
         "simplex-motion",
+        "scree",
     ]
     for figure in figures:
         assert f'id="{figure["name"]}"' in page

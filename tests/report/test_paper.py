@@ -76,6 +76,7 @@ def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left
         "simplex.svg",
         "nearest.svg",
         "cosines.svg",
+        "scree.svg",
     ]
     assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())
     found = texts(paths[2].read_bytes())

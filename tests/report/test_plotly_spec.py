@@ -38,7 +38,7 @@ def test_an_event_is_an_upright_line_with_its_words_where_there_is_room(percent)
 
 def test_every_figure_of_a_run_is_valid_plotly_and_plain_json(short_run):
     figures = run_figures(read_run(short_run.path))
-    assert len(figures) == 7
+    assert len(figures) == 8
     for figure in figures:
         found = plotly_spec(figure)
         json.dumps(found, allow_nan=False)

@@ -134,7 +134,7 @@ class Agreement:
         found = [] if self.map.is_plain else [f"the layer {self.name!r}: {self.map.form}"]
         relation = self.relation or Relation(self.name)
         if relation.kind == "scaled":
-            scale = torch.as_tensor(relation.scale).to(weight)
+            scale = torch.as_tensor(relation.scale, dtype=weight.dtype, device=weight.device)
             weight = weight * (scale[:, None] if scale.dim() else scale)
             shift = None if relation.shift is None else relation.shift.to(weight)
             bias = shift if bias is None else bias * scale if shift is None else bias * scale + shift

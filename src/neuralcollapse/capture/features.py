@@ -16,7 +16,10 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.measures import held_out_measures, measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
+
+_BLOCK_ROWS = 4_096  # features that are brought to length one at a time
 
 
 def measure_features(
@@ -33,6 +36,7 @@ def measure_features(
     pairwise: bool | int = True,
     test_features: Tensor | None = None,
     test_labels: Tensor | None = None,
+    more: bool = False,
 ) -> dict[str, Any]:
     """Measure the collapse of features that are already in memory.
 
@@ -49,11 +53,13 @@ def measure_features(
         pairwise: as in `measure`.
         test_features: (M, d) of a test set, measured beside the others and not counted among them.
         test_labels: (M,) integers.
+        more: add what `neuralcollapse.more_measures` gives of the same samples and classes.
 
     Returns:
         The keys of `neuralcollapse.measures`, "num_samples" and "ncc_accuracy" (the share of samples whose nearest
-        class mean is that of their label); with a weight also "nc4" and "accuracy". With a test set also "test", as in
-        `measure`: about its own class means, with "nc4" and "ncc_accuracy" to those of `features`.
+        class mean is that of their label); with a weight also "nc4" and "accuracy"; with `more` also "more", a dict of
+        further numbers. With a test set also "test", as in `measure`: about its own class means, with "nc4" and
+        "ncc_accuracy" to those of `features`.
 
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
@@ -75,7 +81,7 @@ def measure_features(
     check_classifier(weight, bias, num_classes, features.shape[1])
     total = num_classes
     subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
-    head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise)
+    head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more)
     result, moments = head.measured(features, labels)
     if test is not None:
         with _of_test_set():
@@ -93,6 +99,7 @@ class _Head:
     subset: ClassSubset | None
     means_dtype: torch.dtype
     pairwise: bool | int
+    more: bool
 
     def measured(
         self, features: Tensor, labels: Tensor, train: ClassMoments | None = None
@@ -117,8 +124,10 @@ class _Head:
         if train is not None:
             warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
         result["num_samples"] = count = moments.num_samples
+        if self.more and train is None:
+            result["more"] = _more(moments, features, labels, weight, self.pairwise)
         nearest, right = NearestMeans(moments if train is None else train), 0
-        wrong = torch.zeros(2, dtype=torch.float64)
+        wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
         parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
         for block, numbers, wanted in zip(*parts, strict=True):
             predicted = wanted if self.weight is None else _predicted(block, self.weight, self.bias)
@@ -149,6 +158,17 @@ def _of_test_set() -> Iterator[None]:
         yield
     except InputError as error:
         raise InputError(f"test set: {error}") from None
+
+
+def _more(
+    moments: ClassMoments, features: Tensor, labels: Tensor, weight: Tensor | None, pairwise: bool | int
+) -> dict[str, float]:
+    """`more_measures`, with GNC1 of the features at length one where none is zero."""
+    unit = ClassMoments.zeros(moments.num_classes, moments.feature_dim, features.device)
+    for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
+        unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
+    unit.round_at_least(moments.rounding)
+    return more_measures(moments, weight, unit=unit, pairwise=pairwise)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

@@ -68,7 +68,9 @@ class Sums:
     @property
     def correct(self) -> Tensor:
         """(K,) int64: the number of samples of each class that have its logit as their largest."""
-        return torch.zeros(self._num_classes, dtype=torch.int64) if self._correct is None else self._correct
+        return (
+            torch.zeros(self._num_classes, dtype=torch.int64, device="cpu") if self._correct is None else self._correct
+        )
 
     @property
     def total_loss(self) -> float:
@@ -150,8 +152,8 @@ class Sums:
             self.total_loss,
             *self.correct.tolist(),
         )
-        self._loss_sum = torch.tensor(loss, dtype=torch.float64)
-        self._correct = torch.tensor(correct, dtype=torch.float64).to(torch.int64)
+        self._loss_sum = torch.tensor(loss, dtype=torch.float64, device="cpu")
+        self._correct = torch.tensor(correct, dtype=torch.float64, device="cpu").to(torch.int64)
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -163,9 +163,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_records(run: Path, page: Path | None, unit: str, records: Sequence[tuple[str | None, Record]]) -> None:
-    """JSON of many records, each with the checkpoint that it is of."""
-    listed = [{"checkpoint": path, **asdict(record)} for path, record in records]
+def print_records(
+    run: Path,
+    page: Path | None,
+    unit: str,
+    records: Sequence[tuple[str | None, Record]],
+    more: Mapping[int, Mapping[str, float]] | None = None,
+) -> None:
+    """JSON of many records, each with the checkpoint that it is of, and further measures by its epoch."""
+    listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
+    for each in listed:
+        if more and each["epoch"] in more:
+            each["more"] = more[each["epoch"]]
     print_json({"run": str(run), "page": page and str(page), "unit": unit, "records": listed})
 
 

@@ -77,6 +77,26 @@ def print_events(records: Sequence[Record], unit: str) -> None:
         print(f"stopped early at {unit} {records[-1].epoch:,}: {reason}")
 
 
+def print_more(values: Mapping[str, float]) -> None:
+    """The further measures with their meanings."""
+    from neuralcollapse.geometry.more import MORE_MEASURES, RANK_MEASURES, RANKED
+
+    matrices = {name: words for name, words in RANKED.items() if f"rank_{name}" in values}
+    ranks = {f"{rank}_{name}" for rank in RANK_MEASURES for name in matrices}
+    print()
+    for name, meaning in MORE_MEASURES.items():
+        if name in values and name not in ranks:
+            error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
+            print(f"  {name:<27} {values[name]:>10.3g}   {meaning}{error}")
+    if "num_pairs" in values:
+        margins = f", gnc2 of {values['num_margins']:,.0f} classes" if "num_margins" in values else ""
+        print(f"  uniformity is of a sample of {values['num_pairs']:,.0f} pairs of classes{margins}")
+    print(f"\n  {'directions':<19}" + "".join(f" {words:>9}" for words in matrices.values()))
+    for rank, meaning in RANK_MEASURES.items():
+        numbers = "".join(f" {values[f'{rank}_{name}']:>9.4g}" for name in matrices)
+        print(f"  {rank:<19}{numbers}   {meaning}")
+
+
 def _short(x: float | None) -> str:
     return "" if x is None else f"{x:.3g}"
 
@@ -94,7 +114,7 @@ def print_json(value: Any) -> None:
 
 def record_of_features(values: Mapping[str, Any]) -> Record:
     """What `measure_features` returns, as a record; its epoch means nothing."""
-    apart = ("accuracy", "head", "num_samples", "minimizer", "test")
+    apart = ("accuracy", "head", "num_samples", "minimizer", "test", "more", "scree")
     return Record(
         epoch=0,
         seconds=math.nan,

@@ -105,6 +105,20 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
     return paths
 
 
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write one figure as a file whose ending is its kind."""
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise InputError(f"expected a file that ends in .png, .svg or .pdf, got {path.name!r}: name it so")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(path, _encode(figure, kind))
+    except ImportError as error:
+        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def draw(figure: Figure) -> Drawing:
     """A two-dimensional figure as one of matplotlib's."""
     with _style():

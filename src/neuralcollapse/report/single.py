@@ -13,6 +13,7 @@ from neuralcollapse.report.expected import BUDGET, budget_table, expected_column
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import csv_label, records_csv
+from neuralcollapse.report.scree import geometry_scree
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
@@ -71,7 +72,12 @@ def single_page(run: Run) -> Page:
 
 def run_figures(run: Run) -> list[Figure]:
     """The figures of a run, in reading order."""
-    return [*run_curves(run.records, run.unit), *nearest_curves(run.records, run.unit), *geometry_figures([run])]
+    return [
+        *run_curves(run.records, run.unit),
+        *nearest_curves(run.records, run.unit),
+        *geometry_figures([run]),
+        *geometry_scree(run.geometries, run.unit),
+    ]
 
 
 def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
