@@ -1,0 +1,60 @@
+"""The features of a network over a loader, batch by batch, whether or not the batches have labels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
+from neuralcollapse.capture.batches import LABEL_KEYS
+from neuralcollapse.capture.forward import Forward
+from neuralcollapse.errors import InputError
+
+
+def feature_batches(
+    model: nn.Module,
+    loader: Iterable[Any],
+    classifier: str | nn.Module | None,
+    text: str,
+    *,
+    ignore_index: int | None = None,
+    next_token: bool = False,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    labels: bool = True,
+) -> Iterator[Tensor]:
+    """The (N, d) features that the head receives, of each batch.
+
+    `text` is what the progress bar says. Without `labels`, batches may have none, or those of other classes, and they
+    are not looked at. The other arguments are as for `neuralcollapse.measure`.
+    """
+    model, loader, device = check_model(model), check_loader(loader), check_device(device)
+    head, others = find_classifier(model, classifier, None)
+    forward = Forward(model, head, others, {}, ignore_index, device, next_token=next_token, chosen=True)
+    with torch.no_grad(), forward:
+        for number, batch in enumerate(
+            tqdm(loader, text, unit="batch", leave=False, disable=None if progress else True)
+        ):
+            try:
+                features = forward(batch if labels else with_labels(batch)).features
+            except InputError as error:
+                raise InputError(f"batch {number + 1}: {error}") from None
+            yield features
+
+
+def with_labels(batch: Any) -> tuple[Any, Tensor]:
+    """(inputs, zeros) of a batch that may have labels or not: one zero for each sample."""
+    inputs = batch
+    if isinstance(batch, Mapping):
+        inputs = {name: value for name, value in batch.items() if name not in LABEL_KEYS}
+    elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
+        inputs = batch[0]
+    values = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
+    count = next((len(value) for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
+    if count is None:
+        raise InputError(f"expected a batch of inputs as tensors, got {type(inputs).__name__}: give (inputs, labels)")
+    return inputs, torch.zeros(count, dtype=torch.int64)

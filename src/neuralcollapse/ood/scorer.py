@@ -1,0 +1,305 @@
+"""OODScorer: outlier scores of a network's features, fitted in one pass over its training set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from neuralcollapse.capture.collect import collect
+from neuralcollapse.capture.processes import summed
+from neuralcollapse.checks import as_tensor, check_features, check_finite
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.precision import full_precision
+from neuralcollapse.ood.blocks import Blocks
+from neuralcollapse.ood.fitted import Fitted
+from neuralcollapse.ood.options import ScoreOptions
+from neuralcollapse.ood.passes import feature_batches
+from neuralcollapse.ood.stored import read_scorer, write_scorer
+
+# Rows and values of a block on a CPU, where it should stay in the cache, and on an accelerator.
+_ROWS, _VALUES = 2048, 2**22
+_DEVICE_ROWS, _DEVICE_VALUES = 16384, 2**26
+
+
+class OODScorer:
+    """Outlier scores of features and logits; each is higher for inputs that are more like the training set.
+
+    NECO, NCI, fDBD, ViM, residual, Mahalanobis and relative Mahalanobis, energy, the largest logit and MSP: the
+    formulas are in `neuralcollapse.ood.scores`. All come from the class moments of the training features and the head:
+    make one with `fit`, from a model and its training set, or `from_moments`.
+
+    The options are the same in both:
+
+    - `scores`: the names of those that are wanted; by default all that the moments and the head allow. One that has no
+      value (Mahalanobis distances where nothing varies within classes) is left out with a warning that says why, or
+      refused if it was named.
+    - `neco_dim`: NECO's number q of directions (K-1), or below 1 the share of the variance that they hold.
+    - `neco_standardize`, `neco_max_logit`: as in the code of NECO's authors (both False).
+    - `nci_alpha`: the weight of |h|_1 in NCI (0); `tune_nci_alpha` finds one on validation data.
+    - `vim_dim`: directions that the residual leaves out (1,000 if d >= 2,048, 512 if 768 <= d < 2,048, else d/2).
+    - `vim_alpha`: the residual's weight in ViM; found in a second pass where it is not given.
+    - `fdbd_center`: "mean" divides fDBD by |h - mu_G|, "origin" by |h|.
+
+    Attributes:
+        scores: the names of the scores that `score` gives.
+        undefined: score -> why it has no value here.
+        layer: the dotted name of the head, if known.
+        weight: (K, d) of the head, float64.
+        bias: (K,).
+        moments: of the training features.
+        options: the options.
+        vim_alpha: the residual's weight in ViM; None without it.
+    """
+
+    def __init__(
+        self, moments: ClassMoments, weight: Tensor, bias: Tensor | None, options: ScoreOptions, layer: str = ""
+    ) -> None:
+        self.moments, self.options, self.layer = moments, options, layer
+        self._head = (weight.detach(), None if bias is None else bias.detach())
+        self._fitted = Fitted(moments, weight, bias, options)
+        self.vim_alpha = options.vim_alpha
+        self._blocks: dict[tuple[torch.device, torch.dtype], Blocks] = {}
+
+    @classmethod
+    @torch.no_grad()
+    def from_moments(
+        cls,
+        moments: ClassMoments,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        *,
+        features: Tensor | Iterable[Tensor] | None = None,
+        layer: str = "",
+        **options: Any,
+    ) -> OODScorer:
+        """A scorer from the class moments of the training features and the head.
+
+        Args:
+            moments: of the features that the head receives.
+            weight: (K, d) rows of the head.
+            bias: (K,); zero by default.
+            features: the training features (N, d), or blocks of them, for ViM's alpha; without them and `vim_alpha`,
+                there is no ViM.
+            layer: the name of the head, for `score_loader`.
+            options: see above.
+
+        Raises:
+            InputError: no samples, a head that does not fit, an option that is wrong, or a score asked for by name that
+                has no value.
+        """
+        if not isinstance(moments, ClassMoments):
+            raise InputError(
+                f"expected moments as ClassMoments, got {type(moments).__name__}: see ClassMoments.from_batch"
+            )
+        scorer = cls(moments, *_head(weight, bias), ScoreOptions.of(options), layer)
+        if features is not None and scorer._fitted.need_alpha:
+            whole = isinstance(features, Tensor) or hasattr(features, "__array__")
+            scorer._fit_alpha([as_tensor(features, "features")] if whole else features)
+        scorer._fitted.check()
+        return scorer
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls,
+        model: nn.Module,
+        loader: Iterable[Any],
+        classifier: str | nn.Module | None = None,
+        num_classes: int | None = None,
+        *,
+        ignore_index: int | None = None,
+        next_token: bool = False,
+        device: torch.device | str | None = None,
+        sharded: bool = False,
+        progress: bool = True,
+        **options: Any,
+    ) -> OODScorer:
+        """A scorer from a network and its training set, in one pass; a second one for ViM's alpha.
+
+        Args:
+            model: any module whose forward pass calls the layer `classifier` once.
+            loader: gives (inputs, labels) of the training set without augmentation.
+            classifier: the last layer, or its dotted name; found when not given.
+            num_classes: K; by default that of the classifier's weight.
+            ignore_index: samples with this label are left out; by default -100 with `next_token`.
+            next_token: the labels are the tokens of the input, as for `neuralcollapse.measure`.
+            device: where to run; by default the device of the model's parameters.
+            progress: show a progress bar (on a terminal only).
+            sharded: the loader gives each process of torch.distributed its own share of the samples; the scorer is the
+                same in all. All processes must call this.
+            options: see above.
+
+        Raises:
+            InputError: as `neuralcollapse.measure` and `from_moments`; ViM and a loader that gives no second pass.
+        """
+        given = ScoreOptions.of(options)
+        shared: dict[str, Any] = {"ignore_index": ignore_index, "next_token": next_token, "device": device}
+        found = collect(model, loader, classifier, num_classes, nc4=False, sharded=sharded, progress=progress, **shared)
+        scorer = cls(found.moments, found.weight, found.bias, given, found.layer)
+        if scorer._fitted.need_alpha:
+            parts = feature_batches(model, loader, found.layer, "fitting vim", progress=progress, **shared)
+            scorer._fit_alpha(parts, sharded=sharded, expected=found.moments.num_samples)
+        scorer._fitted.check()
+        return scorer
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The names of the scores that `score` gives."""
+        return self._fitted.names
+
+    @property
+    def undefined(self) -> dict[str, str]:
+        """Score -> why it has no value here."""
+        return dict(self._fitted.undefined)
+
+    @property
+    def weight(self) -> Tensor:
+        """(K, d) of the head, float64."""
+        return self._fitted.weight
+
+    @property
+    def bias(self) -> Tensor:
+        """(K,) of the head, float64."""
+        return self._fitted.bias
+
+    @torch.no_grad()
+    def score(self, features: Tensor, logits: Tensor | None = None) -> dict[str, Tensor]:
+        """The scores of features, block by block, on their device.
+
+        Args:
+            features: (N, d) inputs of the head: float64 for scores to about 12 digits; float32, float16 and bfloat16
+                are scored in float32 (Mahalanobis distances in float64 where S_W is so narrow that they need it).
+            logits: (N, K); worked out from the features where they are not given.
+
+        Returns:
+            name -> (N,) scores, higher in distribution, in the dtype above; "msp" in float64.
+
+        Raises:
+            InputError: features or logits of a wrong shape, or not finite.
+        """
+        return self._score(features, logits, self.scores)
+
+    def score_loader(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        *,
+        device: torch.device | str | None = None,
+        progress: bool = True,
+    ) -> dict[str, Tensor]:
+        """The scores of the inputs that a loader gives, in its order, on the CPU.
+
+        Args:
+            model: the network that the scorer was fitted to.
+            loader: gives inputs alone, or (inputs, labels, ...), or dicts; labels are not used.
+            device: where to run; by default that of the model's parameters.
+            progress: show a progress bar (on a terminal only).
+
+        Raises:
+            InputError: another head than that of the scorer, no inputs, or features that are not finite.
+        """
+        found: list[dict[str, Tensor]] = []
+        for rows in feature_batches(
+            model, loader, self.layer or None, "scoring", device=device, progress=progress, labels=False
+        ):
+            if rows.shape[1] != self.moments.feature_dim:
+                raise InputError(
+                    f"expected features of dimension {self.moments.feature_dim}, got {rows.shape[1]} from this "
+                    "network: give the one that the scorer was fitted to"
+                )
+            found.append({name: part.cpu() for name, part in self.score(rows).items()})
+        if not found:
+            raise InputError("the loader gave no inputs: check its data set and drop_last")
+        return {name: torch.cat([part[name] for part in found]) for name in self.scores}
+
+    def save(self, path: str | Path) -> Path:
+        """Write the scorer to a safetensors file, with a checksum: moments, head, options. Nothing is pickled."""
+        weight, bias = self._head
+        options = replace(self.options, vim_alpha=self.vim_alpha, scores=self.scores)
+        return write_scorer(Path(path), self.moments, weight, bias, options, self.layer)
+
+    @classmethod
+    @torch.no_grad()
+    def load(cls, path: str | Path, device: torch.device | str | None = None) -> OODScorer:
+        """The scorer of a file that `save` wrote.
+
+        Raises:
+            InputError: no such file, or one that is damaged, was changed, or holds something else.
+        """
+        moments, weight, bias, options, layer = read_scorer(Path(path))
+        if device is not None:
+            moments = ClassMoments(moments.packed.to(state_device(device)), *moments.shape)
+        return cls(moments, weight, bias, options, layer)
+
+    def _score(self, features: Tensor, logits: Tensor | None, names: tuple[str, ...]) -> dict[str, Tensor]:
+        features = as_tensor(features, "features")
+        check_features(features)
+        count, dim = len(self.weight), self.moments.feature_dim
+        if features.shape[1] != dim:
+            raise InputError(f"expected features of dimension {dim}, got {features.shape[1]}: give the head's inputs")
+        check_finite(features)
+        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        if logits is not None:
+            logits = as_tensor(logits, "logits").to(features.device)
+            if tuple(logits.shape) != (len(features), count) or not logits.is_floating_point():
+                raise InputError(
+                    f"expected logits of shape (N, K) = ({len(features)}, {count}), got {tuple(logits.shape)} "
+                    f"{logits.dtype}: a row for each row of features"
+                )
+            check_finite(logits, "logits")
+        blocks = self._placed(features.device, dtype, names)
+        on_host = features.device.type == "cpu"
+        most, values = (_ROWS, _VALUES) if on_host else (_DEVICE_ROWS, _DEVICE_VALUES)
+        rows = max(64, min(most, values // max(count, dim)))
+        found: list[dict[str, Tensor]] = []
+        with full_precision(features.device):
+            for start in range(0, max(len(features), 1), rows):
+                part = slice(start, start + rows)
+                given = None if logits is None else logits[part].to(dtype)
+                found.append(blocks.scores(features[part].to(dtype), given))
+        return {name: torch.cat([part[name] for part in found]) for name in names}
+
+    def _placed(self, device: torch.device, dtype: torch.dtype, names: tuple[str, ...]) -> Blocks:
+        key = (device, dtype)
+        if key not in self._blocks or self._blocks[key].names != set(names):
+            self._blocks[key] = Blocks(self._fitted, names, self.vim_alpha, device, dtype)
+        return self._blocks[key]
+
+    def _fit_alpha(self, parts: Iterable[Tensor], *, sharded: bool = False, expected: int | None = None) -> None:
+        """ViM's alpha, from blocks of the training features."""
+        sums = torch.zeros(2, dtype=torch.float64)
+        seen = 0.0
+        for rows in parts:
+            found = self._score(rows, None, ("residual", "max_logit"))
+            sums += torch.stack([found[name].cpu().double().sum() for name in ("max_logit", "residual")])
+            seen += len(rows)
+        totals = (*sums.tolist(), seen)
+        largest, outside, seen = summed(self.moments.device, *totals) if sharded else totals
+        outside = -outside
+        if seen == 0 or (expected is not None and seen != expected):
+            raise InputError(
+                f"ViM's alpha needs a second pass over the training set, which gave {seen:.0f} samples"
+                + (f" instead of {expected}" if expected else "")
+                + ": give a DataLoader that can be run again, or vim_alpha, or scores without vim"
+            )
+        least = torch.finfo(torch.float32).eps * float(self._fitted.covariances.squares.sum().sqrt())
+        undefined = self._fitted.undefined
+        self._fitted.need_alpha = False
+        if outside / seen <= least:
+            undefined["vim"] = "no training feature has a residual beyond rounding, so that ViM cannot weigh it"
+        elif largest <= 0:
+            undefined["vim"] = "the mean of the largest logit is not above 0, so that ViM's alpha is not either"
+        else:
+            self.vim_alpha = largest / outside
+            undefined.pop("vim", None)
+        self._blocks = {}
+
+
+def _head(weight: Any, bias: Any) -> tuple[Tensor, Tensor | None]:
+    return as_tensor(weight, "weight"), None if bias is None else as_tensor(bias, "bias")
