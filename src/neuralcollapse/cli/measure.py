@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -233,13 +233,13 @@ def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tenso
     return features[kept], labels[kept]
 
 
-def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_features(path: Path, required: Sequence[str] = ("features", "labels")) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
 
     Nothing in it is ever unpickled.
 
     Raises:
-        InputError: no such file, another kind of file, pickled data, or features or labels missing.
+        InputError: no such file, another kind of file, pickled data, or a required array missing.
     """
     if not path.is_file():
         raise InputError(f"no file or run folder {path}")
@@ -271,7 +271,7 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
         raise InputError(f"cannot read {path}: {error}; {how}") from None
     except Exception as error:  # zip and safetensors raise kinds of their own
         raise InputError(f"cannot read {path} as {path.suffix}: {error}; {how}") from None
-    missing = [name for name in ("features", "labels") if name not in arrays]
+    missing = [name for name in required if name not in arrays]
     if missing:
         found = ", ".join(sorted([*arrays, *others])) or "none"
         raise InputError(f"{path} has no array {' or '.join(map(repr, missing))} (it has: {found}): {how}")

@@ -17,7 +17,7 @@ SCORES: dict[str, str] = {
     "vim": "log-sum-exp of the logits less the residual, in units of the logits",
     "residual": "length outside the principal directions, negative",
     "mahalanobis": "squared distance to the nearest class mean in units of the within-class covariance, negative",
-    "relative_mahalanobis": "the same less the distance to the mean of all classes",
+    "relative_mahalanobis": "squared Mahalanobis distance to the mean of all less that to the nearest class mean",
     "energy": "log-sum-exp of the logits",
     "max_logit": "largest logit",
     "msp": "largest softmax probability",

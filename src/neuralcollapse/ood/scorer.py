@@ -17,6 +17,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments, state_device
 from neuralcollapse.geometry.precision import full_precision
 from neuralcollapse.ood.blocks import Blocks
+from neuralcollapse.ood.evaluation import evaluate
 from neuralcollapse.ood.fitted import Fitted
 from neuralcollapse.ood.options import ScoreOptions
 from neuralcollapse.ood.passes import feature_batches
@@ -217,6 +218,31 @@ class OODScorer:
         if not found:
             raise InputError("the loader gave no inputs: check its data set and drop_last")
         return {name: torch.cat([part[name] for part in found]) for name in self.scores}
+
+    @torch.no_grad()
+    def tune_nci_alpha(self, inside: Tensor, outside: Tensor) -> float:
+        """Set NCI's alpha to the one, of 0 and some of each order of magnitude, whose AUROC is highest; returns it.
+
+        Args:
+            inside: (N, d) features of validation inputs like the training set.
+            outside: (M, d) features of validation outliers, not those that are to be told apart in the end.
+        """
+        found: list[tuple[Tensor, Tensor]] = []
+        options = replace(self.options, nci_alpha=0.0)
+        self._set_options(options)
+        for features in (inside, outside):
+            scores = self._score(features, None, ("nci",))["nci"].double()
+            found.append((scores, as_tensor(features, "features").double().abs().sum(1)))
+        size = float(found[0][0].abs().mean() / found[0][1].mean().clamp(min=torch.finfo(torch.float32).tiny))
+        alphas = [0.0, *(size * 10 ** (step / 2) for step in range(-8, 5))]
+        tried = [evaluate(*(scores + alpha * sums for scores, sums in found))["auroc"] for alpha in alphas]
+        best = alphas[tried.index(max(tried))]
+        self._set_options(replace(options, nci_alpha=best))
+        return best
+
+    def _set_options(self, options: ScoreOptions) -> None:
+        self.options = self._fitted.options = options
+        self._blocks = {}
 
     def save(self, path: str | Path) -> Path:
         """Write the scorer to a safetensors file, with a checksum: moments, head, options. Nothing is pickled."""
