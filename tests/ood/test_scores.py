@@ -277,3 +277,23 @@ def test_the_origin_of_a_simplex_head_in_float32_is_not_that_of_its_rounding(bia
     features = 4 * weight[labels] + torch.randn(200, 32, generator=generator)
     scorer = scorer_of(weight, bias, features, labels, scores=["vim", "residual"])
     assert float(scorer._fitted.origin.norm()) < 10
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_directions_of_little_variance_are_kept_where_the_sums_are_exact(exact):
+    """From d = 256 on, products of float32 features are summed in float32, unless they are widened first."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(3000) % 3
+    spread = torch.cat([torch.ones(30), torch.full((226,), 1e-4)])
+    turned = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0]  # so that no entry is of little variance
+    features = (torch.randn(3000, 256, generator=generator) * spread) @ turned + torch.eye(256)[labels]
+    weight = torch.randn(3, 256, generator=generator)
+    moments = nc.ClassMoments.from_batch(features.double() if exact else features, labels, 3)
+    if exact:
+        scorer = nc.OODScorer.from_moments(moments, weight, scores=["mahalanobis"])
+    else:
+        with pytest.warns(nc.NeuralCollapseWarning, match="S_W has the rank 30 of d=256"):
+            scorer = nc.OODScorer.from_moments(moments, weight, scores=["mahalanobis"])
+    rank = 256 if exact else 30
+    squares = -scorer.score(features)["mahalanobis"].double()
+    assert float(squares.mean()) == pytest.approx(rank, rel=0.01)

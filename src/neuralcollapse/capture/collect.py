@@ -173,10 +173,12 @@ def collect(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     sharded: bool = False,
     progress: bool = True,
+    exact_sums: bool = False,
 ) -> Capture:
     """The pass behind `measure`, returning the moments themselves; arguments and errors as there.
 
-    `loss` takes logits (N, K) and labels (N,) and returns their mean loss.
+    `loss` takes logits (N, K) and labels (N,) and returns their mean loss. With `exact_sums`, the moments of the
+    features are sums of float64 products whatever their dtype: for what divides by the least variances.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
 
@@ -196,7 +198,8 @@ def collect(
             )
         counts = partial(_label_counts, forward, batches, count, sharded)
         forward.subset = chosen_classes(classes, min_count, count, counts)
-        sums = Sums(count if forward.subset is None else len(forward.subset), means_dtype, loss, keep=nc4)
+        classes_kept = count if forward.subset is None else len(forward.subset)
+        sums = Sums(classes_kept, means_dtype, loss, keep=nc4, exact=exact_sums)
         with forward:
             _add_all(sums, forward, batches("measuring"))
         return forward, sums

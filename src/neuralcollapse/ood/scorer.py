@@ -141,7 +141,8 @@ class OODScorer:
         """
         given = ScoreOptions.of(options)
         shared: dict[str, Any] = {"ignore_index": ignore_index, "next_token": next_token, "device": device}
-        found = collect(model, loader, classifier, num_classes, nc4=False, sharded=sharded, progress=progress, **shared)
+        passed: dict[str, Any] = {"nc4": False, "exact_sums": True, "sharded": sharded, "progress": progress}
+        found = collect(model, loader, classifier, num_classes, **passed, **shared)
         scorer = cls(found.moments, found.weight, found.bias, given, found.layer)
         if scorer._fitted.need_alpha:
             parts = feature_batches(model, loader, found.layer, "fitting vim", progress=progress, **shared)

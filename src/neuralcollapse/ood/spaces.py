@@ -17,7 +17,9 @@ from neuralcollapse.geometry.products import in_float32
 
 _CLASSES = 4096  # class means in float64 at a time
 _ROUNDED = 0.25  # the share of eps^2 E h_j^2 up to which a variance may be rounding alone, as in geometry/means.py
-_SINGLE = 8  # float32 spacings by which sums of float32 products may be off, as shares of the largest variance
+_SINGLE = 8 * torch.finfo(torch.float32).eps  # of the largest variance: what sums of float32 products may be off
+_FEW = 8  # so few small variances may all be above 0 by chance
+_DOUBLE = torch.finfo(torch.float64).eps
 _ROUNDED_ROWS = 2  # spacings of the weight's dtype, relative to its largest singular value, that may be rounding
 _FAR = 1e3  # times the variance: beyond this the squared distance of the mean to the origin outweighs it
 _OUTSIDE = 1e-9  # the share of the variance of the class means that may lie where nothing varies within classes
@@ -74,14 +76,25 @@ class Covariances:
         return self._kept(*self._within, self.noise)
 
     @cached_property
+    def _single(self) -> bool:
+        """Whether the products in S_W were of float32: then those that should be small are as often below 0 as above.
+
+        The moments do not say: float32 features that were widened to float64 have exact sums.
+        """
+        if not in_float32(self.moments.rounding, self.moments.feature_dim):
+            return False
+        variances = self._within.variances
+        small = variances[variances.abs() <= _SINGLE * variances[0]]
+        return len(small) < _FEW or bool(small.min() < -len(variances) * _DOUBLE * variances[0])
+
+    @cached_property
     def _within(self) -> Spectrum:
         return _falling(self.within)
 
     def _kept(self, variances: Tensor, directions: Tensor, noise: Tensor) -> Spectrum:
-        moments, double = self.moments, torch.finfo(torch.float64).eps
-        least = directions.square().T @ noise + len(directions) * double * variances[0].abs()
-        if in_float32(moments.rounding, moments.feature_dim):
-            least += _SINGLE * torch.finfo(torch.float32).eps * self._within.variances[0].abs()
+        least = directions.square().T @ noise + len(directions) * _DOUBLE * variances[0].abs()
+        if self._single:
+            least += _SINGLE * self._within.variances[0].abs()
         kept = int((variances > least).sum())
         return Spectrum(variances[:kept], directions[:, :kept])
 
@@ -173,7 +186,7 @@ def principal(covariances: Covariances, wanted: int | float | None, scales: Tens
 def scales(covariances: Covariances) -> Tensor:
     """(d,) the standard deviation of each entry of the features, or 1 where it is no more than rounding."""
     variances = covariances.total.diagonal()
-    least = covariances.noise + torch.finfo(torch.float64).eps * covariances.squares
+    least = covariances.noise + _DOUBLE * covariances.squares
     return torch.where(variances > least, variances.clamp(min=0).sqrt(), 1.0)
 
 
@@ -184,7 +197,7 @@ def head_origin(weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """
     if not bool(bias.any()):
         return torch.zeros_like(weight[0])
-    least = max(_ROUNDED_ROWS * eps, max(weight.shape) * torch.finfo(torch.float64).eps)
+    least = max(_ROUNDED_ROWS * eps, max(weight.shape) * _DOUBLE)
     solved = torch.linalg.lstsq(weight.cpu(), bias.cpu()[:, None], rcond=least, driver="gelsd").solution
     return -solved[:, 0].to(weight.device)
 
