@@ -286,7 +286,7 @@ def test_directions_of_little_variance_are_kept_where_the_sums_are_exact(exact):
     labels = torch.arange(3000) % 3
     spread = torch.cat([torch.ones(30), torch.full((226,), 1e-4)])
     turned = torch.linalg.qr(torch.randn(256, 256, generator=generator))[0]  # so that no entry is of little variance
-    features = (torch.randn(3000, 256, generator=generator) * spread) @ turned + torch.eye(256)[labels]
+    features = (torch.randn(3000, 256, generator=generator) * spread) @ turned + 30 * torch.eye(256)[labels]
     weight = torch.randn(3, 256, generator=generator)
     moments = nc.ClassMoments.from_batch(features.double() if exact else features, labels, 3)
     if exact:

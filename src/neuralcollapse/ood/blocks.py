@@ -103,7 +103,7 @@ class Blocks:
             centred -= self._center_rest
         products = (centred @ self._rows).split(self._sizes, 1)
         logits = products[0] + self._logits_at_mean if logits is None else logits
-        largest, predicted = logits.max(1)
+        largest, predicted = scores.max_logit(logits)
         found: dict[str, Tensor] = {"max_logit": largest}
         if names & {"neco", "nci", "fdbd"}:
             lengths = torch.linalg.vector_norm(centred, dim=1).clamp_(min=self._least)

@@ -153,6 +153,19 @@ def energy(largest: Tensor, others: Tensor) -> Tensor:
     return largest + others.log1p()
 
 
+def max_logit(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest logit `z_k`, and k.
+
+    Source: [Hendrycks et al. 2022], "Scaling out-of-distribution detection for real-world settings", ICML. OpenOOD and
+    pytorch-ood define it in the same way.
+
+    Args:
+        logits: (N, K).
+    """
+    largest, predicted = logits.max(1)
+    return largest, predicted
+
+
 def msp(others: Tensor) -> Tensor:
     r"""MSP, the largest softmax probability :math:`1 / \sum_j e^{z_j - z_k}`, in (0, 1].
 
