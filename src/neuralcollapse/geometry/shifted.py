@@ -21,8 +21,9 @@ from torch import Tensor
 
 from neuralcollapse.geometry.products import add_gram, add_single, add_unchecked, in_float32, scratch, unfit
 
-# Rows pass through float64 so many values at a time, which stay in cache (512 kB).
-_PASS_VALUES = 2**16
+# Rows pass through float64 so many values at a time: more would leave the cache, and with fewer the threads of each
+# operation cost more than they save (2 threads, d = 512: 128 rows take twice as long as 256).
+_PASS_VALUES = 2**17
 # Class means are processed in blocks of this many, since a copy of all of them would double the memory.
 MEANS_ROWS = 4096
 # A reference is moved when this share of the squares about it is the mean's distance.
@@ -68,7 +69,7 @@ class ShiftedSums:
         index = labels
         if classes is not None:
             index = scratch("places", counts.shape, torch.int64, labels.device)
-            index[classes] = torch.arange(len(classes))
+            index[classes] = torch.arange(len(classes), device=labels.device)
             index, counts = index[labels], counts[classes]
         places = slice(None) if classes is None else classes
         before = state.counts[places]
@@ -188,7 +189,7 @@ class ShiftedSums:
     def _refer(self, features: Tensor, labels: Tensor, new: Tensor) -> None:
         """Make the first row of each new class its reference; `new` marks the rows of such classes."""
         rows = new.nonzero().flatten()
-        first = torch.full((len(self.references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
+        first = labels.new_full((len(self.references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
         classes = (first < len(labels)).nonzero().flatten()
         self.references[classes] = features[first[classes]].to(self.references.dtype)
 
@@ -197,23 +198,24 @@ class ShiftedSums:
         count, dim = features.shape
         rows = scratch("rows", features.shape, torch.float32 if single else torch.float64, features.device)
         sums = scratch("sums", (num_classes, dim), torch.float64, features.device).zero_()
-        lengths = torch.empty(count, dtype=torch.float64)
-        diagonal = torch.zeros(dim, dtype=torch.float64)
+        lengths, diagonal = sums.new_empty(count), sums.new_zeros(dim)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
         near = scratch("near", size, self.references.dtype, features.device)
-        exact = scratch("exact", size, torch.float64, features.device)
+        exact, taken = (scratch(name, size, torch.float64, features.device) for name in ("exact", "taken"))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             place = labels[part]
-            taken = torch.index_select(self.references, 0, place, out=near[: len(place)])
-            wide = exact[: len(place)].copy_(features[part]).sub_(taken)
+            # Operations on two types would make copies of their own, in fresh memory.
+            wide, narrow = exact[: len(place)].copy_(features[part]), near[: len(place)]
+            torch.index_select(self.references, 0, place, out=narrow)
+            wide.sub_(taken[: len(place)].copy_(narrow))
             sums.index_add_(0, index[part], wide)
             rows[part] = wide
             torch.sum(wide.square_(), 1, out=lengths[part])
             if single:
                 diagonal += wide.sum(0)
-        squares = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, index, lengths)
+        squares = sums.new_zeros(num_classes).index_add_(0, index, lengths)
         return _Block(rows, sums, squares, lengths, diagonal)
 
     def _recentre(
