@@ -209,7 +209,7 @@ def test_more_classes_than_dimensions_leave_neco_out_unless_it_is_given_directio
 def test_classes_without_samples_have_no_mean():
     weight, bias, features, labels, inputs = random_head(3)
     kept = labels != 0
-    with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 0"):
+    with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 0: "):
         scorer = scorer_of(weight, bias, features[kept], labels[kept], neco_dim=1)
     expected = oracle.scores(
         inputs, features[kept], labels[kept].numpy(), weight, bias, vim_dim=features.shape[1] // 2, neco_dim=1
@@ -297,3 +297,17 @@ def test_directions_of_little_variance_are_kept_where_the_sums_are_exact(exact):
     rank = 256 if exact else 30
     squares = -scorer.score(features)["mahalanobis"].double()
     assert float(squares.mean()) == pytest.approx(rank, rel=0.01)
+
+
+def test_inputs_far_beyond_the_training_set_have_finite_scores():
+    weight, bias, features, labels, _ = random_head(8, torch.float32)
+    scorer = scorer_of(weight, bias, features, labels, neco_dim=1)
+    for size in (1e14, 1e20, 3e37):
+        for name, values in scorer.score(torch.full((2, features.shape[1]), size)).items():
+            assert bool(torch.isfinite(values).all()), (name, size)
+
+
+def test_features_whose_squares_overflow_are_refused():
+    weight, bias, features, labels, _ = random_head(8)
+    with pytest.raises(nc.InputError, match="squares are float64 numbers"):
+        nc.OODScorer.from_moments(nc.ClassMoments.from_batch(1e160 * features, labels, len(weight)), weight, bias)

@@ -100,7 +100,10 @@ class Fitted:
         counts, seen = self.covariances.moments.counts, len(self.covariances.seen)
         if seen < len(counts) and self.whitened is not None:
             unseen = (counts == 0).nonzero().flatten().tolist()
-            notes.append(f"no samples of class {listed(unseen)}: distances are to the means of the other {seen}")
+            classes = "class" if len(unseen) == 1 else "classes"
+            notes.append(
+                f"no samples of {classes} {listed(unseen)}: distances are to the means of the {seen} that have"
+            )
         if self.whitened is not None and self.whitened.left_out:
             dim, spacing = len(self.mean), self.covariances.moments.rounding
             left = self.whitened.left_out

@@ -26,6 +26,7 @@ from neuralcollapse.ood.stored import read_scorer, write_scorer
 # Rows and values of a block on a CPU, where it should stay in the cache, and on an accelerator.
 _ROWS, _VALUES = 2048, 2**22
 _DEVICE_ROWS, _DEVICE_VALUES = 16384, 2**26
+_SQUARES_OVERFLOW = 1e15  # the squares of larger entries, in units of a small S_W, may be no float32 numbers
 
 
 class OODScorer:
@@ -150,6 +151,10 @@ class OODScorer:
         scorer._fitted.check()
         return scorer
 
+    def __repr__(self) -> str:
+        sizes = f"num_classes={self.moments.num_classes}, feature_dim={self.moments.feature_dim}"
+        return f"OODScorer({sizes}, scores={self.scores})"
+
     @property
     def scores(self) -> tuple[str, ...]:
         """The names of the scores that `score` gives."""
@@ -176,7 +181,8 @@ class OODScorer:
 
         Args:
             features: (N, d) inputs of the head: float64 for scores to about 12 digits; float32, float16 and bfloat16
-                are scored in float32 (Mahalanobis distances in float64 where S_W is so narrow that they need it).
+                are scored in float32 (Mahalanobis distances in float64 where S_W is so narrow that they need it, all in
+                float64 where an entry is above 1e15).
             logits: (N, K); worked out from the features where they are not given.
 
         Returns:
@@ -272,6 +278,8 @@ class OODScorer:
             raise InputError(f"expected features of dimension {dim}, got {features.shape[1]}: give the head's inputs")
         check_finite(features)
         dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+        if features.numel() and features.device.type != "mps" and float(features.abs().amax()) > _SQUARES_OVERFLOW:
+            dtype = torch.float64
         if logits is not None:
             logits = as_tensor(logits, "logits").to(features.device)
             if tuple(logits.shape) != (len(features), count) or not logits.is_floating_point():

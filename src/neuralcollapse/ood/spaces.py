@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import Undefined
+from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.products import in_float32
 
@@ -35,6 +35,8 @@ class Spectrum(NamedTuple):
 class Covariances:
     """Mean and covariances of the training features, float64.
 
+    Raises InputError where the squares of the features overflow.
+
     Attributes:
         mean: (d,) mu_G.
         seen: (S,) the classes that have samples.
@@ -54,6 +56,8 @@ class Covariances:
             rows = self.centred(part) * (counts[part].double() / counts.sum()).sqrt()[:, None]
             self.between += rows.T @ rows
         self.total = self.within + self.between
+        if not bool(torch.isfinite(self.total).all()):
+            raise InputError("expected features whose squares are float64 numbers, got larger ones: scale them down")
         self.squares = self.mean.square() + self.total.diagonal()
         """(d,) the mean of h_j^2."""
 
@@ -211,7 +215,8 @@ def residual_directions(covariances: Covariances, origin: Tensor, wanted: int | 
     dim = len(origin)
     count = wanted or default_vim_dim(dim)
     if count >= dim:
-        raise Undefined(f"vim_dim={count} leaves none of the d={dim} directions of the features: give a smaller one")
+        hint = "" if wanted is None else ": give a smaller one"
+        raise Undefined(f"vim_dim={count} leaves none of the d={dim} directions of the features{hint}")
     shift = covariances.mean - origin
     if bool(shift.square().sum() < _FAR * covariances.total.trace()):
         return torch.linalg.eigh(covariances.total + shift[:, None] * shift)[1][:, : dim - count]
