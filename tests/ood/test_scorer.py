@@ -66,6 +66,39 @@ def test_a_loader_is_scored_with_or_without_labels(kind):
         torch.testing.assert_close(found[name], values, rtol=1e-5, atol=1e-5)
 
 
+def test_a_network_of_other_weights_is_noticed():
+    _, scorer = fitted()
+    with pytest.warns(nc.NeuralCollapseWarning, match="off those of the head that the scorer was fitted to"):
+        scorer.score_loader(SmallNet(seed=1), small_loader(), progress=False)
+
+
+@pytest.mark.parametrize("kind", ["simplex", "convolution", "log-softmax"])
+def test_heads_of_other_kinds_are_scored(kind):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+            heads = {"simplex": lambda: nc.ETFClassifier(8, 3), "convolution": lambda: nn.Conv2d(8, 3, 1)}
+            self.fc = heads.get(kind, lambda: nn.Linear(8, 3))()
+
+        def forward(self, inputs):
+            maps = self.body(inputs)
+            if kind == "convolution":
+                return self.fc(maps).mean((2, 3))
+            logits = self.fc(maps.mean((2, 3)))
+            return logits.log_softmax(1) if kind == "log-softmax" else logits
+
+    torch.manual_seed(0)
+    inputs, labels = torch.randn(60, 1, 5, 5), torch.arange(60) % 3
+    model, loader = Net(), DataLoader(TensorDataset(inputs, labels), batch_size=20)
+    scorer = nc.OODScorer.fit(model, loader, progress=False)
+    found = scorer.score_loader(model, loader, progress=False)
+    with torch.no_grad():
+        features = model.eval().body(inputs).mean((2, 3))
+    for name, values in scorer.score(features).items():
+        torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-4)
+
+
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     _, scorer = fitted()
     features = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))

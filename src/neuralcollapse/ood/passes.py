@@ -11,11 +11,12 @@ from tqdm import tqdm
 
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.batches import LABEL_KEYS
+from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.errors import InputError
 
 
-def feature_batches(
+def captured_batches(
     model: nn.Module,
     loader: Iterable[Any],
     classifier: str | nn.Module | None,
@@ -26,8 +27,8 @@ def feature_batches(
     device: torch.device | str | None = None,
     progress: bool = True,
     labels: bool = True,
-) -> Iterator[Tensor]:
-    """The (N, d) features that the head receives, of each batch.
+) -> Iterator[CapturedBatch]:
+    """Each batch as the head sees it: features, and logits.
 
     `text` is what the progress bar says. Without `labels`, batches may have none, or those of other classes, and they
     are not looked at. The other arguments are as for `neuralcollapse.measure`.
@@ -40,10 +41,10 @@ def feature_batches(
             tqdm(loader, text, unit="batch", leave=False, disable=None if progress else True)
         ):
             try:
-                features = forward(batch if labels else with_labels(batch)).features
+                captured = forward(batch if labels else with_labels(batch))
             except InputError as error:
                 raise InputError(f"batch {number + 1}: {error}") from None
-            yield features
+            yield captured
 
 
 def with_labels(batch: Any) -> tuple[Any, Tensor]:

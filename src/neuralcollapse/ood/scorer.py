@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -10,31 +11,33 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.capture.processes import summed
 from neuralcollapse.checks import as_tensor, check_features, check_finite
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.moments import ClassMoments, state_device
 from neuralcollapse.geometry.precision import full_precision
 from neuralcollapse.ood.blocks import Blocks
 from neuralcollapse.ood.evaluation import evaluate
 from neuralcollapse.ood.fitted import Fitted
 from neuralcollapse.ood.options import ScoreOptions
-from neuralcollapse.ood.passes import feature_batches
+from neuralcollapse.ood.passes import captured_batches
 from neuralcollapse.ood.stored import read_scorer, write_scorer
 
 # Rows and values of a block on a CPU, where it should stay in the cache, and on an accelerator.
 _ROWS, _VALUES = 2048, 2**22
 _DEVICE_ROWS, _DEVICE_VALUES = 16384, 2**26
+_CHECKED, _OTHER = 32, 0.1  # rows that are compared; the share that half precision stays far below
 _SQUARES_OVERFLOW = 1e15  # the squares of larger entries, in units of a small S_W, may be no float32 numbers
 
 
 class OODScorer:
     """Outlier scores of features and logits; each is higher for inputs that are more like the training set.
 
-    NECO, NCI, fDBD, ViM, residual, Mahalanobis and relative Mahalanobis, energy, the largest logit and MSP: the
-    formulas are in `neuralcollapse.ood.scores`. All come from the class moments of the training features and the head:
-    make one with `fit`, from a model and its training set, or `from_moments`.
+    NECO, NCI, fDBD, ViM, residual, Mahalanobis and relative Mahalanobis, energy, the largest logit and MSP, by the
+    functions of these names in `ood/scores.py`. All come from the class moments of the training features and the head:
+    make a scorer with `fit`, from a model and its training set, or with `from_moments`.
 
     The options are the same in both:
 
@@ -62,10 +65,12 @@ class OODScorer:
     def __init__(
         self, moments: ClassMoments, weight: Tensor, bias: Tensor | None, options: ScoreOptions, layer: str = ""
     ) -> None:
-        self.moments, self.options, self.layer = moments, options, layer
+        self.moments = moments
+        self.options = options
+        self.layer = layer
         self._head = (weight.detach(), None if bias is None else bias.detach())
         self._fitted = Fitted(moments, weight, bias, options)
-        self.vim_alpha = options.vim_alpha
+        self.vim_alpha: float | None = options.vim_alpha
         self._blocks: dict[tuple[torch.device, torch.dtype], Blocks] = {}
 
     @classmethod
@@ -146,8 +151,10 @@ class OODScorer:
         found = collect(model, loader, classifier, num_classes, **passed, **shared)
         scorer = cls(found.moments, found.weight, found.bias, given, found.layer)
         if scorer._fitted.need_alpha:
-            parts = feature_batches(model, loader, found.layer, "fitting vim", progress=progress, **shared)
-            scorer._fit_alpha(parts, sharded=sharded, expected=found.moments.num_samples)
+            batches = captured_batches(model, loader, found.layer, "fitting vim", progress=progress, **shared)
+            scorer._fit_alpha(
+                (batch.features for batch in batches), sharded=sharded, expected=found.moments.num_samples
+            )
         scorer._fitted.check()
         return scorer
 
@@ -213,15 +220,16 @@ class OODScorer:
             InputError: another head than that of the scorer, no inputs, or features that are not finite.
         """
         found: list[dict[str, Tensor]] = []
-        for rows in feature_batches(
-            model, loader, self.layer or None, "scoring", device=device, progress=progress, labels=False
-        ):
-            if rows.shape[1] != self.moments.feature_dim:
+        passed: dict[str, Any] = {"device": device, "progress": progress, "labels": False}
+        for batch in captured_batches(model, loader, self.layer or None, "scoring", **passed):
+            if batch.features.shape[1] != self.moments.feature_dim:
                 raise InputError(
-                    f"expected features of dimension {self.moments.feature_dim}, got {rows.shape[1]} from this "
-                    "network: give the one that the scorer was fitted to"
+                    f"expected features of dimension {self.moments.feature_dim}, got {batch.features.shape[1]} from "
+                    "this network: give the one that the scorer was fitted to"
                 )
-            found.append({name: part.cpu() for name, part in self.score(rows).items()})
+            if not found:
+                self._check_head(batch)
+            found.append({name: part.cpu() for name, part in self.score(batch.features).items()})
         if not found:
             raise InputError("the loader gave no inputs: check its data set and drop_last")
         return {name: torch.cat([part[name] for part in found]) for name in self.scores}
@@ -269,6 +277,23 @@ class OODScorer:
         if device is not None:
             moments = ClassMoments(moments.packed.to(state_device(device)), *moments.shape)
         return cls(moments, weight, bias, options, layer)
+
+    def _check_head(self, batch: CapturedBatch) -> None:
+        """Warn if the logits of a batch are not those of the scorer's head, as of a network that was trained further."""
+        if batch.head_logits is not batch.logits or batch.head_logits.shape[1] != len(self.weight):
+            return  # the model does something to the outputs of the head that only a whole pass can make out
+        features, logits = (each[:_CHECKED].to(self.weight) for each in (batch.features, batch.head_logits))
+        expected = features @ self.weight.T + self.bias
+        # log-softmax may follow the head
+        logits, expected = (each - each.mean(1, keepdim=True) for each in (logits, expected))
+        off = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
+        if off > _OTHER:
+            warnings.warn(
+                f"the logits of this network are {off:.0%} off those of the head that the scorer was fitted to: give "
+                "the same weights, or fit it again",
+                NeuralCollapseWarning,
+                stacklevel=3,
+            )
 
     def _score(self, features: Tensor, logits: Tensor | None, names: tuple[str, ...]) -> dict[str, Tensor]:
         features = as_tensor(features, "features")
