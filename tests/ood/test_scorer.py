@@ -99,6 +99,27 @@ def test_heads_of_other_kinds_are_scored(kind):
         torch.testing.assert_close(found[name], values, rtol=1e-3, atol=1e-4)
 
 
+def test_tokens_of_a_language_model_have_a_score_each_but_for_padding():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 8), nn.ReLU())
+            self.lm_head = nn.Linear(8, 20, bias=False)
+
+        def forward(self, input_ids):
+            return self.lm_head(self.body(input_ids))
+
+    torch.manual_seed(0)
+    model, tokens = Model(), torch.randint(0, 20, (40, 12))
+    loader = [{"input_ids": part, "labels": part} for part in tokens.split(10)]
+    scorer = nc.OODScorer.fit(model, loader, next_token=True, progress=False, scores=["nci", "fdbd"])
+    padded = tokens[:3].clone()
+    padded[0, 5:] = -100
+    found = scorer.score_loader(model, [{"input_ids": tokens[:3], "labels": padded}], progress=False)
+    assert found["nci"].shape == (3 * 12 - 7,)
+    torch.testing.assert_close(found["nci"][:5], scorer.score(model.body(tokens[0, :5]))["nci"])
+
+
 def test_blocks_of_any_size_give_the_same(monkeypatch):
     _, scorer = fitted()
     features = torch.randn(300, 6, generator=torch.Generator().manual_seed(1))

@@ -15,6 +15,8 @@ from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.errors import InputError
 
+PADDING = -100
+
 
 def captured_batches(
     model: nn.Module,
@@ -35,6 +37,7 @@ def captured_batches(
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
     head, others = find_classifier(model, classifier, None)
+    ignore_index = ignore_index if labels else PADDING
     forward = Forward(model, head, others, {}, ignore_index, device, next_token=next_token, chosen=True)
     with torch.no_grad(), forward:
         for number, batch in enumerate(
@@ -48,12 +51,18 @@ def captured_batches(
 
 
 def with_labels(batch: Any) -> tuple[Any, Tensor]:
-    """(inputs, zeros) of a batch that may have labels or not: one zero for each sample."""
-    inputs = batch
+    """(inputs, zeros) of a batch that may have labels or not: one zero for each sample.
+
+    Where there is a label for each token, there is a zero for each, but for the padding (-100), which stays.
+    """
+    inputs, labels = batch, None
     if isinstance(batch, Mapping):
         inputs = {name: value for name, value in batch.items() if name not in LABEL_KEYS}
+        labels = next((batch[name] for name in LABEL_KEYS if name in batch), None)
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) > 0:
-        inputs = batch[0]
+        inputs, labels = batch[0], batch[1] if len(batch) > 1 else None
+    if isinstance(labels, Tensor) and labels.dim() > 1 and not labels.is_floating_point():
+        return inputs, torch.where(labels == PADDING, PADDING, 0)
     values = inputs.values() if isinstance(inputs, Mapping) else (inputs,)
     count = next((len(value) for value in values if isinstance(value, Tensor) and value.dim() > 0), None)
     if count is None:

@@ -212,7 +212,8 @@ class OODScorer:
 
         Args:
             model: the network that the scorer was fitted to.
-            loader: gives inputs alone, or (inputs, labels, ...), or dicts; labels are not used.
+            loader: gives inputs alone, or (inputs, labels, ...), or dicts. Labels are not used, but those of a
+                language model, one for each token, ask for a score of each token but those of label -100.
             device: where to run; by default that of the model's parameters.
             progress: show a progress bar (on a terminal only).
 
@@ -279,18 +280,19 @@ class OODScorer:
         return cls(moments, weight, bias, options, layer)
 
     def _check_head(self, batch: CapturedBatch) -> None:
-        """Warn if the logits of a batch are not those of the scorer's head, as of a network that was trained further."""
+        """Warn if a batch's logits are not those of the scorer's head, as of a network that was trained further."""
         if batch.head_logits is not batch.logits or batch.head_logits.shape[1] != len(self.weight):
             return  # the model does something to the outputs of the head that only a whole pass can make out
-        features, logits = (each[:_CHECKED].to(self.weight) for each in (batch.features, batch.head_logits))
+        kept = batch.head_logits if batch.kept is None else batch.head_logits[batch.kept[:_CHECKED]]
+        features, logits = (each[:_CHECKED].to(self.weight) for each in (batch.features, kept))
         expected = features @ self.weight.T + self.bias
         # log-softmax may follow the head
         logits, expected = (each - each.mean(1, keepdim=True) for each in (logits, expected))
         off = float(torch.linalg.vector_norm(logits - expected) / torch.linalg.vector_norm(expected))
         if off > _OTHER:
             warnings.warn(
-                f"the logits of this network are {off:.0%} off those of the head that the scorer was fitted to: give "
-                "the same weights, or fit it again",
+                f"the logits of this network are {off:.0%} off those of the head that the scorer was fitted to: "
+                "give the same weights, or fit it again",
                 NeuralCollapseWarning,
                 stacklevel=3,
             )
