@@ -13,8 +13,8 @@ from harness import Row, Table
 from neuralcollapse.geometry.pairs import nc1_cdnv
 from reference import agreement
 
-# Means that are float32 sums of 5,000 numbers near 100 are off by more than the noise of 1e-3, so that NC1 of the loops in
-# float32 may be ten times too large: their notes say how far off. The library's is asked to be exact.
+# Means that are float32 sums of 5,000 numbers near 100 are off by more than the noise of 1e-3, so that NC1 of the loops
+# in float32 may be ten times too large: their notes say how far off. The library's is asked to be exact.
 OURS_WITHIN = 1e-7
 
 

@@ -12,11 +12,17 @@ from .geometry.classes import frequent_classes as frequent_classes
 from .geometry.frames import nearest_simplex_etf as nearest_simplex_etf
 from .geometry.frames import orthoplex as orthoplex
 from .geometry.frames import simplex_etf as simplex_etf
+from .geometry.many_classes import gnc as gnc
+from .geometry.many_classes import uniform_duality as uniform_duality
 from .geometry.measures import measures as measures
 from .geometry.moments import ClassMoments as ClassMoments
+from .geometry.more import more_measures as more_measures
+from .geometry.nc5 import nc5 as nc5
 from .geometry.pairs import worst_pairs as worst_pairs
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
+from .geometry.spectra import spectra as spectra
+from .geometry.uniformity import uniformity as uniformity
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
 from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier
 from .heads.etf import ETFClassifier as ETFClassifier
@@ -26,6 +32,7 @@ from .loops.lightning import CollapseCallback as CollapseCallback
 from .loops.recorder import Recorder as Recorder
 from .networks.build import build_network as build_network
 from .ood.scorer import OODScorer as OODScorer
+from .report.scree import write_scree as write_scree
 from .report.single import write_page as write_page
 from .runs.reading import read_run as read_run
 from .runs.records import Record as Record

@@ -34,10 +34,12 @@ def test_a_record_is_what_measure_says(loader, tmp_path):
     model = network()
     recorder = nc.Recorder(loader, loader, out=tmp_path / "run", layers=["body"], progress=False)
     record = recorder.measure(model, 3, learning_rate=0.5)
-    expected = nc.measure(model, loader, layers=["body"], progress=False)
+    expected = nc.measure(model, loader, layers=["body"], test_loader=loader, progress=False)
+    test = expected.pop("test")
     assert record.layers["body"] == pytest.approx(expected.pop("layers")["body"])
     assert record.measures | record.train == pytest.approx({k: v for k, v in expected.items() if k != "num_samples"})
-    assert record.test == pytest.approx(record.train)
+    assert record.test_layers["body"] == pytest.approx(test.pop("layers")["body"])
+    assert record.test == pytest.approx({k: v for k, v in test.items() if k != "num_samples"})
     assert (record.epoch, record.learning_rate) == (3, 0.5)
     assert recorder.records == [record] == RunFolder.open(tmp_path / "run").records()
 
@@ -279,9 +281,9 @@ def test_the_test_set_is_measured_on_the_classes_that_are_frequent_in_training()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4))
     train = [(torch.randn(9, 3), torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 3]))]
-    test = [(torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 2]))]
+    test = [(torch.randn(7, 3), torch.tensor([0, 1, 0, 1, 2, 2, 2]))]
     record = nc.Recorder(train, test, "0", min_count=3).measure(model, 0)
-    inputs, labels = test[0][0][:2], test[0][1][:2]  # classes 0 and 1
+    inputs, labels = test[0][0][:4], test[0][1][:4]  # classes 0 and 1
     assert record.test["accuracy"] == float((model(inputs).argmax(1) == labels).float().mean())
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neuralcollapse.capture.reference import warn_of_unseen
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures
+from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
+from neuralcollapse.geometry.measures import held_out_measures, measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
+
+_BLOCK_ROWS = 4_096  # features that are brought to length one at a time
 
 
 def measure_features(
@@ -28,6 +34,9 @@ def measure_features(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
+    test_features: Tensor | None = None,
+    test_labels: Tensor | None = None,
+    more: bool = False,
 ) -> dict[str, Any]:
     """Measure the collapse of features that are already in memory.
 
@@ -42,49 +51,124 @@ def measure_features(
         min_count: measure the classes with at least this many samples.
         means_dtype: torch.float32 halves the memory for K class means.
         pairwise: as in `measure`.
+        test_features: (M, d) of a test set, measured beside the others and not counted among them.
+        test_labels: (M,) integers.
+        more: add what `neuralcollapse.more_measures` gives of the same samples and classes.
 
     Returns:
-        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy".
+        The keys of `neuralcollapse.measures`, "num_samples" and "ncc_accuracy" (the share of samples whose nearest
+        class mean is that of their label); with a weight also "nc4" and "accuracy"; with `more` also "more", a dict of
+        further numbers. With a test set also "test", as in `measure`: about its own class means, with "nc4" and
+        "ncc_accuracy" to those of `features`.
 
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    features, labels = _samples(features, labels, ignore_index)
     weight = None if weight is None else as_tensor(weight, "weight")
     bias = None if bias is None else as_tensor(bias, "bias")
-    check_features(features)
-    labels = check_labels(labels, features.shape[0])
-    if ignore_index is not None:
-        kept = kept_rows(features, labels, ignore_index)
-        features, labels = features[kept], labels[kept]
     if len(labels) == 0:
         raise InputError("got no samples: features and labels are empty")
+    if (test_features is None) != (test_labels is None):
+        raise InputError("expected test_features and test_labels together, got one of them: give both, or neither")
+    test = None
+    if test_features is not None and test_labels is not None:
+        with _of_test_set():
+            test = _samples(test_features, test_labels, ignore_index)
     if num_classes is None:
-        num_classes = _count_classes(labels) if weight is None else _rows(weight, features.shape[1])
+        every = labels if test is None else torch.cat([labels, test[1].to(labels.device)])
+        num_classes = _count_classes(every) if weight is None else _rows(weight, features.shape[1])
     check_classifier(weight, bias, num_classes, features.shape[1])
-    counted, total = labels, num_classes
-    subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(counted, total))
-    targets, shown_weight, shown_bias = labels, weight, bias
-    if subset is not None:
-        labels = subset.relabel(labels)
-        kept = labels != LEFT_OUT
-        features, labels, targets = features[kept], labels[kept], targets[kept]
+    total = num_classes
+    subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
+    head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more)
+    result, moments = head.measured(features, labels)
+    if test is not None:
+        with _of_test_set():
+            result["test"], _ = head.measured(*test, moments)
+    return result
+
+
+@dataclass
+class _Head:
+    """What the features are measured with: the classifier of all classes, the classes that are measured, options."""
+
+    weight: Tensor | None
+    bias: Tensor | None
+    num_classes: int
+    subset: ClassSubset | None
+    means_dtype: torch.dtype
+    pairwise: bool | int
+    more: bool
+
+    def measured(
+        self, features: Tensor, labels: Tensor, train: ClassMoments | None = None
+    ) -> tuple[dict[str, Any], ClassMoments]:
+        """The measures and the moments of samples; of a test set, if there are moments of the training set."""
+        subset, targets, num_classes = self.subset, labels, self.num_classes
+        weight, bias = self.weight, self.bias
+        if subset is not None:
+            labels = subset.relabel(labels)
+            kept = labels != LEFT_OUT
+            features, labels, targets = features[kept], labels[kept], targets[kept]
+            num_classes = len(subset)
+            weight = None if weight is None else subset.rows(weight)
+            bias = None if bias is None else subset.rows(bias)
         if len(labels) == 0:
             raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
-        num_classes = len(subset)
-        shown_weight = None if weight is None else subset.rows(weight)
-        shown_bias = None if bias is None else subset.rows(bias)
-    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
-    result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
-    result["num_samples"] = moments.num_samples
-    if weight is not None:
-        batches = list(_predictions(features, weight, bias))
-        predicted = torch.cat([part for _, part in batches])
-        found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        nearest = NearestMeans(moments)
-        result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(labels)
-        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
-    return result
+        moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
+        if train is not None and train.feature_dim != moments.feature_dim:
+            raise InputError(f"expected features of dimension {train.feature_dim}, got {moments.feature_dim}")
+        of = measures if train is None else held_out_measures
+        result: dict[str, Any] = dict(of(moments, weight, bias, pairwise=self.pairwise))
+        if train is not None:
+            warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
+        result["num_samples"] = count = moments.num_samples
+        if self.more and train is None:
+            result["more"] = _more(moments, features, labels, weight, self.pairwise)
+        nearest, right = NearestMeans(moments if train is None else train), 0
+        wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
+        parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
+        for block, numbers, wanted in zip(*parts, strict=True):
+            predicted = wanted if self.weight is None else _predicted(block, self.weight, self.bias)
+            right += int((predicted == wanted.to(predicted.device)).sum())
+            predicted = predicted if subset is None else subset.relabel(predicted)
+            wrong += nearest.mismatches(block, [numbers, predicted]).cpu()
+        result["ncc_accuracy"] = (count - float(wrong[0])) / count
+        if weight is not None:
+            result |= {"nc4": float(wrong[1]) / count, "accuracy": right / count}
+        return result, moments
+
+
+def _samples(features: Any, labels: Any, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """Features and labels as tensors that fit together, without the ignored samples."""
+    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    check_features(features)
+    labels = check_labels(labels, features.shape[0])
+    if ignore_index is None:
+        return features, labels
+    kept = kept_rows(features, labels, ignore_index)
+    return features[kept], labels[kept]
+
+
+@contextmanager
+def _of_test_set() -> Iterator[None]:
+    """Inside, errors say that they are about the test set."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"test set: {error}") from None
+
+
+def _more(
+    moments: ClassMoments, features: Tensor, labels: Tensor, weight: Tensor | None, pairwise: bool | int
+) -> dict[str, float]:
+    """`more_measures`, with GNC1 of the features at length one where none is zero."""
+    unit = ClassMoments.zeros(moments.num_classes, moments.feature_dim, features.device)
+    for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
+        unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
+    unit.round_at_least(moments.rounding)
+    return more_measures(moments, weight, unit=unit, pairwise=pairwise)
 
 
 def _rows(weight: Tensor, dim: int) -> int:
@@ -105,9 +189,7 @@ def _count_classes(labels: Tensor) -> int:
     return max(1, largest + 1)
 
 
-def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of features with the classes of their largest logits, computed in float64."""
-    rows = weight.double().to(features.device)
-    shift = 0 if bias is None else bias.double().to(features.device)
-    for block in features.split(max(1, 2**22 // len(rows))):
-        yield block, (block.double() @ rows.T + shift).argmax(1)
+def _predicted(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N,) the class of the largest logit of each of the features, in float64."""
+    logits = features.double() @ weight.double().to(features.device).T
+    return (logits if bias is None else logits + bias.double().to(features.device)).argmax(1)

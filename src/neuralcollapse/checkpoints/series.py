@@ -39,6 +39,7 @@ _OPTIONS = (
     "next_token",
     "pairwise",
     "nc4",
+    "test_measures",
     "head_decay",
     "decays",
     "loss_name",
@@ -89,7 +90,7 @@ def measure_checkpoints(
             .bin, .tar), from which only tensors and plain values are ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
         classifier: dotted name of the last layer, or the layer itself; found when not given.
-        test_loader: adds loss and accuracy on the test set to the records.
+        test_loader: adds the test set to the records: loss, accuracy and the measures of its features.
         out: the run folder, new or one of an earlier call with the same model, data and options.
         force: overwrite what is in `out`, if it holds nothing that others made or that is still needed.
         prefix: of the weights' names in the files, where several would fit.
@@ -111,7 +112,8 @@ def measure_checkpoints(
             `neuralcollapse.measure`.
     """
     model = check_model(model)
-    check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
+    known = options_of(measure_checkpoints, Recorder, without=("stop_on", "patience", "stop_mode", "min_delta"))
+    check_names(options, known, "measure_checkpoints", ("resume", "unit", "writes"))
     own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
     check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -151,6 +151,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     last = records[-1]
     print_last(last, unit, len(data.train.labels))
+    print_events(records, unit)
     print(f"run   {out}\npage  {page}")
     if last.train["accuracy"] <= _GUESSING / data.num_classes:
         print(
@@ -162,9 +163,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def print_records(run: Path, page: Path | None, unit: str, records: Sequence[tuple[str | None, Record]]) -> None:
-    """JSON of many records, each with the checkpoint that it is of."""
-    listed = [{"checkpoint": path, **asdict(record)} for path, record in records]
+def print_records(
+    run: Path,
+    page: Path | None,
+    unit: str,
+    records: Sequence[tuple[str | None, Record]],
+    more: Mapping[int, Mapping[str, float]] | None = None,
+) -> None:
+    """JSON of many records, each with the checkpoint that it is of, and further measures by its epoch."""
+    listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
+    for each in listed:
+        if more and each["epoch"] in more:
+            each["more"] = more[each["epoch"]]
     print_json({"run": str(run), "page": page and str(page), "unit": unit, "records": listed})
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import print_json, print_measures, record_of_features, train_packages
+from neuralcollapse.cli.printing import print_json, print_measures, print_more, record_of_features, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.folder import Record, RunFolder
 from neuralcollapse.runs.records import goal
@@ -46,10 +46,24 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="number of classes, if it cannot be read from the weight or data"
     )
+    parser.add_argument(
+        "--test-data",
+        type=Path,
+        metavar="FILE",
+        help="of a file: another one with the features and labels of a test set, measured beside it",
+    )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
     parser.add_argument("--pairs", type=int, metavar="P", help="take those over a sample of P pairs of classes")
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="of a file or a run: add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality",
+    )
+    parser.add_argument(
+        "--scree", type=Path, metavar="FILE", help="of a file: draw the spectra as a .png, .svg or .pdf figure"
+    )
     parser.add_argument(
         "--certify-head",
         action="store_true",
@@ -79,6 +93,10 @@ def run(options: argparse.Namespace) -> int:
     """The command."""
     options.pairwise = _pairwise(options)
     given = checkpoints.given(options)
+    if options.test_data is not None and (options.path is None or options.path.is_dir()):
+        raise InputError(
+            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself"
+        )
     if options.path is None:
         if not given:
             raise InputError(
@@ -90,6 +108,8 @@ def run(options: argparse.Namespace) -> int:
             raise InputError("--features-sign is for files: a pass over the data sees the sign of the features itself")
         if options.certify_head and options.weight_decay is None:
             raise InputError("--certify-head needs --weight-decay of the training: add it")
+        if options.more or options.scree is not None:
+            raise InputError("--more is for files and run folders, --scree for files: leave them out")
         return checkpoints.run(options)
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -103,10 +123,11 @@ def _run_folder(options: argparse.Namespace) -> int:
     """Measure the kept checkpoints of a run again."""
     folder = RunFolder.open(options.path)
     for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
-    for_files += [getattr(options, name) for name in _OF_FILES]
+    for_files += [options.scree, *(getattr(options, name) for name in _OF_FILES)]
     if options.no_pairwise or any(value is not None for value in for_files):
         raise InputError(
-            "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
+            "only --certify-head, --more, --trust-code and --json are for runs, the other options for files: leave "
+            "them out"
         )
     with train_packages():
         from neuralcollapse.checkpoints.series import Checkpoint
@@ -123,9 +144,12 @@ def _run_folder(options: argparse.Namespace) -> int:
         )
     files = dict(folder.checkpoints())
     samples: list[int] = []
+    more: dict[int, dict[str, float]] = {}
 
     def show(record: Record, capture: Capture) -> None:
         samples.append(capture.moments.num_samples)
+        if options.more:
+            more[record.epoch] = more_of(capture)
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 
@@ -133,9 +157,11 @@ def _run_folder(options: argparse.Namespace) -> int:
     if options.json:
         page = folder.path / "report.html"
         named = [(str(files[record.epoch]), record) for record in records]
-        print_records(options.path, page if page.is_file() else None, "epoch", named)
+        print_records(options.path, page if page.is_file() else None, "epoch", named, more)
         return 0
     print_last(records[-1], "epoch", samples[-1])
+    if options.more:
+        print_more(more[records[-1].epoch])
     print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
     return 0
 
@@ -154,7 +180,11 @@ def _file(options: argparse.Namespace) -> int:
         ignore_index=options.ignore_index,
         min_count=options.min_count,
         pairwise=options.pairwise,
+        **({} if options.test_data is None else _test_arrays(options.test_data)),
+        more=options.more,
     )
+    if options.scree is not None:
+        values["scree"] = str(_draw_scree(arrays, options))
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
     if "weight" in arrays and options.min_count is None:
@@ -162,16 +192,57 @@ def _file(options: argparse.Namespace) -> int:
     record = record_of_features(values)
     if options.json:
         nothing = {"epoch": None}  # nobody knows how long the network was trained
-        print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
+        beside = {name: values[name] for name in ("more", "scree") if name in values}
+        print_json(
+            {"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing, **beside}
+        )
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    if "accuracy" in record.test:
+        accuracy += f", test accuracy {record.test['accuracy']:.4f}"
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (under collapse {goal(record)})\n")
     print_measures(record)
+    if options.more:
+        print_more(values["more"])
+    if options.scree is not None:
+        print(f"\nfile  {values['scree']}")
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _test_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file of test features, as arguments of `measure_features`."""
+    arrays, _ = read_features(path)
+    return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
+
+
+def more_of(capture: Capture) -> dict[str, float]:
+    """The further measures of a checkpoint."""
+    from neuralcollapse.geometry.more import more_measures
+
+    return more_measures(capture.moments, capture.weight)
+
+
+def _draw_scree(arrays: Mapping[str, Any], options: argparse.Namespace) -> Path:
+    """The figure of the spectra, over the samples that are measured."""
+    import torch
+
+    from neuralcollapse.geometry.moments import ClassMoments
+    from neuralcollapse.geometry.spectra import spectra
+    from neuralcollapse.report.scree import write_scree
+
+    if options.scree.exists() and options.scree.resolve() == options.path.resolve():
+        raise InputError(f"expected --scree to be another file than {options.path}: it would be replaced")
+    features, labels = _kept(arrays, options)
+    counts = labels.long().bincount()
+    kept = counts[labels.long()] >= (options.min_count or 0)
+    weight = torch.as_tensor(arrays["weight"]) if "weight" in arrays else None
+    classes = options.num_classes or (len(counts) if weight is None else len(weight))
+    moments = ClassMoments.from_batch(features[kept], labels[kept], classes)
+    return write_scree(spectra(moments, weight), options.scree)
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:

@@ -43,13 +43,14 @@ class CollapseTrainerCallback(TrainerCallback):
         dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
             at most as many samples as the training takes. Give one if a transform augments that: the paper measures
             images as they are.
-        test_dataset: adds loss and accuracy on the test set; when not given, the trainer's eval_dataset, if it is one
-            data set. False for none.
+        test_dataset: adds the test set to the records: loss, accuracy and measures; when not given, the trainer's
+            eval_dataset, if it is one data set. False for none.
         every: when to measure: "epoch", "save" (with each checkpoint), or a number of steps. The last step is measured
             in any case; an epoch that max_steps cuts short counts as one.
         force: overwrite an earlier run in `out`.
         options: as for `neuralcollapse.Recorder` (layers, nc4, pairwise, ignore_index (-100 when not given),
-            next_token, head_decay, config, class_names, ...).
+            next_token, head_decay, config, class_names, ...). With `stop_on`, training ends when that number of the
+            records gets no better for `patience` measurements.
 
     Attributes:
         records: of all measurements, in order.
@@ -108,6 +109,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self._note_rate(kwargs.get("optimizer"))
         if state.global_step > 0:
             self.recorder.resume(math.floor(self._count(state) + 1e-6))
+            control.should_training_stop = control.should_training_stop or self.recorder.should_stop
         else:
             self._measure(state, control)
 
@@ -218,6 +220,7 @@ class CollapseTrainerCallback(TrainerCallback):
         with _unpatched(model):
             record = recorder.measure(model, count, learning_rate=self._rate)
         self._measured = count
+        control.should_training_stop = control.should_training_stop or recorder.should_stop
         wanted = control.should_log
         self.trainer.log(dict(record.flat()))
         control.should_log = wanted  # `log` cleared it, and the trainer's own numbers would not be logged

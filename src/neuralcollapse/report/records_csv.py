@@ -36,6 +36,8 @@ def records_csv(runs: Sequence[Run]) -> str:
                 line |= _named("" if group == "measures" else f"{group}_", getattr(record, group))
             for name, values in record.layers.items():
                 line |= _named(f"{name}/", values)
+            for name, values in record.test_layers.items():
+                line |= _named(f"test_{name}/", values)
             for group in _EXPECTED:
                 line |= _named(f"{group}_", getattr(record, group))
             lines.append(line)
