@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
@@ -303,10 +304,11 @@ class OODScorer:
         count, dim = len(self.weight), self.moments.feature_dim
         if features.shape[1] != dim:
             raise InputError(f"expected features of dimension {dim}, got {features.shape[1]}: give the head's inputs")
-        check_finite(features)
-        dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-        if features.numel() and features.device.type != "mps" and float(features.abs().amax()) > _SQUARES_OVERFLOW:
-            dtype = torch.float64
+        largest = float(torch.linalg.vector_norm(features, ord=math.inf)) if features.numel() else 0.0  # NaN stays NaN
+        if not math.isfinite(largest):
+            check_finite(features)
+        wide = features.dtype == torch.float64 or (largest > _SQUARES_OVERFLOW and features.device.type != "mps")
+        dtype = torch.float64 if wide else torch.float32
         if logits is not None:
             logits = as_tensor(logits, "logits").to(features.device)
             if tuple(logits.shape) != (len(features), count) or not logits.is_floating_point():
