@@ -42,6 +42,7 @@ class Sums:
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         keep: bool,
+        exact: bool = False,
         nearest: NearestCounts | None = None,
     ) -> None:
         self.moments: ClassMoments | None = None
@@ -54,6 +55,7 @@ class Sums:
         self._num_classes = num_classes
         self._means_dtype = means_dtype
         self._loss = loss
+        self._exact = exact  # products in float64, whatever the features' dtype
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
@@ -94,7 +96,7 @@ class Sums:
         if self.moments is None:
             self.moments = self._empty(captured.features.shape[1], captured.features.device)
             self.moments.round_at_least(forward.spacing)
-        self.moments.update(captured.features, captured.labels)
+        self.moments.update(self._summed(captured.features), captured.labels)
         self._count(captured, forward)
 
     def flush(self, forward: Forward) -> None:
@@ -108,7 +110,7 @@ class Sums:
         features, labels, logits = (
             torch.cat(parts) if len(waiting) > 1 else parts[0] for parts in zip(*waiting, strict=True)
         )
-        self.moments.update_batches(features, labels, sizes)
+        self.moments.update_batches(self._summed(features), labels, sizes)
         picked = spot_rows(len(labels), labels.device, ROWS * len(sizes))
         places = spot_rows(len(labels), torch.device("cpu"), ROWS * len(sizes)).numpy()
         numbers = np.repeat(np.arange(first, first + len(sizes)), sizes)[places].tolist()
@@ -162,12 +164,16 @@ class Sums:
         self.moments = merged(self.moments)
         self.layers = {name: merged(part) for name, part in self.layers.items()}
 
+    def _summed(self, features: Tensor) -> Tensor:
+        """The features in the dtype whose products are summed."""
+        return exact(features) if self._exact else features
+
     def _empty(self, dim: int, device: torch.device) -> ClassMoments:
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
 
 
 def exact(value: Tensor) -> Tensor:
-    """A number in float64, on its own device if that has float64."""
+    """Numbers in float64, on their own device if that has float64."""
     return value.detach().to(device=state_device(value.device), dtype=torch.float64)
 
 
