@@ -8,6 +8,9 @@ from .checkpoints.series import measure_checkpoints as measure_checkpoints
 from .errors import InputError as InputError
 from .errors import NeuralCollapseWarning as NeuralCollapseWarning
 from .geometry.classes import frequent_classes as frequent_classes
+from .geometry.directional import directional_cdnv as directional_cdnv
+from .geometry.few_shot import FewShotError as FewShotError
+from .geometry.few_shot import few_shot_error as few_shot_error
 from .geometry.frames import nearest_simplex_etf as nearest_simplex_etf
 from .geometry.frames import orthoplex as orthoplex
 from .geometry.frames import simplex_etf as simplex_etf
@@ -16,6 +19,7 @@ from .geometry.moments import ClassMoments as ClassMoments
 from .geometry.pairs import worst_pairs as worst_pairs
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
+from .geometry.standard_errors import standard_errors as standard_errors
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
 from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier
 from .heads.etf import ETFClassifier as ETFClassifier

@@ -50,6 +50,7 @@ _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 class Directions(NamedTuple):
     """Variances along orthonormal directions that the centred class means span, and which are rounding alone."""
 
+    vectors: Tensor  # (d, r)
     between: Tensor  # (r,) variance of the class means along each, over the classes
     within: Tensor  # (r,) variance about the class means, over the samples
     left_out: Tensor  # (r,) bool
@@ -116,11 +117,22 @@ class CentredMeans:
     @cached_property
     def within_over_between(self) -> Tensor:
         """`tr(S_W S_B^+)` over the directions that are more than rounding."""
-        certain = self._without_doubt()
-        if certain is not None:
-            return certain
-        between, within, left_out = self.directions
-        return torch.where(left_out, 0.0, within / between).sum()
+        if self._certain is not None:
+            return self._certain
+        found = self.directions
+        return torch.where(found.left_out, 0.0, found.within / found.between).sum()
+
+    @property
+    def basis(self) -> Tensor | None:
+        """(d, r) the directions that are more than rounding; None if they are all that K classes may have in d."""
+        if self._certain is not None:
+            return None
+        kept = self.directions.vectors[:, ~self.directions.left_out]
+        return None if kept.shape[1] == min(self.matrix.count - 1, self.matrix.dim) else kept
+
+    @cached_property
+    def _certain(self) -> Tensor | None:
+        return self._without_doubt()
 
     def _without_doubt(self) -> Tensor | None:
         """`tr(S_W S_B^+)` by an inverse; None unless it is certain that no direction is rounding, nor lost by it.
@@ -149,7 +161,7 @@ class CentredMeans:
     def directions(self) -> Directions:
         """The directions of S_B; `Undefined` when all are rounding alone."""
         matrix = self.matrix
-        squares, left_out = between_directions(matrix, self._rounding_alone)[1:]
+        vectors, squares, left_out = between_directions(matrix, self._rounding_alone)
         dropped, kept = torch.stack([(left_out & ~self._zero).sum(), (~left_out).sum()]).tolist()
         if dropped:  # more than those that are zero up to float64
             self.left_out = (
@@ -158,7 +170,7 @@ class CentredMeans:
             )
         if kept == 0:
             raise Undefined(f"the class means differ only by the rounding of {self._type}")
-        return Directions(squares / matrix.count, self._within, left_out)
+        return Directions(vectors, squares / matrix.count, self._within, left_out)
 
     def _rounding_alone(self, vectors: Tensor, squares: Tensor) -> Tensor:
         """(r,) bool: the directions along which all variance, within classes and between them, may be rounding.
