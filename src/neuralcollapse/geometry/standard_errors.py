@@ -6,7 +6,7 @@ error, and whose mean shows what bias is left. With T of all samples, T_g withou
 
     value = G T - sum_g (1 - 1/h_g) T_g,    error^2 = (1/G) sum_g (h_g T - (h_g - 1) T_g - value)^2 / (h_g - 1).
 
-For groups of one size these are the jackknife's usual formulas; for others, those of Busing, Meijer, van der Leeden 1999.
+For groups of one size these are the usual formulas; for others, those of Busing, Meijer, van der Leeden 1999.
 """
 
 from __future__ import annotations
