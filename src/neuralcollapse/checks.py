@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -15,9 +17,20 @@ from neuralcollapse.errors import InputError, one_line
 def as_tensor(values: Any, name: str) -> Tensor:
     """An array or list of numbers as a tensor; `name` is what errors call it."""
     try:
-        return torch.as_tensor(values)
+        # Not `as_tensor` for tensors: it moves them to the default device of whoever has set one.
+        return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"expected {name} as an array of numbers: {one_line(error)}") from None
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Inside, tensors that do not name a device are made on the CPU, whatever `torch.set_default_device` was told."""
+    if torch.get_default_device().type == "cpu":  # entering a device costs every call of torch some time
+        yield
+    else:
+        with torch.device("cpu"):
+            yield
 
 
 def check_features(features: Tensor) -> None:

@@ -162,7 +162,7 @@ class Forward:
         notes = [] if self._map.is_plain else [f"the layer {self.head.name!r}: {self._map.form}"]
         relation = self._relation or Relation(self.head.name)
         if relation.kind == "scaled":
-            scale = torch.as_tensor(relation.scale).to(weight)
+            scale = torch.as_tensor(relation.scale, dtype=weight.dtype, device=weight.device)
             weight = weight * (scale[:, None] if scale.dim() else scale)
             shift = None if relation.shift is None else relation.shift.to(weight)
             bias = shift if bias is None else bias * scale if shift is None else bias * scale + shift

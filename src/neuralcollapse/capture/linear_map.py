@@ -208,7 +208,7 @@ class HeadMap:
             for start in range(0, dim, _PROBES):
                 count = min(_PROBES, dim - start)
                 vectors = torch.zeros(count, dim, dtype=inputs.dtype, device=inputs.device)
-                vectors[torch.arange(count), start + torch.arange(count)] = 1
+                vectors[:, start : start + count].fill_diagonal_(1)
                 columns.append((self._outputs(vectors).to(wide) - self._outputs(-vectors).to(wide)) / 2)
             shift = self._outputs(torch.zeros_like(inputs[:1]))[0].to(wide)
         except Exception:
@@ -251,7 +251,7 @@ def distance(
     picked, wanted = picked[finite], wanted[:, finite]
     features = form.features(inputs.double())
     rows, shift = form.tensors(weight, bias, picked)
-    rows, shift = rows.double(), torch.zeros(1).to(features) if shift is None else shift.double()
+    rows, shift = rows.double(), features.new_zeros(1) if shift is None else shift.double()
     off = wanted - features @ rows.T - shift
     off = (off - off.mean(1, keepdim=True) if form.shifted else off).abs()
     exact = torch.finfo(torch.float64 if inputs.dtype == outputs.dtype == torch.float64 else torch.float32).eps

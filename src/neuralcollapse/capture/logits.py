@@ -31,7 +31,7 @@ def num_outputs(returned: Any) -> int | None:
 
 def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
     if isinstance(returned, np.ndarray):
-        returned = torch.as_tensor(returned)
+        returned = torch.as_tensor(returned, device="cpu")
     if isinstance(returned, Tensor):
         if returned.dim() > 1 and returned.is_floating_point():
             yield returned

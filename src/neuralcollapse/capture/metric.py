@@ -90,7 +90,7 @@ class NeuralCollapse(Metric):
         )
 
         # In a MetricCollection metrics with equal states share one. This state keeps metrics over other classes apart.
-        left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64)
+        left_out = torch.tensor([] if ignore_index is None else [ignore_index], dtype=torch.int64, device="cpu")
         if self.classes is not None:
             left_out = torch.cat([left_out, self.classes.classes.cpu()])
         self.add_state("left_out", default=left_out, dist_reduce_fx=_first)

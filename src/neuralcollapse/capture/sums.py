@@ -133,7 +133,7 @@ class Sums:
             not self.nonnegative,
             *self.totals,
         )
-        self._totals = torch.tensor(totals, dtype=torch.float64)
+        self._totals = torch.tensor(totals, dtype=torch.float64, device="cpu")
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")

@@ -86,8 +86,8 @@ class ClassSubset:
             raise InputError(f"expected classes from 0 to {num_classes - 1}, got {listed(wrong)}: leave them out")
         if len(self.classes) < len(given):
             raise InputError(f"expected each class once, got {len(given) - len(self.classes)} twice: leave them out")
-        self._places = torch.full((num_classes,), LEFT_OUT)
-        self._places[self.classes.cpu()] = torch.arange(len(self.classes))
+        self._places = self.classes.new_full((num_classes,), LEFT_OUT)
+        self._places[self.classes] = torch.arange(len(self.classes), device=self.classes.device)
 
     def __len__(self) -> int:
         return len(self.classes)

@@ -100,7 +100,7 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
         least = _least(matrix)
     except Undefined as reason:
         raise InputError(f"no pairs of classes to compare: {reason}") from None
-    best = (torch.empty(0), torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.int64))
+    best = (variances.new_empty(0), means.seen.new_empty(0), means.seen.new_empty(0))
 
     def keep(values: Tensor, first: Tensor, second: Tensor) -> None:
         nonlocal best

@@ -68,7 +68,7 @@ class ShiftedSums:
         index = labels
         if classes is not None:
             index = scratch("places", counts.shape, torch.int64, labels.device)
-            index[classes] = torch.arange(len(classes))
+            index[classes] = torch.arange(len(classes), device=labels.device)
             index, counts = index[labels], counts[classes]
         places = slice(None) if classes is None else classes
         before = state.counts[places]
@@ -188,7 +188,7 @@ class ShiftedSums:
     def _refer(self, features: Tensor, labels: Tensor, new: Tensor) -> None:
         """Make the first row of each new class its reference; `new` marks the rows of such classes."""
         rows = new.nonzero().flatten()
-        first = torch.full((len(self.references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
+        first = labels.new_full((len(self.references),), len(labels)).scatter_reduce_(0, labels[rows], rows, "amin")
         classes = (first < len(labels)).nonzero().flatten()
         self.references[classes] = features[first[classes]].to(self.references.dtype)
 
@@ -197,8 +197,7 @@ class ShiftedSums:
         count, dim = features.shape
         rows = scratch("rows", features.shape, torch.float32 if single else torch.float64, features.device)
         sums = scratch("sums", (num_classes, dim), torch.float64, features.device).zero_()
-        lengths = torch.empty(count, dtype=torch.float64)
-        diagonal = torch.zeros(dim, dtype=torch.float64)
+        lengths, diagonal = sums.new_empty(count), sums.new_zeros(dim)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
         near = scratch("near", size, self.references.dtype, features.device)
@@ -213,7 +212,7 @@ class ShiftedSums:
             torch.sum(wide.square_(), 1, out=lengths[part])
             if single:
                 diagonal += wide.sum(0)
-        squares = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, index, lengths)
+        squares = sums.new_zeros(num_classes).index_add_(0, index, lengths)
         return _Block(rows, sums, squares, lengths, diagonal)
 
     def _recentre(

@@ -13,6 +13,7 @@ from typing import Any
 import lightning
 import yaml
 
+from neuralcollapse.checks import on_host
 from neuralcollapse.data.batches import Batches
 from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError
@@ -183,6 +184,7 @@ def _update_environment(run: RunFolder, values: Mapping[str, Any]) -> None:
         run.write_text(file.name, json.dumps({**old, **values}, indent=2) + "\n")
 
 
+@on_host()
 def _train(
     config: TrainConfig,
     path: Path,

@@ -187,7 +187,7 @@ def pattern(point: Point) -> str:
         counts = Counter(round(float(place), 2) + 0.0 for place in places)
         return "line at " + ", ".join(f"{x:.2g}" + (f" ({n})" if n > 1 else "") for x, n in sorted(counts.items()))
     rows = point.W[there] / lengths[there, None]
-    first, second = torch.triu_indices(len(rows), len(rows), 1)
+    first, second = torch.triu_indices(len(rows), len(rows), 1, device=rows.device)
     cosines = sorted({round(float(c), 2) + 0.0 for c in (rows @ rows.mT)[first, second]})
     shown = [f"{c:.2g}" for c in cosines]
     if len(shown) > 5:
