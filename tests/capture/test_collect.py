@@ -66,10 +66,18 @@ def by_hand(network, inputs, labels, **options):
     return {
         **nc.measures(moments, network.fc.weight, network.fc.bias, **options),
         "nc4": float((logits.argmax(1) != nearest).double().mean()),
+        "ncc_accuracy": float((labels == nearest).double().mean()),
         "accuracy": float((logits.argmax(1) == labels).double().mean()),
         "loss": float(F.cross_entropy(logits.double(), labels)),
         "num_samples": len(labels),
     }
+
+
+def nearest_mean(features, labels, logits, moments):
+    """NC4 and the accuracy of the nearest mean of some layer, from the definitions."""
+    nearest = torch.cdist(features.double(), moments.means).argmin(1)
+    wrong, right = nearest != logits.argmax(1), nearest == labels
+    return {"nc4": float(wrong.double().mean()), "ncc_accuracy": float(right.double().mean())}
 
 
 def assert_same(got, want, rel=1e-5):
@@ -107,6 +115,7 @@ def test_without_nc4_or_pairs_their_keys_are_left_out(network, loader, data):
     got = nc.measure(network, loader, nc4=False, pairwise=False)
     want = by_hand(network, *data, pairwise=False)
     want.pop("nc4")
+    want.pop("ncc_accuracy")
     assert not set(PAIRWISE_MEASURES) & set(got)
     assert_same(got, want)
 
@@ -177,7 +186,8 @@ def test_token_features_are_measured_one_by_one():
     loss = F.cross_entropy(network.fc(features), labels[kept]).item()
     assert got["loss"] == pytest.approx(loss, rel=1e-5)
     assert got["nc1"] == pytest.approx(nc.measures(moments)["nc1"], rel=1e-8)
-    assert got["layers"]["embed"] == pytest.approx(nc.measures(moments), rel=1e-8)
+    want = nc.measures(moments) | nearest_mean(features, labels[kept], network.fc(features), moments)
+    assert got["layers"]["embed"] == pytest.approx(want, rel=1e-8)
 
 
 @pytest.mark.parametrize("key", ["labels", "label", "targets", "target", "y"])
@@ -326,7 +336,8 @@ def test_inner_layers_of_every_kind_are_measured_in_the_same_pass(images, inplac
     outputs = {"conv": conv.mean((2, 3)), "mix": tokens.mean(1), "vector": model.vector(tokens.mean(1)).detach()}
     assert set(got["layers"]) == set(outputs)
     for name, features in outputs.items():
-        want = nc.measures(nc.ClassMoments.from_batch(features, labels, K))
+        moments = nc.ClassMoments.from_batch(features, labels, K)
+        want = nc.measures(moments) | nearest_mean(features, labels, model(inputs), moments)
         assert got["layers"][name] == pytest.approx(want, rel=1e-4), name
     assert got["nc1"] == pytest.approx(got["layers"]["vector"]["nc1"], rel=1e-10)
 
@@ -375,8 +386,10 @@ def test_an_iterator_too_large_to_keep_has_no_nc4_and_says_so(network, loader, d
     with pytest.warns(nc.NeuralCollapseWarning, match="second pass over the loader, which gave 0 samples.*DataLoader"):
         got = nc.measure(network, iter(loader))
     assert math.isnan(got.pop("nc4"))
+    assert math.isnan(got.pop("ncc_accuracy"))
     want = by_hand(network, *data)
     want.pop("nc4")
+    want.pop("ncc_accuracy")
     assert_same(got, want)
 
 
@@ -502,6 +515,7 @@ def features_by_hand(features, labels, weight, bias):
         **nc.measures(moments, weight, bias),
         "num_samples": N,
         "nc4": float((predicted != torch.cdist(features.double(), moments.means).argmin(1)).double().mean()),
+        "ncc_accuracy": float((labels == torch.cdist(features.double(), moments.means).argmin(1)).double().mean()),
         "accuracy": float((predicted == labels).double().mean()),
     }
 
@@ -515,7 +529,9 @@ def test_features_in_memory_are_measured(arrays, kind):
 def test_features_alone_give_the_measures_of_features(arrays):
     features, labels = arrays[:2]
     got = nc.measure_features(features, labels)
-    assert_same(got, {**nc.measures(nc.ClassMoments.from_batch(features, labels, K)), "num_samples": N}, rel=1e-12)
+    moments = nc.ClassMoments.from_batch(features, labels, K)
+    right = float((torch.cdist(features.double(), moments.means).argmin(1) == labels).double().mean())
+    assert_same(got, {**nc.measures(moments), "num_samples": N, "ncc_accuracy": right}, rel=1e-12)
 
 
 def test_accuracy_and_nc4_use_the_bias(arrays):

@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -18,57 +17,14 @@ from tqdm import tqdm
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.forward import Forward, HeadMismatch
 from neuralcollapse.capture.layers import Layers, inner_layers
-from neuralcollapse.capture.processes import summed
-from neuralcollapse.capture.sums import Sums, predictions
+from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
+from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
+from neuralcollapse.capture.result import Capture
+from neuralcollapse.capture.sums import Sums
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
-from neuralcollapse.geometry.measures import measures
-from neuralcollapse.geometry.moments import ClassMoments
-from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.heads.linear import head_tensors
-
-# NC4 looks at so many samples at once.
-_BLOCK_ROWS = 512
-
-
-@dataclass
-class Capture:
-    """The result of one pass over a loader.
-
-    Attributes:
-        moments: moments of the features that the classifier receives.
-        weight: (K, d) weight of the classifier, one row for each class that was measured.
-        bias: (K,), or None.
-        accuracy: share of the samples whose class has the largest logit.
-        loss: mean loss.
-        nc4: NC4, if it was asked for.
-        layers: name -> moments of the outputs of an inner layer.
-        classes: the numbers of the classes that were measured, if not all.
-        layer: the dotted name of the classifier.
-        nonnegative: whether every feature was >= 0, as after a ReLU; False if that is not known.
-    """
-
-    moments: ClassMoments
-    weight: Tensor
-    bias: Tensor | None
-    accuracy: float
-    loss: float
-    nc4: float | None = None
-    layers: dict[str, ClassMoments] = field(default_factory=dict)
-    classes: Tensor | None = None
-    layer: str = ""
-    nonnegative: bool = False
-
-    def measures(self, *, pairwise: bool | int = True) -> dict[str, Any]:
-        """The dict that `measure` returns."""
-        result: dict[str, Any] = dict(measures(self.moments, self.weight, self.bias, pairwise=pairwise))
-        if self.nc4 is not None:
-            result["nc4"] = self.nc4
-        result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
-        if self.layers:
-            result["layers"] = {name: measures(moments, pairwise=pairwise) for name, moments in self.layers.items()}
-        return result
 
 
 def measure(
@@ -78,6 +34,8 @@ def measure(
     num_classes: int | None = None,
     layers: Layers = (),
     *,
+    test_loader: Iterable[Any] | None = None,
+    reference: Reference | None = None,
     nc4: bool = True,
     ignore_index: int | None = None,
     next_token: bool = False,
@@ -113,8 +71,14 @@ def measure(
             an attention mask. The axis of the channels is inferred from the layers; to set it, give a dict from name to
             layout, such as {"norm": "NHWC"} (N samples, C channels), or to a function of the output that returns
             (N, C).
-        nc4: measure NC4 too. Features up to 512 MB are kept for it; beyond that the loader runs through the network a
-            second time.
+        test_loader: gives the batches of a test set, as `loader` does of the training set. It goes through the network
+            once, and the result gets an entry "test" (see below). Nothing of it is counted as training data.
+        reference: moments of another pass, such as that over the training set when `loader` gives a validation set:
+            "nc4" and "ncc_accuracy" are then taken to its class means, in this one pass, and so are those of a
+            `test_loader`. Moments of the features that the classifier receives; a dict from the names of `layers` to
+            theirs, with "" for those features; or what `neuralcollapse.collect` returned.
+        nc4: measure NC4 and the accuracy of the nearest class mean too. Features (with those of inner layers) up to
+            512 MB are kept for it; beyond that the loader runs through the network a second time.
         ignore_index: samples with this label are left out; by default -100 with `next_token`.
         next_token: the labels (N, T) are the tokens of the input, as for a causal language model of transformers: the
             class of each position is the label of the next one, and the last position has none.
@@ -130,30 +94,40 @@ def measure(
         progress: show a progress bar (on a terminal only).
 
     Returns:
-        The keys of `neuralcollapse.measures`, and "nc4", "accuracy", "loss" (cross-entropy), "num_samples", and
-        "layers" (name -> measures) if asked for.
+        The keys of `neuralcollapse.measures`, and
+
+        - "nc4": the share of samples whose nearest class mean is not that of the class predicted; goes to 0;
+        - "ncc_accuracy": the share of samples whose nearest class mean is that of their label; goes to 1;
+        - "accuracy", "loss" (cross-entropy) and "num_samples";
+        - "layers", if asked for: name -> the measures of features, "nc4" and "ncc_accuracy" of an inner layer;
+        - "test", with a `test_loader`: the same for the test set, without what the weight alone decides. NC1, NC2
+          and NC3 are about the test set's own class means; "nc4" and "ncc_accuracy" of the test samples are taken to
+          the class means of the training set, in inner layers too. A test sample of a class without training samples
+          counts as wrong in "ncc_accuracy", with a warning; a class without test samples is left out of the measures.
 
     Raises:
         InputError: no layer of that name, a head that is not a linear map of its input, an empty loader, an inner layer
             with ambiguous axes, or features, labels or batches of a wrong kind (the message names the batch).
     """
-    capture = collect(
-        model,
-        loader,
-        classifier,
-        num_classes,
-        layers,
-        nc4=nc4,
-        ignore_index=ignore_index,
-        next_token=next_token,
-        classes=classes,
-        min_count=min_count,
-        means_dtype=means_dtype,
-        device=device,
-        sharded=sharded,
-        progress=progress,
-    )
-    return capture.measures(pairwise=pairwise)
+    if test_loader is not None:
+        test_loader = check_loader(test_loader, "test_loader")
+    options: dict[str, Any] = {
+        "num_classes": num_classes,
+        "layers": layers,
+        "nc4": nc4,
+        "ignore_index": ignore_index,
+        "next_token": next_token,
+        "means_dtype": means_dtype,
+        "device": device,
+        "sharded": sharded,
+        "progress": progress,
+    }
+    capture = collect(model, loader, classifier, reference=reference, classes=classes, min_count=min_count, **options)
+    result = capture.measures(pairwise=pairwise)
+    if test_loader is not None:
+        test = collect_test(model, test_loader, capture, classifier, reference=reference, **options)
+        result["test"] = test.measures(pairwise=pairwise, held_out=True)
+    return result
 
 
 def collect(
@@ -163,6 +137,7 @@ def collect(
     num_classes: int | None = None,
     layers: Layers = (),
     *,
+    reference: Reference | None = None,
     nc4: bool = True,
     ignore_index: int | None = None,
     next_token: bool = False,
@@ -179,6 +154,8 @@ def collect(
     `loss` takes logits (N, K) and labels (N,) and returns their mean loss.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
+    if reference is not None and not nc4:
+        raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
 
     def batches(text: str) -> Iterable[Any]:
         return tqdm(loader, desc=text, unit="batch", leave=False, disable=None if progress else True)
@@ -196,7 +173,11 @@ def collect(
             )
         counts = partial(_label_counts, forward, batches, count, sharded)
         forward.subset = chosen_classes(classes, min_count, count, counts)
-        sums = Sums(count if forward.subset is None else len(forward.subset), means_dtype, loss, keep=nc4)
+        nearest = None
+        if reference is not None:
+            nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
+        measured = count if forward.subset is None else len(forward.subset)
+        sums = Sums(measured, means_dtype, loss, keep=nc4 and nearest is None, nearest=nearest)
         with forward:
             _add_all(sums, forward, batches("measuring"))
         return forward, sums
@@ -210,11 +191,52 @@ def collect(
     if sharded:
         sums.join(forward)
     capture = _result(forward, sums)
+    if sums.nearest is not None:
+        warn_of_unseen(capture, sums.nearest.counts)
     if nc4:
-        again = (predictions(forward(batch), forward) for batch in batches("measuring nc4"))
+        nearest = sums.nearest or NearestCounts(capture.all_moments)
         with forward:
-            capture.nc4 = _nc4(forward, again if sums.kept is None else sums.kept, capture.moments, sharded)
+            if sums.nearest is None:
+                again = (Rows.of(forward(batch), forward.subset) for batch in batches("measuring nc4"))
+                nearest.add_all(again if sums.kept is None else sums.kept)
+            shares = nearest.shares(by_model=forward.by_model, device=forward.device if sharded else None)
+        _check_seen(nearest.seen, capture, shares)
+        capture.nc4, capture.ncc_accuracy = shares[HEAD]["nc4"], shares.pop(HEAD)["ncc_accuracy"]
+        capture.layers_nearest = shares
     return capture
+
+
+def collect_test(
+    model: nn.Module,
+    loader: Iterable[Any],
+    train: Capture,
+    classifier: str | nn.Module | None = None,
+    *,
+    reference: Reference | None = None,
+    **options: Any,
+) -> Capture:
+    """A pass over the test set with the head, the classes and, for NC4, the class means of the training set.
+
+    Args:
+        model: the network.
+        loader: gives the batches of the test set.
+        train: what the pass over the training set gave.
+        classifier: as for that pass.
+        reference: class means for NC4, if not those of the training set.
+        options: of `collect`; `min_count` and `classes` are those of the training set, whatever they say. Without NC4
+            in `train`, there is none here.
+
+    Raises:
+        InputError: as for `collect`; the message says that it is about the test set.
+    """
+    options = {**options, "classes": train.classes, "min_count": None}
+    options["nc4"] = options.get("nc4", True) and train.nc4 is not None
+    if options["nc4"]:
+        options["reference"] = train if reference is None else reference
+    try:
+        return collect(model, loader, (train.layer or None) if classifier is None else classifier, **options)
+    except InputError as error:
+        raise InputError(f"test_loader: {error}") from None
 
 
 def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, sharded: bool) -> Tensor:
@@ -258,58 +280,30 @@ def _result(forward: Forward, sums: Sums) -> Capture:
     weight, bias = forward.tensors()  # only now: parametrised layers compute their weight in the forward pass
     check_classifier(weight, bias, *weight.shape)
     subset, count = forward.subset, sums.moments.num_samples
-    correct, loss = sums.totals
+    correct = sums.correct
     return Capture(
         sums.moments,
         weight if subset is None else subset.rows(weight),
         bias if subset is None or bias is None else subset.rows(bias),
-        correct / count,
-        loss / count,
+        int(correct.sum()) / count,
+        sums.total_loss / count,
         layers=sums.layers,
         classes=None if subset is None else subset.classes,
         layer=forward.head.name,
         nonnegative=sums.nonnegative,
+        correct=correct,
     )
 
 
-def _nc4(
-    forward: Forward, kept: Iterable[tuple[Tensor, Tensor, Tensor]], moments: ClassMoments, sharded: bool
-) -> float:
-    """NC4 of (features, classes predicted by the head, by the model), over all processes.
-
-    NaN with a warning unless all samples were seen again.
-    """
-    nearest, counts, seen = NearestMeans(moments), [], 0.0
-    for features, by_head, by_model in _in_blocks(kept):
-        counts.append(nearest.disagreements(features, by_model if forward.by_model else by_head))
-        seen += len(features)
-    wrong = float(torch.stack(counts).sum()) if counts else 0.0
-    if math.isnan(wrong):
-        raise InputError(
-            "expected finite features in the second pass, got NaN or infinity: check the data and the model"
-        )
-    if sharded:
-        wrong, seen = summed(forward.device, wrong, seen)
-    if seen == moments.num_samples:
-        return wrong / seen
+def _check_seen(seen: int, capture: Capture, shares: dict[str, dict[str, float]]) -> None:
+    """Make the shares NaN, with a warning, unless they are of all samples."""
+    if seen == capture.moments.num_samples:
+        return
+    for part in shares.values():
+        part.update(dict.fromkeys(part, math.nan))
     warnings.warn(
-        f"undefined (NaN): nc4 needs a second pass over the loader, which gave {seen:.0f} samples instead of "
-        f"{moments.num_samples}: give a DataLoader that can be run again, or nc4=False",
+        f"undefined (NaN): nc4 and ncc_accuracy need a second pass over the loader, which gave {seen} samples instead "
+        f"of {capture.moments.num_samples}: give a DataLoader that can be run again, or nc4=False",
         NeuralCollapseWarning,
         stacklevel=3,
     )
-    return math.nan
-
-
-def _in_blocks(kept: Iterable[tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
-    """The batches joined to blocks of some thousand samples, for which one product is fast."""
-    waiting: list[tuple[Tensor, ...]] = []
-    rows = 0
-    for batch in kept:
-        waiting.append(batch)
-        rows += len(batch[0])
-        if rows >= _BLOCK_ROWS:
-            yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))
-            waiting, rows = [], 0
-    if waiting:
-        yield tuple(torch.cat(parts) for parts in zip(*waiting, strict=True))

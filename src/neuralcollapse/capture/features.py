@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -44,7 +44,8 @@ def measure_features(
         pairwise: as in `measure`.
 
     Returns:
-        The keys of `neuralcollapse.measures` and "num_samples"; with a weight also "nc4" and "accuracy".
+        The keys of `neuralcollapse.measures`, "num_samples" and "ncc_accuracy" (the share of samples whose nearest
+        class mean is that of their label); with a weight also "nc4" and "accuracy".
 
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
@@ -76,14 +77,18 @@ def measure_features(
         shown_bias = None if bias is None else subset.rows(bias)
     moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
     result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
-    result["num_samples"] = moments.num_samples
+    result["num_samples"] = count = moments.num_samples
+    nearest, right = NearestMeans(moments), 0
+    wrong = torch.zeros(2, dtype=torch.float64)
+    parts = (each.split(max(1, 2**22 // num_classes)) for each in (features, labels, targets))
+    for block, numbers, wanted in zip(*parts, strict=True):
+        predicted = wanted if weight is None else _predicted(block, weight, bias)
+        right += int((predicted == wanted.to(predicted.device)).sum())
+        predicted = predicted if subset is None else subset.relabel(predicted)
+        wrong += nearest.mismatches(block, [numbers, predicted]).cpu()
+    result["ncc_accuracy"] = (count - float(wrong[0])) / count
     if weight is not None:
-        batches = list(_predictions(features, weight, bias))
-        predicted = torch.cat([part for _, part in batches])
-        found = ((block, part if subset is None else subset.relabel(part)) for block, part in batches)
-        nearest = NearestMeans(moments)
-        result["nc4"] = float(sum(nearest.disagreements(block, part) for block, part in found)) / len(labels)
-        result["accuracy"] = float((predicted == targets.to(predicted.device)).double().mean())
+        result |= {"nc4": float(wrong[1]) / count, "accuracy": right / count}
     return result
 
 
@@ -105,9 +110,7 @@ def _count_classes(labels: Tensor) -> int:
     return max(1, largest + 1)
 
 
-def _predictions(features: Tensor, weight: Tensor, bias: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
-    """Blocks of features with the classes of their largest logits, computed in float64."""
-    rows = weight.double().to(features.device)
-    shift = 0 if bias is None else bias.double().to(features.device)
-    for block in features.split(max(1, 2**22 // len(rows))):
-        yield block, (block.double() @ rows.T + shift).argmax(1)
+def _predicted(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """(N,) the class of the largest logit of each of the features, in float64."""
+    logits = features.double() @ weight.double().to(features.device).T
+    return (logits if bias is None else logits + bias.double().to(features.device)).argmax(1)

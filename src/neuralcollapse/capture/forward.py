@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from neuralcollapse.capture.agreement import Agreement
 from neuralcollapse.capture.batches import (
     class_numbers,
     to_device,
@@ -22,20 +22,15 @@ from neuralcollapse.capture.batches import (
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.hooks import Head, HeadCall, Hooks, Trace, spot_rows
 from neuralcollapse.capture.layers import InnerLayer, first_tensor
-from neuralcollapse.capture.linear_map import HeadMap
 from neuralcollapse.capture.logits import candidates, num_outputs
 from neuralcollapse.capture.positions import one_position
-from neuralcollapse.capture.returned import Comparison, LeastSquares, Relation
+from neuralcollapse.capture.returned import Relation
 from neuralcollapse.checks import check_features, check_labels
-from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
+from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.moments import kept_rows
-from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.heads.search import head_names
 
-# Rows of so many batches, or so many values, are kept before they are compared.
-_UNSEEN_BATCHES, _UNSEEN_VALUES = 64, 2**22
-_BY_MODEL = ("same", "scaled", "shared")
 _NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"
 
 
@@ -55,7 +50,6 @@ class Forward:
         chosen: whether the user named the head; if not, another one takes its place if the model returns its outputs.
 
     Attributes:
-        by_model: whether the logits that the model returned are those of what is measured.
         spacing: the coarsest spacing (eps) of the dtypes in which the model computes; 0 for float32 and float64.
     """
 
@@ -79,18 +73,11 @@ class Forward:
         self.next_token = next_token
         self.chosen = chosen
         self.subset: ClassSubset | None = None
-        self._map = HeadMap(head.module, head.name)
-        self._comparison = Comparison(head.name)
-        self._pooled: Relation | None = None
-        self._least_squares = LeastSquares()
-        self._no_logits = ""
+        self._agreement = Agreement(head)
         self._hooks: Hooks | None = None
-        self._unseen: list[tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]] = []  # rows to be compared, by batch
-        self._unseen_values = 0
         self._batches = 0
         self._is_plain = self._was_in_vain = False
         self._tokens_are_labels: bool | None = None
-        self.by_model = True
         half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
         self.spacing = max((torch.finfo(dtype).eps for dtype in half), default=0.0)
         first = next(model.parameters(), None)
@@ -144,7 +131,7 @@ class Forward:
 
     def see(self, numbers: Sequence[int], features: Tensor, logits: Tensor) -> None:
         """Compare rows of plain batches with the head's map, now or later; `numbers` (n,) are of their batches."""
-        self._keep((numbers, features, logits, logits, logits))
+        self._agreement.keep((numbers, features, logits, logits, logits))
 
     def labels(self, batch: Any) -> Tensor:
         """The labels of a batch, flat and without the ignored ones; the network does not run."""
@@ -157,47 +144,18 @@ class Forward:
         Raises:
             InputError: the logits are not a linear function of the features.
         """
-        self.check()
-        weight, bias = self._map.tensors()
-        notes = [] if self._map.is_plain else [f"the layer {self.head.name!r}: {self._map.form}"]
-        relation = self._relation or Relation(self.head.name)
-        if relation.kind == "scaled":
-            scale = torch.as_tensor(relation.scale, dtype=weight.dtype, device=weight.device)
-            weight = weight * (scale[:, None] if scale.dim() else scale)
-            shift = None if relation.shift is None else relation.shift.to(weight)
-            bias = shift if bias is None else bias * scale if shift is None else bias * scale + shift
-        elif relation.kind == "shared":
-            parts = [(share, head_tensors(self.model.get_submodule(name))) for name, share in relation.heads.items()]
-            weight = sum((share * rows for share, (rows, _) in parts), torch.zeros_like(weight))
-            shifts = [share * shift for share, (_, shift) in parts if shift is not None]
-            bias = sum(shifts, torch.zeros_like(shifts[0])) if shifts else None
-        elif relation.kind == "other":
-            solved = self._least_squares.solve()
-            if solved is not None:
-                (weight, bias), self.by_model = solved, True
-                relation = Relation(self.head.name, "linear")
-            elif not relation.others:
-                raise InputError(
-                    f"expected the model to return the outputs of {self.head.name!r}, or a linear map of its input, "
-                    f"got logits that are {100 * relation.off:.3g} % off: measure a model whose logits are a linear "
-                    "map of the last features"
-                )
-        if self._no_logits:
-            notes.append(self._no_logits)
+        notes = []
         if self._tokens_are_labels:
             notes.append(
                 "the labels are the input's own tokens: for a causal language model, whose positions predict the next "
                 "token, give next_token=True"
             )
-        for note in (*notes, relation.words()):
-            if note:
-                warnings.warn(note, NeuralCollapseWarning, stacklevel=4)
-        return weight, bias
+        return self._agreement.tensors(self.model, notes)
 
     @property
-    def _relation(self) -> Relation | None:
-        """How the returned logits follow from the outputs of the head, according to the batches so far."""
-        return self._pooled or self._comparison.relation
+    def by_model(self) -> bool:
+        """Whether the logits that the model returned are those of what is measured."""
+        return self._agreement.by_model
 
     @property
     def batches(self) -> int:
@@ -214,7 +172,7 @@ class Forward:
             hooks.__exit__(*exc)
 
     def _traced(self, inputs: Any) -> Trace:
-        others = tuple(self.others) if self._comparison.needs_others else ()
+        others = tuple(self.others) if self._agreement.comparison.needs_others else ()
         if self._hooks is None or (self._hooks.head, self._hooks.others) != (self.head, others):
             self.__exit__()
             layers = {name: layer.module for name, layer in self.layers.items()}
@@ -234,7 +192,7 @@ class Forward:
 
     def _switched(self, trace: Trace, shape: tuple[int, ...]) -> bool:
         """Switch to the head whose outputs the model returns, if no head was named; whether that was done."""
-        if self.chosen or self._relation is not None:
+        if self.chosen or self._agreement.relation is not None:
             return False
         called = trace.heads.get(self.head.name)
         if called is not None and _returned_at(called, trace.returned, shape) == 0:
@@ -245,14 +203,13 @@ class Forward:
                 continue
             if called is None or _returned_at(theirs, trace.returned, shape) == 0:
                 self.others = [head for head in (self.head, *self.others) if head is not other]
-                self.head, self._map = other, HeadMap(other.module, other.name)
-                self._comparison = Comparison(other.name)
+                self.head, self._agreement = other, Agreement(other)
                 return True
         return False
 
     def _check_found(self, trace: Trace, inputs: Any, labels: Tensor) -> None:
         """Raise `HeadMismatch` if no head was named and a layer with another number of outputs makes the logits."""
-        if self.chosen or self._relation is not None:
+        if self.chosen or self._agreement.relation is not None:
             return
         shape, caught = tuple(labels.shape), trace.heads.get(self.head.name)
         most = int(labels.max()) if labels.numel() else 0
@@ -280,16 +237,16 @@ class Forward:
         elif features.dim() > 2:
             returned = candidates(trace.returned, shape, outputs.shape[-1])
             features, outputs, pooled = one_position(self.head, features, outputs, returned, shape, masks)
-            self._pooled = self._pooled or pooled
+            self._agreement.pooled = self._agreement.pooled or pooled
         check_features(features)
         labels = check_labels(labels, features.shape[0])
-        later = self._settled(trace, shape, outputs)
+        later = self._agreement.settled(trace, shape, outputs)
         if not later:
-            self.check()
-            self._map.check(call.spot_inputs, call.spot_outputs)
-        features = self._map.features(features)
+            self._agreement.check()
+            self._agreement.map.check(call.spot_inputs, call.spot_outputs)
+        features = self._agreement.map.features(features)
         if call.overwritten:
-            weight, bias = self._map.tensors()
+            weight, bias = self._agreement.map.tensors()
             outputs = F.linear(features, weight.to(features), None if bias is None else bias.to(features))
         logits = self._logits(trace, features, outputs, shape, call if later else None)
         layers = {
@@ -301,7 +258,7 @@ class Forward:
         restricted = self.layers or self.subset is not None or self.ignore_index is not None or self.next_token
         returned = getattr(trace.returned, "logits", trace.returned)
         same = isinstance(returned, Tensor) and returned.is_set_to(call.outputs) and not call.overwritten
-        self._is_plain = later and self._map.is_plain and not restricted and call.outputs.dim() == 2 and same
+        self._is_plain = later and self._agreement.map.is_plain and not restricted and call.outputs.dim() == 2 and same
         return self._kept(features, labels, layers, logits, logits if self.by_model else outputs)
 
     def _head_call(self, trace: Trace) -> HeadCall:
@@ -345,7 +302,7 @@ class Forward:
         if not returned:
             found = num_outputs(trace.returned)
             what = type(trace.returned).__name__ if found is None else str(found)
-            self._no_logits = (
+            self._agreement.no_logits = (
                 f"the layer measured as the classifier, {self.head.name!r}, gives {outputs.shape[1]} outputs and the "
                 f"model {what}: accuracy and loss are of that layer; name the one that makes the model's logits"
             )
@@ -354,68 +311,17 @@ class Forward:
             return returned[0]
         picked = spot_rows(len(outputs), outputs.device)
         if later is not None:
-            self._see_later(later, outputs[picked], returned[0][picked])
+            numbers = [self._batches] * max(len(later.spot_inputs), len(picked))
+            rows = (later.spot_inputs, later.spot_outputs.detach(), outputs[picked].detach(), returned[0][picked])
+            self._agreement.keep((numbers, *rows))
             return returned[0]
         beside = self._beside(trace, outputs[picked])
         logits = returned[0]
         if len(returned) > 1:
             ranks = [Relation.of(self.head.name, outputs[picked], each[picked], beside).rank for each in returned]
             logits = returned[ranks.index(min(ranks))]
-        if self._pooled is None:
-            self._comparison.add(outputs[picked], logits[picked], beside)
-        relation = self._relation
-        assert relation is not None
-        self.by_model = relation.kind in _BY_MODEL
-        if relation.kind == "other":
-            self._least_squares.add(features, logits)
-        return logits.clamp(min=torch.finfo(logits.dtype).tiny).log() if relation.after == "softmax" else logits
-
-    def _settled(self, trace: Trace, shape: tuple[int, ...], outputs: Tensor) -> bool:
-        """Whether the head and the logits were found to be plain, so that rows of a batch may be compared later."""
-        relation = self._comparison.relation
-        plain = relation is not None and (relation.kind, relation.after, relation.masked) == ("same", "", 0)
-        settled = plain and self._pooled is None and self._map.is_found and not self._comparison.needs_others
-        return settled and len(candidates(trace.returned, shape, outputs.shape[-1])) == 1
-
-    def _see_later(self, call: HeadCall, outputs: Tensor, logits: Tensor) -> None:
-        """Keep rows of a batch: comparing them waits for the device, so many batches are compared at once."""
-        numbers = [self._batches] * max(len(call.spot_inputs), len(logits))
-        self._keep((numbers, call.spot_inputs, call.spot_outputs.detach(), outputs.detach(), logits))
-
-    def _keep(self, rows: tuple[Sequence[int], Tensor, Tensor, Tensor, Tensor]) -> None:
-        self._unseen.append(rows)
-        self._unseen_values += sum(each.numel() for each in rows[1:])
-        if len(self._unseen) >= _UNSEEN_BATCHES or self._unseen_values >= _UNSEEN_VALUES:
-            self.check()
-
-    def check(self) -> None:
-        """Compare the rows that were kept with the map of the head and with the returned logits.
-
-        Raises:
-            InputError: as for a batch that is compared at once, with its number.
-        """
-        unseen, self._unseen, self._unseen_values = self._unseen, [], 0
-        if not unseen:
-            return
-        inputs, made, outputs, logits = (torch.cat(rows) for rows in list(zip(*unseen, strict=True))[1:])
-        if self._map.fits(inputs, made) and Relation.of(self.head.name, outputs, logits).kind == "same":
-            return
-        for numbers, *rows in unseen:  # as they would have been compared one by one
-            for number in dict.fromkeys(numbers):
-                picked = [place for place, each in enumerate(numbers) if each == number]
-                self._check_one(number, *(each[[place for place in picked if place < len(each)]] for each in rows))
-
-    def _check_one(self, number: int, taken: Tensor, made: Tensor, outputs: Tensor, returned: Tensor) -> None:
-        """Compare the rows of one batch, inputs and outputs of the head, and its outputs and the logits of samples."""
-        try:
-            self._map.check(taken, made)
-        except InputError as error:
-            raise NumberedError(f"batch {number}: {error}") from None
-        self._comparison.add(outputs, returned, {})
-        kind = self._comparison.relation.kind if self._comparison.relation else ""
-        self.by_model = kind in _BY_MODEL
-        if kind == "other" and len(taken) == len(returned):
-            self._least_squares.add(self._map.features(taken), returned)
+        after = self._agreement.add(features, outputs, logits, beside, picked)
+        return logits.clamp(min=torch.finfo(logits.dtype).tiny).log() if after == "softmax" else logits
 
     def _beside(self, trace: Trace, rows: Tensor) -> dict[str, tuple[Tensor, bool]]:
         """Name -> some outputs of another head, and whether it receives the same features."""

@@ -13,11 +13,13 @@ from torch import Tensor
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.capture.hooks import ROWS, spot_rows
+from neuralcollapse.capture.nearest import NearestCounts, Rows
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.moments import ClassMoments, state_device
 
-# Features up to this size are kept for NC4; beyond it the network runs a second time over the loader.
+# Features, with those of inner layers, are kept for NC4 up to this size; beyond it the network runs a second time over
+# the loader.
 _KEEP_BYTES = 512 * 2**20
 # Plain batches wait until there are so many rows, or so many logits.
 _PLAIN_ROWS, _PLAIN_LOGITS = 2048, 2**20
@@ -29,7 +31,8 @@ class Sums:
     Attributes:
         moments: moments of the features; None before the first batch.
         layers: name -> moments of the outputs of an inner layer.
-        kept: (features, classes predicted by the head, by the model) of each batch, for NC4; None once too large.
+        kept: of each batch what is compared with the class means afterwards; None once too large, or if not asked for.
+        nearest: counts samples by their nearest mean of another pass, if there was one.
     """
 
     def __init__(
@@ -39,11 +42,15 @@ class Sums:
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         keep: bool,
+        nearest: NearestCounts | None = None,
     ) -> None:
         self.moments: ClassMoments | None = None
         self.layers: dict[str, ClassMoments] = {}
-        self._totals: Tensor | None = None  # correct predictions and losses; as tensors, so that no batch waits
-        self.kept: list[tuple[Tensor, Tensor, Tensor]] | None = [] if keep else None
+        self.kept: list[Rows] | None = [] if keep else None
+        self.nearest = nearest
+        # as tensors, so that no batch waits
+        self._correct: Tensor | None = None
+        self._loss_sum: Tensor | None = None
         self._num_classes = num_classes
         self._means_dtype = means_dtype
         self._loss = loss
@@ -59,10 +66,14 @@ class Sums:
         return self._elsewhere and (self._least is None or bool(self._least >= 0))
 
     @property
-    def totals(self) -> tuple[float, float]:
-        """The number of samples whose class has the largest logit, and the sum of the losses."""
-        correct, loss = (0.0, 0.0) if self._totals is None else self._totals.tolist()
-        return correct, loss
+    def correct(self) -> Tensor:
+        """(K,) int64: the number of samples of each class that have its logit as their largest."""
+        return torch.zeros(self._num_classes, dtype=torch.int64) if self._correct is None else self._correct
+
+    @property
+    def total_loss(self) -> float:
+        """The sum of the losses."""
+        return 0.0 if self._loss_sum is None else float(self._loss_sum)
 
     def add(self, forward: Forward, batch: Any) -> None:
         """Run a batch through the network and add it to the sums."""
@@ -110,12 +121,17 @@ class Sums:
                 self.layers[name] = self._empty(outputs.shape[1], outputs.device)
                 self.layers[name].round_at_least(forward.spacing)
             self.layers[name].update(outputs, captured.labels)
-        correct = (captured.predicted == captured.targets).sum()
-        totals = torch.stack([exact(correct), exact(captured.loss(self._loss))])
-        self._totals = totals if self._totals is None else self._totals.to(totals.device) + totals
+        loss = exact(captured.loss(self._loss))
+        self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
+        self._correct = add_correct(self._correct, captured, self._num_classes)
+        if self.kept is None and self.nearest is None:
+            return
+        rows = Rows.of(captured, forward.subset)
+        if self.nearest is not None:
+            self.nearest.add(rows)
         if self.kept is not None:
-            self.kept.append(predictions(captured, forward))
-            self._kept_bytes += captured.features.numel() * captured.features.element_size()
+            self.kept.append(rows)
+            self._kept_bytes += rows.num_bytes
             self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
 
     def join(self, forward: Forward) -> None:
@@ -126,14 +142,16 @@ class Sums:
         """
         if self.moments is None:
             self.moments = self._empty(forward.tensors()[0].shape[1], forward.device)
-        with_samples, keep, signed, *totals = summed(
+        with_samples, keep, signed, loss, *correct = summed(
             forward.device,
             self.moments.num_samples > 0,
             self.kept is not None,
             not self.nonnegative,
-            *self.totals,
+            self.total_loss,
+            *self.correct.tolist(),
         )
-        self._totals = torch.tensor(totals, dtype=torch.float64, device="cpu")
+        self._loss_sum = torch.tensor(loss, dtype=torch.float64, device="cpu")
+        self._correct = torch.tensor(correct, dtype=torch.float64, device="cpu").to(torch.int64)
         everywhere = torch.distributed.get_world_size()
         if 0 < with_samples < everywhere:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
@@ -151,17 +169,21 @@ def exact(value: Tensor) -> Tensor:
     return value.detach().to(device=state_device(value.device), dtype=torch.float64)
 
 
+def add_correct(before: Tensor | None, captured: CapturedBatch, num_classes: int) -> Tensor:
+    """(K,) `before`, with the samples of each class that are predicted right; nothing waits for the device.
+
+    A label that is out of range, which an accelerator finds only later, counts for nothing.
+    """
+    right, labels = (captured.predicted == captured.targets).long(), captured.labels
+    device = state_device(labels.device)
+    counts = torch.zeros(num_classes, dtype=torch.int64, device=device) if before is None else before.to(device)
+    # `bincount` would wait for the device. The classes of wrong labels are not predicted, so that they add nothing.
+    return counts.index_add_(0, labels.clamp(0, num_classes - 1).to(device), right.to(device))
+
+
 def least_feature(features: Tensor, least: Tensor | None = None) -> Tensor | None:
     """The smallest entry of the features and of those before them, as a tensor on their device; None without any."""
     if not features.numel():
         return least
     smallest = features.detach().amin()
     return smallest if least is None else torch.minimum(smallest, least.to(smallest))
-
-
-def predictions(captured: CapturedBatch, forward: Forward) -> tuple[Tensor, Tensor, Tensor]:
-    """The features, and the classes predicted by the head and by the model, as numbers of those that are measured."""
-    by_head, by_model = captured.head_predicted, captured.predicted
-    if forward.subset is not None:
-        by_head, by_model = forward.subset.relabel(by_head), forward.subset.relabel(by_model)
-    return captured.features, by_head, by_model

@@ -52,6 +52,8 @@ CLASSIFIER_MEASURES = (
     "equiangularity_weights",
     "max_equiangularity_weights",
 )
+WEIGHT_MEASURES = ("nc2", "nc0", "equinorm_weights", "equiangularity_weights", "max_equiangularity_weights")
+"""Those of the weight alone, which are the same whatever the features are."""
 PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity_weights")
 
 
@@ -74,6 +76,23 @@ def measures(
     Raises:
         InputError: weight or bias of the wrong shape or dtype, or not finite.
     """
+    return _measures(moments, weight, bias, pairwise)
+
+
+def held_out_measures(
+    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool | int = True
+) -> dict[str, float]:
+    """Those of `measures` that depend on features, of a test set about its own means; its warnings say so.
+
+    The classifier is that of the training set, whose measures of the weight alone are left out.
+    """
+    return _measures(moments, weight, bias, pairwise, "test set: ")
+
+
+def _measures(
+    moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, pairwise: bool | int, held_out: str = ""
+) -> dict[str, float]:
+    """`measures`, or, with words to begin warnings with, `held_out_measures`."""
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     means = CentredMeans(moments)
     sample = draw(len(means.seen), pairwise, means.seen.device)
@@ -100,11 +119,12 @@ def measures(
             "equiangularity_weights": lambda: _equiangularity(weights),
             "max_equiangularity_weights": lambda: excess_cosine(at_least_two(weights), sample),
         }
-    if pairwise is False:
-        jobs = {name: job for name, job in jobs.items() if name not in PAIRWISE_MEASURES}
+    left_out = (*(PAIRWISE_MEASURES if pairwise is False else ()), *(WEIGHT_MEASURES if held_out else ()))
+    jobs = {name: job for name, job in jobs.items() if name not in left_out}
 
     if len(means.seen) == 0:
-        warnings.warn(f"undefined (NaN): no samples were seen: {', '.join(jobs)}", NeuralCollapseWarning, stacklevel=2)
+        text = f"{held_out}undefined (NaN): no samples were seen: {', '.join(jobs)}"
+        warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
         return dict.fromkeys(jobs, math.nan)
     found: dict[str, Tensor] = {}
     undefined: dict[str, list[str]] = {}
@@ -126,36 +146,37 @@ def measures(
             undefined.setdefault(OVERFLOW, []).append(name)
     if sample is not None:
         values["num_pairs"] = float(len(sample.first))
-    _warn(means, undefined)
+    _warn(means, undefined, held_out)
     return values
 
 
-def _warn(means: CentredMeans, undefined: dict[str, list[str]]) -> None:
+def _warn(means: CentredMeans, undefined: dict[str, list[str]], held_out: str) -> None:
     if means.unseen:
         warnings.warn(
-            f"no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
+            f"{held_out}no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
             f"{len(means.seen)} class{'es' * (len(means.seen) > 1)} seen (W cut to their rows, a simplex of as many)",
             NeuralCollapseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     if means.single:
         warnings.warn(
-            "every class has one sample: NC1 is 0 whatever the features, since nothing varies within a class",
+            f"{held_out}every class has one sample: NC1 is 0 whatever the features, since nothing varies within a "
+            "class",
             NeuralCollapseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     for reason, names in undefined.items():
-        warnings.warn(f"undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=3)
+        warnings.warn(f"{held_out}undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=4)
     if means.left_out:
-        warnings.warn(means.left_out, NeuralCollapseWarning, stacklevel=3)
+        warnings.warn(held_out + means.left_out, NeuralCollapseWarning, stacklevel=4)
     count, dim = len(means.seen), means.moments.feature_dim
-    if count > dim + 1:
+    if count > dim + 1 and not held_out:  # of the training set that is said already
         floor = math.sqrt(2 - 2 * math.sqrt(dim / (count - 1)))
         warnings.warn(
             f"K={count} classes in d={dim} dimensions hold no simplex ETF (needs d >= K-1): "
             f"nc2, nc2_means and nc3 cannot go below {floor:.4f}",
             NeuralCollapseWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

@@ -1,8 +1,9 @@
-"""NearestMeans: which class mean lies nearest to each sample, for NC4."""
+"""NearestMeans: which class mean lies nearest to each sample, for NC4 and the accuracy of the nearest mean."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,13 +30,26 @@ class NearestMeans:
 
         A float64 scalar on the moments' device, which nothing has waited for; NaN if a feature is not finite.
         """
+        return self.mismatches(features, [predicted])[0]
+
+    def mismatches(self, features: Tensor, classes: Sequence[Tensor]) -> Tensor:
+        """For each (N,) of `classes`, the number of the (N, d) features whose nearest mean is not that of their class.
+
+        A float64 vector on the moments' device, which nothing has waited for; NaN if a feature is not finite. Of means
+        at the same distance the first counts.
+        """
         centred = features.to(device=self._centre.device, dtype=torch.float64) - self._centre
-        best = centred.new_full((len(features),), -math.inf)
-        nearest = torch.zeros(len(features), dtype=torch.int64, device=centred.device)
-        # Not all scores of many classes at once.
+        nearest = self._nearest(centred)
+        total = centred.sum()
+        found = [(nearest != numbers.to(nearest.device)).sum() for numbers in classes]
+        return torch.stack(found) + (total - total)
+
+    def _nearest(self, centred: Tensor) -> Tensor:
+        """(N,) the class of the mean that lies nearest to each row; not all scores of many classes at once."""
+        best = centred.new_full((len(centred),), -math.inf)
+        nearest = torch.zeros(len(centred), dtype=torch.int64, device=centred.device)
         for part, halves in zip(self._means.parts(), self._halves, strict=True):
             score, place = (centred @ self._means.block(part).T).sub_(halves).max(1)
             nearest = torch.where(score > best, self._seen[part][place], nearest)
             best = torch.maximum(best, score)
-        total = centred.sum()
-        return (nearest != predicted.to(centred.device)).sum() + (total - total)
+        return nearest

@@ -1,0 +1,69 @@
+"""Capture: what one pass over a loader gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from neuralcollapse.capture.nearest import HEAD
+from neuralcollapse.geometry.measures import held_out_measures, measures
+from neuralcollapse.geometry.moments import ClassMoments
+
+
+@dataclass
+class Capture:
+    """The result of one pass over a loader.
+
+    Attributes:
+        moments: moments of the features that the classifier receives.
+        weight: (K, d) weight of the classifier, one row for each class that was measured.
+        bias: (K,), or None.
+        accuracy: share of the samples whose class has the largest logit.
+        loss: mean loss.
+        nc4: NC4, if it was asked for.
+        layers: name -> moments of the outputs of an inner layer.
+        classes: the numbers of the classes that were measured, if not all.
+        layer: the dotted name of the classifier.
+        nonnegative: whether every feature was >= 0, as after a ReLU; False if that is not known.
+        ncc_accuracy: the share of samples whose nearest class mean is that of their label, if NC4 was asked for.
+        layers_nearest: name -> "nc4" and "ncc_accuracy" of an inner layer, for its own class means.
+        correct: (K,) int64, the number of samples of each class whose class has the largest logit; over
+            `moments.counts` this is the accuracy by class. None if that is not known.
+    """
+
+    moments: ClassMoments
+    weight: Tensor
+    bias: Tensor | None
+    accuracy: float
+    loss: float
+    nc4: float | None = None
+    layers: dict[str, ClassMoments] = field(default_factory=dict)
+    classes: Tensor | None = None
+    layer: str = ""
+    nonnegative: bool = False
+    ncc_accuracy: float | None = None
+    layers_nearest: dict[str, dict[str, float]] = field(default_factory=dict)
+    correct: Tensor | None = None
+
+    def measures(self, *, pairwise: bool | int = True, held_out: bool = False) -> dict[str, Any]:
+        """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""
+        of = held_out_measures if held_out else measures
+        result: dict[str, Any] = dict(of(self.moments, self.weight, self.bias, pairwise=pairwise))
+        if self.nc4 is not None:
+            result["nc4"] = self.nc4
+        if self.ncc_accuracy is not None:
+            result["ncc_accuracy"] = self.ncc_accuracy
+        result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
+        if self.layers:
+            result["layers"] = {
+                name: of(moments, pairwise=pairwise) | self.layers_nearest.get(name, {})
+                for name, moments in self.layers.items()
+            }
+        return result
+
+    @property
+    def all_moments(self) -> dict[str, ClassMoments]:
+        """Those of the features and of the inner layers, by name."""
+        return {HEAD: self.moments, **self.layers}
