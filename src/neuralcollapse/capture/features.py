@@ -11,9 +11,11 @@ from torch import Tensor
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, chosen_classes, label_counts
+from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
 from neuralcollapse.geometry.measures import measures
-from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.moments import ClassMoments, kept_rows, state_device
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.standard_errors import errors_of
 
 
 def measure_features(
@@ -28,6 +30,7 @@ def measure_features(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
+    errors: bool | int = False,
 ) -> dict[str, Any]:
     """Measure the collapse of features that are already in memory.
 
@@ -42,6 +45,7 @@ def measure_features(
         min_count: measure the classes with at least this many samples.
         means_dtype: torch.float32 halves the memory for K class means.
         pairwise: as in `measure`.
+        errors: add values without bias and standard errors, as in `measure`.
 
     Returns:
         The keys of `neuralcollapse.measures`, "num_samples" and "ncc_accuracy" (the share of samples whose nearest
@@ -75,8 +79,17 @@ def measure_features(
         num_classes = len(subset)
         shown_weight = None if weight is None else subset.rows(weight)
         shown_bias = None if bias is None else subset.rows(bias)
-    moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
+    grouped = None
+    if groups := number_of_groups(errors, num_classes, features.shape[1], means_dtype):
+        device = state_device(features.device)
+        grouped = GroupedMoments(num_classes, features.shape[1], groups, device, means_dtype=means_dtype)
+        grouped.update(features, labels)
+        moments = grouped.whole()
+    else:
+        moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=means_dtype)
     result: dict[str, Any] = dict(measures(moments, shown_weight, shown_bias, pairwise=pairwise))
+    if grouped is not None:
+        result |= errors_of(moments, grouped.parts(), pairwise=pairwise)
     result["num_samples"] = count = moments.num_samples
     nearest, right = NearestMeans(moments), 0
     wrong = torch.zeros(2, dtype=torch.float64)

@@ -38,6 +38,7 @@ _OPTIONS = (
     "min_count",
     "next_token",
     "pairwise",
+    "errors",
     "nc4",
     "head_decay",
     "decays",

@@ -25,7 +25,7 @@ from neuralcollapse.geometry.sampling_noise import SamplingNoise
 # The least that a squared distance of means, and the spread of the means along any direction, must be as a multiple of
 # what their noise explains. Below, intervals miss more often than they say (tests/geometry/test_standard_errors.py).
 _APART, _SPANNED = 2.0, 5.0
-_HIDDEN = "the class means span a direction along which the noise of so few samples explains most of their spread"
+_HIDDEN = "the class means span a direction in which the noise of so few samples explains most of their spread"
 
 
 class Corrected:

@@ -7,19 +7,29 @@ wait until there are some thousand, as a group of a small batch would be a few r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, NumberedError
 from neuralcollapse.geometry.moments import ClassMoments, packed_size
 
 GROUPS, _FEWEST = 20, 10
 _BYTES, _MOST_BYTES = 2**30, 2**32  # of the groups: fewer are made beyond the first, and none beyond the second
-_ROWS, _VALUES = 8192, 2**23  # that wait, at most
+_ROWS, _VALUES, _FEWEST_ROWS = 8192, 2**23, 1024  # that wait, at most
 _GOLDEN = 0.6180339887498949
+
+
+def check_errors(errors: object) -> bool | int:
+    """`errors`, if it is a bool or a number of groups, at least 2."""
+    if isinstance(errors, bool):
+        return errors
+    if isinstance(errors, Integral):
+        return check_count(errors, "errors (groups of samples)", 2)
+    raise InputError(f"expected errors True, False or a number of groups, got {errors!r}: give an integer")
 
 
 def number_of_groups(
@@ -30,10 +40,9 @@ def number_of_groups(
     Raises:
         InputError: a number below 2, or ten groups would take more than 4 GiB.
     """
+    errors = check_errors(errors)
     if not isinstance(errors, bool):
-        if isinstance(errors, float):
-            raise InputError(f"expected errors True, False or a number of groups, got {errors!r}: give an integer")
-        return check_count(errors, "errors (groups of samples)", 2)
+        return errors
     if not errors:
         return 0
     size = 8 * packed_size(num_classes, feature_dim, means_dtype)
@@ -48,6 +57,8 @@ def number_of_groups(
 
 class GroupedMoments:
     """Moments of features by group, added to like `ClassMoments`.
+
+    A batch is checked at once, on an accelerator too, which is waited for.
 
     Args:
         num_classes: K.
@@ -70,11 +81,12 @@ class GroupedMoments:
             ClassMoments.zeros(num_classes, feature_dim, device, means_dtype=means_dtype) for _ in range(groups)
         ]
         self._num_classes, self._feature_dim = num_classes, feature_dim
-        self._rows = min(_ROWS, max(256, _VALUES // feature_dim))
-        self._waiting: list[tuple[Tensor, Tensor]] = []
-        self._filled = 0
-        offsets = (torch.arange(num_classes, dtype=torch.float64) * _GOLDEN % 1 * groups).long()
-        self._next = offsets.to(self._parts[0].device)  # the group of the next sample of each class
+        self._size = min(_ROWS, max(_FEWEST_ROWS, _VALUES // feature_dim))
+        self._rows: Tensor | None = None  # those that wait
+        self._labels = torch.empty(self._size, dtype=torch.int64, device=self._parts[0].device)
+        self._filled = self._updates = 0
+        classes = torch.arange(num_classes, dtype=torch.float64, device=self._parts[0].device)
+        self._next = (classes * _GOLDEN % 1 * groups).long()  # the group of the next sample of each class
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; nothing of a wrong one is added.
@@ -82,23 +94,39 @@ class GroupedMoments:
         Raises:
             InputError: as `ClassMoments.update`, at once on any device.
         """
-        check_features(features)
-        if features.shape[1] != self._feature_dim:
-            raise InputError(
-                f"expected features of dimension {self._feature_dim}, got {features.shape[1]}: use one layer throughout"
-            )
-        labels = check_labels(labels, len(features))
-        check_label_range(labels, self._num_classes)
-        check_finite(features)
-        self._waiting.append((features.detach().clone(), labels.clone()))
-        self._filled += len(labels)
-        if self._filled >= self._rows:
-            self._deal()
+        labels = self._checked(features, labels)
+        self._updates += 1
+        self._put(features, labels)
 
-    def groups(self) -> Sequence[ClassMoments]:
-        """The moments of each group."""
+    def update_batches(self, features: Tensor, labels: Tensor, sizes: Sequence[int]) -> None:
+        """Add several batches, one after the other in `features` and `labels`; a wrong one is named by its number."""
+        try:
+            wanted = self._checked(features, labels)
+        except InputError:
+            for number, (part, part_labels) in enumerate(
+                zip(features.split(list(sizes)), labels.split(list(sizes)), strict=True), self._updates + 1
+            ):
+                try:
+                    self._checked(part, part_labels)
+                except InputError as error:
+                    raise NumberedError(f"batch {number}: {error}") from None
+            raise
+        self._updates += len(sizes)
+        self._put(features, wanted)
+
+    def round_at_least(self, spacing: float) -> None:
+        """As of `ClassMoments`."""
+        for part in self._parts:
+            part.round_at_least(spacing)
+
+    def parts(self) -> list[ClassMoments]:
+        """The moments of each group; of half as many where most classes have few samples."""
         self._deal()
-        return self._parts
+        counts = torch.stack([part.counts for part in self._parts]).sum(0)
+        half, odd = divmod(len(self._parts), 2)
+        if odd or half < _FEWEST or not bool(counts.any()) or int(counts[counts > 0].median()) >= half:
+            return list(self._parts)
+        return [one.merge(other) for one, other in zip(self._parts[:half], self._parts[half:], strict=True)]
 
     def whole(self) -> ClassMoments:
         """The moments of all samples."""
@@ -108,21 +136,56 @@ class GroupedMoments:
             whole.absorb(part)
         return whole
 
+    def mapped(self, change: Callable[[ClassMoments], ClassMoments]) -> None:
+        """Put other moments in the place of each group's, such as those of the same group over all processes."""
+        self._deal()
+        self._parts = [change(part) for part in self._parts]
+
+    def _checked(self, features: Tensor, labels: Tensor) -> Tensor:
+        check_features(features)
+        if features.shape[1] != self._feature_dim:
+            raise InputError(
+                f"expected features of dimension {self._feature_dim}, got {features.shape[1]}: use one layer throughout"
+            )
+        labels = check_labels(labels, len(features))
+        check_label_range(labels, self._num_classes)
+        check_finite(features)
+        return labels
+
+    @torch.no_grad()
+    def _put(self, features: Tensor, labels: Tensor) -> None:
+        if self._filled and self._rows is not None and self._rows.dtype != features.dtype:
+            self._deal()
+        if not self._filled and len(labels) >= self._size // 4:  # many enough as they are
+            self._add(features, labels.to(self._next.device))
+            return
+        for rows, numbers in zip(features.split(self._size // 4), labels.split(self._size // 4), strict=True):
+            if self._filled + len(numbers) > self._size:
+                self._deal()
+            if self._rows is None or self._rows.dtype != rows.dtype:
+                with torch.inference_mode(False):
+                    self._rows = torch.empty(self._size, rows.shape[1], dtype=rows.dtype, device=self._next.device)
+            stop = self._filled + len(numbers)
+            self._rows[self._filled : stop].copy_(rows)
+            self._labels[self._filled : stop].copy_(numbers)
+            self._filled = stop
+
     @torch.no_grad()
     def _deal(self) -> None:
-        if not self._waiting:
-            return
-        features, labels = (torch.cat(rows) for rows in zip(*self._waiting, strict=True))
-        self._waiting, self._filled = [], 0
-        places = labels.to(self._next.device)
-        order = places.argsort(stable=True)
-        counts = torch.bincount(places, minlength=self._num_classes)
-        ranks = torch.empty_like(places)
-        ranks[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[places[order]]
-        dealt = (self._next[places] + ranks) % len(self._parts)
+        if self._filled and self._rows is not None:
+            self._add(self._rows[: self._filled], self._labels[: self._filled])
+        self._filled = 0
+
+    def _add(self, features: Tensor, labels: Tensor) -> None:
+        """Deal checked rows to the groups."""
+        order = labels.argsort(stable=True)
+        counts = torch.bincount(labels, minlength=self._num_classes)
+        ranks = torch.empty_like(labels)
+        ranks[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[labels[order]]
+        dealt = (self._next[labels] + ranks) % len(self._parts)
         self._next = (self._next + counts) % len(self._parts)
-        order = dealt.argsort(stable=True).to(features.device)
+        order = dealt.argsort(stable=True)
         sizes = torch.bincount(dealt, minlength=len(self._parts)).tolist()
-        rows, row_labels = features[order].split(sizes), labels[order].split(sizes)
-        for part, mine, their_labels in zip(self._parts, rows, row_labels, strict=True):
+        rows, numbers = features[order.to(features.device)].split(sizes), labels[order].split(sizes)
+        for part, mine, their_labels in zip(self._parts, rows, numbers, strict=True):
             part.update(mine, their_labels)
