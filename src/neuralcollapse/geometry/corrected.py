@@ -67,7 +67,7 @@ class Corrected:
         matrix, noise = self._means.matrix, self._noise
         unit = matrix.norms.max()  # squares are taken as shares of its square
         rows = matrix.block(slice(None)) / unit
-        product = rows @ (noise.covariance / unit**2) @ rows.T
+        product = (rows @ noise.covariance) @ rows.T / unit**2
         means = rows @ rows.T
         lengths = self._centred(noise.inflation / unit**2)
         across = self._centred(noise.square_trace / unit**4 * noise.scales / noise.counts)

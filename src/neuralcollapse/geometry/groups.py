@@ -16,10 +16,12 @@ from torch import Tensor
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
 from neuralcollapse.geometry.moments import ClassMoments, packed_size
+from neuralcollapse.geometry.products import add_gram
 
 GROUPS, _FEWEST = 20, 10
 _BYTES, _MOST_BYTES = 2**30, 2**32  # of the groups: fewer are made beyond the first, and none beyond the second
 _ROWS, _VALUES, _FEWEST_ROWS = 8192, 2**23, 1024  # that wait, at most
+_BLOCK = 4096  # classes at a time
 _GOLDEN = 0.6180339887498949
 
 
@@ -131,10 +133,7 @@ class GroupedMoments:
     def whole(self) -> ClassMoments:
         """The moments of all samples."""
         self._deal()
-        whole = self._parts[0].merge(self._parts[1])
-        for part in self._parts[2:]:
-            whole.absorb(part)
-        return whole
+        return joined(self._parts)
 
     def mapped(self, change: Callable[[ClassMoments], ClassMoments]) -> None:
         """Put other moments in the place of each group's, such as those of the same group over all processes."""
@@ -189,3 +188,66 @@ class GroupedMoments:
         rows, numbers = features[order.to(features.device)].split(sizes), labels[order].split(sizes)
         for part, mine, their_labels in zip(self._parts, rows, numbers, strict=True):
             part.update(mine, their_labels)
+
+
+def joined(parts: Sequence[ClassMoments]) -> ClassMoments:
+    """The moments of all samples of the parts, by fewer products than one merge after the other.
+
+    Raises:
+        InputError: parts of different K, d or dtype of the means.
+    """
+    first = parts[0]
+    for part in parts[1:]:
+        if part.shape != first.shape:
+            first.merge(part)  # which says how they differ
+    num_classes, dim, means_dtype = first.shape
+    packed = torch.zeros_like(first.packed)
+    whole = ClassMoments(packed, num_classes, dim, means_dtype)
+    spreads, means, upper = whole.spreads, whole.means, whole.upper
+    taken = torch.stack([part.counts for part in parts]).to(packed)
+    packed[:num_classes] = counts = taken.sum(0)
+    shares = taken / counts.clamp(min=1)
+    for part in parts:
+        upper += part.upper.to(upper)
+        spreads += part.spreads.to(spreads)
+    packed[-1] = max(part.rounding for part in parts)
+    for start in range(0, num_classes, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        centre = sum(
+            (share[rows, None] * part.means[rows].to(packed) for part, share in zip(parts, shares, strict=True))
+        )
+        means[rows] = centre
+        waiting: list[Tensor] = []
+        for part, count in zip(parts, taken, strict=True):
+            moved = (part.means[rows].to(packed) - centre) * count[rows, None].sqrt()
+            spreads[rows] += moved.square().sum(1)
+            waiting.append(moved)
+            if part is parts[-1] or len(waiting) * len(moved) > _BLOCK:
+                add_gram(upper, torch.cat(waiting))
+                waiting = []
+    return whole
+
+
+def without(whole: ClassMoments, part: ClassMoments) -> ClassMoments:
+    """The moments of the samples of `whole` that are not in `part`, which must not be most of them: undoes `merge`.
+
+    A class that is whole in `part` has no samples then, and no sense.
+    """
+    num_classes, dim, means_dtype = whole.shape
+    packed = whole.packed.clone()
+    rest = ClassMoments(packed, num_classes, dim, means_dtype)
+    counts, spreads, means, upper = packed[:num_classes], rest.spreads, rest.means, rest.upper
+    taken = part.counts.double().to(counts)
+    counts -= taken
+    share = taken / counts.clamp(min=1)
+    weights = taken + taken * share  # n_g n / (n - n_g)
+    upper -= part.upper.to(upper)
+    for start in range(0, num_classes, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        moved = part.means[rows].to(counts) - means[rows]
+        moved[taken[rows] == 0] = 0
+        means[rows] -= (share[rows, None] * moved).to(means.dtype)
+        spreads[rows] -= part.spreads[rows].to(counts) + weights[rows] * moved.square().sum(1)
+        add_gram(upper, moved.mul_(weights[rows].sqrt()[:, None]), -1)
+    spreads.clamp_(min=0)
+    return rest

@@ -56,16 +56,16 @@ class SamplingNoise:
     @cached_property
     def square_trace(self) -> Tensor:
         """Tr S^2: exact on average for normal features, in [(tr S)^2/d, (tr S)^2]."""
-        return unbiased_square_trace(self._means.moments.upper / self._freedom, self._freedom)
+        return unbiased_square_trace(self.covariance, self._freedom)
 
 
-def unbiased_square_trace(upper: Tensor, freedom: Tensor | float) -> Tensor:
+def unbiased_square_trace(covariance: Tensor, freedom: Tensor | float) -> Tensor:
     """Tr S^2 from an estimate of S with so many degrees of freedom, of which the upper triangle (d, d) is read.
 
     The plain `tr S^^2` is too large by about `(tr S)^2` over the degrees of freedom.
     """
-    trace, least = upper.trace(), upper.trace().square() / len(upper)
-    plain = 2 * upper.triu(1).square().sum() + upper.diagonal().square().sum()
+    trace, flat = covariance.trace(), covariance.flatten()
+    least, plain = trace.square() / len(covariance), flat @ flat
     value = freedom**2 / ((freedom + 2) * max(float(freedom) - 1, 1)) * (plain - trace.square() / freedom)
     return torch.minimum(torch.maximum(value, least), trace.square())
 

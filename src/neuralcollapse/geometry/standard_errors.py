@@ -20,13 +20,12 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.corrected import Corrected
+from neuralcollapse.geometry.groups import joined, without
 from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
-from neuralcollapse.geometry.products import add_gram
 
 _LEFT = 2  # samples that a class must keep when a group is left out, so that it has a variance
-_BLOCK = 4096  # classes at a time
 _Value = Tensor | Estimate
 _JOBS: dict[str, Callable[[Corrected, Sample | None], _Value]] = {
     "nc1": lambda corrected, sample: corrected.nc1(),
@@ -61,10 +60,7 @@ def standard_errors(groups: Sequence[ClassMoments], *, pairwise: bool | int = Tr
     groups = [group for group in groups if group.num_samples > 0]
     if len(groups) < 2:
         raise InputError(f"expected moments of at least two groups of samples, got {len(groups)}: split the samples")
-    whole = groups[0]
-    for group in groups[1:]:
-        whole = whole.merge(group)
-    return errors_of(whole, groups, pairwise=pairwise)
+    return errors_of(joined(groups), groups, pairwise=pairwise)
 
 
 @torch.no_grad()
@@ -100,31 +96,6 @@ def errors_of(whole: ClassMoments, groups: Sequence[ClassMoments], *, pairwise: 
         text = f"no bias-corrected value and no standard error (NaN): {why}: {', '.join(lost)}"
         warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
     return values | {"num_groups": float(len(groups))}
-
-
-def without(whole: ClassMoments, part: ClassMoments) -> ClassMoments:
-    """The moments of the samples of `whole` that are not in `part`, which must not be most of them: undoes `merge`.
-
-    A class that is whole in `part` has no samples then, and no sense.
-    """
-    num_classes, dim, means_dtype = whole.shape
-    packed = whole.packed.clone()
-    rest = ClassMoments(packed, num_classes, dim, means_dtype)
-    counts, spreads, means, upper = packed[:num_classes], rest.spreads, rest.means, rest.upper
-    taken = part.counts.double().to(counts)
-    counts -= taken
-    share = taken / counts.clamp(min=1)
-    weights = taken + taken * share  # n_g n / (n - n_g)
-    upper -= part.upper.to(upper)
-    for start in range(0, num_classes, _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        moved = part.means[rows].to(counts) - means[rows]
-        moved[taken[rows] == 0] = 0
-        means[rows] -= (share[rows, None] * moved).to(means.dtype)
-        spreads[rows] -= part.spreads[rows].to(counts) + weights[rows] * moved.square().sum(1)
-        add_gram(upper, moved.mul_(weights[rows].sqrt()[:, None]), -1)
-    spreads.clamp_(min=0)
-    return rest
 
 
 def _check_enough(whole: ClassMoments, groups: Sequence[ClassMoments]) -> None:
