@@ -51,6 +51,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
     parser.add_argument("--pairs", type=int, metavar="P", help="take those over a sample of P pairs of classes")
     parser.add_argument(
+        "--errors",
+        action="store_true",
+        help="add values of NC1 without the bias of few samples, and standard errors",
+    )
+    parser.add_argument(
         "--certify-head",
         action="store_true",
         help="compare the last layer with the exact optimum of the unconstrained feature model",
@@ -104,7 +109,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     folder = RunFolder.open(options.path)
     for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
     for_files += [getattr(options, name) for name in _OF_FILES]
-    if options.no_pairwise or any(value is not None for value in for_files):
+    if options.no_pairwise or options.errors or any(value is not None for value in for_files):
         raise InputError(
             "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
         )
@@ -154,6 +159,7 @@ def _file(options: argparse.Namespace) -> int:
         ignore_index=options.ignore_index,
         min_count=options.min_count,
         pairwise=options.pairwise,
+        errors=options.errors,
     )
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)

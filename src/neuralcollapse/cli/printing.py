@@ -28,7 +28,7 @@ def print_measures(record: Record) -> None:
     for name, (_, meaning) in MEASURES.items():
         if name not in values:
             continue
-        error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
+        error = f" ({_beside(values, name)}± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
         beside = "".join(f" {_short(part.get(name)):>9}" for _, part in expected)
         numbers = f"  {name:<27} {values[name]:>10.3g}{beside}   "
         # wrapped where there are more columns, so that all of them fit in 100 characters
@@ -38,6 +38,10 @@ def print_measures(record: Record) -> None:
         print("  minimum: at the exact minimiser for these class counts, the decays and the sign of the features")
     if "num_pairs" in values:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
+    if "num_groups" in values:
+        print(
+            f"  unbiased: without the bias of few samples, ± standard errors from {values['num_groups']:.0f} groups of them"
+        )
     if record.head:
         ratio = record.head["ratio"]
         bound = "" if record.head.get("exact", 1) else "an upper bound of "
@@ -48,6 +52,11 @@ def print_measures(record: Record) -> None:
         print(f"\n  {'layer':<27} {'NC1':>10} {'NC1, CDNV':>10}")
     for name, values in record.layers.items():
         print(f"  {name:<27} {values.get('nc1', math.nan):>10.3g} {values.get('nc1_cdnv', math.nan):>10.3g}")
+
+
+def _beside(values: Mapping[str, float], name: str) -> str:
+    value = values.get(f"{name}_corrected")
+    return "" if value is None else f"unbiased {value:.3g} "
 
 
 def _short(x: float | None) -> str:
