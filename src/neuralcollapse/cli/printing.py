@@ -39,9 +39,8 @@ def print_measures(record: Record) -> None:
     if "num_pairs" in values:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
     if "num_groups" in values:
-        print(
-            f"  unbiased: without the bias of few samples, ± standard errors from {values['num_groups']:.0f} groups of them"
-        )
+        groups = f"{values['num_groups']:.0f} groups of the samples"
+        print(f"  unbiased: without the bias of few samples, ± the standard error, from {groups}")
     if record.head:
         ratio = record.head["ratio"]
         bound = "" if record.head.get("exact", 1) else "an upper bound of "
