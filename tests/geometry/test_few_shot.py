@@ -100,12 +100,12 @@ def test_the_prediction_is_near_drawn_episodes(classes, shots, ways):
 
 def test_few_samples_do_not_flatter_the_prediction(classes):
     means, roots = classes
-    many = nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 2000), 12), 5, 5)
+    many = nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 2000), 12), 1, None)
     errors = [
-        nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 12, seed), 12), 5, 5).error
-        for seed in range(6)
+        nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 8, seed), 12), 1, None).error
+        for seed in range(8)
     ]
-    assert sum(errors) / 6 == pytest.approx(many.error, rel=0.06)
+    assert sum(errors) / 8 == pytest.approx(many.error, rel=0.06)
 
 
 def test_classes_with_covariances_of_their_own(classes):
@@ -122,18 +122,11 @@ def test_classes_with_covariances_of_their_own(classes):
 
 def test_more_shots_err_less_and_more_ways_more(classes):
     moments = nc.ClassMoments.from_batch(*features(*classes, 60), 12)
-    by_shots = [nc.few_shot_error(moments, shots, 5) for shots in (1, 2, 5, 20, 100)]
+    by_shots = [nc.few_shot_error(moments, shots, 12) for shots in (1, 2, 5, 20, 100)]
     assert [each.error for each in by_shots] == sorted((each.error for each in by_shots), reverse=True)
     assert by_shots[-1].error == pytest.approx(by_shots[-1].limit, abs=0.02)
-    by_ways = [nc.few_shot_error(moments, 5, ways).error for ways in (2, 3, 5, 8, 12)]
+    by_ways = [nc.few_shot_error(moments, 1, ways).error for ways in (3, 11, 12)]
     assert by_ways == sorted(by_ways)
-
-
-def test_two_ways_by_the_formula_are_two_ways_by_draws(classes, monkeypatch):
-    from neuralcollapse.geometry.few_shot import _Episodes
-
-    episodes = _Episodes(nc.ClassMoments.from_batch(*features(*classes, 60), 12), None)
-    assert episodes.of_many(5, 2) == pytest.approx(episodes.of_two(5), abs=0.005)
 
 
 def test_the_prediction_does_not_change_with_rotation_scale_and_offset(classes):

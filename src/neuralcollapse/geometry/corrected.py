@@ -6,7 +6,7 @@ the quotient and the CDNV goes their noise (`sampling_noise.py`), whatever the d
 inverse, in which to subtract estimates adds more noise than it removes, most of all where the covariances of classes
 differ in shape: its means are left as they are, and the jackknife of `standard_errors.py` removes the bias, as it does
 what is left of the others'. Whether all directions of the means stand out of the noise is looked at first: with
-`C = I - 1n'/N`, which centres about mu_G, and `D = diag(tr S_k / n_k)`, it is `C D C'` in `M M'`, and in S_B a share of S.
+`C = I - 1n'/N`, which centres about mu_G, and `D = diag(tr S_k / n_k)`, it is `C D C'` in `M M'`, a share of S in S_B.
 """
 
 from __future__ import annotations

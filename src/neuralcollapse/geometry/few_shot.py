@@ -11,7 +11,7 @@ has the mean `|delta|^2 + (tr S_j - tr S_y)/m` and the variance
 
 with one covariance this is `4 D^2 s (1 + 1/m) + 8 tr S^2/m + 4 tr S^2/m^2`, s the variance along delta. For two classes
 the margin is taken as normal, which overstates small errors at few shots (0.138 for 0.104). For more classes, x and
-mean_y are drawn. Given them the distances to the other means are independent, and each is nearly a chi-squared variable.
+mean_y are drawn. Given them the distances to the other means are independent, and each nearly a chi-squared variable.
 """
 
 from __future__ import annotations
@@ -247,7 +247,8 @@ def _log_above(value: Tensor, mean: Tensor, variance: Tensor, third: Tensor) -> 
 
     By a chi-squared variable of the same cumulants (Pearson 1959), as a normal one (Wilson, Hilferty 1931).
     """
-    freedom = (8 * variance**3 / third.square().clamp(min=_TINY)).clamp(min=1e-6, max=_NORMAL)
+    freedom = torch.where(third > 0, 8 * variance**3 / third.square().clamp(min=_TINY), _NORMAL)
+    freedom = freedom.clamp(min=1e-6, max=_NORMAL)
     away = (value - mean) / variance.sqrt().clamp(min=_TINY)
     ratio = (1 + away * (2 / freedom).sqrt()).clamp(min=0)
     part = 2 / (9 * freedom)
