@@ -213,9 +213,12 @@ def joined(parts: Sequence[ClassMoments]) -> ClassMoments:
     packed[-1] = max(part.rounding for part in parts)
     for start in range(0, num_classes, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        centre = sum(
-            (share[rows, None] * part.means[rows].to(packed) for part, share in zip(parts, shares, strict=True))
-        )
+        origin = torch.zeros_like(means[rows], dtype=torch.float64)  # of each class, its mean in some part
+        for part, count in zip(parts, taken, strict=True):
+            origin = torch.where(count[rows, None] > 0, part.means[rows].to(packed), origin)
+        centre = origin.clone()  # sums of differences, so that equal means stay as they are
+        for part, share in zip(parts, shares, strict=True):
+            centre += share[rows, None] * (part.means[rows].to(packed) - origin)
         means[rows] = centre
         waiting: list[Tensor] = []
         for part, count in zip(parts, taken, strict=True):
