@@ -5,6 +5,8 @@ Nothing of the library is used here.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -74,7 +76,7 @@ def cdnv_by_pairs(means: Tensor, variances: Tensor) -> float:
     return total / pairs
 
 
-def agreement(value: float, exact: float, within: float) -> str:
+def agreement(value: float, exact: float, within: float = math.inf) -> str:
     """Words on how far a number is from the exact one; an AssertionError when farther than the given share."""
     error = abs(value / exact - 1)
     assert error <= within, f"expected {exact} up to a share of {within}, got {value}"

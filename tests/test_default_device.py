@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 import neuralcollapse as nc
+from neuralcollapse.geometry import margins
+from neuralcollapse.geometry.margins import one_vs_rest_margins
 
 DRAWN = torch.Generator().manual_seed(0)
 FEATURES, LABELS = torch.randn(200, 6, generator=DRAWN), torch.arange(200) % 4
@@ -35,7 +37,22 @@ class TestElsewhere:
     def test_measures_of_features(self):
         moments = nc.ClassMoments.from_batch(FEATURES, LABELS, 4)
         assert nc.measure_features(FEATURES, LABELS, WEIGHT, BIAS)["nc1"] == nc.measures(moments, WEIGHT, BIAS)["nc1"]
+        assert "CDNV" in str(nc.per_class(moments, WEIGHT, BIAS, accuracy=[0.5] * 4).worst(2))
+        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of classes 4"):
+            assert len(nc.per_class(nc.ClassMoments.from_batch(FEATURES, LABELS, 9)).rows()) == 9
         assert len(nc.worst_pairs(moments, 2)) == len(nc.worst_pairs(moments, 2, pairwise=3)) == 2
+
+    @pytest.mark.parametrize("pairwise", [True, 3])
+    def test_more_measures(self, pairwise, monkeypatch):
+        moments = nc.ClassMoments.from_batch(FEATURES, LABELS, 4)
+        assert nc.more_measures(moments, WEIGHT, pairwise=pairwise)["gnc2"] > 0
+        assert nc.measure_features(FEATURES, LABELS, WEIGHT, more=True)["more"]["gnc1"] > 0
+        assert nc.uniformity(WEIGHT, pairwise=pairwise).riesz > 0.5
+        unit = nc.ClassMoments.from_batch(torch.nn.functional.normalize(FEATURES, dim=1), LABELS, 4)
+        assert len(nc.gnc(unit, WEIGHT, classes=[1, 2]).margins) == 2
+        assert 0 < nc.nc5(moments, moments) < 1
+        monkeypatch.setattr(margins, "_WHOLE", 2)
+        assert one_vs_rest_margins(WEIGHT).rho.min() > 0
 
     @pytest.mark.parametrize("options", [{}, {"layers": ["0"]}, {"classes": [0, 2, 3]}, {"min_count": 2}])
     def test_measure(self, options):

@@ -14,12 +14,19 @@ from .geometry.few_shot import few_shot_error as few_shot_error
 from .geometry.frames import nearest_simplex_etf as nearest_simplex_etf
 from .geometry.frames import orthoplex as orthoplex
 from .geometry.frames import simplex_etf as simplex_etf
+from .geometry.many_classes import gnc as gnc
+from .geometry.many_classes import uniform_duality as uniform_duality
 from .geometry.measures import measures as measures
 from .geometry.moments import ClassMoments as ClassMoments
+from .geometry.more import more_measures as more_measures
+from .geometry.nc5 import nc5 as nc5
 from .geometry.pairs import worst_pairs as worst_pairs
+from .geometry.per_class import per_class as per_class
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
+from .geometry.spectra import spectra as spectra
 from .geometry.standard_errors import standard_errors as standard_errors
+from .geometry.uniformity import uniformity as uniformity
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
 from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier
 from .heads.etf import ETFClassifier as ETFClassifier
@@ -28,6 +35,7 @@ from .loops.huggingface import CollapseTrainerCallback as CollapseTrainerCallbac
 from .loops.lightning import CollapseCallback as CollapseCallback
 from .loops.recorder import Recorder as Recorder
 from .networks.build import build_network as build_network
+from .report.scree import write_scree as write_scree
 from .report.single import write_page as write_page
 from .runs.reading import read_run as read_run
 from .runs.records import Record as Record

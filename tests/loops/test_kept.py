@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.capture.collect import Capture
+from neuralcollapse.geometry.measures import WEIGHT_MEASURES
 from neuralcollapse.loops.kept import certified, geometry_of, spread
 from neuralcollapse.runs.folder import RunFolder
 
@@ -147,10 +148,11 @@ def test_every_loop_keeps_the_same_record_geometry_and_environment(loop):
     records = run.records()
     assert [record.epoch for record in records] == list(range(EPOCHS + 1))
     moments = nc.ClassMoments.from_batch(torch.randn(12, 6), torch.arange(12) % 3, 3)
-    capture = Capture(moments, torch.randn(3, 6), torch.zeros(3), 1.0, 0.1, nc4=0.0)
+    capture = Capture(moments, torch.randn(3, 6), torch.zeros(3), 1.0, 0.1, nc4=0.0, ncc_accuracy=1.0)
     for record in records:
         assert record.source == "eval"
-        assert set(record.train) == set(record.test) == {"loss", "accuracy"}
+        assert set(record.train) == {"loss", "accuracy"}
+        assert set(record.test) == {*record.train, *record.measures} - {*WEIGHT_MEASURES}
         assert set(record.measures) == set(capture.measures()) - {"loss", "accuracy", "num_samples"}
         assert set(record.head) == set(certified(capture, 1e-3))
     assert [geometry.epoch for geometry in run.geometries()] == list(range(EPOCHS + 1))
@@ -255,7 +257,7 @@ def test_a_capture_made_elsewhere_gives_a_record_without_a_pass(tmp_path):
     record = recorder.measure(model, 4)
     assert (record.source, record.train) == ("online", {"loss": 1.25, "accuracy": 0.5})
     assert record.measures == pytest.approx(nc.measures(moments, model.fc.weight, model.fc.bias))
-    assert set(record.test) == {"loss", "accuracy"}
+    assert set(record.test) == {"loss", "accuracy", *record.measures} - {*WEIGHT_MEASURES}
     (geometry,) = RunFolder.open(tmp_path / "run").geometries()
     assert geometry.means == pytest.approx(moments.means.numpy(), rel=1e-6)
 

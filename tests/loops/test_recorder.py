@@ -34,10 +34,12 @@ def test_a_record_is_what_measure_says(loader, tmp_path):
     model = network()
     recorder = nc.Recorder(loader, loader, out=tmp_path / "run", layers=["body"], progress=False)
     record = recorder.measure(model, 3, learning_rate=0.5)
-    expected = nc.measure(model, loader, layers=["body"], progress=False)
+    expected = nc.measure(model, loader, layers=["body"], test_loader=loader, progress=False)
+    test = expected.pop("test")
     assert record.layers["body"] == pytest.approx(expected.pop("layers")["body"])
     assert record.measures | record.train == pytest.approx({k: v for k, v in expected.items() if k != "num_samples"})
-    assert record.test == pytest.approx(record.train)
+    assert record.test_layers["body"] == pytest.approx(test.pop("layers")["body"])
+    assert record.test == pytest.approx({k: v for k, v in test.items() if k != "num_samples"})
     assert (record.epoch, record.learning_rate) == (3, 0.5)
     assert recorder.records == [record] == RunFolder.open(tmp_path / "run").records()
 
@@ -79,6 +81,40 @@ def test_the_data_set_gives_its_name_and_those_of_the_classes(tmp_path):
     nc.Recorder(DataLoader(data, batch_size=3), out=tmp_path / "run", progress=False).measure(network(), 0)
     run = read_run(tmp_path / "run")
     assert (run.config["data"], run.class_names) == ("Pets", ["cat", "dog", "eel"])
+
+
+def test_the_numbers_of_each_class_are_kept_of_the_last_record(loader, tmp_path):
+    net = network()
+    recorder = nc.Recorder(loader, out=tmp_path / "run", class_names={0: "a", 1: "b", 2: "c"}, progress=False)
+    for epoch in (0, 4, 2):
+        recorder.measure(net, epoch)
+    run = read_run(tmp_path / "run")
+    table = nc.collect(net, loader, progress=False).per_class(["a", "b", "c"])
+    assert (run.classes.epoch, run.class_names) == (4, ["a", "b", "c"])
+    for name, values in table.columns.items():
+        assert run.classes.columns[name] == pytest.approx(values.numpy(), nan_ok=True), name
+    assert run.classes.rows(run.class_names)[1]["nearest_name"] == table.rows()[1]["nearest_name"]
+    pairs = nc.worst_pairs(nc.collect(net, loader, progress=False).moments)
+    assert run.classes.pairs == pytest.approx(np.array(pairs))
+
+
+def test_of_many_classes_the_nearest_are_not_looked_for(loader, tmp_path, monkeypatch):
+    monkeypatch.setattr("neuralcollapse.loops.kept._PAIRED_CLASSES", 2)
+    nc.Recorder(loader, out=tmp_path / "run", progress=False).measure(network(), 0)
+    classes = read_run(tmp_path / "run").classes
+    assert {"cdnv", "nearest"}.isdisjoint(classes.columns)
+    assert len(classes.pairs) == 0
+    monkeypatch.setattr("neuralcollapse.loops.kept._LISTED_CLASSES", 2)
+    nc.Recorder(loader, out=tmp_path / "many", progress=False).measure(network(), 0)
+    assert read_run(tmp_path / "many").classes is None
+
+
+@pytest.mark.parametrize("classes", [3, torch.arange(3), ["a"], "abc"])
+def test_data_sets_whose_classes_are_no_names_are_measured_too(classes, tmp_path):
+    data = TensorDataset(torch.randn(9, 4), torch.arange(9) % 3)
+    data.classes = classes
+    nc.Recorder(DataLoader(data, batch_size=3), out=tmp_path / "run", progress=False).measure(network(), 0)
+    assert read_run(tmp_path / "run").class_names == ["0", "1", "2"]
 
 
 def test_names_that_are_not_one_for_each_class_are_left_out(loader, tmp_path):
@@ -279,9 +315,9 @@ def test_the_test_set_is_measured_on_the_classes_that_are_frequent_in_training()
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(3, 4))
     train = [(torch.randn(9, 3), torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 3]))]
-    test = [(torch.randn(5, 3), torch.tensor([0, 1, 2, 2, 2]))]
+    test = [(torch.randn(7, 3), torch.tensor([0, 1, 0, 1, 2, 2, 2]))]
     record = nc.Recorder(train, test, "0", min_count=3).measure(model, 0)
-    inputs, labels = test[0][0][:2], test[0][1][:2]  # classes 0 and 1
+    inputs, labels = test[0][0][:4], test[0][1][:4]  # classes 0 and 1
     assert record.test["accuracy"] == float((model(inputs).argmax(1) == labels).float().mean())
 
 

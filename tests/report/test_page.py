@@ -61,8 +61,10 @@ def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
         "accuracy",
         "variability",
         "simplex",
+        "nearest",
         "cosines",
         "simplex-motion",
+        "scree",
     ]
     for figure in figures:
         assert f'id="{figure["name"]}"' in page

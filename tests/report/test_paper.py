@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -73,7 +74,9 @@ def test_a_runs_flat_figures_are_written_and_the_one_in_three_dimensions_is_left
         "accuracy.svg",
         "variability.svg",
         "simplex.svg",
+        "nearest.svg",
         "cosines.svg",
+        "scree.svg",
     ]
     assert sorted(paths) == sorted((tmp_path / "new" / "folder").iterdir())
     found = texts(paths[2].read_bytes())
@@ -86,12 +89,22 @@ def test_curves_hold_the_pages_numbers_colours_and_axes(figures):
     drawing = draw(page)
     (ax,) = drawing.axes
     assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
-    assert len(ax.lines) == len(page.marks) == 3
+    assert len(ax.lines) == len(page.marks) == 6
     for drawn, mark in zip(ax.lines, page.marks, strict=True):
         np.testing.assert_array_equal(drawn.get_xdata(), mark.x)
         np.testing.assert_array_equal(drawn.get_ydata(), mark.y)
         assert to_hex(drawn.get_color()) == mark.color
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "NC1", "")
+
+
+@pytest.mark.parametrize("percent", [False, True])
+def test_an_event_is_an_upright_line_with_its_words_where_there_is_room(percent):
+    page = replace(figure([line([1, 2, 3, 4, 5])], y=Axis(percent=percent)), events=[(1, "early"), (4, "late")])
+    (ax,) = draw(page).axes
+    assert [each.get_xdata() for each in ax.lines[1:]] == [[1, 1], [4, 4]]
+    assert [text.get_text() for text in ax.texts] == ["early", "late"]
+    assert [text.get_horizontalalignment() for text in ax.texts] == ["left", "right"]
+    assert {text.get_verticalalignment() for text in ax.texts} == {"bottom" if percent else "top"}
 
 
 def test_a_heat_map_of_a_run_is_square_and_shows_its_last_epoch(figures):

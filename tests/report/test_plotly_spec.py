@@ -22,9 +22,23 @@ def spec(marks, x=PLAIN, y=PLAIN, **rest):
     return found
 
 
+@pytest.mark.parametrize("percent", [False, True])
+def test_an_event_is_an_upright_line_with_its_words_where_there_is_room(percent):
+    marks = [Line("curve", [0, 1, 2, 3, 4], [1, 2, 3, 4, 5], BLUE)]
+    layout = spec(marks, y=Axis(percent=percent), events=[(1, EVIL), (4, "late")])["layout"]
+    assert [(shape["x0"], shape["x1"], shape["yref"]) for shape in layout["shapes"]] == [
+        (1, 1, "paper"),
+        (4, 4, "paper"),
+    ]
+    assert [each["text"] for each in layout["annotations"]] == ["&lt;b&gt;x&lt;/b&gt;", "late"]
+    assert [each["xanchor"] for each in layout["annotations"]] == ["left", "right"]
+    assert {each["yanchor"] for each in layout["annotations"]} == {"bottom" if percent else "top"}
+    assert "shapes" not in spec(marks)["layout"]
+
+
 def test_every_figure_of_a_run_is_valid_plotly_and_plain_json(short_run):
     figures = run_figures(read_run(short_run.path))
-    assert len(figures) == 6
+    assert len(figures) == 8
     for figure in figures:
         found = plotly_spec(figure)
         json.dumps(found, allow_nan=False)

@@ -7,6 +7,7 @@ from neuralcollapse import InputError
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.ufm import Point, UnconstrainedFeatureModel, certify_head, certify_head_moments, minimum_bounds
 from neuralcollapse.ufm import grouped as grouped_module
+from neuralcollapse.ufm.head import balanced_decay
 from neuralcollapse.ufm.model import Model as BaseModel
 from neuralcollapse.ufm.solvers import leave
 
@@ -92,6 +93,46 @@ def test_points_may_be_on_another_device_than_the_model():
     assert model.measures(point)["nc1"] > 0
     assert model.many_starts(2, device="cpu").vectors.device.type == "cpu"
     assert model.device.type == "meta"
+
+
+class Single(torch.Tensor):
+    """A tensor as on Apple's MPS: it names that device, refuses float64, and can be moved to the CPU."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        named = named or {}
+        if function == torch.Tensor.device.__get__:
+            return torch.device("mps")
+        name = getattr(function, "__name__", "")
+        asked = (*arguments[1:], *named.values())
+        if name == "cpu" or (name == "to" and any(str(part) == "cpu" for part in asked)):
+            plain = arguments[0].as_subclass(torch.Tensor)
+            return plain.to(*arguments[1:], **named) if name == "to" else plain
+        if name == "double" or torch.float64 in [part for part in asked if isinstance(part, torch.dtype)]:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype as the MPS framework doesn't support float64")
+        if any(type(part) is torch.Tensor and part.dim() for part in arguments):
+            raise RuntimeError("expected all tensors to be on the same device")
+        return super().__torch_function__(function, types, arguments, named)
+
+
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_heads_on_a_device_without_float64_are_certified_on_the_cpu(nonnegative):
+    generator = torch.Generator().manual_seed(0)
+    features, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((30, 8), (3, 8), (3,)))
+    features, labels = features.abs() if nonnegative else features, torch.arange(30) % 3
+    expected = certify_head(features, labels, weight, bias, 0.01)
+    parts = [part.as_subclass(Single) for part in (features, labels, weight, bias)]
+    with pytest.raises(TypeError, match="float64"):
+        parts[0].double()
+    with pytest.raises(RuntimeError, match="same device"):
+        parts[0] @ weight.T
+    assert parts[0].device.type == "mps"
+    assert certify_head(*parts, 0.01) == expected
+    assert certify_head(*parts[:3], None, 0.01) == certify_head(features, labels, weight, None, 0.01)
+    moments = ClassMoments.from_batch(features, labels, 3)
+    same = certify_head_moments(moments, 1.0, weight, bias, 0.01)
+    assert certify_head_moments(moments, 1.0, *parts[2:], 0.01) == same
+    assert balanced_decay(0.01, parts[2], 3.0) == balanced_decay(0.01, weight, 3.0)
 
 
 def test_devices_without_float64_give_way_to_the_cpu():

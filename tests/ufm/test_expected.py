@@ -43,6 +43,32 @@ def test_equal_classes_are_a_simplex_whatever_the_decays_are(loss, decays, nonne
     assert not expected_at_minimum([5] * 4, dim - 1, decays, loss=loss, nonnegative=nonnegative)
 
 
+@pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing", "focal"])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_equal_classes_take_a_closed_form(loss, nonnegative, monkeypatch):
+    monkeypatch.setattr("neuralcollapse.ufm.expected._solved", None)  # nothing is solved
+    counts = [5] * 20_000
+    for decays, known in ((Decays(1e-6, 1e-9, 1e-3), True), (Decays(1.0, 1.0), loss == "focal" and nonnegative)):
+        values = expected_at_minimum(counts, 20_000, decays, loss=loss, nonnegative=nonnegative)
+        assert bool(values) == known
+        assert set(values.values()) <= {0.0}
+
+
+def test_many_equal_classes_under_squared_error_are_left_open():
+    assert expected_at_minimum([5] * 20_000, 20_000, DECAYS, loss="mse") == {}
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "label_smoothing"])
+@pytest.mark.parametrize("nonnegative", [False, True])
+def test_the_closed_form_says_what_the_solved_minimum_says(loss, nonnegative):
+    features = "nonnegative" if nonnegative else "real"
+    for decay in (1e-3, 0.05, 0.1, 0.11, 0.12, 0.15, 0.2, 0.5):
+        model = Model(4, 4, 5, decay, decay / 5, loss=loss, bias=False, features=features)
+        alive = not math.isnan(minimizer_measures(model)["nc2"])
+        found = expected_at_minimum([5] * 4, 4, Decays(decay, decay / 5), loss=loss, nonnegative=nonnegative)
+        assert bool(found) == alive
+
+
 def test_a_bias_without_decay_leaves_nc_bias_open():
     assert "nc_bias" not in expected_at_minimum(COUNTS, 6, Decays(0.01, 0.004, 0.0))
     assert "nc_bias" in expected_at_minimum([5] * 4, 6, None, bias=False)

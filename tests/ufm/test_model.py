@@ -118,6 +118,35 @@ def test_collapse_undoes_expand_with_equal_objective_and_gradient_norm(name):
     assert model.spread(full) < 1e-14
 
 
+@pytest.mark.parametrize("name", ["balanced", "unequal"])
+def test_a_collapsed_model_collapses_no_further(name):
+    small = MODELS[name][0].collapsed()
+    point = small.random_point(2)
+    assert small.collapse(point) is small.expand(point) is point
+    assert small.spread(point) == 0
+    assert small.collapsed().objective(point) == small.objective(point)
+
+
+def test_the_minimiser_with_a_column_a_class_is_that_with_a_column_a_sample():
+    model, _ = MODELS["unequal"]
+    model = model.like(feature_dim=4)
+    small = model.collapsed()
+    point = small.global_minimizer()
+    assert point.H.shape == (model.feature_dim, model.num_classes)
+    assert small.objective(point) == pytest.approx(model.global_minimum(), rel=1e-12)
+    torch.testing.assert_close(model.expand(point).H, model.global_minimizer().H)
+
+
+def test_products_at_a_point_are_those_of_the_hessian():
+    for name, (model, _) in MODELS.items():
+        point, direction = model.random_point(1), model.random_point(2)
+        product = model.hessian_at(point)(direction)
+        step = 1e-6
+        ahead, behind = (model.gradient(point + direction * sign) for sign in (step, -step))
+        difference = (ahead - behind) * (0.5 / step)
+        assert (product - difference).norm() <= 1e-7 * (1 + product.norm()), name
+
+
 def test_spread_is_the_relative_distance_from_the_class_means():
     model, _ = MODELS["unequal"]
     point = model.random_point(5)

@@ -9,6 +9,7 @@ import neuralcollapse as nc
 from neuralcollapse import InputError
 from neuralcollapse.ufm import UnconstrainedFeatureModel, class_margins, minimum_bounds
 from neuralcollapse.ufm.certificate import GLOBAL_GAP
+from neuralcollapse.ufm.columns import Columns
 from neuralcollapse.ufm.duality import decay_cost, lower_bound
 
 # counts, lW, lH -> minimum without a bias, margins: by bounded descents from many starts, outside this library
@@ -305,3 +306,22 @@ def test_a_survey_has_minimum_starts_and_trajectories_but_no_atlas():
     assert len(found.trajectories) == len(found.starts.verdicts) == 4
     assert "features >= 0" in landscape_page(found).subtitle
     assert "random starts" in summary(found)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_bounds_of_a_million_samples_have_no_entry_for_each(bias, monkeypatch):
+    def refused(*arguments):
+        raise AssertionError("a column for each sample")
+
+    monkeypatch.setattr(Columns, "of_samples", refused)
+    counts = [1_300_000] * 90 + [7_320 + k for k in range(10)]
+    model = UnconstrainedFeatureModel(100, 128, counts, 5e-4, 5e-10, 5e-4 * bias, bias, features="nonnegative")
+    bounds = minimum_bounds(model)
+    assert bounds.exact
+    assert bounds.collapsed.H.shape == (128, 100)
+    small = model.collapsed()
+    assert small.objective(bounds.collapsed) == pytest.approx(bounds.upper, rel=1e-10)
+    assert small.certify(bounds.collapsed, known_bound=bounds.lower).gap <= 1e-6 * bounds.upper
+    assert "collapsed" not in repr(bounds)
+    with pytest.raises(AssertionError, match="for each sample"):
+        bounds.point  # noqa: B018

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from neuralcollapse.ufm import UnconstrainedFeatureModel
+from neuralcollapse.ufm.effort import Effort
 from neuralcollapse.ufm.grouped import GroupedModel
 from neuralcollapse.ufm.polish import SOLVED, descend, finish, newton_step, polish
 from neuralcollapse.ufm.units import Units
@@ -37,9 +38,9 @@ def test_the_newton_step_by_products_is_that_by_the_spectrum(monkeypatch):
     units = Units(model)
     point = units.enter(model.global_minimizer()) + units.small.random_point(1) * 1e-5
     gradient = units.small.value_and_gradient(point.vector())[1]
-    dense, error = newton_step(units, point.vector(), gradient)
+    dense, error = newton_step(units, point.vector(), gradient, Effort(units.small))
     monkeypatch.setattr("neuralcollapse.ufm.polish._DENSE_UP_TO", 10)
-    products, other = newton_step(units, point.vector(), gradient)
+    products, other = newton_step(units, point.vector(), gradient, Effort(units.small))
     torch.testing.assert_close(dense, products, rtol=0, atol=1e-3 * float(dense.norm()))
     assert other == pytest.approx(error, rel=0.1)
 

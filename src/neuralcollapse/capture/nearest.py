@@ -98,7 +98,7 @@ class NearestCounts:
         """
         self._flush()
         names = list(self._moments)
-        none = torch.zeros(3, dtype=torch.float64)
+        none = torch.zeros(3, dtype=torch.float64, device="cpu")
         counts = torch.stack([self._counts.get(name, none).cpu() for name in names]).flatten().tolist()
         if any(map(math.isnan, counts)):
             raise InputError(

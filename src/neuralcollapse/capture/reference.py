@@ -81,13 +81,18 @@ def _by_layer(reference: Reference, subset: ClassSubset | None) -> Mapping[str, 
     return reference
 
 
-def warn_of_unseen(capture: Capture, known: Tensor) -> None:
-    """Say which samples are of classes that have no mean, if `known` (K,) counts the samples of the means."""
-    counts = capture.moments.counts
+def warn_of_unseen(counts: Tensor, known: Tensor, classes: Tensor | None) -> None:
+    """Say which samples are of classes that have no mean.
+
+    Args:
+        counts: (K,) the samples of each class.
+        known: (K,) the samples behind each mean.
+        classes: (K,) the numbers of the classes, if not all are measured.
+    """
     missing = ((known.to(counts.device) == 0) & (counts > 0)).nonzero().flatten()
     if len(missing) == 0:
         return
-    numbers = missing if capture.classes is None else capture.classes.to(missing.device)[missing]
+    numbers = missing if classes is None else classes.to(missing.device)[missing]
     several = "es" * (len(missing) > 1)
     warnings.warn(
         f"the training set, or reference, has no samples of class{several} {listed(numbers.tolist())}: those samples "

@@ -82,7 +82,9 @@ class Sums:
     @property
     def correct(self) -> Tensor:
         """(K,) int64: the number of samples of each class that have its logit as their largest."""
-        return torch.zeros(self._num_classes, dtype=torch.int64) if self._correct is None else self._correct
+        return (
+            torch.zeros(self._num_classes, dtype=torch.int64, device="cpu") if self._correct is None else self._correct
+        )
 
     @property
     def total_loss(self) -> float:

@@ -40,6 +40,7 @@ _OPTIONS = (
     "pairwise",
     "errors",
     "nc4",
+    "test_measures",
     "head_decay",
     "decays",
     "loss_name",
@@ -74,7 +75,7 @@ def measure_checkpoints(
     prefix: str | None = None,
     progress: bool = True,
     config: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | Mapping[int, str] = (),
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     given: Iterable[str | Path] = (),
     **options: Any,
@@ -90,13 +91,13 @@ def measure_checkpoints(
             .bin, .tar), from which only tensors and plain values are ever loaded.
         loader: the un-augmented training set, as for `neuralcollapse.measure`.
         classifier: dotted name of the last layer, or the layer itself; found when not given.
-        test_loader: adds loss and accuracy on the test set to the records.
+        test_loader: adds the test set to the records: loss, accuracy and the measures of its features.
         out: the run folder, new or one of an earlier call with the same model, data and options.
         force: overwrite what is in `out`, if it holds nothing that others made or that is still needed.
         prefix: of the weights' names in the files, where several would fit.
         progress: show a progress bar for each checkpoint (on a terminal only).
         config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
-        class_names: of the K classes.
+        class_names: of the K classes, as for `neuralcollapse.Recorder`.
         on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
         given: files and folders beside the checkpoints that are still needed, such as the data: an `out` that holds
             one of them is not overwritten.
@@ -112,7 +113,8 @@ def measure_checkpoints(
             `neuralcollapse.measure`.
     """
     model = check_model(model)
-    check_names(options, options_of(measure_checkpoints, Recorder), "measure_checkpoints", ("resume", "unit", "writes"))
+    known = options_of(measure_checkpoints, Recorder, without=("stop_on", "patience", "stop_mode", "min_delta"))
+    check_names(options, known, "measure_checkpoints", ("resume", "unit", "writes"))
     own = {"classifier": classifier, "out": out, "force": force, "progress": progress, "prefix": prefix}
     check_values({**own, "config": config, "class_names": class_names, "on_checkpoint": on_checkpoint, **options})
     loader = check_loader(loader)
@@ -248,9 +250,10 @@ class _Run:
         for name, done in self.done.items():
             old, new = done.record.epoch, numbers[name]
             self.done[name] = replace(done, record=replace(done.record, epoch=new))
-            file = _geometry(folder, old)
-            if old != new and file.is_file():
-                moves.append((file.rename(file.with_name(f".{new}.tmp")), _geometry(folder, new)))
+            for kind in ("geometry", "classes"):
+                file = _epoch_file(folder, kind, old)
+                if old != new and file.is_file():
+                    moves.append((file.rename(file.with_name(f".{new}.tmp")), _epoch_file(folder, kind, new)))
         write_ledger(self._place / NAME, self.done)
         for file, place in moves:
             file.replace(place)
@@ -298,8 +301,8 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _geometry(folder: RunFolder, number: int) -> Path:
-    return folder.path / "geometry" / f"epoch-{number:05d}.npz"
+def _epoch_file(folder: RunFolder, kind: str, number: int) -> Path:
+    return folder.path / kind / f"epoch-{number:05d}.npz"
 
 
 def _read_json(path: Path) -> Any:

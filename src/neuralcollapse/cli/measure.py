@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralcollapse.cli import checkpoints
+from neuralcollapse.cli import checkpoints, classes
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import print_json, print_measures, record_of_features, train_packages
+from neuralcollapse.cli.printing import print_json, print_measures, print_more, record_of_features, train_packages
 from neuralcollapse.errors import InputError
+from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import Record, RunFolder
 from neuralcollapse.runs.records import goal
 
@@ -34,10 +35,11 @@ def add(commands: Any) -> None:
         "measure",
         help="measure a file of features, the checkpoints of a run, or those of any training",
         description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
-        "labels (N,), and the classifier's weight (K, d) and bias (K,) where it has them), in the checkpoints of "
-        "a run folder, or in those of any training, given its network and data.",
+        "labels (N,), and the classifier's weight (K, d), bias (K,) and class_names (K,) where it has them), in the "
+        "checkpoints of a run folder, or in those of any training, given its network and data.",
         epilog="examples:\n"
         "  neuralcollapse measure features.npz --json\n"
+        "  neuralcollapse measure features.npz --per-class classes.csv --class-names names.txt\n"
         "  neuralcollapse measure runs/digits-mlp-learned\n"
         "  neuralcollapse measure --network timm:resnet18 --checkpoints 'ckpts/*.safetensors' --data imagefolder:PATH "
         "--image-size 224 --normalize imagenet\n",
@@ -45,6 +47,12 @@ def add(commands: Any) -> None:
     parser.add_argument("path", type=Path, nargs="?", help="a .npz or .safetensors file, or a run folder")
     parser.add_argument(
         "--num-classes", type=int, metavar="K", help="number of classes, if it cannot be read from the weight or data"
+    )
+    parser.add_argument(
+        "--test-data",
+        type=Path,
+        metavar="FILE",
+        help="of a file: another one with the features and labels of a test set, measured beside it",
     )
     parser.add_argument("--ignore-index", type=int, metavar="LABEL", help="leave out samples with this label")
     parser.add_argument("--min-count", type=int, metavar="N", help="leave out classes with fewer samples than N")
@@ -54,6 +62,14 @@ def add(commands: Any) -> None:
         "--errors",
         action="store_true",
         help="add values of NC1 without the bias of few samples, and standard errors",
+    )
+    parser.add_argument(
+        "--more",
+        action="store_true",
+        help="of a file or a run: add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality",
+    )
+    parser.add_argument(
+        "--scree", type=Path, metavar="FILE", help="of a file: draw the spectra as a .png, .svg or .pdf figure"
     )
     parser.add_argument(
         "--certify-head",
@@ -75,6 +91,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="of a run folder: import the code that its configuration names, as in network: my_module:function",
     )
+    classes.add(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     checkpoints.add(parser)
     parser.set_defaults(run=run)
@@ -83,7 +100,12 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command."""
     options.pairwise = _pairwise(options)
+    classes.check(options)
     given = checkpoints.given(options)
+    if options.test_data is not None and (options.path is None or options.path.is_dir()):
+        raise InputError(
+            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself"
+        )
     if options.path is None:
         if not given:
             raise InputError(
@@ -95,6 +117,8 @@ def run(options: argparse.Namespace) -> int:
             raise InputError("--features-sign is for files: a pass over the data sees the sign of the features itself")
         if options.certify_head and options.weight_decay is None:
             raise InputError("--certify-head needs --weight-decay of the training: add it")
+        if options.more or options.scree is not None:
+            raise InputError("--more is for files and run folders, --scree for files: leave them out")
         return checkpoints.run(options)
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -108,10 +132,11 @@ def _run_folder(options: argparse.Namespace) -> int:
     """Measure the kept checkpoints of a run again."""
     folder = RunFolder.open(options.path)
     for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
-    for_files += [getattr(options, name) for name in _OF_FILES]
+    for_files += [options.scree, *(getattr(options, name) for name in _OF_FILES)]
     if options.no_pairwise or options.errors or any(value is not None for value in for_files):
         raise InputError(
-            "only --certify-head, --trust-code and --json are for runs, the other options for files: leave them out"
+            "only --certify-head, --more, --per-class, --class-names, --trust-code and --json are for runs, the other "
+            "options for files: leave them out"
         )
     with train_packages():
         from neuralcollapse.checkpoints.series import Checkpoint
@@ -127,57 +152,127 @@ def _run_folder(options: argparse.Namespace) -> int:
             "records; weights kept elsewhere are measured by --network, --checkpoints and --data"
         )
     files = dict(folder.checkpoints())
-    samples: list[int] = []
+    names = classes.names(options) or read_mapping(folder.path / "environment.json").get("class_names")
+    last: list[Capture] = []
+    more: dict[int, dict[str, float]] = {}
 
     def show(record: Record, capture: Capture) -> None:
-        samples.append(capture.moments.num_samples)
+        last[:] = [capture]
+        if options.more:
+            more[record.epoch] = more_of(capture)
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 
     records = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code, on_record=show)
+    found = classes.of_capture(last[0], names) if options.per_class is not None else None
+    written = "" if found is None else classes.write(options, found)
     if options.json:
         page = folder.path / "report.html"
         named = [(str(files[record.epoch]), record) for record in records]
-        print_records(options.path, page if page.is_file() else None, "epoch", named)
+        print_records(options.path, page if page.is_file() else None, "epoch", named, found, more)
         return 0
-    print_last(records[-1], "epoch", samples[-1])
-    print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
+    print_last(records[-1], "epoch", last[0].moments.num_samples)
+    if options.more:
+        print_more(more[records[-1].epoch])
+    if found is not None:
+        classes.show(found)
+    print(f"{written}run   {options.path}\nnext  neuralcollapse report {options.path}")
     return 0
 
 
 def _file(options: argparse.Namespace) -> int:
     _check_decays(options)
-    arrays, unused = read_features(options.path)
-    from neuralcollapse.capture.features import measure_features
-
-    values = measure_features(
-        arrays["features"],
-        arrays["labels"],
-        arrays.get("weight"),
-        arrays.get("bias"),
-        options.num_classes,
-        ignore_index=options.ignore_index,
-        min_count=options.min_count,
-        pairwise=options.pairwise,
-        errors=options.errors,
-    )
+    named = options.per_class is not None and options.class_names is None
+    arrays, unused = read_features(options.path, ["class_names"] if named else [])
+    values, found = _measured(arrays, options)
+    if options.scree is not None:
+        values["scree"] = str(_draw_scree(arrays, options))
     if options.certify_head:
         values["head"] = _certify_head(arrays, options)
     if "weight" in arrays and options.min_count is None:
         values["minimizer"] = _at_minimum(arrays, options)
     record = record_of_features(values)
+    written = "" if found is None else classes.write(options, found)
     if options.json:
         nothing = {"epoch": None}  # nobody knows how long the network was trained
-        print_json({"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing})
+        about = {"file": str(options.path), "num_samples": values["num_samples"]}
+        beside = {name: values[name] for name in ("more", "scree") if name in values}
+        print_json({**about, **asdict(record), **nothing, **beside, **classes.as_json(found)})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
+    if "accuracy" in record.test:
+        accuracy += f", test accuracy {record.test['accuracy']:.4f}"
     print(f"{options.path}: {values['num_samples']} samples{accuracy} (under collapse {goal(record)})\n")
     print_measures(record)
+    if options.more:
+        print_more(values["more"])
+    if found is not None:
+        classes.show(found)
+    if written:
+        print(f"\n{written}", end="")
+    if options.scree is not None:
+        print(f"\nfile  {values['scree']}")
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _measured(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], classes.Classes | None]:
+    """The measures of a file's arrays, and its classes where they are asked for."""
+    from neuralcollapse.capture.features import measure_features, measure_features_by_class
+
+    given = [arrays["features"], arrays["labels"], arrays.get("weight"), arrays.get("bias"), options.num_classes]
+    how = {name: getattr(options, name) for name in ("ignore_index", "min_count", "pairwise", "more", "errors")}
+    if options.test_data is not None:
+        how |= _test_arrays(options.test_data)
+    if options.per_class is None:
+        return measure_features(*given, **how), None
+    names = classes.names(options)
+    if names is None and "class_names" in arrays:
+        names = _texts(arrays["class_names"])
+    values, table, pairs = measure_features_by_class(*given, names=names, **how)
+    return values, classes.Classes.of(table, pairs)
+
+
+def _texts(names: Any) -> list[str]:
+    """The names in a file's array class_names."""
+    if getattr(names, "dtype", None) is None or names.ndim != 1 or names.dtype.kind not in "US":
+        raise InputError("expected the array class_names as K texts: leave it out, or give --class-names FILE")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist()]
+
+
+def _test_arrays(path: Path) -> dict[str, Any]:
+    """The arrays of a file of test features, as arguments of `measure_features`."""
+    arrays, _ = read_features(path)
+    return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
+
+
+def more_of(capture: Capture) -> dict[str, float]:
+    """The further measures of a checkpoint."""
+    from neuralcollapse.geometry.more import more_measures
+
+    return more_measures(capture.moments, capture.weight)
+
+
+def _draw_scree(arrays: Mapping[str, Any], options: argparse.Namespace) -> Path:
+    """The figure of the spectra, over the samples that are measured."""
+    import torch
+
+    from neuralcollapse.geometry.moments import ClassMoments
+    from neuralcollapse.geometry.spectra import spectra
+    from neuralcollapse.report.scree import write_scree
+
+    if options.scree.exists() and options.scree.resolve() == options.path.resolve():
+        raise InputError(f"expected --scree to be another file than {options.path}: it would be replaced")
+    features, labels = _kept(arrays, options)
+    counts = labels.long().bincount()
+    kept = counts[labels.long()] >= (options.min_count or 0)
+    weight = torch.as_tensor(arrays["weight"]) if "weight" in arrays else None
+    num_classes = options.num_classes or (len(counts) if weight is None else len(weight))
+    moments = ClassMoments.from_batch(features[kept], labels[kept], num_classes)
+    return write_scree(spectra(moments, weight), options.scree)
 
 
 def _pairwise(options: argparse.Namespace) -> bool | int:
@@ -239,8 +334,10 @@ def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tenso
     return features[kept], labels[kept]
 
 
-def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_features(path: Path, more: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
+
+    `more` are names of arrays that are read beside those that every call reads.
 
     Nothing in it is ever unpickled.
 
@@ -264,11 +361,11 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
                     f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
                 )
             most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
-            arrays, others = read_arrays(path, _ARRAYS, most=most)
+            arrays, others = read_arrays(path, [*_ARRAYS, *more], most=most)
         else:
             from neuralcollapse.runs.tensors import read_tensors
 
-            arrays, others = read_tensors(path, _ARRAYS)
+            arrays, others = read_tensors(path, [*_ARRAYS, *more])
     except InputError:
         raise
     except ValueError as error:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli.parser import ConfigFile, add_options
-from neuralcollapse.cli.printing import print_accuracies, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
@@ -130,7 +130,8 @@ def run(options: argparse.Namespace) -> int:
     if not is_primary():
         return 0
     page = write_page(folder)
-    last = folder.records()[-1]
+    records = folder.records()
+    last = records[-1]
     if options.json:
         print_json({"run": str(folder.path), "page": str(page), **asdict(last)})
         return 0
@@ -138,6 +139,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"collapse after {last.epoch} epochs, {how} ({goal(last)})\n")
     print_measures(last)
     print_accuracies(last)
+    print_events(records, "epoch")
     environment = json.loads(folder.read_text("environment.json"))
     if environment.get("decay_budget") is not None:
         left = number(environment["row_sum_left"])

@@ -272,15 +272,15 @@ def _check_product(
 
 
 def between_directions(
-    means: BlockedMatrix, rounding_alone: Callable[[Tensor, Tensor], Tensor]
+    means: BlockedMatrix, rounding_alone: Callable[[Tensor, Tensor], Tensor], most: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Orthonormal directions (d, r) that the class means span, r <= K-1, and their squared singular values (r,).
 
-    By SVD; for large matrices from the eigenvectors of the smaller Gram matrix, as long as the spectrum of what is kept
-    is narrow enough for an accuracy of 1e-8. `rounding_alone(directions, squares)` says which directions to leave out,
-    as a mask (r,) that is returned too.
+    Or those of another matrix, of at most `most` directions. By SVD; for large matrices from the eigenvectors of the
+    smaller Gram matrix, as long as the spectrum of what is kept is narrow enough for an accuracy of 1e-8.
+    `rounding_alone(directions, squares)` says which directions to leave out, as a mask (r,) that is returned too.
     """
-    keep = min(means.count - 1, means.dim)
+    keep = min(means.count - 1 if most is None else most, means.dim)
     wide = means.dim < means.count
     if many_directions(means):
         squares, vectors = torch.linalg.eigh(means.gram if wide else _small_gram(means))

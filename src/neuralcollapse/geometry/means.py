@@ -11,13 +11,14 @@ a gap separates it from all directions that are kept.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import Undefined
+from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import (
     NARROW,
     BlockedMatrix,
@@ -47,10 +48,19 @@ _ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
 _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 
 
+def check_moments(moments: object, name: str = "moments") -> None:
+    """Raise unless these are `ClassMoments`."""
+    if not isinstance(moments, ClassMoments):
+        raise InputError(
+            f"expected {name} as ClassMoments, got {type(moments).__name__}: take ClassMoments.from_batch(features, "
+            "labels, num_classes)"
+        )
+
+
 class Directions(NamedTuple):
     """Variances along orthonormal directions that the centred class means span, and which are rounding alone."""
 
-    vectors: Tensor  # (d, r)
+    vectors: Tensor  # (d, r) the directions, as columns
     between: Tensor  # (r,) variance of the class means along each, over the classes
     within: Tensor  # (r,) variance about the class means, over the samples
     left_out: Tensor  # (r,) bool
@@ -98,6 +108,11 @@ class CentredMeans:
         if matrix.directed == 0:
             raise Undefined(f"all class means coincide up to the rounding of {self._type}")
         return matrix
+
+    def centred_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """M in blocks of rows that are the caller's own, even where it is zero."""
+        for part in self._given.parts():
+            yield part, self._given.block(part) - self.centre
 
     @cached_property
     def centre(self) -> Tensor:
@@ -192,16 +207,35 @@ class CentredMeans:
         self, eps: float, between: Tensor, within: Tensor, size: Tensor, spread: Tensor, scatter: Tensor
     ) -> Tensor:
         """(r,) bool: the directions that hold no more than the rounding of a dtype with this spacing."""
-        dim = self.moments.feature_dim
-        computed = dim * min(eps, _SINGLE) ** 2
-        unsure = _PRODUCTS * (_SINGLE if in_float32(eps, dim) else _DOUBLE) * scatter
-        both = (between + (within - unsure).clamp(min=0)) / size.clamp(min=_TINY)
-        alone = both <= _ROUNDED * eps**2 + computed
-        alone = _with_those_below_a_gap(alone, both <= _ALIKE * eps**2 + computed, both, _GAP)
-        far = _FAR_ROWS * computed * spread
+        unsure = self._unsure(scatter)
+        alone = rounding_alone(between + (within - unsure).clamp(min=0), size, eps, self.moments.feature_dim)
+        far = _FAR_ROWS * computed_alike(eps, self.moments.feature_dim) * spread
         explained = _EXPLAINED * (within + unsure) * (1 / self.counts).mean()
         perhaps = (between <= far) & (within <= far + unsure) & (between <= explained)
         return _with_those_below_a_gap(alone, perhaps, between / spread.clamp(min=_TINY), _FAR_GAP)
+
+    def _unsure(self, scatter: Tensor) -> Tensor:
+        """(r,) by how much products may have put the variances off, given `sum_j u_j^2 S_jj` of the directions u."""
+        eps, dim = self._rounding, self.moments.feature_dim
+        return _PRODUCTS * (_SINGLE if in_float32(eps, dim) else _DOUBLE) * scatter
+
+    def spread_is_rounding(self, vectors: Tensor, variances: Tensor) -> Tensor:
+        """(r,) bool: which variances of the samples (r,), along directions (d, r), may be rounding alone.
+
+        The variances are eigenvalues of S_W or of a sum with it.
+        """
+        size, scatter = torch.stack([self._sizes[0], self.variances]) @ vectors.square()
+        lost = variances <= self.moments.feature_dim * _ROUNDING[self.moments.means.dtype] ** 2 * size
+        beyond = (variances - self._unsure(scatter)).clamp(min=0)
+        return lost | rounding_alone(beyond, size, self._rounding, self.moments.feature_dim)
+
+    @cached_property
+    def largest_rounding(self) -> float:
+        """A variance that rounding alone reaches along no direction."""
+        dim, eps = self.moments.feature_dim, self._rounding
+        size, scatter = self._sizes[0].max(), self.variances.max()
+        share = max(dim * _ROUNDING[self.moments.means.dtype] ** 2, _ALIKE * eps**2 + computed_alike(eps, dim))
+        return float(share * size + self._unsure(scatter))
 
     @cached_property
     def _sizes(self) -> tuple[Tensor, Tensor]:
@@ -240,6 +274,25 @@ class CentredMeans:
         """The name of the coarsest dtype involved."""
         eps = max(self._rounding, torch.finfo(self.moments.means.dtype).eps)
         return NAMES.get(eps, f"a type of spacing {eps:.1e}")
+
+
+def computed_alike(eps: float, dim: int) -> float:
+    """As a share of `E h_j^2`, the variance that values computed in float32 or finer may err by in all coordinates."""
+    return dim * min(eps, _SINGLE) ** 2
+
+
+def rounding_alone(squares: Tensor, sizes: Tensor, eps: float, dim: int) -> Tensor:
+    """(r,) bool: which squares along r directions u hold no more than the rounding of values to a spacing eps.
+
+    Args:
+        squares: (r,) variances, or squared lengths.
+        sizes: (r,) `sum_j u_j^2 size_j`, with size_j the mean square (or the sum of squares) of coordinate j.
+        eps: of the coarsest dtype.
+        dim: d.
+    """
+    shares, computed = squares / sizes.clamp(min=_TINY), computed_alike(eps, dim)
+    alone = shares <= _ROUNDED * eps**2 + computed
+    return _with_those_below_a_gap(alone, shares <= _ALIKE * eps**2 + computed, shares, _GAP)
 
 
 def _with_those_below_a_gap(alone: Tensor, perhaps: Tensor, sizes: Tensor, gap: float) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count
+from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
@@ -28,12 +28,27 @@ class Estimate(NamedTuple):
     error: Tensor | None = None
 
 
-class ClassPair(NamedTuple):
-    """Two classes and their class-distance normalised variance, infinite where their means coincide."""
-
+class _Pair(NamedTuple):
     first: int
     second: int
     cdnv: float
+
+
+class ClassPair(_Pair):
+    """Two classes and their class-distance normalised variance, infinite where their means coincide.
+
+    Attributes:
+        first: the number of a class.
+        second: that of another one.
+        cdnv: of the two.
+        names: their names; None if those are not known. They are no part of the tuple.
+    """
+
+    names: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        named = "" if self.names is None else f", names={self.names!r}"
+        return f"ClassPair(first={self.first}, second={self.second}, cdnv={self.cdnv!r}{named})"
 
 
 class Sample(NamedTuple):
@@ -82,22 +97,31 @@ def max_equiangularity(vectors: Tensor) -> float:
     return float(excess_cosine(at_least_two(as_matrix(vectors)), None).mean)
 
 
-def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int = True) -> list[ClassPair]:
+def worst_pairs(
+    moments: ClassMoments,
+    count: int = 10,
+    *,
+    pairwise: bool | int = True,
+    names: Sequence[str] | Mapping[int, str] | None = None,
+) -> list[ClassPair]:
     r"""The pairs of classes with the largest :math:`(V_i + V_j) / (2 |\mu_i - \mu_j|^2)`, the worst first.
 
     Args:
         moments: of the features.
         count: how many pairs to return.
         pairwise: True to look at every pair, O(K^2 d) time; a number P to look at a sample of P pairs.
+        names: of the K classes, in their order or by number; the pairs then have the attribute `names`.
 
     Raises:
-        InputError: fewer than two classes with samples, all class means equal, or a count below 1.
+        InputError: fewer than two classes with samples, all class means equal, a count below 1, or names of another
+            number of classes.
     """
     check_count(count, "count", 1)
+    known = None if names is None else check_class_names(names, moments.num_classes)
     means = CentredMeans(moments)
     try:
         matrix, variances = means.matrix, means.class_variances
-        least = _least(matrix)
+        least = rounding_squares(matrix)
     except Undefined as reason:
         raise InputError(f"no pairs of classes to compare: {reason}") from None
     best = (variances.new_empty(0), means.seen.new_empty(0), means.seen.new_empty(0))
@@ -113,21 +137,25 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
         for first, second in tiles(matrix):
             distances = tile_distances(matrix, first, second)
             distances[distances <= least[first, None] + least[None, second]] = 0
-            ratios = _ratios(distances, variances[first, None], variances[None, second])
+            cdnvs = ratios(distances, variances[first, None], variances[None, second])
             if first == second:
-                ratios = ratios.triu(1)
-            values, places = ratios.flatten().topk(min(count, ratios.numel()))
-            keep(values, first.start + places // ratios.shape[1], second.start + places % ratios.shape[1])
+                cdnvs = cdnvs.triu(1)
+            values, places = cdnvs.flatten().topk(min(count, cdnvs.numel()))
+            keep(values, first.start + places // cdnvs.shape[1], second.start + places % cdnvs.shape[1])
     else:
         ordered = torch.stack(sample).sort(0).values.unique(dim=1)
         for left, right in Sample(*ordered).chunks(matrix.dim):
             distances = pair_distances(matrix, left, right)
             distances[distances <= least[left] + least[right]] = 0
-            keep(_ratios(distances, variances[left], variances[right]), left, right)
+            keep(ratios(distances, variances[left], variances[right]), left, right)
     pairs = min(count, matrix.count * (matrix.count - 1) // 2)
-    names = means.seen.cpu()
+    numbers = means.seen.cpu()
     found = zip(*(part.tolist() for part in best), strict=True)
-    return [ClassPair(int(names[int(i)]), int(names[int(j)]), value) for value, i, j in found][:pairs]
+    worst = [ClassPair(int(numbers[int(i)]), int(numbers[int(j)]), value) for value, i, j in found][:pairs]
+    if known is not None:
+        for pair in worst:
+            pair.names = known[pair.first], known[pair.second]
+    return worst
 
 
 def cdnv(
@@ -138,7 +166,7 @@ def cdnv(
     `Undefined` when two means are equal, or their squared distance is at most `apart` times their noise.
     """
     matrix = means.matrix
-    least = _least(matrix)
+    least = rounding_squares(matrix)
     inflation = torch.zeros_like(least) if noise is None else noise.inflation
     variances = means.class_variances if noise is None else noise.traces
     least = least + apart * inflation
@@ -202,7 +230,7 @@ def _mean(
     return Estimate(values.mean(), values.std() / math.sqrt(len(values)))
 
 
-def _least(matrix: BlockedMatrix) -> Tensor:
+def rounding_squares(matrix: BlockedMatrix) -> Tensor:
     """(K,) bounds: a squared distance of at most the sum of the bounds of two classes is rounding alone."""
     return matrix.noise_squares + matrix.rounding**2 / 2
 
@@ -232,11 +260,11 @@ def _correct(matrix: BlockedMatrix, distances: Tensor, near: Tensor, first: slic
 
 
 def pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
-    """(P,) |m_i - m_j|^2 for the pairs of `first` and `second`."""
+    """(P,) |m_i - m_j|^2 for pairs of rows, from their differences."""
     return (matrix.block(first) - matrix.block(second)).square().sum(1)
 
 
-def _ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """`(V_i + V_j) / (2 |m_i - m_j|^2)`, infinite where the means coincide."""
     return torch.where(distances > 0, (first + second) / (2 * distances), math.inf)
 

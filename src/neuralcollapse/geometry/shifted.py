@@ -21,8 +21,9 @@ from torch import Tensor
 
 from neuralcollapse.geometry.products import add_gram, add_single, add_unchecked, in_float32, scratch, unfit
 
-# Rows pass through float64 so many values at a time, which stay in cache (512 kB).
-_PASS_VALUES = 2**16
+# Rows pass through float64 so many values at a time: more would leave the cache, and with fewer the threads of each
+# operation cost more than they save (2 threads, d = 512: 128 rows take twice as long as 512).
+_PASS_VALUES = 2**18
 # Class means are processed in blocks of this many, since a copy of all of them would double the memory.
 MEANS_ROWS = 4096
 # A reference is moved when this share of the squares about it is the mean's distance.
@@ -201,12 +202,14 @@ class ShiftedSums:
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
         near = scratch("near", size, self.references.dtype, features.device)
-        exact = scratch("exact", size, torch.float64, features.device)
+        exact, taken = (scratch(name, size, torch.float64, features.device) for name in ("exact", "taken"))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             place = labels[part]
-            taken = torch.index_select(self.references, 0, place, out=near[: len(place)])
-            wide = exact[: len(place)].copy_(features[part]).sub_(taken)
+            # Operations on two types would make copies of their own, in fresh memory.
+            wide, narrow = exact[: len(place)].copy_(features[part]), near[: len(place)]
+            torch.index_select(self.references, 0, place, out=narrow)
+            wide.sub_(taken[: len(place)].copy_(narrow))
             sums.index_add_(0, index[part], wide)
             rows[part] = wide
             torch.sum(wide.square_(), 1, out=lengths[part])
@@ -227,9 +230,12 @@ class ShiftedSums:
         """Move the references that lie far from the mean of what was seen with this block; whether any was."""
         state = self._state
         total = before + counts
-        sums = block.sums + state.means[places] if bool(before.any()) else block.sums
+        sums = block.sums
+        if bool(before.any()):  # in memory that is there: fresh pages would cost more than the sum
+            kept = scratch("total", sums.shape, sums.dtype, sums.device)
+            sums = torch.add(sums, state.means[places], out=kept)
         spread = block.squares + state.spreads[places]
-        far = (sums.square().sum(1) > _FAR * total * spread) & (total > 2) & (counts > 0)
+        far = (torch.linalg.vector_norm(sums, dim=1).square_() > _FAR * total * spread) & (total > 2) & (counts > 0)
         if not bool(far.any()):
             return False
         number = far.nonzero().flatten()

@@ -46,7 +46,7 @@ class OrthoplexClassifier(FixedClassifier):
 
     def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
         make = torch.ones_like if scale is None else torch.clone
-        gain = self._constants.get(make, self.scale, None, make, self.scale)
+        gain = self._constants.get(make, scale, None, make, self.scale)
         return Orthoplex.apply(features, bias, gain, self.num_classes)
 
     def _plain(self, features: Tensor) -> Tensor:

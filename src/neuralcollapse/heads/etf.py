@@ -19,7 +19,7 @@ from neuralcollapse.checks import check_etf_exists
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.nearest_simplex import NearestSimplex
-from neuralcollapse.heads.products import Simplex, simplex_constants, simplex_plain
+from neuralcollapse.heads.products import Simplex, SimplexConstants, simplex_constants, simplex_plain
 
 
 class ETFClassifier(FixedClassifier):
@@ -156,16 +156,16 @@ class ETFClassifier(FixedClassifier):
         return super()._source() if self.nearest is None else self.nearest._buffers["rows"]
 
     def _product(self, features: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-        unit = scale is None
+        dtype = features.dtype
         constants = self._constants.get(
-            (features.dtype, unit, "product"), self.scale, None, self._new_constants, features.dtype, unit
+            (dtype, scale is None, "product"), scale, None, self._new_constants, dtype, scale
         )
         return Simplex.apply(features, bias, constants, self.num_classes, self._block)
 
-    def _new_constants(self, dtype: torch.dtype, unit: bool) -> tuple[Tensor, ...]:
+    def _new_constants(self, dtype: torch.dtype, scale: Tensor | None) -> SimplexConstants:
         # In float32 at least: a scalar does not change the dtype of a product.
-        scale = self.scale.to(torch.promote_types(dtype, torch.float32))
-        gain = (torch.ones_like(scale) if unit else scale) * (self._factor * self._block)
+        wide = (torch.ones_like(self.scale) if scale is None else scale).to(torch.promote_types(dtype, torch.float32))
+        gain = wide * (self._factor * self._block)
         return simplex_constants(gain, self.num_classes, self.in_features, self._block, dtype)
 
     def _plain(self, features: Tensor) -> Tensor:

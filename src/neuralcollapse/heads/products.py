@@ -8,7 +8,8 @@ operations of `simplex_plain` and `orthoplex_plain`, which say the same.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +17,14 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from neuralcollapse.geometry.frames import drop_ones
+from neuralcollapse.heads.constants import is_kept
 
 # Both are private: nothing public says whether vmap, grad or jvp of torch.func is active, or a level of forward-mode
 # derivatives. An autograd function in the style that costs least supports neither.
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of `autograd.grad` with is_grads_batched
 _is_compiling = torch.compiler.is_compiling
+_READ_AT_ONCE = ("cpu",)  # devices from which a number is read without waiting
 
 
 def is_plain() -> bool:
@@ -61,8 +64,24 @@ def simplex_transposed(pull: Tensor, dim: int, block: int) -> Tensor:
     return F.pad(centred, (0, dim - num_classes * block))
 
 
-def simplex_constants(gain: Tensor, num_classes: int, dim: int, block: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """What `Simplex` takes, from the length of the rows: gain, gain of the mean, gain of a feature, transposed mean."""
+class SimplexConstants(NamedTuple):
+    """What `Simplex` takes, from the length of the rows.
+
+    Attributes:
+        gain: the factor of a logit, forward; `of_mean` is that of the mean, `of_feature` that of a gradient, backward.
+        row: (K,) the transposed mean, times its factor.
+        alpha: the gain as a number, where reading it does not wait for a device.
+    """
+
+    gain: Tensor
+    of_mean: Tensor
+    of_feature: Tensor
+    row: Tensor
+    alpha: float | None
+
+
+def simplex_constants(gain: Tensor, num_classes: int, dim: int, block: int, dtype: torch.dtype) -> SimplexConstants:
+    """The constants for K classes with `block` of d features each."""
     if dim >= num_classes:
         mean = -gain
         back = (mean / (block * num_classes)).expand(num_classes)
@@ -72,7 +91,8 @@ def simplex_constants(gain: Tensor, num_classes: int, dim: int, block: int, dtyp
         row[-1] = 1 / root
         back = gain * row
         mean = (back * dim).to(dtype)
-    return gain, mean, gain / block, back.to(dtype).contiguous()
+    alpha = float(gain) if gain.device.type in _READ_AT_ONCE and is_kept(gain) else None
+    return SimplexConstants(gain, mean, gain / block, back.to(dtype).contiguous(), alpha)
 
 
 class Simplex(torch.autograd.Function):
@@ -80,18 +100,19 @@ class Simplex(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, features: Tensor, bias: Tensor | None, constants: tuple[Tensor, ...], num_classes: int, block: int
+        ctx: Any, features: Tensor, bias: Tensor | None, constants: SimplexConstants, num_classes: int, block: int
     ) -> Tensor:
         """The logits."""
         ctx.constants, ctx.dim, ctx.block = constants, features.shape[-1], block
-        gain, of_mean, _, _ = constants
+        gain, of_mean = constants.gain, constants.of_mean
         used = _blocks(features, num_classes, block)
         if block > 1:
             used = used.mean(-1)
         mean = used.mean(-1, keepdim=True)
         if ctx.dim >= num_classes:
             centred = used - mean
-            return centred.mul_(gain) if bias is None else torch.addcmul(bias, centred, gain)
+            # Into the same memory: on a CPU, new memory costs a third of the time.
+            return centred.mul_(gain) if bias is None else torch.addcmul(bias, centred, gain, out=centred)
         logits = mean * of_mean if bias is None else torch.addcmul(bias, mean, of_mean)
         logits[..., : ctx.dim].addcmul_(used, gain)
         return logits
@@ -99,29 +120,37 @@ class Simplex(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of what `forward` takes."""
-        gain, _, of_feature, row = ctx.constants
-        features = bias = None
-        if ctx.needs_input_grad[1]:
-            bias = _sum_of_rows(pull)
-        if not ctx.needs_input_grad[0]:
-            pass
-        elif is_differentiated(pull):
-            features = simplex_transposed(pull * gain, ctx.dim, ctx.block)
-        else:
-            num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
-            if dim == num_classes:  # in bfloat16 on a CPU, addcmul with a column takes five times as long
-                return (pull - pull.mean(-1, keepdim=True)).mul_(gain), bias, None, None, None
-            mean = (pull @ row)[..., None]
-            if dim < num_classes:
-                features = torch.addcmul(mean, pull[..., :dim], gain)
-            else:
-                whole = dim == num_classes * block
-                features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], dim))
-                into = _blocks(features, num_classes, block)
-                if block > 1:
-                    mean, pull = mean[..., None], pull[..., None].expand(into.shape)
-                torch.addcmul(mean, pull, of_feature, out=into)
-        return features, bias, None, None, None
+
+        def plain() -> Tensor:
+            return simplex_transposed(pull * ctx.constants.gain, ctx.dim, ctx.block)
+
+        return *_gradients(ctx, pull, plain, lambda: _simplex_back(ctx, pull)), None, None, None
+
+
+def _simplex_back(ctx: Any, pull: Tensor) -> Tensor:
+    """The gradient of the features for `Simplex`."""
+    constants: SimplexConstants = ctx.constants
+    num_classes, dim, block = pull.shape[-1], ctx.dim, ctx.block
+    whole = dim == num_classes * block
+    if whole and constants.alpha is not None and pull.dtype.itemsize < 4:  # where a CPU's products of vectors are slow
+        mean = pull.mean(-1, keepdim=True).mul_(-constants.alpha / block)
+    else:
+        mean = (pull @ constants.row)[..., None]
+    if dim <= num_classes:
+        return _plus(mean, pull[..., :dim], constants, 1)
+    features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], dim))
+    into = _blocks(features, num_classes, block)
+    if block > 1:
+        mean, pull = mean[..., None], pull[..., None].expand(into.shape)
+    _plus(mean, pull, constants, block, into)
+    return features
+
+
+def _plus(mean: Tensor, pull: Tensor, constants: SimplexConstants, block: int, out: Tensor | None = None) -> Tensor:
+    """`mean + pull * gain / block` in one operation; on a CPU addcmul with a column takes four times as long as add."""
+    if constants.alpha is None:
+        return torch.addcmul(mean, pull, constants.of_feature, out=out)
+    return torch.add(mean, pull, alpha=constants.alpha / block, out=out)
 
 
 def _blocks(features: Tensor, num_classes: int, block: int) -> Tensor:
@@ -166,24 +195,25 @@ class Orthoplex(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of what `forward` takes."""
-        features = bias = None
-        if ctx.needs_input_grad[1]:
-            bias = _sum_of_rows(pull)
-        if not ctx.needs_input_grad[0]:
-            pass
-        elif is_differentiated(pull):
-            features = orthoplex_transposed(pull * ctx.gain, ctx.dim)
-        else:
-            pairs, used = pull.shape[-1] // 2, (pull.shape[-1] + 1) // 2
-            whole = ctx.dim == used
-            features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], ctx.dim))
-            torch.mul(pull[..., 0::2], ctx.gain, out=features[..., :used])
-            features[..., :pairs].addcmul_(pull[..., 1::2], ctx.gain, value=-1)
-        return features, bias, None, None
+
+        def plain() -> Tensor:
+            return orthoplex_transposed(pull * ctx.gain, ctx.dim)
+
+        return *_gradients(ctx, pull, plain, lambda: _orthoplex_back(ctx, pull)), None, None
+
+
+def _orthoplex_back(ctx: Any, pull: Tensor) -> Tensor:
+    """The gradient of the features for `Orthoplex`."""
+    pairs, used = pull.shape[-1] // 2, (pull.shape[-1] + 1) // 2
+    whole = ctx.dim == used
+    features = (pull.new_empty if whole else pull.new_zeros)((*pull.shape[:-1], ctx.dim))
+    torch.mul(pull[..., 0::2], ctx.gain, out=features[..., :used])
+    features[..., :pairs].addcmul_(pull[..., 1::2], ctx.gain, value=-1)
+    return features
 
 
 class Scaled(torch.autograd.Function):
-    """`scale * logits + b` with a learnt scale: as `torch.addcmul`, whose gradients take twice the kernels."""
+    """`scale * logits + b`: as `torch.addcmul`, whose gradients take twice the kernels."""
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, bias: Tensor | None, scale: Tensor) -> Tensor:
@@ -197,11 +227,23 @@ class Scaled(torch.autograd.Function):
         logits, scale = ctx.saved_tensors
         back = pull * scale if ctx.needs_input_grad[0] else None
         bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
+        if not ctx.needs_input_grad[2]:
+            return back, bias, None
         if is_differentiated(pull) or pull.dtype.itemsize < 4:  # a product of many half-precision numbers adds up in it
             length = (pull * logits).sum()
         else:
             length = torch.dot(pull.flatten(), logits.flatten())
         return back, bias, length.to(scale.dtype)
+
+
+def _gradients(
+    ctx: Any, pull: Tensor, plain: Callable[[], Tensor], at_once: Callable[[], Tensor]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of the features, in plain operations where they are differentiated themselves, and of the bias."""
+    bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
+    if not ctx.needs_input_grad[0]:
+        return None, bias
+    return (plain() if is_differentiated(pull) else at_once()), bias
 
 
 def _sum_of_rows(pull: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
@@ -43,13 +44,14 @@ class CollapseTrainerCallback(TrainerCallback):
         dataset: the un-augmented training set; when not given, the trainer's own, and of one that can only be iterated
             at most as many samples as the training takes. Give one if a transform augments that: the paper measures
             images as they are.
-        test_dataset: adds loss and accuracy on the test set; when not given, the trainer's eval_dataset, if it is one
-            data set. False for none.
+        test_dataset: adds the test set to the records: loss, accuracy and measures; when not given, the trainer's
+            eval_dataset, if it is one data set. False for none.
         every: when to measure: "epoch", "save" (with each checkpoint), or a number of steps. The last step is measured
             in any case; an epoch that max_steps cuts short counts as one.
         force: overwrite an earlier run in `out`.
         options: as for `neuralcollapse.Recorder` (layers, nc4, pairwise, ignore_index (-100 when not given),
-            next_token, head_decay, config, class_names, ...).
+            next_token, head_decay, config, class_names, ...). With `stop_on`, training ends when that number of the
+            records gets no better for `patience` measurements.
 
     Attributes:
         records: of all measurements, in order.
@@ -108,6 +110,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self._note_rate(kwargs.get("optimizer"))
         if state.global_step > 0:
             self.recorder.resume(math.floor(self._count(state) + 1e-6))
+            control.should_training_stop = control.should_training_stop or self.recorder.should_stop
         else:
             self._measure(state, control)
 
@@ -159,7 +162,8 @@ class CollapseTrainerCallback(TrainerCallback):
         if dataset is None:
             raise InputError("expected a data set to measure on, got none: give dataset=, or the trainer train_dataset")
         test = trainer.eval_dataset if self.test_dataset is None else self.test_dataset
-        given = {"ignore_index": -100, "progress": False, "class_names": _class_names(model, dataset), **self.options}
+        names = find_class_names(model, dataset, getattr(model.config, "num_labels", 0)) or ()
+        given = {"ignore_index": -100, "progress": False, "class_names": names, **self.options}
         return Recorder(
             self._loader(dataset, self._steps(args) if self.dataset is None else None),
             None if test is None or test is False or isinstance(test, dict) else self._loader(test),
@@ -218,6 +222,7 @@ class CollapseTrainerCallback(TrainerCallback):
         with _unpatched(model):
             record = recorder.measure(model, count, learning_rate=self._rate)
         self._measured = count
+        control.should_training_stop = control.should_training_stop or recorder.should_stop
         wanted = control.should_log
         self.trainer.log(dict(record.flat()))
         control.should_log = wanted  # `log` cleared it, and the trainer's own numbers would not be logged
@@ -252,15 +257,6 @@ def _unpatched(model: Any) -> Iterator[None]:
     finally:
         if patched is not None:
             model.forward = patched
-
-
-def _class_names(model: Any, dataset: Any) -> list[str]:
-    """What the model's configuration or the data set calls the classes."""
-    names = [str(name) for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
-    if names and not all(name.startswith("LABEL_") for name in names):
-        return names
-    features = getattr(dataset, "features", None) or {}
-    return next((list(features[key].names) for key in ("labels", "label") if hasattr(features.get(key), "names")), [])
 
 
 def _settings(args: TrainingArguments, dataset: Any) -> dict[str, Any]:

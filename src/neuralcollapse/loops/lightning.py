@@ -50,8 +50,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         loader: the un-augmented training set; when not given, the trainer's own training data in order, of a data set
             that can only be iterated as many batches as the trainer takes. Give one if those are augmented: the paper
             measures images as they are.
-        test_loader: adds loss and accuracy on the test set; when not given, the validation data, if the trainer has
-            one loader of them. False for none.
+        test_loader: adds the test set to the records: loss, accuracy and measures; when not given, the validation data,
+            if the trainer has one loader of them. False for none.
         classifier: dotted name of the last layer within the LightningModule, or the layer itself; found when not
             given.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
@@ -62,7 +62,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
             they are split, each sample for one process, and must be DataLoaders.
         progress: show a bar while measuring (on a terminal only).
         options: as for `neuralcollapse.Recorder` (layers, head_decay, decays, loss, on_record, nc4, pairwise,
-            ignore_index, config, class_names, ...).
+            ignore_index, config, class_names, ...). With `stop_on`, training ends when that number of the records gets
+            no better for `patience` measurements, as in `CollapseCallback(stop_on="nc1", patience=5)`.
 
     Attributes:
         records: of all measurements, in order.
@@ -136,6 +137,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
             self._measured = self._measured or 0  # no step has shown anything yet that could be measured
         elif self._measured is None:
             self._measure(pl_module, trainer.current_epoch)
+        self._stop_if_asked(trainer)  # a fit that goes on where one has stopped is over at once
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Note the learning rate: by the end of the epoch the schedule has moved on."""
@@ -147,6 +149,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         wanted = self.every(epoch) if callable(self.every) else epoch % self.every == 0
         if wanted or epoch == trainer.max_epochs:
             record = self._measure(pl_module, epoch)
+            self._stop_if_asked(trainer)
             # for other callbacks; the loggers have it already. Equal in all processes, which Lightning cannot know
             pl_module.log_dict(_numbers(record), logger=False, sync_dist=trainer.world_size > 1)
 
@@ -157,6 +160,14 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         self._page.finish()
         if self.recorder is not None and self.recorder.folder is not None and self.recorder.folder is not self.out:
             self.recorder.folder.unlock()
+
+    def _stop_if_asked(self, trainer: lightning.Trainer) -> None:
+        """End the training if its number gets no better, in all processes or in none."""
+        assert self.recorder is not None
+        asked = self.recorder.should_stop
+        if self.options.get("stop_on") is not None and trainer.world_size > 1:
+            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
+        trainer.should_stop = trainer.should_stop or asked
 
     def _recorder(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Recorder:
         strategy = type(trainer.strategy).__name__

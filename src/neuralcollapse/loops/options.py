@@ -19,6 +19,8 @@ from neuralcollapse.checks import as_tensor, check_count, check_real
 from neuralcollapse.errors import InputError, did_you_mean, listed
 from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.geometry.pairs import draw
+from neuralcollapse.runs.events import check_patience
+from neuralcollapse.runs.records import check_key
 from neuralcollapse.ufm.losses import find_loss
 
 
@@ -26,7 +28,7 @@ def options_of(*functions: Callable[..., Any], without: Sequence[str] = ()) -> l
     """The names of the functions' own arguments, and of those that they pass on to the measuring pass."""
     found = [each for function in functions for each in inspect.signature(function).parameters.values()]
     named = {each.name for each in found if each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)}
-    passed_on = inspect.signature(collect).parameters.keys() - {"model", "loader", "classifier"}
+    passed_on = inspect.signature(collect).parameters.keys() - {"model", "loader", "classifier", "reference"}
     return sorted((named | passed_on).difference(without))
 
 
@@ -97,6 +99,7 @@ _OPTIONAL = (
         "prefix",
         "online",
         "environment",
+        "stop_on",
     ),
     *("num_classes", "ignore_index", "classes", "min_count", "device"),
 )
@@ -119,14 +122,14 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda value: isinstance(value, Mapping), "as a dict, such as {'data': 'my pictures'}"),
     "environment": (lambda value: isinstance(value, Mapping), "as a dict, such as {'test_samples': 100}"),
     "class_names": (
-        lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping),
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str),
         "as a list of names",
     ),
     "prefix": (lambda value: isinstance(value, str), "as a text"),
     "inside": (lambda value: isinstance(value, str), "as the dotted name of a part of the network"),
     "ignore_index": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "as an integer"),
     "means_dtype": (lambda value: value in (torch.float32, torch.float64), "torch.float64 or torch.float32"),
-    **dict.fromkeys(("force", "resume", "nc4", "writes", "next_token", "sharded", "progress"), _FLAG),
+    **dict.fromkeys(("force", "resume", "nc4", "test_measures", "writes", "next_token", "sharded", "progress"), _FLAG),
     **dict.fromkeys(("on_record", "on_checkpoint", "online", "loss"), _FUNCTION),
 }
 
@@ -140,4 +143,8 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "min_count": lambda value, name: check_count(value, name, 1),
     "classes": _check_classes,
     "device": lambda value, name: check_device(value),
+    "stop_on": check_key,
+    "patience": lambda value, name: check_patience(patience=value),
+    "stop_mode": lambda value, name: check_patience(mode=value),
+    "min_delta": lambda value, name: check_patience(min_delta=value),
 }

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Subset
 
 from neuralcollapse.capture.arguments import check_model, find_classifier
-from neuralcollapse.capture.collect import Capture, collect
+from neuralcollapse.capture.class_names import data_behind, find_class_names
+from neuralcollapse.capture.collect import Capture, collect, collect_test
 from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training
-from neuralcollapse.loops.kept import certified, environment_of, geometry_of, spread
+from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
+from neuralcollapse.loops.undisturbed import undisturbed
+from neuralcollapse.runs.events import StopMode, StopRule, Watch
 from neuralcollapse.runs.files import as_builtin, nan_to_none
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import MEASURES, Record
@@ -39,7 +40,8 @@ class Recorder:
 
     Everything in this package that measures while a network trains does so through a Recorder. The folder gets a record
     of each measurement; class means and classifier of at most 60 of them, spread over the run, if there are at most 200
-    classes and K d is at most 2^20; config.yaml and environment.json. `neuralcollapse report` and
+    classes and K d is at most 2^20; the numbers of each class (`neuralcollapse.per_class`) at the last one, if there
+    are at most 10,000 classes; config.yaml and environment.json. `neuralcollapse report` and
     `neuralcollapse.write_page` turn it into a page.
 
     Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states
@@ -48,7 +50,8 @@ class Recorder:
     Args:
         loader: the un-augmented training set, as for `neuralcollapse.measure`. It is run through once for each
             measurement, so a generator will not do; an `IterableDataset` will, in a DataLoader or by itself.
-        test_loader: adds the loss and accuracy on the test set to the records.
+        test_loader: adds the test set to the records: loss, accuracy, and the measures of its features, with its
+            samples compared with the class means of the training set ("test" of `neuralcollapse.measure`).
         classifier: the dotted name of the last layer, or the layer itself; found when not given.
         out: the run folder, made at the first measurement; without it the records are kept in memory only. A
             `RunFolder` that the caller has made, locked and given its config.yaml gets everything else.
@@ -64,10 +67,17 @@ class Recorder:
         loss_name: the loss of the training, as `neuralcollapse.ufm.UnconstrainedFeatureModel` names it;
             "cross_entropy" when neither it nor `loss` is given, the only one that `head_decay` goes with.
         pairwise: as for `neuralcollapse.measures`.
-        nc4: measure NC4 too.
+        nc4: measure NC4 and the accuracy of the nearest class mean too.
+        test_measures: False leaves the test set with loss and accuracy.
+        stop_on: a number of the records, such as "nc1", "test.accuracy" or "layers.body.0.nc1": `should_stop` turns
+            true when it gets no better, and the record says why (`events`).
+        patience: of `stop_on`: so many measurements in a row without a better value.
+        stop_mode: which values are better: "falling", "rising", or "auto": accuracies rise, everything else falls.
+        min_delta: by how much a better value has to be better.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
         environment: more about the machine and the data for environment.json, such as {"image_shape": [3, 32, 32]}.
-        class_names: the names of the K classes; those of the data set (`classes`) when not given.
+        class_names: the names of the K classes, in their order or by number; when not given, those of the model's
+            configuration (`id2label`) or of the data set (`classes`, or a label column of the Hugging Face hub).
         inside: the dotted name of a part of the network: `layers` are named from there, in the records too.
         online: gives a capture of the network, in place of a pass over `loader`: of features that were seen while it
             trained, for example. The records then have the source "online".
@@ -100,9 +110,14 @@ class Recorder:
         loss_name: str | None = None,
         pairwise: bool | int = True,
         nc4: bool = True,
+        test_measures: bool = True,
+        stop_on: str | None = None,
+        patience: int = 5,
+        stop_mode: StopMode = "auto",
+        min_delta: float = 0.0,
         config: Mapping[str, Any] | None = None,
         environment: Mapping[str, Any] | None = None,
-        class_names: Sequence[str] = (),
+        class_names: Sequence[str] | Mapping[int, str] = (),
         inside: str = "",
         online: Callable[[nn.Module], Capture] | None = None,
         writes: bool = True,
@@ -120,6 +135,11 @@ class Recorder:
         self.loss_name = loss_name
         self.pairwise = pairwise
         self.nc4 = nc4
+        self.test_measures = test_measures
+        self.stop_on: Any = stop_on
+        self.patience = patience
+        self.stop_mode = stop_mode
+        self.min_delta = min_delta
         self.config: Any = config
         self.environment: Any = environment
         self.class_names: Any = class_names
@@ -133,9 +153,10 @@ class Recorder:
         self.out = out.path if isinstance(out, RunFolder) else None if out is None else Path(out)
         self.config = dict(config or {})
         self.environment = dict(environment or {})
-        self.class_names = list(class_names)
+        self.class_names = class_names if isinstance(class_names, Mapping) else list(class_names)
         self.options = options
         self.records: list[Record] = []
+        self._watch = Watch(None if stop_on is None else StopRule(stop_on, patience, stop_mode, min_delta))
         self._spread: list[int] = []  # the epochs that keep their geometry
         self.folder = self._made if writes else None
         if inside:
@@ -162,6 +183,16 @@ class Recorder:
         """Seconds since the run began, those before it was resumed included."""
         return time.perf_counter() - self._started
 
+    @property
+    def stop_reason(self) -> str:
+        """Why training may stop now by `stop_on`, in a sentence; empty to go on."""
+        return self._watch.reason(self.unit)
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether training may stop now by `stop_on`; what it says depends on the records alone."""
+        return bool(self.stop_reason)
+
     def measure(self, model: nn.Module, epoch: int, *, learning_rate: float = math.nan) -> Record:
         """Measure the network after `epoch` units of training and keep the record.
 
@@ -184,7 +215,7 @@ class Recorder:
                 f"training diverged by {self.unit} {epoch} (weights are not finite): lower the learning rate"
             )
         buffers = first_buffers(model) if self.options.get("sharded") else nullcontext()
-        with _undisturbed(model), buffers:
+        with undisturbed(model), buffers:
             if self.online is None:
                 capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             else:
@@ -192,23 +223,29 @@ class Recorder:
             test = self._test(model, capture)
         values = capture.measures(pairwise=self.pairwise)
         minimizer, untrained = self._expected(model, capture, values)
+        tested = {} if test is None else self._tested(test)
         record = Record(
             epoch=epoch,
             seconds=self.seconds,
             learning_rate=float(learning_rate),
             train={"loss": values.pop("loss"), "accuracy": values.pop("accuracy")},
-            test={} if test is None else {"loss": test.loss, "accuracy": test.accuracy},
-            layers={
-                name.removeprefix(f"{self.inside}.") if self.inside else name: layer
-                for name, layer in values.pop("layers", {}).items()
-            },
+            layers=self._named(values.pop("layers", {})),
+            test_layers=self._named(tested.pop("layers", {})),
+            test=tested,
             measures={name: value for name, value in values.items() if name != "num_samples"},
             head={} if self.head_decay is None else certified(capture, self.head_decay),
             source="eval" if self.online is None else "online",
             minimizer=minimizer,
             untrained=untrained,
         )
+        place = bisect_left(self.records, epoch, key=lambda each: each.epoch)
+        follows = place == len(self.records)
+        if not follows:  # measured again, or out of order
+            self._watch.restart(self.records[:place])
+        record = replace(record, events=self._watch.see(record, self.unit))
         self._keep(record, model, capture, test)
+        if not follows:
+            self._watch.restart(self.records)
         if self.on_record is not None:
             self.on_record(record, capture)
         return record
@@ -230,6 +267,7 @@ class Recorder:
                 self.folder = folder
             self.records = [record for record in folder.records(allow_none=True) if record.epoch <= epoch]
         self._spread = spread(record.epoch for record in self.records)
+        self._watch.restart(self.records)
         last = max((record.seconds for record in self.records), default=0.0)
         self._started = time.perf_counter() - (last if seconds is None else seconds)
 
@@ -242,7 +280,7 @@ class Recorder:
         head, _ = find_classifier(model, self.classifier, self.options.get("num_classes"))
         frame = head.module.frame if isinstance(head.module, FixedClassifier) else "learned"
         return {
-            "data": type(_data(self.loader)).__name__,
+            "data": type(data_behind(self.loader)).__name__,
             "network": type(model).__name__,
             "frame": frame,
             "layer": self.classifier if isinstance(self.classifier, str) else head.name,
@@ -265,14 +303,27 @@ class Recorder:
         return known, before_training(capture, head, values)
 
     def _test(self, model: nn.Module, train: Capture) -> Capture | None:
-        """A pass over the test set, with the classes and the head of the training set."""
+        """A pass over the test set, with the classes, the head and the class means of the training set."""
         if self.test_loader is None:
             return None
-        options = {name: value for name, value in self.options.items() if name not in ("layers", "min_count")}
-        if train.classes is not None:
-            options["classes"] = train.classes
-        classifier = (train.layer or None) if self.classifier is None else self.classifier
-        return collect(model, self.test_loader, classifier, nc4=False, **options)
+        options = dict(self.options) | {"nc4": self.nc4 and self.test_measures}
+        if not self.test_measures:
+            options.pop("layers", None)
+        return collect_test(model, self.test_loader, train, self.classifier, **options)
+
+    def _tested(self, test: Capture) -> dict[str, Any]:
+        """What the record says of the test set."""
+        found = {"loss": test.loss, "accuracy": test.accuracy}
+        if not self.test_measures:
+            return found
+        values = test.measures(pairwise=self.pairwise, held_out=True)
+        del values["num_samples"]
+        return found | values
+
+    def _named(self, layers: Mapping[str, dict[str, float]]) -> dict[str, dict[str, float]]:
+        """The layers by their names inside `inside`."""
+        prefix = f"{self.inside}." if self.inside else ""
+        return {name.removeprefix(prefix): values for name, values in layers.items()}
 
     def _keep(self, record: Record, model: nn.Module, capture: Capture, test: Capture | None) -> None:
         """Add the record to those in memory and, in the process that writes, to the folder."""
@@ -284,7 +335,7 @@ class Recorder:
             return
         folder = self.folder = self.folder or self._create(model)
         if not (folder.path / "environment.json").exists():
-            names = self.class_names or getattr(_data(self.loader), "classes", None) or ()
+            names = self.class_names or capture.class_names or self._found_names(model, capture)
             tested = 0 if test is None else test.moments.num_samples
             environment = environment_of(model, capture, names, tested, self.environment)
             folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
@@ -298,6 +349,16 @@ class Recorder:
             elif not again:
                 self._spread = spread(each.epoch for each in self.records)
             folder.keep_geometries(self._spread)
+        if record.epoch == self.records[-1].epoch:
+            classes = classes_of(record.epoch, capture, pairwise=self.pairwise is True)
+            if classes is not None:
+                folder.write_classes(classes)
+
+    def _found_names(self, model: nn.Module, capture: Capture) -> tuple[str, ...] | None:
+        """For a capture that was not made by a pass over the loader."""
+        if capture.classes is not None:
+            return None
+        return find_class_names(model, self.loader, capture.moments.num_classes)
 
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None
@@ -307,32 +368,7 @@ class Recorder:
         return folder
 
 
-@contextmanager
-def _undisturbed(model: nn.Module) -> Iterator[None]:
-    """Without autocast inside; afterwards random numbers are drawn as if nothing had been measured."""
-    first = next(model.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  the states that a data set's transforms may use
-    try:
-        with (
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.autocast(device.type, enabled=False),
-        ):
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002
-
-
 def _is_cross_entropy(loss: Any) -> bool:
     """Whether a loss is plain cross-entropy: torch's function, or its module with the default options that count."""
     plain = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean"
     return loss is F.cross_entropy or (plain and loss.label_smoothing == 0)
-
-
-def _data(loader: Any) -> Any:
-    """The data set behind a loader, or the loader."""
-    data = getattr(loader, "dataset", loader)
-    while isinstance(data, Subset):
-        data = data.dataset
-    return data

@@ -5,30 +5,35 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from neuralcollapse.report.expected import Curve, of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
 from neuralcollapse.report.thinning import POINTS, evenly, kept_points
+from neuralcollapse.runs.events import collapse_begun, stopped
 from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Group, common_unit
 from neuralcollapse.runs.records import MEASURES, Record, interval, label, number
+
+_KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
+
+_PERCENT = Axis(percent=True)
 
 
 def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
     """The curves of one run, in reading order; `unit` is what its records count."""
     figures = [
         split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
-        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", Axis(percent=True)),
+        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
         measure_curve(
             records,
             unit,
             "variability",
             ("nc1", "nc1_quotient", "nc1_cdnv"),
             "NC1: variability within classes",
-            "Spread of the features within classes against spread between them, on the training set. Falls to 0.",
+            "Spread of the features within classes against spread between them. Falls to 0.",
             Axis(log=True),
         ),
         measure_curve(
@@ -42,23 +47,57 @@ def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
             Axis(from_zero=True),
         ),
     ]
-    return [*figures, head_curve(records, unit)] if any(record.head for record in records) else figures
+    figures += [head_curve(records, unit)] if any(record.head for record in records) else []
+    return _with_events(figures, records, unit)
+
+
+def happened(records: Sequence[Record], unit: str) -> list[str]:
+    """Sentences that say with which record collapse began, if it did, and why training was stopped early, if it was."""
+    begun, reason = collapse_begun(records), stopped(records)
+    found = [] if begun is None else [f"Collapse began at {unit} {begun.epoch:,} (fitted, and NC1 falls)."]
+    return [*found, f"Stopped early: {reason}."] if reason else found
+
+
+def _with_events(figures: Sequence[Figure], records: Sequence[Record], unit: str) -> list[Figure]:
+    """The figures of a run, marked where something happened."""
+    begun = collapse_begun(records)
+    found = [] if begun is None else [(float(begun.epoch), "collapse begins")]
+    found += [(float(records[-1].epoch), "stopped early")] if stopped(records) else []
+    words = happened(records, unit)
+    return [replace(figure, events=found, alt=" ".join([figure.alt, *words])) for figure in figures]
+
+
+def nearest_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
+    """The accuracy of the nearest class mean, in inner layers too; nothing where it was not measured."""
+    if not any(record.has("ncc_accuracy") for record in records):
+        return []
+    places = {f"layers.{name}.": name for name in records[-1].layers} | {"": "features"}
+    keys = {f"{place}ncc_accuracy": name for place, name in places.items()}
+    lines = _with_test(records, keys)
+    caption = (
+        "Share of samples whose nearest class mean is that of their label. The means are those of the training set, "
+        "for test samples too. Goes to 1, in early layers last."
+    )
+    title = "NCC accuracy: the nearest class mean"
+    figure = _figure(_thinned(records, [key for key, *_ in lines]), unit, lines, "nearest", title, caption, _PERCENT)
+    return _with_events([figure], records, unit)
 
 
 def split_curve(records: Sequence[Record], unit: str, key: str, caption: str, axis: Axis) -> Figure:
     """A number on the training set and, where there is one, on the test set."""
     splits = ("train", "test") if any(record.test for record in records) else ("train",)
-    records = _thinned(records, [f"{split}.{key}" for split in splits])
-    lines = [(split, [record.value(f"{split}.{key}") for record in records]) for split in splits]
+    dashes = {"train": "solid", "test": "dash"}
+    lines = [(f"{split}.{key}", split, COLORS[0], dashes[split]) for split in splits]
+    records = _thinned(records, [key for key, *_ in lines])
     return _figure(records, unit, lines, key, key.capitalize(), caption, axis)
 
 
 def measure_curve(
     records: Sequence[Record], unit: str, name: str, keys: Sequence[str], title: str, caption: str, axis: Axis
 ) -> Figure:
-    """Some of the measures."""
-    records = _thinned(records, keys)
-    lines = [(label(key), [record.value(key) for record in records]) for key in keys]
+    """Some of the measures, and the same on the test set where it was measured, in the same colours and dashed."""
+    lines = _with_test(records, {key: label(key) for key in keys})
+    records = _thinned(records, [key for key, *_ in lines])
     figure = _figure(records, unit, lines, name, title, caption, axis)
     bands = _bands(records, keys, log=axis.log)
     if bands:
@@ -93,7 +132,7 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     exact = "exact minimum" if last.get("exact", 1) else "upper bound of the minimum"
     names = {"objective": "the head", "minimum": f"{exact}, {kind}", "lower_bound": "bound from the head"}
     records = _thinned(records, [f"head.{key}" for key in names])
-    lines = [(text, [record.value(f"head.{key}") for record in records]) for key, text in names.items()]
+    lines = [(f"head.{key}", text, color, "solid") for (key, text), color in zip(names.items(), COLORS, strict=False)]
     caption = (
         f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
         "its class counts and decays, and the lower bound that its class means certify. "
@@ -170,17 +209,28 @@ def mean(row: Sequence[float]) -> float:
 def _figure(
     records: Sequence[Record],
     unit: str,
-    lines: Sequence[tuple[str, list[float]]],
+    lines: Sequence[_KeyLine],
     name: str,
     title: str,
     caption: str,
     axis: Axis,
 ) -> Figure:
     epochs = [record.epoch for record in records]
-    marks = [Line(text, epochs, values, color) for (text, values), color in zip(lines, COLORS, strict=False)]
-    ends = ", ".join(f"{text} from {number(values[0])} to {number(values[-1])}" for text, values in lines)
+    marks = [Line(text, epochs, [each.value(key) for each in records], color, dash) for key, text, color, dash in lines]
+    ends = ", ".join(f"{mark.name} from {number(mark.y[0])} to {number(mark.y[-1])}" for mark in marks)
     alt = f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}."
     return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
+
+
+def _with_test(records: Sequence[Record], keys: Mapping[str, str]) -> list[_KeyLine]:
+    """A line for each key, with its name; then dashed ones in the same colours for what the test set has of them."""
+    colors = dict(zip(keys, itertools.cycle(COLORS), strict=False))
+    tested = {key: f"test_{key}" if key.startswith("layers.") else f"test.{key}" for key in keys}
+    there = [key for key in keys if any(record.has(tested[key]) for record in records)]
+    return [
+        *((key, text, colors[key], "solid") for key, text in keys.items()),
+        *((tested[key], f"{keys[key]}, test", colors[key], "dash") for key in there),
+    ]
 
 
 def _thinned(records: Sequence[Record], keys: Sequence[str]) -> Sequence[Record]:

@@ -134,6 +134,7 @@ class Figure:
     x: Axis = field(default_factory=Axis)  # the horizontal axis
     y: Axis = field(default_factory=Axis)  # the vertical axis
     read_together: bool = False  # the pointer reads all lines at the same x
+    events: Sequence[tuple[float, str]] = ()  # where on the horizontal axis something happened, and what: a thin line
     steps: Sequence[str] = ()  # the names of the steps of marks that move; the last is shown first
     step: str = "epoch"  # what the steps count, such as "epoch"
     # The same figure for other runs, by the name of the run; a page lets one choose. `own` is the run shown here.

@@ -15,7 +15,8 @@ from neuralcollapse.report.class_means import simplex_motion
 from neuralcollapse.report.figure import COLORS, Axis, Dots, Figure, HeatMap, Line
 from neuralcollapse.report.page import Page, Table
 from neuralcollapse.runs.records import Geometry, number
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.survey import Survey
 
 Numbers = Mapping[str, Any]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.report.figure import Band, Bars, Dots, Figure, HeatMap, Line, Points3D
+from neuralcollapse.report.figure import GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
 from neuralcollapse.runs.files import write_atomically
 
@@ -105,6 +105,20 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
     return paths
 
 
+def save_figure(figure: Figure, path: Path) -> Path:
+    """Write one figure as a file whose ending is its kind."""
+    kind = path.suffix.removeprefix(".").lower()
+    if kind not in KINDS:
+        raise InputError(f"expected a file that ends in .png, .svg or .pdf, got {path.name!r}: name it so")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write_atomically(path, _encode(figure, kind))
+    except ImportError as error:
+        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def draw(figure: Figure) -> Drawing:
     """A two-dimensional figure as one of matplotlib's."""
     with _style():
@@ -118,6 +132,8 @@ def draw(figure: Figure) -> Drawing:
         entries = _draw_marks(figure, ax, x, y)
         if all(isinstance(mark, Line | Dots | Band) for mark in figure.marks):
             ax.margins(x=0.04 if any(_marked(mark) for mark in figure.marks) else 0.02)
+        for place, text in figure.events:
+            _event(ax, place, text, low=figure.y.percent)
         for axis in (x, y):
             axis.finish(ax, 72 * _WIDTH)
         if len(entries) > 1:
@@ -166,6 +182,15 @@ def _line(ax: Any, x: PaperAxis, y: PaperAxis, mark: Line) -> Any:
     style = {"color": mark.color, "linewidth": _LINE * mark.width / 2, "linestyle": _DASHES[mark.dash], "zorder": 2.5}
     style |= {"marker": "o" if _marked(mark) else "none", "markersize": _MARKER, "markeredgewidth": 0}
     return ax.plot(places, values, **style)[0]
+
+
+def _event(ax: Any, place: float, text: str, *, low: bool) -> None:
+    """A thin upright line with words along it, at its lower or upper end."""
+    ax.axvline(place, color=GREY, linewidth=0.6, linestyle=_DASHES["dot"], zorder=1.2)
+    side, shift = ("left", 2) if place <= sum(ax.get_xlim()) / 2 else ("right", -2)
+    height, end = (0.02, "bottom") if low else (0.98, "top")
+    style = {"fontsize": 6, "color": GREY, "rotation": 90, "ha": side, "va": end, "zorder": 1.2}
+    ax.annotate(plain(text), (place, height), (shift, 0), ("data", "axes fraction"), "offset points", **style)
 
 
 def _dots(ax: Any, x: PaperAxis, y: PaperAxis, mark: Dots) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap, Line, Mark, Points3D
+from neuralcollapse.report.figure import GREY, Axis, Band, Bars, Dots, Figure, HeatMap, Line, Mark, Points3D
 
 _HEIGHT, _TALL = 340, 520  # pixels; the tall ones are heat maps and figures in three dimensions
 _BAND_OPACITY = 0.18
@@ -190,6 +190,8 @@ def _layout(figure: Figure) -> _Spec:
     }
     if figure.read_together:
         layout["hovermode"] = "x unified"
+    if figure.events:
+        layout |= _events(figure)
     if any(isinstance(mark, Bars) for mark in figure.marks):
         layout["barmode"] = "group"
     if figure.matrix:
@@ -197,6 +199,23 @@ def _layout(figure: Figure) -> _Spec:
         layout["xaxis"] |= {"constrain": "domain", "side": "top"}
         layout["yaxis"] |= {"constrain": "domain", "scaleanchor": "x", "autorange": "reversed"}
     return layout
+
+
+def _events(figure: Figure) -> _Spec:
+    """A thin upright line for each event, with its words along it, on the side that has room."""
+    values = _extent(figure, "x") or [0.0]
+    middle = (min(values) + max(values)) / 2
+    line = {"type": "line", "yref": "paper", "y0": 0, "y1": 1, "line": {"color": GREY, "width": 1, "dash": "dot"}}
+    low = figure.y.percent  # where curves rise there is room below
+    words: _Spec = {"yref": "paper", "y": 0.02 if low else 0.98, "yanchor": "bottom" if low else "top"}
+    words |= {"textangle": -90, "showarrow": False, "font": {"size": 11, "color": GREY}}
+    return {
+        "shapes": [line | {"x0": x, "x1": x} for x, _ in figure.events],
+        "annotations": [
+            words | {"x": x, "xanchor": "left" if x <= middle else "right", "text": _text(text)}
+            for x, text in figure.events
+        ],
+    }
 
 
 def _axis(figure: Figure, which: str) -> _Spec:

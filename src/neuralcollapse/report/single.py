@@ -8,11 +8,13 @@ from pathlib import Path
 
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
-from neuralcollapse.report.curves import run_curves
+from neuralcollapse.report.class_tables import class_tables
+from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import csv_label, records_csv
+from neuralcollapse.report.scree import geometry_scree
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
@@ -53,13 +55,14 @@ def single_page(run: Run) -> Page:
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
-        verdict=verdict(run.records, run.unit),
+        verdict=" ".join([verdict(run.records, run.unit), *happened(run.records, run.unit)]),
         cards=_cards(run.last),
         figures=run_figures(run),
         tables=[
             _measures(run),
             *_head(run),
             *_layers(run),
+            *class_tables(run),
             *budget_table(run),
             Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
             Table("Where it ran", places, narrow=True),
@@ -71,7 +74,12 @@ def single_page(run: Run) -> Page:
 
 def run_figures(run: Run) -> list[Figure]:
     """The figures of a run, in reading order."""
-    return [*run_curves(run.records, run.unit), *geometry_figures([run])]
+    return [
+        *run_curves(run.records, run.unit),
+        *nearest_curves(run.records, run.unit),
+        *geometry_figures([run]),
+        *geometry_scree(run.geometries, run.unit),
+    ]
 
 
 def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
@@ -144,7 +152,8 @@ def _subtitle(run: Run) -> str:
 
 def _measures(run: Run) -> Table:
     first, last = run.first, run.last
-    beside = expected_columns(last)
+    tested = any(name in MEASURES for name in last.test)
+    beside = [("test set", last.test)] * tested + expected_columns(last)
     rows: list[tuple[Cell | str, ...]] = [
         (
             Cell(label, f"{name}: {meaning}"),
@@ -155,6 +164,7 @@ def _measures(run: Run) -> Table:
         for name, (label, meaning) in MEASURES.items()
         if name in last.measures
     ]
+    held_out = " Test set: about its own class means; NC4 and NCC accuracy to those of the training set." * tested
     pairs = last.measures.get("num_pairs", math.nan)
     sampled = "" if math.isnan(pairs) else f" Numbers with ± are means over {pairs:,.0f} sampled pairs of classes."
     if any(f"{name}_corrected" in last.measures for name in MEASURES):
@@ -167,7 +177,7 @@ def _measures(run: Run) -> Table:
         rows,
         ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}", *(heading for heading, _ in beside)),
         f"{_SOURCES[last.source]} Under collapse {goal(last)}. W: the classifier's rows; M: the class means "
-        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}"
+        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}{held_out}"
         f"{expected_note(run)}",
     )
 
@@ -190,10 +200,20 @@ def _head(run: Run) -> list[Table]:
 
 def _layers(run: Run) -> list[Table]:
     last = run.last
-    rows = [(name, number(values.get("nc1")), number(values.get("nc1_cdnv"))) for name, values in last.layers.items()]
+    groups = [("", last.layers), (", test", last.test_layers)]
+    columns = [
+        (f"{MEASURES[key][0]}{words}", part, key)
+        for key in ("nc1", "nc1_cdnv", "ncc_accuracy")
+        for words, part in groups
+        if any(key in values for values in part.values())
+    ]
+    rows = [
+        (name, *(format_value(key, part.get(name, {}).get(key, math.nan)) or "undefined" for _, part, key in columns))
+        for name in last.layers
+    ]
     note = "On the same samples; outputs averaged over positions."
     heading = f"Inner layers at {run.unit} {last.epoch:,}"
-    return [Table(heading, rows, ("layer", "NC1", "NC1, CDNV"), note)] if rows else []
+    return [Table(heading, rows, ("layer", *(title for title, _, _ in columns)), note)] if rows else []
 
 
 def _accuracy(record: Record, split: str) -> str:

@@ -10,7 +10,7 @@ from functools import cache
 import numpy as np
 
 from neuralcollapse.runs.reading import Run
-from neuralcollapse.ufm.minimizers import global_minimizer
+from neuralcollapse.ufm.minimizers import collapsed_minimizer
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.nonnegative import minimum_bounds
 
@@ -54,7 +54,7 @@ def _at_minimum(
     """Cached, because runs that differ in their seed share it, and both checks and figures need it."""
     count = len(counts)
     model = Model(count, count, counts, weight_decay, feature_decay, bias_decay, bias, loss, features=features)
-    point = minimum_bounds(model).point if model.nonnegative else global_minimizer(model)
+    point = minimum_bounds(model).collapsed if model.nonnegative else collapsed_minimizer(model)
     return _mean_cosine(point.W.numpy()[_least(counts)])
 
 

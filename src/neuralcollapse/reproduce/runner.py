@@ -26,6 +26,7 @@ from neuralcollapse.reproduce.figures import validate_figures
 from neuralcollapse.reproduce.jobs import side_by_side
 from neuralcollapse.reproduce.results import COSTS as COST_NAMES
 from neuralcollapse.reproduce.results import Results
+from neuralcollapse.runs.events import stopped
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, hold
@@ -212,10 +213,10 @@ class ExperimentFolder:
             return False
         folder = RunFolder(place)
         records = folder.records(allow_none=True)
-        if not records or records[-1].epoch < run.config.epochs:
+        if not records or (records[-1].epoch < run.config.epochs and not stopped(records)):
             return False
         # The state is written after all else; kept records without weights have none.
-        return folder.checkpoint(run.config.epochs).is_file() or not folder.state.is_file()
+        return folder.checkpoint(records[-1].epoch).is_file() or not folder.state.is_file()
 
     def _check_runs(self) -> None:
         """Raise if a run of the same name was made with another configuration."""

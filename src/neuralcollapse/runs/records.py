@@ -22,6 +22,8 @@ from neuralcollapse.runs.ownership import epoch_of
 
 _SOURCES = ("eval", "online")
 _NUMBERS = ("train", "test", "measures", "head", "minimizer", "untrained")  # groups of numbers by name
+_LAYERS = ("layers", "test_layers")  # groups of numbers by name, for each layer
+_SPARSE = ("minimizer", "untrained", "test_layers", "events")  # entries that a line leaves out where they are empty
 _EXPECTED = {"minimizer": "{} at the minimum", "untrained": "{} of an untrained head"}
 _LAST_EPOCH = 10**12
 _FLOATS = frozenset([float])
@@ -47,16 +49,19 @@ class Record:
         seconds: since the run began.
         learning_rate: in the epoch that ended.
         train: loss and accuracy on the training set in eval mode.
-        test: loss and accuracy on the test set.
-        measures: the keys of `neuralcollapse.measures`, and nc4, on the training set.
+        test: loss and accuracy on the test set, and the measures of its features ("test" of `neuralcollapse.measure`).
+        measures: the keys of `neuralcollapse.measures`, nc4 and ncc_accuracy, on the training set.
         head: if asked for, the last layer's objective, its minimum, their ratio, the lower bound, and the model that
             it was compared with (`neuralcollapse.ufm.HeadCertificate.record`).
         layers: if asked for, the measures of inner layers, by dotted name.
+        test_layers: the same on the test set.
         minimizer: where theory knows them, the values of the measures at the exact minimiser of the unconstrained
             feature model for the run's class counts, decays, loss and sign of the features.
         untrained: where they are known, the values of measures that are expected before any training.
         source: "eval" for a pass over the un-augmented training set in eval mode; "online" for the training steps of
             the epoch, during which the weights moved.
+        events: what happened with this record, by name, in words: "collapse_begun" (see
+            `neuralcollapse.runs.events.collapse_begun`), "stopped" (why the training was stopped early).
     """
 
     epoch: int
@@ -67,7 +72,9 @@ class Record:
     measures: dict[str, float] = field(default_factory=dict)
     head: dict[str, float] = field(default_factory=dict)
     layers: dict[str, dict[str, float]] = field(default_factory=dict)
+    test_layers: dict[str, dict[str, float]] = field(default_factory=dict)
     source: str = "eval"
+    events: dict[str, str] = field(default_factory=dict)
     minimizer: dict[str, float] = field(default_factory=dict)
     untrained: dict[str, float] = field(default_factory=dict)
 
@@ -87,15 +94,32 @@ class Record:
         return {f"{group}/{name}": value for group, part in groups.items() for name, value in part.items()}
 
     def value(self, key: str) -> float:
-        """A number by its key, a measure such as "nc1" or "test.accuracy", "minimizer.nc2"; NaN where there is none."""
+        """A number by its key; NaN where there is none.
+
+        A measure such as "nc1", or one of a group, such as "test.accuracy", "minimizer.nc2" or "layers.body.0.nc1".
+        """
+        numbers, name = self._place(key)
+        return numbers.get(name, math.nan)
+
+    def has(self, key: str) -> bool:
+        """Whether there is a number `key` (see `value`), be it undefined."""
+        numbers, name = self._place(key)
+        return name in numbers
+
+    def _place(self, key: str) -> tuple[dict[str, float], str]:
+        """The numbers among which the one of this key is, and its name there."""
         group, dot, name = key.partition(".")
-        numbers: dict[str, float] = getattr(self, group) if dot else self.measures
-        return numbers.get(name if dot else key, math.nan)
+        if not dot:
+            return self.measures, key
+        if group in _LAYERS:
+            layer, _, name = name.rpartition(".")
+            return getattr(self, group).get(layer, {}), name
+        return getattr(self, group), name
 
     def to_dict(self) -> dict[str, Any]:
-        """The record in plain values, None for NaN; without what theory expects where it expects nothing."""
+        """The record in plain values, None for NaN; entries that few records have are left out where they are empty."""
         values: dict[str, Any] = nan_to_none(as_builtin(asdict(self)))
-        return {name: value for name, value in values.items() if value or name not in _EXPECTED}
+        return {name: value for name, value in values.items() if value or name not in _SPARSE}
 
     @classmethod
     def from_dict(cls, values: Any) -> Record:
@@ -108,21 +132,23 @@ class Record:
             raise ValueError(f"expected a mapping of {', '.join(_FIELDS)}")
         if not values.keys() >= _REQUIRED:
             raise ValueError(f"it has no {next(name for name in _FIELDS if name in _REQUIRED - values.keys())}")
-        epoch, source, layers = values["epoch"], values.get("source", "eval"), values.get("layers", {})
+        epoch, source, events = values["epoch"], values.get("source", "eval"), values.get("events", {})
         if type(epoch) is not int or not 0 <= epoch <= _LAST_EPOCH:
             raise ValueError(f"expected epoch as a number from 0, got {epoch!r:.40}")
         if source not in _SOURCES:
             raise ValueError(f"expected source to be one of {', '.join(_SOURCES)}, got {source!r:.40}")
-        if not isinstance(layers, dict):
-            raise ValueError(f"expected layers by name, got {layers!r:.40}")
+        if not isinstance(events, dict) or not all(isinstance(text, str) for text in events.values()):
+            raise ValueError(f"expected events by name, in words, got {events!r:.40}")
         record = cls.__new__(cls)
         entries = {
             "epoch": epoch,
             "seconds": as_float(values["seconds"]),
             "learning_rate": as_float(values["learning_rate"]),
             **_groups({name: values.get(name, {}) for name in _NUMBERS}),
-            "layers": layers and {name: _numbers(name, part) for name, part in layers.items()},
+            "layers": _by_layer("layers", values),
+            "test_layers": _by_layer("test_layers", values),
             "source": source,
+            "events": events,
         }
         # a frozen dataclass would set its entries one by one, which takes a third of the time to read a long run
         object.__setattr__(record, "__dict__", entries)
@@ -185,6 +211,13 @@ def _numbers(name: str, values: Any) -> dict[str, float]:
     return {key: as_float(x) for key, x in values.items()}
 
 
+def _by_layer(group: str, values: dict[str, Any]) -> dict[str, dict[str, float]]:
+    layers = values.get(group, {})
+    if not isinstance(layers, dict):
+        raise ValueError(f"expected {group} by name, got {layers!r:.40}")
+    return layers and {name: _numbers(name, part) for name, part in layers.items()}
+
+
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
@@ -217,6 +250,7 @@ MEASURES: dict[str, tuple[str, str]] = {
     "nc3": ("NC3", "distance of W M from a simplex ETF: classifier against class means"),
     "nc3_distance": ("NC3, distance", "|W/|W| - M/|M||: classifier against class means"),
     "nc4": ("NC4", "share of samples not predicted as the class of the nearest mean"),
+    "ncc_accuracy": ("NCC accuracy", "share of samples whose nearest class mean is that of their label"),
     "nc0": ("NC0", "|1'W|^2 / (K |W|^2): what the classifier's rows have in common; decay alone removes it"),
     "nc_bias": ("NC bias", "|b + W mu_G|: free to stay large when the bias has no decay"),
     "nc_bias_centered": ("NC bias, centred", "the same less what shifts all logits alike"),
@@ -252,20 +286,23 @@ def student_95(freedom: float) -> float:
 def goal(record: Record) -> str:
     """Where its measures go under collapse: to 0, unless theory says that the exact minimiser has others."""
     expected = [x for name, x in record.minimizer.items() if name in MEASURES and not name.startswith("nc_bias")]
-    return (
-        "the measures go to their values at the minimum" if any(x > 0 for x in expected) else "all but NC bias go to 0"
-    )
+    if any(x > 0 for x in expected):
+        return "the measures go to their values at the minimum"
+    return "all but NC bias go to 0" + (", NCC accuracy to 1" if "ncc_accuracy" in record.measures else "")
 
 
 def check_key(key: object, source: str) -> str:
     """`key`, if `Record.value` knows it; `source` says in the error where the key was given."""
     group, dot, name = str(key).partition(".")
     groups = [name for name in _NUMBERS if name != "measures"]
+    if group in _LAYERS and all((parts := name.rpartition("."))[::2]) and parts[2] in MEASURES:
+        return str(key)
     known = name in MEASURES if group in _EXPECTED else group in groups if dot else key in MEASURES
     if not isinstance(key, str) or not known:
         raise InputError(
             f"{source}: no number {key!r}: expected a measure ({', '.join(MEASURES)}), or "
-            f"{', '.join(f'{each}.' for each in groups)} and a name, such as test.accuracy"
+            f"{', '.join(f'{each}.' for each in groups)} and a name, such as test.accuracy, or {', '.join(_LAYERS)} "
+            "with the layer and a measure, such as layers.body.nc1"
         )
     return key
 
@@ -277,7 +314,10 @@ def label(key: str) -> str:
     group, _, name = key.partition(".")
     if group in _EXPECTED:
         return _EXPECTED[group].format(label(name))
-    return {"head.ratio": "head / exact minimum"}.get(key, f"{group} {name}")
+    if group in _LAYERS:
+        layer, _, name = name.rpartition(".")
+        return f"{'test ' * (group == 'test_layers')}{label(name)} of layer {layer}"
+    return {"head.ratio": "head / exact minimum"}.get(key, f"{group} {label(name) if name in MEASURES else name}")
 
 
 def number(x: float | None) -> str:

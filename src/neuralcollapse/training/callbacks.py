@@ -12,6 +12,7 @@ import lightning
 from tqdm import tqdm
 
 from neuralcollapse.data.batches import Batches
+from neuralcollapse.runs.events import event_lines
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.tensors import write_tensors
@@ -47,7 +48,8 @@ class SaveWeights(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: Any) -> None:
         """Write them, if this epoch is one to be kept."""
         epoch = trainer.current_epoch + 1
-        if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or epoch == self.config.epochs):
+        last = epoch == self.config.epochs or trainer.should_stop
+        if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or last):
             state = pl_module.network.state_dict()
             own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
             write_tensors(self.run.checkpoint(epoch), own)
@@ -82,7 +84,7 @@ class SaveState(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write the state, if it is time, and end if a signal came while measuring."""
         epoch = trainer.current_epoch + 1
-        last = epoch == trainer.max_epochs
+        last = epoch == trainer.max_epochs or trainer.should_stop
         if not last:
             self._end_if_asked(trainer, pl_module, epoch, 0)
         if last or time.monotonic() - self._written >= self.config.save_seconds:
@@ -157,6 +159,8 @@ class Progress(lightning.Callback):
             self.bar.update(record.epoch - self.bar.n)
         elif self.visible and record.epoch % max(1, self.epochs // 10) == 0:
             self._line(f"epoch {record.epoch:>4}/{self.epochs}  {text}")
+        for sentence in event_lines(record, "epoch"):
+            self.say(sentence)
 
     def say(self, text: str) -> None:
         """A line on stderr, above the bar where there is one."""

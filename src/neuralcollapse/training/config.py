@@ -10,7 +10,9 @@ from functools import cache, wraps
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
+from neuralcollapse.runs.events import StopMode, StopRule
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
+from neuralcollapse.training.combinations import check_combinations
 from neuralcollapse.training.values import choices, described, fits, read
 
 _T = TypeVar("_T")
@@ -96,8 +98,15 @@ class TrainConfig:
         measure: "eval": a pass over the un-augmented training set; "online": from the features of the training steps,
             which is cheap, but of weights that move (and of augmented images).
         layers: inner layers to measure too, by dotted name in the network.
+        test_measures: measure the features of the test set too, and not its loss and accuracy alone.
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
             (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy), at the decays after a warm-up.
+        stop_on: end the training when this number of the records gets no better, such as nc1, test.accuracy or
+            layers.stage1.nc1.
+        patience: of stop_on: so many measurements in a row without a better value.
+        stop_mode: of stop_on: which values are better: "falling", "rising", or "auto": accuracies rise, everything
+            else falls.
+        min_delta: of stop_on: by how much a better value has to be better.
         checkpoint_every: epochs between kept weights; the last are always kept.
         save_seconds: least number of seconds between two saved states to resume from (at ends of epochs).
         loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go.
@@ -155,7 +164,12 @@ class TrainConfig:
     measure_at: tuple[int, ...] = ()
     measure: Literal["eval", "online"] = "eval"
     layers: tuple[str, ...] = ()
+    test_measures: bool = True
     certify_head: bool = False
+    stop_on: str | None = None
+    patience: int = 5
+    stop_mode: StopMode = "auto"
+    min_delta: float = 0.0
     checkpoint_every: int = 50
     save_seconds: float = 10.0
     loggers: tuple[Literal["csv", "tensorboard", "wandb", "mlflow"], ...] = ("csv", "tensorboard")
@@ -183,7 +197,7 @@ class TrainConfig:
         for name in ("learning_rate", "decay_factor", "gradient_clip"):
             value = getattr(self, name)
             _require(self, name, value is None or _positive(value), "positive and finite")
-        for name in ("weight_decay", "feature_decay", "bias_decay", "save_seconds"):
+        for name in ("weight_decay", "feature_decay", "bias_decay", "min_delta", "save_seconds"):
             value = getattr(self, name)
             _require(self, name, value == 0 or _positive(value), "0 or positive and finite")
         for name in ("milestones", "measure_at"):
@@ -195,45 +209,16 @@ class TrainConfig:
         _require(self, "seed", 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
         fewer = f"a number of epochs from 0 to below epochs={self.epochs}"
         _require(self, "decay_warmup", 0 <= self.decay_warmup < self.epochs, fewer)
-        self._check_combinations()
+        check_combinations(self)
         if self.rotation is None:  # said in the run folder, so that it means the same when a default has moved
             object.__setattr__(self, "rotation", _ROTATIONS.get(self.frame))
 
-    def _check_combinations(self) -> None:
-        if self.decay_on == "all" and (self.feature_decay or self.bias_decay):
-            raise InputError("feature_decay and bias_decay need decay_on=classifier: with decay_on=all they do nothing")
-        if self.milestones and self.schedule != "multistep":
-            raise InputError(f"milestones are for schedule=multistep, got schedule={self.schedule}")
-        if self.schedule == "multistep" and not self.milestones:
-            raise InputError("schedule=multistep needs milestones, such as --milestones 80,120")
-        if self.learn_scale and self.frame == "learned":
-            raise InputError("learn_scale is for a fixed frame, such as frame=simplex: learned rows have any length")
-        if self.rotation not in (None, "blocks") and self.frame == "learned":
-            raise InputError(f"rotation={self.rotation} is for a fixed frame, such as frame=simplex, got frame=learned")
-        if self.rotation == "blocks" and self.frame in ("orthoplex", "softmax_code"):
-            raise InputError(f"rotation=blocks is for frame=simplex, got frame={self.frame}: leave it out")
-        if self.rotation == "fast" and self.frame == "softmax_code":
-            raise InputError("a softmax code has no rotation, got rotation=fast: leave it out")
-        if self.certify_head and self.weight_decay == 0:
-            raise InputError("certify_head needs weight_decay above 0: without decay no minimum exists")
-        if self.certify_head and self.decay_on == "classifier" and self.feature_decay == 0:
-            raise InputError("certify_head with decay_on=classifier needs feature_decay above 0")
-        if self.certify_head and self.loss != "cross_entropy":
-            raise InputError(f"certify_head knows cross_entropy only, got loss={self.loss}")
-        if self.certify_head and self.optimizer == "adamw":
-            raise InputError(
-                "certify_head needs a coupled decay, which is part of the objective: use sgd, adam or lbfgs"
-            )
-        if self.imbalance and self.random_labels:
-            raise InputError("imbalance does not go with random_labels, which give each class as often: choose one")
-        if self.measure == "online" and self.layers:
-            raise InputError("layers are measured in the eval pass only: leave out measure=online, or the layers")
-        if self.measure == "online" and self.optimizer == "lbfgs":
-            raise InputError("measure=online counts each sample once, and L-BFGS sees it several times: use eval")
-        if self.channels_last and self.optimizer == "lbfgs":
-            raise InputError("channels_last does not go with lbfgs, which lays all parameters in one row: leave it out")
-        if self.gradient_clip and self.optimizer == "lbfgs":
-            raise InputError("gradient_clip does not go with lbfgs: its line search needs the gradient as it is")
+    @property
+    def stop_rule(self) -> StopRule | None:
+        """When the training ends early, if it may."""
+        if self.stop_on is None:
+            return None
+        return StopRule(self.stop_on, self.patience, self.stop_mode, self.min_delta)
 
     @property
     def rate(self) -> float:
@@ -278,6 +263,7 @@ _COUNTS = (
     "lbfgs_iterations",
     "decay_every",
     "measure_every",
+    "patience",
     "checkpoint_every",
     "devices",
     "nodes",
@@ -288,7 +274,12 @@ CHANGEABLE = (
     "measure_every",
     "measure_at",
     "layers",
+    "test_measures",
     "certify_head",
+    "stop_on",
+    "patience",
+    "stop_mode",
+    "min_delta",
     "checkpoint_every",
     "save_seconds",
     "loggers",

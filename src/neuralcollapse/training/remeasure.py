@@ -62,6 +62,7 @@ def remeasure(
         batches(data.test) if len(data.test.labels) else None,
         classifier=module.classifier_name,
         layers=config.layers,
+        test_measures=config.test_measures,
         head_decay=head_decay(config) if certify_head else None,
         decays=known_decays(config),
         loss_name=config.loss,

@@ -19,6 +19,7 @@ from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
+from neuralcollapse.runs.events import Patience
 from neuralcollapse.runs.files import as_builtin, read_mapping
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.budget import Budget, run_budget
@@ -145,8 +146,13 @@ def _resume(
         )
     if state is not None:
         state.check_origin(old)
-        if state.epoch == old.epochs and config == old:
+        reason = _stop_reason(run, config, state.epoch) if state.step == 0 else ""
+        if config == old and (state.epoch == old.epochs or reason):
             return run
+        if reason:
+            raise InputError(
+                f"{run.path} was stopped after {state.epoch} epochs ({reason}): give more patience, or null as stop_on"
+            )
         if state.epoch >= config.epochs:
             done = f"{state.epoch} epochs" + (f" and {state.step} steps" if state.step else "")
             raise InputError(
@@ -228,6 +234,11 @@ def _train(
         decays=known_decays(config),
         loss_name=config.loss,
         inside=NETWORK,
+        test_measures=config.test_measures,
+        stop_on=config.stop_on,
+        patience=config.patience,
+        stop_mode=config.stop_mode,
+        min_delta=config.min_delta,
         out=run,
         loss=loss,
         online=online,
@@ -337,6 +348,15 @@ def known_decays(config: TrainConfig) -> tuple[float, float | None, float | None
 def _is_whole(run: RunFolder, config: TrainConfig) -> bool:
     """Whether a run has its last record."""
     try:
-        return run.records()[-1].epoch >= config.epochs
+        last = run.records()[-1].epoch
+        return last >= config.epochs or bool(_stop_reason(run, config, last))
     except InputError:
         return False
+
+
+def _stop_reason(run: RunFolder, config: TrainConfig, epoch: int) -> str:
+    """Why the configuration stops a run after an epoch, by its records until then; empty if it does not."""
+    if config.stop_rule is None:
+        return ""
+    records = [record for record in run.records(allow_none=True) if record.epoch <= epoch]
+    return Patience(config.stop_rule, records).reason() if records and records[-1].epoch == epoch else ""

@@ -6,8 +6,8 @@ from neuralcollapse.ufm.head import HeadCertificate, certify_head, certify_head_
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
 from neuralcollapse.ufm.minimizers import closed_form, fixed_classifier_minimum, spherical_minimum
-from neuralcollapse.ufm.model import Point
 from neuralcollapse.ufm.nonnegative import MinimumBounds, class_margins, minimum_bounds
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.solvers import Solution
 from neuralcollapse.ufm.unconstrained import UnconstrainedFeatureModel
 

@@ -26,7 +26,8 @@ from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.families import Known, invariants, padded, pattern, search, tied
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.polish import polish
 from neuralcollapse.ufm.units import Units
 

@@ -9,8 +9,9 @@ Source: Zhu et al. 2021, theorem 3.2. For points that are not critical the gap c
 
 No point is exactly critical, and near a minimum |grad g|_2 may exceed mu by about the distance to it. So a point with a
 small gradient is first moved to the critical point beside it (`polish.py`), and that point is a saddle only if its
-negative curvature exceeds what the remaining error explains. All tolerances are taken in canonical units (`units.py`),
-so that equivalent models get the same verdicts.
+negative curvature exceeds what the remaining error explains. For many classes both may cost hours: beyond a limit
+(`effort.py`) the search ends, and what it could not show is undecided. All tolerances are taken in canonical units
+(`units.py`), so that equivalent models get the same verdicts.
 
 With features >= 0 a critical point has no projected gradient, and no saddle is ever certified: a class whose features
 are all 0 gets no gradient, but neither is there a way down of second order.
@@ -26,8 +27,10 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.duality import decay_cost, dual_norm, lower_bound, spectral_norm, top_pair
+from neuralcollapse.ufm.effort import WORK, Effort, OutOfEffort
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.polish import NEAR, Polished, polish
 from neuralcollapse.ufm.units import Units
 
@@ -37,6 +40,8 @@ CRITICAL = 1e-6  # a canonical gradient of at most this times mu (1 + |point|) m
 _ROUNDING = 1e-14  # what rounding leaves of a zero gap, relative to the objective
 _CONTRADICTION = 1e-9  # a lower bound that exceeds an objective by this, relatively, is wrong
 _CURVED = 1e-6  # a curvature below minus this times mu is negative
+_LARGE = 2**26  # logits of all samples, half a gigabyte
+_EQUAL = 1e-12  # features this close to their class means, relatively, are equal up to the rounding of the means
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,8 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     `global_minimum`: the certified gap is at most 1e-7 of the cost of the decay, which is the objective minus the least
     value of the loss alone (0, or the entropy of smoothed targets); this means the same for an objective of 1e-8 as for
     one of 1. `not_critical`: the gradient is not small. `strict_saddle`: a critical point within rounding or a small
-    Newton step has a direction of negative curvature. `undecided`: none of these can be shown.
+    Newton step has a direction of negative curvature. `undecided`: none of these can be shown, or to show it would take
+    more than some minutes, as for a nearly critical point of 10,000 classes; the reason says which.
 
     Args:
         model: the model.
@@ -97,9 +103,15 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         InputError: a point of the wrong shape or dtype, or not finite; a known_bound above the objective.
     """
     model.check_point(point)
-    model = model.near(point)
+    given = model = model.near(point)
+    units = Units(model)
+    if not model.is_collapsed and model.spread(point) <= _EQUAL:  # all is the same there, with fewer columns
+        model, point = model.collapsed(), model.collapse(point)
+    large = not model.is_collapsed and model.num_classes * model.num_columns > _LARGE
     products = model.scaled(point.W @ point.H)
-    logits = products if point.b is None else products + point.b.unsqueeze(-1)
+    logits = (
+        products if point.b is None else torch.add(products, point.b.unsqueeze(-1), out=products if large else None)
+    )
     objective = float(model.value_at(point, logits))
     if not math.isfinite(objective):
         raise InputError(
@@ -115,20 +127,26 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     ratio = ratio if model.nonnegative else spectral_norm(slopes) / model.mu
     length = float(slopes.norm())
     del logits, slopes  # for 10,000 classes each is 1 GB or more
-    bound = max(known_bound, lower_bound(model, point, products))
+    if large:  # the bound of the class means is as good a one, and they have fewer columns
+        del products
+        bound = lower_bound(model.collapsed(), model.collapse(point))
+    else:
+        bound = lower_bound(model, point, products)
+    bound = max(known_bound, bound)
     if known_bound > objective + _CONTRADICTION * abs(objective) + 1e-13:
         raise InputError(
             f"expected a known_bound of at most the objective {objective:.12g}, got {known_bound:.12g}: "
             "of another model?"
         )
-    units = Units(model)
     norm, slope = units.norm(point), units.gradient_norm(gradient)
     rounding = 4e-16 * (1 + norm) * length * units.mu / model.mu
     critical = slope <= CRITICAL * min(1.0, units.mu) * (1 + norm) + rounding
-    near = None
+    near, effort = None, Effort(units.small)
     if critical and not model.nonnegative and not _closed(model, objective, bound):
-        near = polish(units, units.enter(point))
-        bound = max(bound, lower_bound(units.small, near.point))
+        start = Units(model).enter(point)
+        near = polish(units, start, effort=effort)
+        if near.point is not start:
+            bound = max(bound, lower_bound(units.small, near.point))
     facts = (objective, bound, objective - bound, gradient.norm(), ratio)
 
     if _closed(model, objective, bound):
@@ -137,7 +155,12 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
         return Certificate("undecided", _why_undecided(model, facts[2]), *facts)
     if near is None:
         return Certificate("not_critical", f"the gradient's length is {facts[3]:.1e}: descend further", *facts)
-    return _way_down(model, units, near, facts) or Certificate("undecided", _why_undecided(model, facts[2]), *facts)
+    try:
+        found = _way_down(given, units, near, facts, effort)
+    except OutOfEffort:
+        found = None
+    why = _out_of_effort(units, facts[2]) if effort.ended else _why_undecided(model, facts[2])
+    return found or Certificate("undecided", why, *facts)
 
 
 def _closed(model: Model, objective: float, bound: float) -> bool:
@@ -148,31 +171,44 @@ def _closed(model: Model, objective: float, bound: float) -> bool:
 
 
 def _way_down(
-    model: Model, units: Units, near: Polished, facts: tuple[float, float, float, float, float]
+    model: Model, units: Units, near: Polished, facts: tuple[float, float, float, float, float], effort: Effort
 ) -> Certificate | None:
-    """The certificate of a strict saddle, if curvature is negative beyond what the point's error explains."""
-    size = 1 + near.point.norm()
-    if near.error > NEAR * size:
+    """The certificate of a strict saddle, if curvature is negative beyond what the point's error explains.
+
+    Raises:
+        OutOfEffort: that would cost too much to know.
+    """
+    length = 1 + near.point.norm()
+    if near.error > NEAR * length:
         return None
     # |grad g|_2 and the eigenvalues of the Hessian change by at most about |point| times the error.
-    margin = _CURVED * units.mu + size * near.error
+    margin = _CURVED * units.mu + length * near.error
     small = units.small
-    ratio = spectral_norm(small.scaled(small.slopes(near.point)))
-    full = units.leave(near.point)
-    if ratio - units.mu > margin and (free := free_direction(near.point)) is not None:
-        direction, curvature, least = escape(model, model.scaled(model.slopes(full)), free)
-        reason = f"|grad g|_2 is {ratio / units.mu:.4g} mu, and W and H leave a direction free: f falls along it"
-        return Certificate("strict_saddle", reason, *facts, curvature, direction, least)
-    value, along = Hessian(small, near.point).least_direction()
+    u, size, v = top_pair(small.scaled(small.slopes(near.point)))
+    if size - units.mu > margin and (free := free_direction(near.point)) is not None:
+        short = model if model.is_collapsed else model.collapsed()
+        way, curvature, least = escape(short, (u, size * model.mu / units.mu, v), free)
+        reason = f"|grad g|_2 is {size / units.mu:.4g} mu, and W and H leave a direction free: f falls along it"
+        return Certificate("strict_saddle", reason, *facts, curvature, model.expand(way), least)
+    value, along = Hessian(small, near.point, effort).least_direction()
     direction = units.leave(along)
     if not model.loss.convex and not model.is_collapsed:  # the features of a class may also move apart
-        least, way = Hessian(model, full).least_direction()
+        least, way = Hessian(model, units.leave(near.point), effort).least_direction()
         if (apart := least / units.norm(way) ** 2) < value:
             value, direction = apart, way * (1 / units.norm(way))
     if value >= -margin:
         return None
     least = value / direction.norm() ** 2
     return Certificate("strict_saddle", f"the Hessian has the eigenvalue {least:.3g}", *facts, value, direction, least)
+
+
+def _out_of_effort(units: Units, gap: float) -> str:
+    small = units.small
+    return (
+        f"a nearly critical point, with a certified gap of {gap:.1e}: for {small.num_classes:,} classes in "
+        f"{small.feature_dim:,} dimensions the Newton steps and eigenvalues that would say more cost more than "
+        f"{WORK:.0e} multiplications"
+    )
 
 
 def _why_undecided(model: Model, gap: float) -> str:
@@ -201,9 +237,9 @@ def free_direction(point: Point) -> Tensor | None:
     return vectors[:, 0]
 
 
-def escape(model: Model, slopes: Tensor, free: Tensor) -> tuple[Point, float, float]:
-    """(D, f''[D, D], the least Rayleigh quotient in the plane of the two parts of D), for scaled slopes grad g."""
-    u, s, v = top_pair(slopes)
+def escape(model: Model, triple: tuple[Tensor, float, Tensor], free: Tensor) -> tuple[Point, float, float]:
+    """(D, f''[D, D], the least Rayleigh quotient in the plane of its two parts), from the top triple of grad g."""
+    u, s, v = triple
     lW, lH = model.weight_decay, model.feature_decay
     ratio = (lH / lW) ** 0.25
     bias = torch.zeros(model.num_classes, dtype=torch.float64, device=model.device) if model.bias else None

@@ -14,14 +14,15 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.coarse import FINE, coarser, interpolated
-from neuralcollapse.ufm.descent import lbfgs, newton
 from neuralcollapse.ufm.grouped import GroupedModel, GroupedPoint
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.polish import descend
 from neuralcollapse.ufm.solved import keeps_the_last
+from neuralcollapse.ufm.spectral import spectral_newton
 
 _ATTEMPTS = 5  # starts of the solver
-_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs
+_GAP = 1e-9  # the duality gap at which the solver stops, relative to what the decay costs: of first order
+_SHARP = 5e-13  # the same where the gap is of second order, no larger than the error of the value
 _ENOUGH = 1e-7  # the one that it must reach
 _ROUNDING = 1e-14  # what rounding leaves of a gap that is zero, relative to the minimum
 _ON_THE_CPU = 200  # groups up to which an accelerator would be slower
@@ -47,15 +48,15 @@ def solve(model: Model) -> GroupedPoint:
 
 def _descended(problem: GroupedModel) -> GroupedPoint:
     best, gap, least, cost = problem.zero(), math.inf, math.inf, 0.0
-    for vectors in _attempts(problem):
-        for vector in vectors:
-            point = problem.point(vector)
+    sharp = len(problem.groups) > FINE
+    for points in _attempts(problem):
+        for point in points:
             value = float(problem.value(point))
-            now = value - problem.lower_bound(point)
+            now = value - problem.lower_bound(point, sharp)
             if now < gap:
                 best, gap, least = point, now, value
             cost = problem.decay_cost(least)
-            if gap <= _GAP * cost:
+            if gap <= (_SHARP if sharp else _GAP) * cost:
                 break
         if gap <= _ENOUGH * cost + _ROUNDING * least:
             return best
@@ -65,29 +66,24 @@ def _descended(problem: GroupedModel) -> GroupedPoint:
     )
 
 
-def _attempts(problem: GroupedModel) -> Iterator[Iterator[Tensor]]:
-    """Descents, as their vectors at smaller and smaller tolerances; later ones only if the first end at a saddle."""
+def _attempts(problem: GroupedModel) -> Iterator[Iterator[GroupedPoint]]:
+    """Descents, as their points at smaller and smaller tolerances; later ones only if the first end at a saddle."""
     if len(problem.groups) > FINE:
         yield _from_coarse(problem)
     for seed in range(_ATTEMPTS):
         yield _tightened(problem, problem.start(seed))
 
 
-def _tightened(problem: GroupedModel, vector: Tensor) -> Iterator[Tensor]:
+def _tightened(problem: GroupedModel, vector: Tensor) -> Iterator[GroupedPoint]:
     for tolerance in (1e-8, 1e-10, 1e-12, 1e-14):
         vector = descend(problem, vector, tolerance * problem.mu)
-        yield vector
+        yield problem.point(vector)
 
 
-def _from_coarse(problem: GroupedModel) -> Iterator[Tensor]:
-    """The same from the solution of a coarser problem: Newton's method needs few products of the Hessian there."""
-    mu, objective = problem.mu, problem.value_and_gradient
+def _from_coarse(problem: GroupedModel) -> Iterator[GroupedPoint]:
+    """The same from the solution of a coarser problem: Newton's method needs few steps there."""
     small = coarser(problem.model)
-    vector = problem.vector(_between(problem, small, _descended(small)))
-    vector = lbfgs(objective, vector[None], tolerance=1e-4 * mu, iterations=100, memory=8).points[0]
-    for tolerance in (1e-7, 1e-8, 1e-9, 1e-11):
-        vector = newton(objective, problem.product, vector, tolerance=tolerance * mu)
-        yield vector
+    return spectral_newton(problem, _between(problem, small, _descended(small)))
 
 
 def _between(fine: GroupedModel, coarse: GroupedModel, point: GroupedPoint) -> GroupedPoint:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.ufm.losses import CrossEntropy, Loss
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 
 _LONGEST_STEP = 20.0  # of an entry of the bias in a Newton step: saturated logits have hardly any curvature
 _FEW = 10  # samples a class, at least, that the first Newton steps of the bias use
@@ -46,7 +47,7 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
     if model.bias:
         assert point.b is not None
         bias = best_bias(model, logits, point.b)
-        logits = logits + bias.unsqueeze(-1)
+        logits = torch.add(logits, bias.unsqueeze(-1), out=logits if products is None else None)
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
     del logits

@@ -13,8 +13,9 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
-from neuralcollapse.ufm.minimizers import collapsed_minimizer
+from neuralcollapse.ufm.minimizers import closed_form, collapsed_minimizer
 from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.nonnegative import class_margins
 
 # For a record to wait: the most classes, whose measures take 3 s for 1,000, and the most distinct counts, for which the
 # solver takes some 5 s. With features >= 0 and a bias some numbers of classes may take descents, 19 s for 100.
@@ -91,14 +92,14 @@ def expected_at_minimum(
     """The measures at the exact minimiser for the class counts of a training, or nothing where it is not known.
 
     With equal classes and a loss of softmax, all measures are 0 whatever the decays are, unless they are so strong that
-    everything collapses to zero. NC bias is left out where the bias does not decay, or nothing says how much: a
-    constant may then be added to it.
+    everything collapses to zero; a closed form says so for any number of classes. NC bias is left out where the bias
+    does not decay, or nothing says how much: a constant may then be added to it.
 
     The minimiser is not known, and nothing is raised, for unequal classes without decays, under focal loss, of more
     than 1,500 or with more than 400 distinct counts (with features >= 0 and a bias also for 51 to 200 of them, which
-    may take descents); for classes without samples; for fewer dimensions than the minimiser
-    needs; where features >= 0 leave no exact minimum, or the solver does not reach it; for unequal classes with a fixed
-    frame, and for fixed frames other than the simplex.
+    may take descents); for more than 1,500 equal classes under squared error; for classes without samples; for fewer
+    dimensions than the minimiser needs; where features >= 0 leave no exact minimum, or the solver does not reach it;
+    for unequal classes with a fixed frame, and for fixed frames other than the simplex.
 
     Args:
         counts: n_k, the samples of each class.
@@ -129,21 +130,37 @@ def expected_at_minimum(
 def _of_learned(
     counts: tuple[int, ...], dim: int, decays: Decays | None, loss: str, bias: bool, nonnegative: bool
 ) -> dict[str, float]:
-    K, equal = len(counts), len(set(counts)) == 1
-    found = find_loss(loss)
-    softmax = isinstance(found, CrossEntropy | Focal)
-    if decays is None or (equal and nonnegative and isinstance(found, Focal)):  # it has no solver
-        reached = softmax and dim >= (K if nonnegative else K - 1)
-        return dict(_COLLAPSED) if reached else {}
+    closed = len(set(counts)) == 1 and isinstance(find_loss(loss), CrossEntropy | Focal)
+    if not closed and (decays is None or len(counts) > _SOLVED_CLASSES):
+        return {}
     try:
-        values = _solved(counts, dim, decays, loss, bias and not (equal and softmax), nonnegative)  # there it is 0
+        if closed:
+            return dict(_COLLAPSED) if _collapses(counts, dim, decays, loss, nonnegative) else {}
+        assert decays is not None
+        values = _solved(counts, dim, decays, loss, bias, nonnegative)
     except (InputError, ArithmeticError, torch.linalg.LinAlgError):  # a bonus must not end a training
         return {}
     if math.isnan(values["nc2"]):  # W = 0 and H = 0
         return {}
-    if equal and softmax:
-        return dict(_COLLAPSED)  # to which rounding adds 1e-8
     return {name: 0.0 if value < _ROUNDING else value for name, value in values.items() if not math.isnan(value)}
+
+
+def _collapses(counts: tuple[int, ...], dim: int, decays: Decays | None, loss: str, nonnegative: bool) -> bool:
+    """Whether the minimiser of equal classes under a loss of softmax collapses and is not zero, by its closed form.
+
+    The bias is constant there and changes nothing. Without decays, or where the margin has no formula (focal loss with
+    features >= 0), it is taken not to be zero.
+    """
+    if dim < len(counts) - (not nonnegative):
+        return False
+    if decays is None:
+        return True
+    features = "nonnegative" if nonnegative else "real"
+    model = Model(len(counts), dim, counts, decays.weight, decays.feature, bias=False, loss=loss, features=features)
+    if not nonnegative:
+        form = closed_form(model)
+        return form is not None and form.margin > 0
+    return isinstance(model.loss, Focal) or float(class_margins(model).amin()) > 0
 
 
 @lru_cache(maxsize=16)

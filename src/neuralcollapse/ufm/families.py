@@ -17,7 +17,8 @@ from torch import Tensor
 
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.hessian import dense_hessian
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.polish import polish
 from neuralcollapse.ufm.units import Units
 

@@ -16,6 +16,7 @@ For descent, C = W H with two (G, G) factors, and `a_g = u_g^2/(m_g - 1)`, which
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,6 +72,7 @@ class GroupedModel:
         self.groups = Groups.of_counts(model.counts, device)
         self.mu = model.mu * math.sqrt(model.num_samples)
         m, G, K = self.groups.sizes, len(self.groups), model.num_classes
+        self.less = (m - 1).clamp(min=1)  # what divides by it is 0 for a class that is alone
         self.size = 2 * G * G + G * (2 if model.bias else 1)
         self.roots, self.weights = self.groups.shares.sqrt(), self.groups.shares * m
         self.eye = torch.eye(G, dtype=torch.float64, device=device)
@@ -101,7 +103,7 @@ class GroupedModel:
         """The point of a vector."""
         W, H, u, b = self.factors(vector)
         return GroupedPoint(
-            u.square() / (self.groups.sizes - 1).clamp(min=1),
+            u.square() / self.less,
             W @ H,
             None if b is None else b / self.groups.sizes.sqrt(),
         )
@@ -113,6 +115,14 @@ class GroupedModel:
         u = (point.within.clamp(min=ridge) * (self.groups.sizes - 1)).sqrt()
         parts = [(left * root).flatten(), (root[:, None] * right).flatten(), u]
         return torch.cat(parts if point.b is None else [*parts, point.b * self.groups.sizes.sqrt()])
+
+    def to(self, kind: torch.dtype) -> GroupedModel:
+        """A copy for products of the Hessian in another precision."""
+        model = copy.copy(self)
+        parts = {name: part.to(kind) for name, part in vars(self).items() if isinstance(part, Tensor)}
+        groups = Groups(self.groups.of, self.groups.sizes.to(kind), self.groups.shares.to(kind))
+        vars(model).update(parts, groups=groups, _beside=None)
+        return model
 
     def zero(self) -> GroupedPoint:
         """All zeros."""
@@ -177,6 +187,10 @@ class GroupedModel:
             slopes[..., 0, :] = -slopes[..., 1:, :].sum(-2)
         return slopes
 
+    def weighted_slopes(self, logits: Tensor) -> Tensor:
+        """The same, weighted for `pull`."""
+        return self.raw_slopes(logits) * self.stretch * self.weights
+
     def pull(self, slopes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The derivatives with respect to C, the a_g, and the biases, of weighted (..., G+1, G) slopes."""
         scaled = slopes / self.roots
@@ -192,11 +206,11 @@ class GroupedModel:
         logits = self.logits(point)
         norms = (W.square().sum((-1, -2)) + H.square().sum((-1, -2))) / 2 + u.square().sum(-1)
         value = self._fit(logits) + self.mu * norms
-        between, within, bias = self.pull(self.raw_slopes(logits) * self.stretch * self.weights)
+        between, within, bias = self.pull(self.weighted_slopes(logits))
         parts = [
             (between @ H.mT + self.mu * W).flatten(-2),
             (W.mT @ between + self.mu * H).flatten(-2),
-            2 * u * (within / (self.groups.sizes - 1).clamp(min=1) + self.mu),
+            2 * u * (within / self.less + self.mu),
         ]
         if b is not None:
             value = value + self.model.bias_decay / 2 * b.square().sum(-1)
@@ -209,14 +223,14 @@ class GroupedModel:
         dW, dH, du, db = self.factors(direction)
         if self._beside is None or self._beside[0] is not vector:  # many products are asked for at the same vector
             logits = self.logits(self.point(vector))
-            pulled = self.pull(self.raw_slopes(logits) * self.stretch * self.weights)
+            pulled = self.pull(self.weighted_slopes(logits))
             self._beside = (
                 vector,
                 self.loss.curvature_at(self.stretch * logits + self.shift, self.targets),
                 *pulled[:2],
             )
         _, curvature, between, within = self._beside
-        less = (self.groups.sizes - 1).clamp(min=1)
+        less = self.less
         moved = GroupedPoint(2 * u * du / less, dW @ H + W @ dH, None if db is None else db / self.groups.sizes.sqrt())
         bent = curvature(self.stretch * self.logits(moved)) * (self.stretch * self.weights)
         turned, moved_within, bias = self.pull(bent)
@@ -274,27 +288,54 @@ class GroupedModel:
         logits = self.logits(GroupedPoint(point.within, point.between, None))
         m, decay = self.groups.sizes, self.model.bias_decay
         if isinstance(self.loss, SquaredError):
-            apart = self.pull(self.raw_slopes(logits) * self.stretch * self.weights)[2]
+            apart = self.pull(self.weighted_slopes(logits))[2]
             return -apart / (m * (1 + decay))
         shifted = logits + self.shift  # the logits of all classes of a group as one
         together = torch.where(self.eye > 0, torch.logaddexp(shifted[:1], shifted[1:]), shifted[1:])
         targets = self.targets[1:] + torch.diag(self.targets[0])
         return newton_bias(self.loss, decay * m, together, targets, self.weights, point.b, tolerance=1e-16)
 
-    def lower_bound(self, point: GroupedPoint) -> float:
-        """The bound of `duality.lower_bound`, of the whole model at this point."""
+    def lower_bound(self, point: GroupedPoint, sharp: bool = False) -> float:
+        """The bound of `duality.lower_bound`, of the whole model at this point; `sharp` also that of `sharpened`."""
         bias = None if point.b is None else self.best_bias(point)
-        logits = self.logits(GroupedPoint(point.within, point.between, bias))
-        slopes = self.raw_slopes(logits)
+        slopes = self.raw_slopes(self.logits(GroupedPoint(point.within, point.between, bias)))
+        bound = self._bound_of(slopes)
+        return max(bound, self._bound_of(self.sharpened(slopes, point))) if sharp else bound
+
+    def sharpened(self, slopes: Tensor, point: GroupedPoint) -> Tensor:
+        """Raw slopes near others, with the singular values that a minimiser near a point has: mu where Z is not 0.
+
+        Their gap is of second order in the distance from the minimum, that of the slopes of a point of first order.
+        """
+        m, several = self.groups.sizes, self.groups.sizes > 1
+        between, within, _ = self.pull(slopes * self.stretch * self.weights)
+        left, sizes, right = torch.linalg.svd(between)
+        alive = torch.linalg.svdvals(point.between)
+        sizes = sizes.clamp(max=self.mu)
+        sizes[: int((alive > 1e-12 * alive.max()).sum())] = self.mu
+        each = torch.where(point.within > 0, -self.mu, (within / self.less).clamp(-self.mu, self.mu))
+        totals = (left * sizes) @ right * self.outer
+        if isinstance(self.loss, CrossEntropy):  # probabilities that add up to 1
+            least = -(self.targets[1:] * self.weights / self.roots)
+            totals = torch.maximum(totals, least).fill_diagonal_(0.0)
+            totals.diagonal().copy_(-totals.sum(0))
+        own = torch.where(several, each * (m - 1), 0.0) + totals.diagonal() / m
+        totals.diagonal().sub_(own)
+        moved = torch.cat([own[None], totals]) * self.roots
+        return torch.where(self.times > 0, moved / (self.stretch * self.weights).clamp(min=1e-300), 0.0)
+
+    def _bound_of(self, slopes: Tensor) -> float:
+        """The bound from raw slopes."""
         m, decay = self.groups.sizes, self.model.bias_decay
         rest = self.pull(slopes * self.stretch * self.weights)[2] / m  # of each class: G 1
         one_hot = isinstance(self.loss, CrossEntropy) and not self.loss.smoothing
-        if bias is not None and decay == 0 and not one_hot:
+        biased = self.model.bias
+        if biased and decay == 0 and not one_hot:
             shares = self.times / self.stretch.clamp(min=1e-300)
             slopes = slopes - shares * self._spread(rest / self.weights.sum())
             rest = self.pull(slopes * self.stretch * self.weights)[2] / m
-        quadratic = float((m * rest.square()).sum()) / (2 * decay) if bias is not None and decay > 0 else 0.0
-        undecayed = float((m * rest.abs()).sum()) if bias is not None and decay == 0 else 0.0
+        quadratic = float((m * rest.square()).sum()) / (2 * decay) if biased and decay > 0 else 0.0
+        undecayed = float((m * rest.abs()).sum()) if biased and decay == 0 else 0.0
         norm = self.dual_norm(slopes)
         largest = min(self.loss.largest_scale(slopes, self.targets), self.mu / norm if norm > 0 else 1.0)
         line = self.loss.dual_line(slopes, self.targets, self.weights)
@@ -311,7 +352,7 @@ class GroupedModel:
         """`duality.dual_norm` of the whole model, from unweighted raw slopes."""
         between, within, _ = self.pull(slopes * self.stretch * self.weights)
         several = self.groups.sizes > 1
-        each = within / (self.groups.sizes - 1).clamp(min=1)
+        each = within / self.less
         if not self.model.nonnegative:
             return max(spectral_norm(between), _largest(each[several].abs()))
         gram, squares = between.mT @ between, each.square()

@@ -22,13 +22,14 @@ from neuralcollapse.checks import (
     check_real,
 )
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, state_device
 from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.losses import CrossEntropy
 from neuralcollapse.ufm.minimizers import global_minimum
-from neuralcollapse.ufm.model import Model, Point
-from neuralcollapse.ufm.nonnegative import collapsed_bounds
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.nonnegative import minimum_bounds
+from neuralcollapse.ufm.points import Point
 
 FEATURE_SIGNS = ("auto", "real", "nonnegative")
 # Distinct counts beyond which the solvers are slow: 26 s for 1,000. With features >= 0 and a bias, some numbers of
@@ -144,8 +145,10 @@ def certify_head(
         raise InputError(
             f"expected features >= 0, got {int((features < 0).sum())} negative entries: use features_sign='real'"
         )
-    counts, decays = labels.bincount(minlength=num_classes), (weight_decay, feature_decay, bias_decay)
-    weight, bias = weight.double(), None if bias is None else bias.double()
+    device, decays = state_device(features.device), (weight_decay, feature_decay, bias_decay)
+    labels, weight = labels.to(device), _in_float64(weight, device)
+    bias = None if bias is None else _in_float64(bias, device)
+    counts = labels.bincount(minlength=num_classes)
     loss, size, means = _passed(features, labels, weight, bias, counts)
     found = _certified(counts, means, loss, size, weight, bias, decays, features_sign != "real" and positive)
     return replace(found, floor=positive and features.shape[1] < num_classes)
@@ -159,7 +162,7 @@ def _passed(
     total, size, sums = (weight.new_zeros(shape) for shape in ((), (), (num_classes, dim)))
     rows = max(1, _PART // (num_classes + dim))
     for part, own in zip(features.split(rows), labels.split(rows), strict=True):
-        part = part.double()
+        part = _in_float64(part, weight.device)
         logits = weight @ part.mT
         logits = logits if bias is None else logits.add_(bias[:, None])
         total += loss.value(logits, loss.targets(own, num_classes)).sum()
@@ -212,10 +215,15 @@ def certify_head_moments(
     counts = moments.counts
     size = float(moments.spreads.sum() + counts.double() @ moments.means.square().sum(1))
     means = moments.means
-    weight, bias = weight.to(means.device).double(), None if bias is None else bias.to(means.device).double()
+    weight, bias = _in_float64(weight, means.device), None if bias is None else _in_float64(bias, means.device)
     decays, nonnegative = (weight_decay, feature_decay, bias_decay), features_sign == "nonnegative"
     found = _certified(counts, means, loss, size, weight, bias, decays, nonnegative)
     return replace(found, floor=nonnegative and not found.nonnegative)
+
+
+def _in_float64(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in float64 on a device that has it: moved first, since its own may not."""
+    return tensor.to(device).double()
 
 
 def check_sign(features_sign: str) -> None:
@@ -227,7 +235,7 @@ def check_sign(features_sign: str) -> None:
 
 def balanced_decay(weight_decay: float, weight: Tensor, size: float) -> float | None:
     """The feature decay lH from the balance `lW |W|^2 = lH |H|^2`, `size` being |H|^2; None where W or H is zero."""
-    rows = float(weight.double().square().sum())
+    rows = float(_in_float64(weight, state_device(weight.device)).square().sum())
     return weight_decay * rows / size if size > 0 and rows > 0 else None
 
 
@@ -276,7 +284,7 @@ def _compare(model: Model, objective: float, bound: float, decays: Decays) -> He
             stacklevel=4,
         )
     if model.nonnegative:
-        bounds = collapsed_bounds(model)
+        bounds = minimum_bounds(model)
         minimum, exact = bounds.upper, bounds.exact
     else:
         minimum = global_minimum(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,7 +12,9 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.effort import FEWEST, Effort, OutOfEffort
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 
 if TYPE_CHECKING:
     from scipy.sparse.linalg import LinearOperator
@@ -25,18 +29,26 @@ class Hessian:
     If the features of each class coincide, as at every critical point, the spectrum splits into that of the collapsed
     model (one column a class) and, for differences within class k, the eigenvalues of `W' C_k W / N + lH I`, C_k the
     curvature of the loss, each n_k - 1 times. `eigenvalues` and `negative` use this, so that their cost does not grow
-    with the number of samples.
+    with the number of samples. What its products cost is taken from an `effort`, if there is one: a search that goes
+    beyond it raises `OutOfEffort`.
     """
 
-    def __init__(self, model: Model, point: Point) -> None:
+    def __init__(self, model: Model, point: Point, effort: Effort | None = None) -> None:
         model.check_point(point)
         self.model = model.near(point)
         self.at = point
         self.size = model.size
+        self.effort = effort
+
+    @cached_property
+    def _at_point(self) -> Callable[[Point], Point]:
+        return self.model.hessian_at(self.at)
 
     def product(self, direction: Point) -> Point:
         """The Hessian times a direction."""
-        return self.model.hessian_product(self.at, direction)
+        if self.effort is not None:
+            self.effort.spend(self.effort.product)
+        return self._at_point(direction)
 
     def __matmul__(self, vector: Tensor) -> Tensor:
         """The Hessian times a vector (n,)."""
@@ -100,11 +112,13 @@ class Hessian:
         return not self.model.is_collapsed and self.model.spread(self.at) <= _COLLAPSED
 
     def _reduced(self) -> Hessian:
-        return Hessian(self.model.collapsed(), self.model.collapse(self.at))
+        return Hessian(self.model.collapsed(), self.model.collapse(self.at), self.effort)
 
     def _within(self) -> list[tuple[Tensor, Tensor, int]]:
         """For each class the curvatures (d,) of differences between its features, the directions, and multiplicity."""
         small, point = self.model.collapsed(), self.model.collapse(self.at)
+        if self.effort is not None:
+            self.effort.spend(float(point.W.numel()) * point.W.numel())
         logits = small.logits(point)
         pieces = []
         for k, samples in enumerate(self.model.counts):
@@ -132,7 +146,11 @@ class Hessian:
         return torch.as_tensor(np.sort(found), dtype=torch.float64, device=self.model.device)
 
     def least_direction(self) -> tuple[float, Point]:
-        """The least eigenvalue and its unit eigenvector."""
+        """The least eigenvalue and its unit eigenvector.
+
+        Raises:
+            OutOfEffort: what the effort allows does not suffice.
+        """
         if self._splits:
             best, direction = self._reduced().least_direction()
             direction = self.model.expand(direction)
@@ -149,6 +167,8 @@ class Hessian:
             return float(values[0]), self.model.point(vectors[:, 0])
         from scipy.sparse.linalg import eigsh
 
+        if self.effort is not None and not self.effort.products(FEWEST):
+            raise OutOfEffort("too little is left of the work allowed")
         start = np.random.default_rng(0).standard_normal(self.size)
         found, along = eigsh(self.operator(), k=1, which="SA", v0=start)
         vector = torch.as_tensor(along[:, 0].copy(), dtype=torch.float64, device=self.model.device)

@@ -37,7 +37,7 @@ class Loss(Protocol):
         """(..., K, M) the Hessian of each column's loss times a direction."""
 
     def curvature_at(self, logits: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
-        """`curvature` as a function of the direction; only for convex losses."""
+        """`curvature` as a function of the direction."""
 
     def bias_derivatives(
         self, logits: Tensor, bias: Tensor, targets: Tensor, weights: Tensor
@@ -90,7 +90,7 @@ class CrossEntropy:
         slopes = logits.softmax(-2)
         if self.smoothing:
             return slopes.sub_(targets)
-        slopes = slopes - slopes * targets
+        slopes.addcmul_(slopes, targets, value=-1)
         return slopes.addcmul_(targets, slopes.sum(-2, keepdim=True), value=-1)
 
     def curvature(self, logits: Tensor, targets: Tensor, direction: Tensor) -> Tensor:
@@ -183,6 +183,10 @@ class Focal:
         along = (away * direction).sum(-2, keepdim=True)
         return bend * along * away - slope * _softmax_curvature(probabilities, direction)
 
+    def curvature_at(self, logits: Tensor, targets: Tensor) -> Callable[[Tensor], Tensor]:
+        """`curvature` as it is."""
+        return partial(self.curvature, logits, targets)
+
     def _derivatives(self, logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`P`, `y - P`, `phi'(L)` and `phi''(L)` for `phi(L) = -(1-e^L)^gamma L`."""
         gamma = self.gamma
@@ -202,7 +206,7 @@ class Focal:
         """Raises: the loss is not convex, so its conjugate gives no bound."""
         raise InputError("the focal loss is not convex in the logits, so it has no duality bound")
 
-    bias_derivatives = curvature_at = dual_line = largest_scale = dual
+    bias_derivatives = dual_line = largest_scale = dual
 
 
 class SquaredError:
@@ -288,7 +292,8 @@ def find_loss(loss: str | Loss) -> Loss:
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    return torch.nn.functional.one_hot(labels, num_classes).T.to(torch.float64)
+    targets = torch.zeros(num_classes, len(labels), dtype=torch.float64, device=labels.device)
+    return targets.scatter_(0, labels[None], 1.0)
 
 
 def _softmax_curvature(probabilities: Tensor, direction: Tensor) -> Tensor:

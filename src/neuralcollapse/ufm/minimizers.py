@@ -16,8 +16,9 @@ from neuralcollapse.geometry.frames import simplex_etf
 from neuralcollapse.ufm.convex import grouped, solve
 from neuralcollapse.ufm.grouped import GroupedPoint
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.nonnegative import nonnegative_minimizer, nonnegative_minimum
+from neuralcollapse.ufm.points import Point
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def collapses_to_zero(model: Model) -> bool:
 
 def global_minimizer(model: Model) -> Point:
     """A global minimiser with balanced factors.
+
+    It has a column of features for each sample; `model.collapsed().global_minimizer()` has one for each class.
 
     Raises:
         InputError: d is below the rank of the minimiser (d < K-1, or d < K for some MSE models), or the loss is focal

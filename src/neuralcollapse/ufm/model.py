@@ -1,4 +1,4 @@
-"""Model: the objective of the unconstrained feature model, its derivatives, and its points.
+"""Model: the objective of the unconstrained feature model and its derivatives, for class counts and decays.
 
     f(W, H, b) = (1/N) sum_i l(W h_i + b, y_i) + lW/2 |W|^2 + lH/2 |H|^2 + lb/2 |b|^2
 
@@ -14,9 +14,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import wraps
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -25,8 +23,10 @@ from torch import Tensor
 from neuralcollapse.checks import check_count, check_real
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
 from neuralcollapse.geometry.measures import measures
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.ufm.columns import Columns, class_counts
 from neuralcollapse.ufm.losses import Loss, find_loss
+from neuralcollapse.ufm.points import Point, check_parts, check_signs
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -34,45 +34,6 @@ if TYPE_CHECKING:
 FEATURES = ("real", "nonnegative")
 
 _T = TypeVar("_T")
-
-
-@dataclass
-class Point:
-    """W (..., K, d), H (..., d, N) with the samples ordered by class, b (..., K) or None; all float64."""
-
-    W: Tensor
-    H: Tensor
-    b: Tensor | None = None
-
-    def __add__(self, other: Point) -> Point:
-        return self._with(other, torch.add)
-
-    def __sub__(self, other: Point) -> Point:
-        return self._with(other, torch.sub)
-
-    def __mul__(self, factor: float) -> Point:
-        return Point(self.W * factor, self.H * factor, None if self.b is None else self.b * factor)
-
-    __rmul__ = __mul__
-
-    def _with(self, other: Point, operation: object) -> Point:
-        bias = None if self.b is None or other.b is None else operation(self.b, other.b)  # type: ignore[operator]
-        return Point(operation(self.W, other.W), operation(self.H, other.H), bias)  # type: ignore[operator]
-
-    def dot(self, other: Point) -> Tensor:
-        """The inner product, (...)."""
-        total = (self.W * other.W).sum((-1, -2)) + (self.H * other.H).sum((-1, -2))
-        return total if self.b is None or other.b is None else total + (self.b * other.b).sum(-1)
-
-    def norm(self) -> float:
-        """The Euclidean length."""
-        parts = [self.W, self.H] if self.b is None else [self.W, self.H, self.b]
-        return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
-
-    def vector(self) -> Tensor:
-        """All entries as one (..., n) vector: W, H, b."""
-        parts = [self.W.flatten(-2), self.H.flatten(-2)]
-        return torch.cat(parts if self.b is None else [*parts, self.b], dim=-1)
 
 
 def beside(method: Callable[..., _T]) -> Callable[..., _T]:
@@ -83,20 +44,6 @@ def beside(method: Callable[..., _T]) -> Callable[..., _T]:
         return method(model.near(first), first, *others, **named)
 
     return followed
-
-
-def float64_device(device: torch.device) -> torch.device:
-    """The device itself, or the CPU for one that has no float64 (Apple's MPS)."""
-    return torch.device("cpu") if device.type == "mps" else device
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The columns of the logits: class, weight in the mean loss, and length scale (see `Model.collapsed`) of each."""
-
-    labels: Tensor
-    weights: Tensor
-    roots: Tensor
 
 
 class Model:
@@ -136,20 +83,7 @@ class Model:
     ) -> None:
         self.num_classes = check_count(num_classes, "num_classes", 2)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
-        if isinstance(samples_per_class, Integral):
-            samples_per_class = [int(samples_per_class)] * num_classes
-        if not isinstance(samples_per_class, Sequence) or isinstance(samples_per_class, str):
-            raise InputError(f"expected samples_per_class as an integer or a list of them, got {samples_per_class!r}")
-        if (found := len(samples_per_class)) != num_classes:
-            raise InputError(f"expected samples_per_class for {num_classes} classes, got {found} counts")
-        self.counts = tuple(samples_per_class)
-        if not all(
-            type(n) is int and n > 0 for n in self.counts
-        ):  # one call for each class would take .2 s for 100,000
-            self.counts = tuple(
-                check_count(int(n) if isinstance(n, Integral) else n, f"samples of class {k}", 1)
-                for k, n in enumerate(samples_per_class)
-            )
+        self.counts = class_counts(samples_per_class, self.num_classes)
         self.weight_decay = check_real(weight_decay, "weight_decay")
         self.feature_decay = check_real(feature_decay, "feature_decay")
         self.bias_decay = check_real(bias_decay, "bias_decay", zero=True)
@@ -159,7 +93,7 @@ class Model:
             close = did_you_mean(features, FEATURES)
             raise InputError(f"no features {features!r}{close}; there are: real, nonnegative")
         self.features = features
-        self.device = float64_device(torch.device(device or "cpu"))
+        self.device = state_device(device)
         self._columns: Columns | None = None  # made when they are first used: a closed form needs no entry a sample
         self._targets: Tensor | None = None
 
@@ -167,10 +101,7 @@ class Model:
     def columns(self) -> Columns:
         """The columns of the logits: one for each sample, or for each class if the model is collapsed."""
         if self._columns is None:
-            sizes = torch.tensor(self.counts, device=self.device)
-            labels = torch.arange(self.num_classes, device=self.device).repeat_interleave(sizes)
-            weights = torch.full((len(labels),), 1 / len(labels), dtype=torch.float64, device=self.device)
-            self._columns = Columns(labels, weights, torch.ones_like(weights))
+            self._columns = Columns.of_samples(self.counts, self.device)
         return self._columns
 
     @property
@@ -203,14 +134,12 @@ class Model:
 
     def on(self, device: torch.device | str) -> Self:
         """The model on another device."""
-        device = float64_device(torch.device(device))
+        device = state_device(device)
         if device == self.device:
             return self
         model = copy.copy(self)
         model.device = device
-        if self._columns is not None:
-            parts = (self._columns.labels, self._columns.weights, self._columns.roots)
-            model._columns = Columns(*(part.to(device) for part in parts))
+        model._columns = None if self._columns is None else self._columns.to(device)
         model._targets = None if self._targets is None else self._targets.to(device)
         return model
 
@@ -272,8 +201,7 @@ class Model:
         There objective, gradient, spectral norm and the negative eigenvalues of the Hessian are those of the full
         model: differences of features within a class only add curvatures of at least lH.
         """
-        labels, sizes = torch.arange(self.num_classes, device=self.device), self._sizes
-        return self.with_columns(Columns(labels, sizes / sizes.sum(), sizes.sqrt()))
+        return self.with_columns(Columns.of_classes(self.counts, self.device))
 
     @property
     def is_collapsed(self) -> bool:
@@ -282,13 +210,17 @@ class Model:
 
     @beside
     def collapse(self, point: Point) -> Point:
-        """The class means of a point's features, as a point of `collapsed()`."""
+        """The class means of a point's features, as a point of `collapsed()`; a collapsed point as it is."""
+        if self.is_collapsed:
+            return point
         sums = point.H.new_zeros(*point.H.shape[:-1], self.num_classes).index_add_(-1, self.columns.labels, point.H)
         return Point(point.W, sums / self._sizes.sqrt(), point.b)
 
     @beside
     def expand(self, point: Point) -> Point:
         """A point of `collapsed()` as a point of this model: the inverse of `collapse`."""
+        if self.is_collapsed:
+            return point
         return Point(point.W, (point.H / self._sizes.sqrt())[..., self.columns.labels], point.b)
 
     @beside
@@ -343,33 +275,10 @@ class Model:
         Raises:
             InputError: which part, what was expected and what was given.
         """
-        if not isinstance(point, Point):
-            raise InputError(f"expected a Point(W, H, b), got {type(point).__name__}: model.point(vector) makes one")
-        K, d, bias = self.num_classes, self.feature_dim, (self.num_classes,) if self.bias else None
-        expected: dict[str, tuple[int, ...] | None] = {"W": (K, d), "H": (d, self.num_columns), "b": bias}
-        for name, shape in expected.items():
-            part = getattr(point, name)
-            if (part is None) != (shape is None):
-                raise InputError(
-                    f"expected {'no b: the model has no bias' if shape is None else f'{name} of shape {shape}'}, "
-                    f"got {'none' if part is None else type(part).__name__}"
-                )
-            if part is None:
-                continue
-            if not isinstance(part, Tensor):
-                raise InputError(f"expected {name} as a torch.Tensor, got {type(part).__name__}: use torch.as_tensor")
-            if tuple(part.shape) != shape:
-                raise InputError(f"expected {name} of shape {shape}, got {tuple(part.shape)}")
-            if part.dtype != torch.float64:
-                how = ".double()" if float64_device(part.device) == part.device else ".cpu().double()"
-                raise InputError(f"expected {name} in float64, got {part.dtype}: convert it with {how}")
-            if not bool(torch.isfinite(part.sum())) and (bad := int((~torch.isfinite(part)).sum())):
-                raise InputError(f"expected finite {name}, got {bad} NaN or infinite values")
-        if self.nonnegative and bool((point.H < 0).any()):
-            raise InputError(
-                f"expected H >= 0 in a model with features='nonnegative', got {int((point.H < 0).sum())} negative "
-                "entries: model.project(point) sets them to 0"
-            )
+        K, d = self.num_classes, self.feature_dim
+        check_parts(point, {"W": (K, d), "H": (d, self.num_columns), "b": (K,) if self.bias else None})
+        if self.nonnegative:
+            check_signs(point)
 
     # -- the objective and its derivatives, over any leading dimensions -----------------------------------
 
@@ -427,16 +336,26 @@ class Model:
     @beside
     def hessian_product(self, point: Point, direction: Point) -> Point:
         """The Hessian of f at a point times a direction, as a point."""
+        return self.hessian_at(point)(direction)
+
+    @beside
+    def hessian_at(self, point: Point) -> Callable[[Point], Point]:
+        """`hessian_product` at a point as a function of the direction: what it needs of the point is computed once."""
         logits = self.logits(point)
         slopes = self.scaled(self.loss.gradient(logits, self.targets) * self.columns.weights)
-        moved = self.scaled(direction.W @ point.H + point.W @ direction.H)
-        if direction.b is not None:
-            moved = moved + direction.b.unsqueeze(-1)
-        bent = self.loss.curvature(logits, self.targets, moved) * self.columns.weights
-        scaled = self.scaled(bent)
-        W = scaled @ point.H.mT + slopes @ direction.H.mT + self.weight_decay * direction.W
-        H = point.W.mT @ scaled + direction.W.mT @ slopes + self.feature_decay * direction.H
-        return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
+        curvature = self.loss.curvature_at(logits, self.targets)
+
+        def product(direction: Point) -> Point:
+            moved = self.scaled(direction.W @ point.H + point.W @ direction.H)
+            if direction.b is not None:
+                moved = moved + direction.b.unsqueeze(-1)
+            bent = curvature(moved) * self.columns.weights
+            scaled = self.scaled(bent)
+            W = scaled @ point.H.mT + slopes @ direction.H.mT + self.weight_decay * direction.W
+            H = point.W.mT @ scaled + direction.W.mT @ slopes + self.feature_decay * direction.H
+            return Point(W, H, None if direction.b is None else bent.sum(-1) + self.bias_decay * direction.b)
+
+        return product
 
     @beside
     def objective(self, point: Point) -> float:

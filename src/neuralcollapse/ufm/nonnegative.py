@@ -22,7 +22,8 @@ Source: Dang, Tran, Nguyen, Ho, ICML 2024, for cross-entropy without a bias; the
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -32,7 +33,8 @@ from neuralcollapse.ufm.decoupled import Decoupled, decoupled
 from neuralcollapse.ufm.duality import decay_cost, lower_bound
 from neuralcollapse.ufm.grouped import GroupedModel, Groups
 from neuralcollapse.ufm.losses import CrossEntropy
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.projected import bounded_lbfgs
 from neuralcollapse.ufm.solved import keeps_the_last
 from neuralcollapse.ufm.units import Units
@@ -51,37 +53,40 @@ class MinimumBounds:
 
     Attributes:
         lower: no point of the model is below this.
-        upper: the objective at `point`.
-        point: the lowest point found.
+        upper: the objective at the lowest point found.
         exact: whether the bounds agree, up to 1e-7 of what the decay costs: `upper` is the minimum.
+        collapsed: the lowest point found, as a point of `model.collapsed()`: a column of features for each class.
+        model: the model.
     """
 
     lower: float
     upper: float
-    point: Point
     exact: bool
+    collapsed: Point = field(repr=False)
+    model: Model = field(repr=False)
+
+    @cached_property
+    def point(self) -> Point:
+        """The lowest point found, with a column of features for each sample: made when it is first asked for."""
+        return self.model.expand(self.collapsed)
 
 
 def minimum_bounds(model: Model) -> MinimumBounds:
     """The exact minimum of a model with features >= 0 where it can be proved, or bounds of it.
 
+    Unless the `point` of the result is asked for, nothing has an entry for each sample: millions of them cost nothing.
+
     Raises:
         InputError: features="real"; focal loss, which is not convex; or fewer dimensions than classes that do not
             vanish, whose features cannot be orthogonal.
     """
-    found = collapsed_bounds(model)
-    return replace(found, point=model.expand(found.point))
-
-
-def collapsed_bounds(model: Model) -> MinimumBounds:
-    """`minimum_bounds` with a point of the collapsed model: no array has an entry for each sample."""
     K, d = model.num_classes, model.feature_dim
     small = model.like(feature_dim=min(K, d))
     found = _checked(model)
     point = found.point or _point(small, found.orthogonal)
     W, H = point.W.new_zeros(K, d), point.H.new_zeros(d, K)
     W[:, : min(K, d)], H[: min(K, d)] = point.W, point.H
-    return MinimumBounds(found.lower, found.upper, Point(W, H, point.b), found.exact)
+    return MinimumBounds(found.lower, found.upper, found.exact, Point(W, H, point.b), model)
 
 
 @dataclass(frozen=True)
@@ -134,7 +139,7 @@ def nonnegative_minimizer(model: Model) -> Point:
         InputError: as `minimum_bounds`, or the bounds do not agree.
     """
     _require_exact(_checked(model))
-    return collapsed_bounds(model).point
+    return minimum_bounds(model).collapsed
 
 
 def _require_exact(found: _Solved) -> None:

@@ -1,7 +1,8 @@
 """Newton's method on the gradient: from near a critical point, of any index, to its last digits.
 
 Rotations of the features do not change the objective, so the Hessian is singular along them. The step is taken in the
-directions with curvature, and its length estimates the distance to the critical point.
+directions with curvature, and its length estimates the distance to the critical point. Where the matrix is large it
+comes from products of the Hessian, as many as an `effort` allows.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.ufm.descent import lbfgs, newton
+from neuralcollapse.ufm.effort import Effort
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.model import Point
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.units import Units
 
 SOLVED = 1e-9  # a canonical gradient below this times mu (1 + |point|) counts as zero
@@ -24,6 +26,7 @@ _ENDED = 1e-3  # below this times mu (1 + |point|) the canonical gradient at the
 _FLAT = 1e-6  # no step is taken along eigenvectors of eigenvalues below this times mu
 _DENSE_UP_TO = 800  # variables up to which the step is computed from the spectrum
 _STEPS = 40  # Newton steps, at most
+_PRODUCTS = 400  # of the Hessian in a step, at most
 _DESCENT = 150  # the same of a descent
 
 
@@ -52,20 +55,24 @@ class Polished:
     error: float
 
 
-def polish(units: Units, point: Point, reach: float = NEAR) -> Polished:
+def polish(units: Units, point: Point, reach: float = NEAR, effort: Effort | None = None) -> Polished:
     """The critical point near a point of `units.small`, or the point itself if Newton's method finds none near.
 
-    The point has a small gradient; `reach` says how far to go, relative to 1 + |point|.
+    The point has a small gradient; `reach` says how far to go, relative to 1 + |point|, and `effort` how much it may
+    cost: without one, what `Effort` allows. Where too little is left for a step, the point is where it was.
     """
     small = units.small
+    effort = Effort(small) if effort is None else effort
     vector = start = point.vector()
     furthest = reach * (1 + float(start.norm()))
     gradient = small.value_and_gradient(vector)[1]
     size = float(gradient.norm())
     goal = 1e-3 * SOLVED * units.mu
-    step, error = newton_step(units, vector, gradient)
+    if size == 0:
+        return Polished(point, 0.0, 0.0)
+    step, error = newton_step(units, vector, gradient, effort)
     for _ in range(_STEPS):
-        if size <= goal:
+        if size <= goal or effort.ended:
             break
         for _ in range(6):
             trial = vector - step
@@ -79,17 +86,23 @@ def polish(units: Units, point: Point, reach: float = NEAR) -> Polished:
         if float((trial - start).norm()) > furthest:
             break
         vector, size = trial, trial_size
-        step, error = newton_step(units, vector, gradient)
-    return Polished(small.point(vector), size, error)
+        step, error = newton_step(units, vector, gradient, effort)
+    return Polished(point if vector is start else small.point(vector), size, error)
 
 
-def newton_step(units: Units, vector: Tensor, gradient: Tensor) -> tuple[Tensor, float]:
-    """The Newton step (n,), and a bound, to first order, of the distance to the critical point."""
+def newton_step(units: Units, vector: Tensor, gradient: Tensor, effort: Effort) -> tuple[Tensor, float]:
+    """The Newton step (n,), and a bound, to first order, of the distance to the critical point.
+
+    Where `effort` has too little left, the step is 0 and the bound comes from the gradient alone.
+    """
     from scipy.sparse.linalg import minres
 
-    hessian, floor = Hessian(units.small, units.small.point(vector)), _FLAT * units.mu
+    hessian, floor = Hessian(units.small, units.small.point(vector), effort), _FLAT * units.mu
     if hessian.size > _DENSE_UP_TO:
-        found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=400)
+        products = effort.products(_PRODUCTS + 2)  # two more, before the first step and for the rest
+        if not products:
+            return torch.zeros_like(gradient), float(gradient.norm()) / floor
+        found, _ = minres(hessian.operator(), gradient.cpu().numpy(), rtol=1e-10, maxiter=products - 2)
         step = torch.from_numpy(np.asarray(found)).to(gradient)
         rest = float((gradient - hessian @ step).norm())
         return step, float(step.norm()) + rest / floor

@@ -15,7 +15,8 @@ from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.duality import lower_bound
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.polish import SOLVED, finish
 from neuralcollapse.ufm.projected import bounded_lbfgs
 from neuralcollapse.ufm.units import Units

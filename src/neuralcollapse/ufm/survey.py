@@ -13,8 +13,9 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.atlas import Entry, atlas, coverage
 from neuralcollapse.ufm.descent import lbfgs
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.minimizers import collapsed_minimizer, global_minimum
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.solvers import Solution, Starts, leave, many_starts, minimize
 
 _TRAJECTORIES = 8  # starts whose trajectories are kept
@@ -97,7 +98,7 @@ def survey(
     minimum, lowest = None, None
     on_message("the global minimum")
     try:
-        lowest, minimum = global_minimizer(model), global_minimum(model)
+        lowest, minimum = collapsed_minimizer(model), global_minimum(model)
     except InputError as error:
         on_message(f"no exact minimum: {error}")
     entries: list[Entry] = []
@@ -115,12 +116,11 @@ def survey(
     tied = [entry for entry in entries if entry.family == "partition"]
     saddles = [entry for entry in tied if entry.certificate.verdict == "strict_saddle"]
     chosen = {f"saddle {entry.name}": entry.point for entry in (saddles[:1] + saddles[-1:])}
+    chosen = {name: model.collapse(point) for name, point in chosen.items()}
     if lowest is not None and not model.nonnegative:
         chosen["global minimum"] = lowest
     small = model.collapsed()
-    spectra = {
-        name: Hessian(small, model.collapse(point)).eigenvalues(min(small.size, 400)) for name, point in chosen.items()
-    }
+    spectra = {name: Hessian(small, point).eigenvalues(min(small.size, 400)) for name, point in chosen.items()}
     way = None
     if saddles and model.feature_dim >= model.num_classes - 1:
         on_message("the way out of a saddle")
@@ -174,7 +174,7 @@ def minority_phase(model: Model) -> Phase:
                 feature_decay=decay_each,
             )
             try:
-                W = global_minimizer(candidate).W[large:]
+                W = collapsed_minimizer(candidate).W[large:]
                 row.append(_cosine(W[0], W[1]))
             except InputError:  # the decay of this cell is too small for the solver
                 row.append(math.nan)

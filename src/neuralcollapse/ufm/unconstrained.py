@@ -9,7 +9,8 @@ from neuralcollapse.ufm.atlas import Entry, Partition, atlas
 from neuralcollapse.ufm.certificate import Certificate, certify
 from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.minimizers import global_minimizer, global_minimum
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.solvers import Solution, Starts, many_starts, minimize
 
 

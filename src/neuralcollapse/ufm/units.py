@@ -16,7 +16,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from neuralcollapse.ufm.model import Model, Point
+from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.points import Point
 
 
 class Units:

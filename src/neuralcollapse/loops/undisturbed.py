@@ -1,0 +1,28 @@
+"""What measuring leaves as it was: the random states, and autocast."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Without autocast inside; afterwards random numbers are drawn as if nothing had been measured."""
+    first = next(model.parameters(), None)
+    device = torch.device("cpu") if first is None else first.device
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  the states that a data set's transforms may use
+    try:
+        with (
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            torch.autocast(device.type, enabled=False),
+        ):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,124 @@
+"""Scree figures: the eigenvalues of features and classifier in order, each spectrum over its largest.
+
+Under collapse those of the class means and of the classifier are level up to K-1 and then end. A dashed line marks the
+largest rank that the numbers of samples, classes and dimensions allow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from neuralcollapse.errors import InputError
+from neuralcollapse.report.figure import COLORS, Axis, Figure, Line
+from neuralcollapse.runs.records import Geometry
+
+if TYPE_CHECKING:
+    from neuralcollapse.geometry.spectra import Spectra, Spectrum
+
+_POINTS = 300  # of a line, evenly spread over the logarithm of the number
+_WORDS = {
+    "between": "between class means, S_B",
+    "weight": "classifier, W'W",
+    "within": "within classes, S_W",
+    "total": "all samples, S_T",
+}
+
+
+class _Curve(NamedTuple):
+    name: str
+    eigenvalues: np.ndarray
+    ceiling: int
+    effective: float
+
+
+def scree(spectra: Spectra) -> Figure:
+    """The scree figure of what `neuralcollapse.spectra` returns."""
+    return _figure([(name, getattr(spectra, name)) for name in _WORDS], "")
+
+
+def geometry_scree(geometries: Sequence[Geometry], unit: str = "epoch") -> list[Figure]:
+    """The scree figure of the last class means and classifier that a run has kept; none without a spread."""
+    if not geometries:
+        return []
+    import torch
+
+    from neuralcollapse.geometry.spectra import spectrum_of
+
+    last = geometries[-1]
+    seen = np.isfinite(last.means).all(1)
+    if seen.sum() < 2:
+        return []
+    means, centre = torch.from_numpy(last.means[seen]), torch.from_numpy(last.global_mean).double()
+    found = [
+        ("between", spectrum_of(means, centre)),
+        ("weight", spectrum_of(torch.from_numpy(last.weight[seen]))),
+    ]
+    if not any(spectrum.rank for _, spectrum in found):
+        return []
+    return [_figure(found, f" at {unit} {last.epoch:,}")]
+
+
+def write_scree(spectra: Spectra, path: str | Path) -> Path:
+    """Draw the eigenvalues of `spectra` on logarithmic axes, one column of a paper wide.
+
+    Args:
+        spectra: what `neuralcollapse.spectra` returns.
+        path: a file that ends in .png, .svg or .pdf; one that is there is replaced.
+
+    Returns:
+        The file.
+
+    Raises:
+        InputError: another ending, spectra without eigenvalues, a file that cannot be written, or packages missing.
+    """
+    from neuralcollapse.report.paper import save_figure
+
+    figure = scree(spectra)
+    if not figure.marks:
+        raise InputError("expected spectra with eigenvalues, got none: there is nothing to draw")
+    return save_figure(figure, Path(path))
+
+
+def _figure(found: Sequence[tuple[str, Spectrum | None]], when: str) -> Figure:
+    curves = [
+        (color, _Curve(_WORDS[name], each.eigenvalues.cpu().numpy(), each.ceiling, each.effective_rank))
+        for (name, each), color in zip(found, COLORS, strict=False)
+        if each is not None and each.rank
+    ]
+    least = min((float(curve.eigenvalues[-1] / curve.eigenvalues[0]) for _, curve in curves), default=0.1)
+    bottom = min(0.1, least)
+    marks = []
+    for color, curve in curves:
+        numbers = np.unique(np.geomspace(1, len(curve.eigenvalues), _POINTS).round().astype(int))
+        shares = curve.eigenvalues / curve.eigenvalues[0]
+        few = len(numbers) < 50
+        hover = "number {x}: {y:.3g}"
+        dash = "dot" if curve.name == _WORDS["weight"] else "solid"  # under collapse two curves are one
+        y = shares[numbers - 1].tolist()
+        marks.append(Line(curve.name, numbers.tolist(), y, color, dash, markers=few, hover=hover))
+    for color, curve in curves:
+        name = f"ceiling, {curve.name}"
+        ends = [curve.ceiling] * 2
+        marks.append(Line(name, ends, [bottom, 1], color, "dash", legend=False, hover="rank at most {x}", width=1))
+    told = "; ".join(
+        f"{curve.name}: {len(curve.eigenvalues):,} of at most {curve.ceiling:,} directions, effective rank "
+        f"{curve.effective:.4g}"
+        for _, curve in curves
+    )
+    caption = (
+        "Eigenvalues over the largest of each, without those that rounding alone may have made. Dashed: the largest "
+        "rank that samples, classes and dimensions allow. Level up to K-1, then nothing: a simplex."
+    )
+    return Figure(
+        "scree",
+        f"Spectra{when}",
+        caption,
+        f"Eigenvalues{when}. {told}.",
+        marks,
+        Axis("number of the eigenvalue", log=True),
+        Axis("share of the largest", log=True),
+    )
