@@ -178,7 +178,7 @@ def print_records(
     found: classes.Classes | None = None,
     more: Mapping[int, Mapping[str, float]] | None = None,
 ) -> None:
-    """JSON of many records, each with its checkpoint and (by its epoch) further measures; and the classes of the last."""
+    """JSON of many records, each with its checkpoint and (by its epoch) further measures; the last one's classes."""
     listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
     for each in listed:
         if more and each["epoch"] in more:

@@ -79,7 +79,9 @@ def errors_of(whole: ClassMoments, groups: Sequence[ClassMoments], *, pairwise: 
         every = [Corrected(means, basis), *(Corrected(each, basis, strict=False) for each in left)]
     except Undefined as reason:
         undefined[str(reason)], names = names, []
-    shares = torch.tensor([group.num_samples / whole.num_samples for group in groups], dtype=torch.float64)
+    shares = torch.tensor(
+        [group.num_samples / whole.num_samples for group in groups], dtype=torch.float64, device="cpu"
+    )
     for name in names:
         try:
             found = [_JOBS[name](each, sample) for each in every]
