@@ -54,6 +54,20 @@ class TestElsewhere:
         monkeypatch.setattr(margins, "_WHOLE", 2)
         assert one_vs_rest_margins(WEIGHT).rho.min() > 0
 
+    @pytest.mark.parametrize("pairwise", [True, 3])
+    def test_standard_errors_and_few_shots(self, pairwise):
+        features = FEATURES + 4 * WEIGHT[LABELS]
+        values = nc.measure_features(features, LABELS, errors=True, pairwise=pairwise)
+        assert values["nc1_error"] > 0 < values["nc1_cdnv_error"]
+        moments = nc.ClassMoments.from_batch(features, LABELS, 4)
+        assert nc.directional_cdnv(moments, pairwise=pairwise) > 0
+        scatters = moments.within_covariance.expand(4, 6, 6)
+        assert all(
+            nc.few_shot_error(moments, 1, ways, scatters=each).error >= 0
+            for ways in (2, 3)
+            for each in (None, scatters)
+        )
+
     @pytest.mark.parametrize("options", [{}, {"layers": ["0"]}, {"classes": [0, 2, 3]}, {"min_count": 2}])
     def test_measure(self, options):
         assert nc.measure(self.network, LOADER, **options)["nc1"] > 0

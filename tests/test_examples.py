@@ -56,6 +56,16 @@ def test_the_example_of_training_goes_on_where_it_ended(tmp_path, monkeypatch, c
     assert "run-simplex: 3 records, test accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("seeds")
+def test_the_example_of_few_shots_predicts_what_is_drawn(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["few_shots", "--epochs", "20", "--episodes", "300"])
+    runpy.run_path(str(EXAMPLES / "few_shots.py"), run_name="__main__")
+    lines = [line.split()[-3:] for line in capsys.readouterr().out.splitlines() if "-way" in line]
+    assert len(lines) == 6
+    for predicted, _, drawn in lines:
+        assert float(predicted) == pytest.approx(float(drawn), abs=0.1)
+
+
 @pytest.mark.parametrize(("name", "lines"), [("plain_loop", 5), ("lightning_module", 3), ("huggingface_images", 2)])
 def test_an_example_numbers_the_lines_that_were_added(name, lines):
     text = (EXAMPLES / f"{name}.py").read_text()

@@ -9,6 +9,9 @@ from .checkpoints.series import measure_checkpoints as measure_checkpoints
 from .errors import InputError as InputError
 from .errors import NeuralCollapseWarning as NeuralCollapseWarning
 from .geometry.classes import frequent_classes as frequent_classes
+from .geometry.directional import directional_cdnv as directional_cdnv
+from .geometry.few_shot import FewShotError as FewShotError
+from .geometry.few_shot import few_shot_error as few_shot_error
 from .geometry.frames import nearest_simplex_etf as nearest_simplex_etf
 from .geometry.frames import orthoplex as orthoplex
 from .geometry.frames import simplex_etf as simplex_etf
@@ -23,6 +26,7 @@ from .geometry.per_class import per_class as per_class
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
 from .geometry.spectra import spectra as spectra
+from .geometry.standard_errors import standard_errors as standard_errors
 from .geometry.uniformity import uniformity as uniformity
 from .heads.beyond_simplex import OrthoplexClassifier as OrthoplexClassifier
 from .heads.beyond_simplex import SoftmaxCodeClassifier as SoftmaxCodeClassifier

@@ -25,6 +25,7 @@ from neuralcollapse.capture.sums import Sums
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
+from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.heads.linear import head_tensors
 
 
@@ -44,6 +45,7 @@ def measure(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
+    errors: bool | int = False,
     device: torch.device | str | None = None,
     sharded: bool = False,
     progress: bool = True,
@@ -89,6 +91,9 @@ def measure(
         means_dtype: torch.float32 halves the memory for K class means (see `ClassMoments`).
         pairwise: False leaves out the measures whose cost grows with K^2; a number takes a sample of that many pairs of
             classes (see `neuralcollapse.measures`).
+        errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
+            `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
+            these would take more than 1 GiB. An integer sets the number of groups. Of inner layers there are none.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
             in all processes, is that of all samples. All processes must call this.
@@ -100,6 +105,7 @@ def measure(
         - "nc4": the share of samples whose nearest class mean is not that of the class predicted; goes to 0;
         - "ncc_accuracy": the share of samples whose nearest class mean is that of their label; goes to 1;
         - "accuracy", "loss" (cross-entropy) and "num_samples";
+        - with `errors`, "nc1_corrected", "nc1_error" and so on, and "num_groups";
         - "layers", if asked for: name -> the measures of features, "nc4" and "ncc_accuracy" of an inner layer;
         - "test", with a `test_loader`: the same for the test set, without what the weight alone decides. NC1, NC2
           and NC3 are about the test set's own class means; "nc4" and "ncc_accuracy" of the test samples are taken to
@@ -119,6 +125,7 @@ def measure(
         "ignore_index": ignore_index,
         "next_token": next_token,
         "means_dtype": means_dtype,
+        "errors": errors,
         "device": device,
         "sharded": sharded,
         "progress": progress,
@@ -145,6 +152,7 @@ def collect(
     classes: Tensor | Sequence[int] | None = None,
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
+    errors: bool | int = False,
     device: torch.device | str | None = None,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     sharded: bool = False,
@@ -157,6 +165,7 @@ def collect(
     features are sums of float64 products whatever their dtype: for what divides by the least variances.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
+    check_errors(errors)
     if reference is not None and not nc4:
         raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
 
@@ -180,7 +189,15 @@ def collect(
         if reference is not None:
             nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
         measured = count if forward.subset is None else len(forward.subset)
-        sums = Sums(measured, means_dtype, loss, keep=nc4 and nearest is None, nearest=nearest, exact=exact_sums)
+        sums = Sums(
+            measured,
+            means_dtype,
+            loss,
+            keep=nc4 and nearest is None,
+            nearest=nearest,
+            exact=exact_sums,
+            errors=errors,
+        )
         with forward:
             _add_all(sums, forward, batches("measuring"))
         return forward, sums
@@ -278,14 +295,15 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
     Raises:
         InputError: no samples, or a head that is not a linear map of its input.
     """
-    if sums.moments is None or sums.moments.num_samples == 0:
+    moments = sums.moments
+    if moments is None or moments.num_samples == 0:
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
     weight, bias = forward.tensors()  # only now: parametrised layers compute their weight in the forward pass
     check_classifier(weight, bias, *weight.shape)
-    subset, count = forward.subset, sums.moments.num_samples
+    subset, count = forward.subset, moments.num_samples
     correct = sums.correct
     return Capture(
-        sums.moments,
+        moments,
         weight if subset is None else subset.rows(weight),
         bias if subset is None or bias is None else subset.rows(bias),
         int(correct.sum()) / count,
@@ -295,6 +313,7 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
         layer=forward.head.name,
         nonnegative=sums.nonnegative,
         correct=correct,
+        groups=() if sums.grouped is None else sums.grouped.parts(),
         class_names=find_class_names(forward.model, loader, len(weight)),
     )
 

@@ -16,11 +16,13 @@ from neuralcollapse.checks import as_tensor, check_classifier, check_features, c
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
+from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
 from neuralcollapse.geometry.measures import held_out_measures, measures
-from neuralcollapse.geometry.moments import ClassMoments, kept_rows
+from neuralcollapse.geometry.moments import ClassMoments, kept_rows, state_device
 from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import ClassPair
+from neuralcollapse.geometry.standard_errors import errors_of
 
 _BLOCK_ROWS = 4_096  # features that are brought to length one at a time
 
@@ -37,6 +39,7 @@ def measure_features(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
+    errors: bool | int = False,
     test_features: Tensor | None = None,
     test_labels: Tensor | None = None,
     more: bool = False,
@@ -54,6 +57,7 @@ def measure_features(
         min_count: measure the classes with at least this many samples.
         means_dtype: torch.float32 halves the memory for K class means.
         pairwise: as in `measure`.
+        errors: add values without bias and standard errors, as in `measure`.
         test_features: (M, d) of a test set, measured beside the others and not counted among them.
         test_labels: (M,) integers.
         more: add what `neuralcollapse.more_measures` gives of the same samples and classes.
@@ -81,6 +85,7 @@ def measure_features(
         test_features=test_features,
         test_labels=test_labels,
         more=more,
+        errors=errors,
     )
     return values
 
@@ -124,6 +129,7 @@ def _measured(
     test_features: Tensor | None = None,
     test_labels: Tensor | None = None,
     more: bool = False,
+    errors: bool | int = False,
     ignore_index: int | None = None,
     classes: Tensor | Sequence[int] | None = None,
     min_count: int | None = None,
@@ -148,7 +154,7 @@ def _measured(
     check_classifier(weight, bias, num_classes, features.shape[1])
     total = num_classes
     subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
-    head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more)
+    head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more, errors)
     seen = head.measured(features, labels)
     if test is not None:
         with _of_test_set():
@@ -175,6 +181,7 @@ class _Head:
     means_dtype: torch.dtype
     pairwise: bool | int
     more: bool
+    errors: bool | int
 
     def rows(self) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of the classes that are measured."""
@@ -194,11 +201,20 @@ class _Head:
             num_classes = len(subset)
         if len(labels) == 0:
             raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
-        moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
+        groups = number_of_groups(self.errors, num_classes, features.shape[1], self.means_dtype)
+        if groups:
+            device = state_device(features.device)
+            grouped = GroupedMoments(num_classes, features.shape[1], groups, device, means_dtype=self.means_dtype)
+            grouped.update(features, labels)
+            moments = grouped.whole()
+        else:
+            moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
         if train is not None and train.feature_dim != moments.feature_dim:
             raise InputError(f"expected features of dimension {train.feature_dim}, got {moments.feature_dim}")
         of = measures if train is None else held_out_measures
         result: dict[str, Any] = dict(of(moments, weight, bias, pairwise=self.pairwise))
+        if groups:
+            result |= errors_of(moments, grouped.parts(), pairwise=self.pairwise)
         if train is not None:
             warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
         result["num_samples"] = count = moments.num_samples

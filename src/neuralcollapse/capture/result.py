@@ -15,6 +15,7 @@ from neuralcollapse.errors import NeuralCollapseWarning
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.measures import held_out_measures, measures
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.standard_errors import errors_of
 
 
 @dataclass
@@ -36,6 +37,7 @@ class Capture:
         layers_nearest: name -> "nc4" and "ncc_accuracy" of an inner layer, for its own class means.
         correct: (K,) int64, the number of samples of each class whose class has the largest logit; over
             `moments.counts` this is the accuracy by class. None if that is not known.
+        groups: the moments of groups of the samples, for standard errors, if these were asked for.
         class_names: the names of all K classes, where the model's configuration or the data set has them.
     """
 
@@ -52,6 +54,7 @@ class Capture:
     ncc_accuracy: float | None = None
     layers_nearest: dict[str, dict[str, float]] = field(default_factory=dict)
     correct: Tensor | None = None
+    groups: Sequence[ClassMoments] = ()
     class_names: tuple[str, ...] | None = None
 
     def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
@@ -88,6 +91,8 @@ class Capture:
         """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""
         of = held_out_measures if held_out else measures
         result: dict[str, Any] = dict(of(self.moments, self.weight, self.bias, pairwise=pairwise))
+        if self.groups:
+            result |= errors_of(self.moments, self.groups, pairwise=pairwise)
         if self.nc4 is not None:
             result["nc4"] = self.nc4
         if self.ncc_accuracy is not None:

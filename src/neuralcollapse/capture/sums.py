@@ -16,6 +16,7 @@ from neuralcollapse.capture.hooks import ROWS, spot_rows
 from neuralcollapse.capture.nearest import NearestCounts, Rows
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
 from neuralcollapse.geometry.moments import ClassMoments, state_device
 
 # Features, with those of inner layers, are kept for NC4 up to this size; beyond it the network runs a second time over
@@ -29,10 +30,10 @@ class Sums:
     """The sums of a pass over the data.
 
     Attributes:
-        moments: moments of the features; None before the first batch.
         layers: name -> moments of the outputs of an inner layer.
         kept: of each batch what is compared with the class means afterwards; None once too large, or if not asked for.
         nearest: counts samples by their nearest mean of another pass, if there was one.
+        grouped: the moments by group of samples, which `moments` joins then; None without standard errors.
     """
 
     def __init__(
@@ -44,8 +45,10 @@ class Sums:
         keep: bool,
         exact: bool = False,
         nearest: NearestCounts | None = None,
+        errors: bool | int = False,
     ) -> None:
-        self.moments: ClassMoments | None = None
+        self.grouped: GroupedMoments | None = None
+        self._ungrouped: ClassMoments | None = None
         self.layers: dict[str, ClassMoments] = {}
         self.kept: list[Rows] | None = [] if keep else None
         self.nearest = nearest
@@ -56,11 +59,22 @@ class Sums:
         self._means_dtype = means_dtype
         self._loss = loss
         self._exact = exact  # products in float64, whatever the features' dtype
+        self._errors = errors
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
         self._plain: list[tuple[Tensor, Tensor, Tensor]] = []  # features, labels and logits of batches that wait
         self._plain_rows = 0
+
+    @property
+    def moments(self) -> ClassMoments | None:
+        """Those of the features; None before the first batch. Where they are grouped, each call joins the groups."""
+        return self._ungrouped if self.grouped is None else self.grouped.whole()
+
+    @property
+    def _features(self) -> ClassMoments | GroupedMoments | None:
+        """What the features are added to."""
+        return self._ungrouped if self.grouped is None else self.grouped
 
     @property
     def nonnegative(self) -> bool:
@@ -81,7 +95,7 @@ class Sums:
 
     def add(self, forward: Forward, batch: Any) -> None:
         """Run a batch through the network and add it to the sums."""
-        rows = None if self.moments is None else forward.plain(batch)
+        rows = None if self._features is None else forward.plain(batch)
         if rows is not None:
             self._plain.append(rows)
             self._plain_rows += len(rows[1])
@@ -93,10 +107,11 @@ class Sums:
             return
         self.flush(forward)
         captured = forward(batch)
-        if self.moments is None:
-            self.moments = self._empty(captured.features.shape[1], captured.features.device)
-            self.moments.round_at_least(forward.spacing)
-        self.moments.update(self._summed(captured.features), captured.labels)
+        if self._features is None:
+            self._begin(captured.features.shape[1], captured.features.device)
+            assert self._features is not None
+            self._features.round_at_least(forward.spacing)
+        self._features.update(self._summed(captured.features), captured.labels)
         self._count(captured, forward)
 
     def flush(self, forward: Forward) -> None:
@@ -104,13 +119,13 @@ class Sums:
         waiting, self._plain, self._plain_rows = self._plain, [], 0
         if not waiting:
             return
-        assert self.moments is not None
+        assert self._features is not None
         sizes = [len(labels) for _, labels, _ in waiting]
         first = forward.batches - len(sizes) + 1
         features, labels, logits = (
             torch.cat(parts) if len(waiting) > 1 else parts[0] for parts in zip(*waiting, strict=True)
         )
-        self.moments.update_batches(self._summed(features), labels, sizes)
+        self._features.update_batches(self._summed(features), labels, sizes)
         picked = spot_rows(len(labels), labels.device, ROWS * len(sizes))
         places = spot_rows(len(labels), torch.device("cpu"), ROWS * len(sizes)).numpy()
         numbers = np.repeat(np.arange(first, first + len(sizes)), sizes)[places].tolist()
@@ -144,11 +159,12 @@ class Sums:
         Raises:
             InputError: some processes had no samples, and others had.
         """
-        if self.moments is None:
-            self.moments = self._empty(forward.tensors()[0].shape[1], forward.device)
+        moments = self.moments
+        if moments is None:
+            self._begin(forward.tensors()[0].shape[1], forward.device)
         with_samples, keep, signed, loss, *correct = summed(
             forward.device,
-            self.moments.num_samples > 0,
+            moments is not None and moments.num_samples > 0,
             self.kept is not None,
             not self.nonnegative,
             self.total_loss,
@@ -161,12 +177,22 @@ class Sums:
             raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
         self.kept = self.kept if keep == everywhere else None
         self._elsewhere = signed == 0
-        self.moments = merged(self.moments)
+        if self.grouped is not None:
+            self.grouped.mapped(merged)
+        elif self._ungrouped is not None:
+            self._ungrouped = merged(self._ungrouped)
         self.layers = {name: merged(part) for name, part in self.layers.items()}
 
     def _summed(self, features: Tensor) -> Tensor:
         """The features in the dtype whose products are summed."""
         return exact(features) if self._exact else features
+
+    def _begin(self, dim: int, device: torch.device) -> None:
+        groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
+        if groups:
+            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, means_dtype=self._means_dtype)
+        else:
+            self._ungrouped = self._empty(dim, device)
 
     def _empty(self, dim: int, device: torch.device) -> ClassMoments:
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)

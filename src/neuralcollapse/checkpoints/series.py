@@ -38,6 +38,7 @@ _OPTIONS = (
     "min_count",
     "next_token",
     "pairwise",
+    "errors",
     "nc4",
     "test_measures",
     "head_decay",

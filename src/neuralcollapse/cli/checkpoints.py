@@ -143,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
         ignore_index=options.ignore_index,
         min_count=options.min_count,
         pairwise=options.pairwise,
+        errors=options.errors,
         head_decay=decay if options.certify_head else None,
         device=device,
     )

@@ -59,6 +59,11 @@ def add(commands: Any) -> None:
     parser.add_argument("--no-pairwise", action="store_true", help="skip the measures whose cost grows with K^2")
     parser.add_argument("--pairs", type=int, metavar="P", help="take those over a sample of P pairs of classes")
     parser.add_argument(
+        "--errors",
+        action="store_true",
+        help="add values of NC1 without the bias of few samples, and standard errors",
+    )
+    parser.add_argument(
         "--more",
         action="store_true",
         help="of a file or a run: add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality",
@@ -128,7 +133,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     folder = RunFolder.open(options.path)
     for_files = [options.num_classes, options.ignore_index, options.min_count, options.pairs]
     for_files += [options.scree, *(getattr(options, name) for name in _OF_FILES)]
-    if options.no_pairwise or any(value is not None for value in for_files):
+    if options.no_pairwise or options.errors or any(value is not None for value in for_files):
         raise InputError(
             "only --certify-head, --more, --per-class, --class-names, --trust-code and --json are for runs, the other "
             "options for files: leave them out"
@@ -219,7 +224,7 @@ def _measured(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[d
     from neuralcollapse.capture.features import measure_features, measure_features_by_class
 
     given = [arrays["features"], arrays["labels"], arrays.get("weight"), arrays.get("bias"), options.num_classes]
-    how = {name: getattr(options, name) for name in ("ignore_index", "min_count", "pairwise", "more")}
+    how = {name: getattr(options, name) for name in ("ignore_index", "min_count", "pairwise", "more", "errors")}
     if options.test_data is not None:
         how |= _test_arrays(options.test_data)
     if options.per_class is None:

@@ -32,7 +32,7 @@ def print_measures(record: Record) -> None:
     for name, (_, meaning) in MEASURES.items():
         if name not in values:
             continue
-        error = f" (± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
+        error = f" ({_beside(values, name)}± {values[f'{name}_error']:.1g})" if f"{name}_error" in values else ""
         beside = "".join(f" {_short(part.get(name)):>9}" for _, part in expected)
         numbers = f"  {name:<27} {values[name]:>10.3g}{beside}   "
         # wrapped where there are more columns, so that all of them fit in 100 characters
@@ -42,6 +42,9 @@ def print_measures(record: Record) -> None:
         print("  minimum: at the exact minimiser for these class counts, the decays and the sign of the features")
     if "num_pairs" in values:
         print(f"  those with ± are of a sample of {values['num_pairs']:,.0f} pairs of classes: standard errors")
+    if "num_groups" in values:
+        source = f"{values['num_groups']:.0f} groups of the samples"
+        print(f"  unbiased: without the bias of few samples, ± the standard error, from {source}")
     if record.head:
         ratio = record.head["ratio"]
         bound = "" if record.head.get("exact", 1) else "an upper bound of "
@@ -95,6 +98,11 @@ def print_more(values: Mapping[str, float]) -> None:
     for rank, meaning in RANK_MEASURES.items():
         numbers = "".join(f" {values[f'{rank}_{name}']:>9.4g}" for name in matrices)
         print(f"  {rank:<19}{numbers}   {meaning}")
+
+
+def _beside(values: Mapping[str, float], name: str) -> str:
+    value = values.get(f"{name}_corrected")
+    return "" if value is None else f"unbiased {value:.3g} "
 
 
 def _short(x: float | None) -> str:

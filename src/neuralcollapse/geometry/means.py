@@ -132,11 +132,22 @@ class CentredMeans:
     @cached_property
     def within_over_between(self) -> Tensor:
         """`tr(S_W S_B^+)` over the directions that are more than rounding."""
-        certain = self._without_doubt()
-        if certain is not None:
-            return certain
-        _, between, within, left_out = self.directions
-        return torch.where(left_out, 0.0, within / between).sum()
+        if self._certain is not None:
+            return self._certain
+        found = self.directions
+        return torch.where(found.left_out, 0.0, found.within / found.between).sum()
+
+    @property
+    def basis(self) -> Tensor | None:
+        """(d, r) the directions that are more than rounding; None if they are all that K classes may have in d."""
+        if self._certain is not None:
+            return None
+        kept = self.directions.vectors[:, ~self.directions.left_out]
+        return None if kept.shape[1] == min(self.matrix.count - 1, self.matrix.dim) else kept
+
+    @cached_property
+    def _certain(self) -> Tensor | None:
+        return self._without_doubt()
 
     def _without_doubt(self) -> Tensor | None:
         """`tr(S_W S_B^+)` by an inverse; None unless it is certain that no direction is rounding, nor lost by it.

@@ -15,6 +15,7 @@ from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments, waits_for_nothing
+from neuralcollapse.geometry.sampling_noise import SamplingNoise
 
 _CHUNK_VALUES = 2**20  # values of the rows of sampled pairs held in memory at a time
 _CANCELS = 1e-6  # a squared distance below this share of |m_i|^2 + |m_j|^2 is computed from differences
@@ -157,10 +158,18 @@ def worst_pairs(
     return worst
 
 
-def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
-    """The mean of `nc1_cdnv` over all pairs, or over a sample."""
-    matrix, variances = means.matrix, means.class_variances
+def cdnv(
+    means: CentredMeans, sample: Sample | None, noise: SamplingNoise | None = None, apart: float = 1.0
+) -> Estimate:
+    """The mean of `nc1_cdnv` over all pairs, or over a sample; less the sampling noise of the means, where it is given.
+
+    `Undefined` when two means are equal, or their squared distance is at most `apart` times their noise.
+    """
+    matrix = means.matrix
     least = rounding_squares(matrix)
+    inflation = torch.zeros_like(least) if noise is None else noise.inflation
+    variances = means.class_variances if noise is None else noise.traces
+    least = least + apart * inflation
     at_once = waits_for_nothing(least.device)  # then a tile is corrected as it comes
     flags = torch.zeros(2, dtype=torch.bool, device=least.device)  # any nearly equal means, any equal ones
 
@@ -171,13 +180,15 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
             _correct(matrix, distances, near, first, second)
         equal = distances <= least[first, None] + least[None, second]
         flags = flags | torch.stack([near.any(), equal.any()])
+        if noise is not None:
+            distances -= inflation[first, None] + inflation[None, second]
         return (variances[first, None] + variances[None, second]) / (2 * distances)
 
     def on_pairs(first: Tensor, second: Tensor) -> Tensor:
         nonlocal flags
         distances = pair_distances(matrix, first, second)
         flags = flags | (distances <= least[first] + least[second]).any()
-        return (variances[first] + variances[second]) / (2 * distances)
+        return (variances[first] + variances[second]) / (2 * (distances - inflation[first] - inflation[second]))
 
     found = _mean(matrix, sample, on_tile, on_pairs)
     near_ones, equal_ones = flags.tolist()  # the device is waited for once, not for every tile
@@ -186,7 +197,7 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
         found = _mean(matrix, sample, partial(on_tile, exact=True), on_pairs)
         equal_ones = bool(flags[1])
     if equal_ones:
-        raise _coincide(means, sample, least)
+        raise _coincide(means, sample, least, noise is not None)
     return found
 
 
@@ -258,8 +269,8 @@ def ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.where(distances > 0, (first + second) / (2 * distances), math.inf)
 
 
-def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor) -> Undefined:
-    """Which classes have the same mean, looked for again now that some do."""
+def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: bool) -> Undefined:
+    """Which classes have the same mean, or one within the noise, looked for again now that some do."""
     matrix = means.matrix
     if sample is None:
         for first, second in tiles(matrix):
@@ -274,4 +285,7 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor) -> Unde
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break
-    return Undefined(f"classes {int(means.seen[pair[0]])} and {int(means.seen[pair[1]])} have the same mean")
+    names = f"classes {int(means.seen[pair[0]])} and {int(means.seen[pair[1]])}"
+    if noisy:
+        return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
+    return Undefined(f"{names} have the same mean")

@@ -17,6 +17,7 @@ from neuralcollapse.capture.arguments import check_device
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
 from neuralcollapse.errors import InputError, did_you_mean, listed
+from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.runs.events import check_patience
 from neuralcollapse.runs.records import check_key
@@ -137,6 +138,7 @@ _CHECKS: dict[str, Callable[[Any, str], object]] = {
     "decays": _check_head_decay,
     "loss_name": lambda value, name: find_loss(value),
     "pairwise": lambda value, name: draw(2, value, torch.device("cpu")),
+    "errors": lambda value, name: check_errors(value),
     "num_classes": lambda value, name: check_count(value, name, 1),
     "min_count": lambda value, name: check_count(value, name, 1),
     "classes": _check_classes,

@@ -15,7 +15,7 @@ from neuralcollapse.report.thinning import POINTS, evenly, kept_points
 from neuralcollapse.runs.events import collapse_begun, stopped
 from neuralcollapse.runs.head_lines import features_words
 from neuralcollapse.runs.reading import Group, common_unit
-from neuralcollapse.runs.records import MEASURES, Record, label, number
+from neuralcollapse.runs.records import MEASURES, Record, interval, label, number
 
 _KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
 
@@ -99,11 +99,29 @@ def measure_curve(
     lines = _with_test(records, {key: label(key) for key in keys})
     records = _thinned(records, [key for key, *_ in lines])
     figure = _figure(records, unit, lines, name, title, caption, axis)
+    bands = _bands(records, keys, log=axis.log)
+    if bands:
+        words = f"{caption} Bands: 95 % intervals of the values without the bias of few samples."
+        figure = replace(figure, marks=[*bands, *figure.marks], caption=words)
     curves = {key: [of_records(records, label(key), color)] for key, color in zip(keys, COLORS, strict=False)}
     beside = reference_lines(curves, log=axis.log)
     ends = [f"{label(key)} {number(x)}" for key in keys if not math.isnan(x := records[-1].value(f"minimizer.{key}"))]
     alt = f"{figure.alt} At the exact minimum: {', '.join(ends)}." if beside and ends else figure.alt
     return replace(figure, marks=[*figure.marks, *beside], alt=alt)
+
+
+def _bands(records: Sequence[Record], keys: Sequence[str], *, log: bool) -> list[Band]:
+    """A band for each measure that has standard errors."""
+    bands = []
+    for key, color in zip(keys, COLORS, strict=False):
+        found = [(record.epoch, record.value(f"{key}_corrected"), *interval(record, key)) for record in records]
+        found = [each for each in found if not math.isnan(each[2])]
+        if found:
+            epochs, values, low, high = (list(column) for column in zip(*found, strict=True))
+            if log:  # an interval may reach below 0, where the axis has nothing: it ends at a tenth of the value
+                low = [max(x, value / 10) for x, value in zip(low, values, strict=True)]
+            bands.append(Band(label(key), epochs, low, high, color))
+    return bands
 
 
 def head_curve(records: Sequence[Record], unit: str) -> Figure:

@@ -167,6 +167,11 @@ def _measures(run: Run) -> Table:
     held_out = " Test set: about its own class means; NC4 and NCC accuracy to those of the training set." * tested
     pairs = last.measures.get("num_pairs", math.nan)
     sampled = "" if math.isnan(pairs) else f" Numbers with ± are means over {pairs:,.0f} sampled pairs of classes."
+    if any(f"{name}_corrected" in last.measures for name in MEASURES):
+        sampled += (
+            " After a semicolon: without the bias of few samples, with the standard error, from "
+            f"{last.measures.get('num_groups', math.nan):.0f} groups of the samples."
+        )
     return Table(
         "Every measure",
         rows,
@@ -178,9 +183,10 @@ def _measures(run: Run) -> Table:
 
 
 def _estimate(record: Record, name: str) -> str:
-    """A measure for reading, with its standard error where it is of a sample of pairs."""
-    error = record.measures.get(f"{name}_error", math.nan)
-    return number(record.measures.get(name)) + ("" if math.isnan(error) else f" ± {error:.1g}")
+    """A measure for reading, with its value without bias and its standard error where it has them."""
+    error, value = (record.measures.get(f"{name}_{kind}", math.nan) for kind in ("error", "corrected"))
+    beside = "" if math.isnan(value) else f"; {number(value)}"
+    return number(record.measures.get(name)) + beside + ("" if math.isnan(error) else f" ± {error:.1g}")
 
 
 def _head(run: Run) -> list[Table]:

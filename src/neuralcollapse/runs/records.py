@@ -33,6 +33,7 @@ _INFLATED = 20
 _LARGEST = 1e15  # of a class mean or weight: its square still fits in float32
 
 
+_GROUPS = "num_groups"  # of samples, behind the standard errors among the measures
 _LOGGED_HEAD = ("objective", "minimum", "ratio", "lower_bound")
 
 
@@ -261,6 +262,25 @@ MEASURES: dict[str, tuple[str, str]] = {
     "max_equiangularity_weights": ("maximal angles, rows", "mean |cos + 1/(K-1)| between the classifier's rows"),
 }
 """Label and meaning of each measure, in the order of tables; where they go under collapse: `goal`."""
+
+
+def interval(record: Record, name: str) -> tuple[float, float]:
+    """The 95 % interval of a measure's value without bias, from its standard error; NaN where there is none."""
+    value, error, groups = (
+        record.measures.get(key, math.nan) for key in (f"{name}_corrected", f"{name}_error", _GROUPS)
+    )
+    half = error * student_95(groups - 1)
+    return value - half, value + half
+
+
+def student_95(freedom: float) -> float:
+    """What `|t|` of Student's distribution exceeds in 5 % of cases, to 1 % from three degrees of freedom on."""
+    z, n = 1.959964, freedom
+    if not n >= 1:
+        return math.nan
+    terms = (z**3 + z) / (4 * n), (5 * z**5 + 16 * z**3 + 3 * z) / (96 * n**2)
+    more = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * n**3)
+    return z + sum(terms) + more
 
 
 def goal(record: Record) -> str:

@@ -1,0 +1,128 @@
+"""Samples dealt to groups: every class evenly in any order of samples; together the groups are all samples."""
+
+import itertools
+
+import pytest
+import torch
+
+import neuralcollapse as nc
+from neuralcollapse.geometry import groups
+from neuralcollapse.geometry.groups import GroupedMoments, joined, number_of_groups, without
+
+
+def data(count=997, classes=6, dim=9, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (count,), generator=generator)
+    means = torch.randn(classes, dim, generator=generator, dtype=torch.float64)
+    return (means[labels] + torch.randn(count, dim, generator=generator, dtype=torch.float64)).to(dtype), labels
+
+
+def same(one, other, rel=1e-10):
+    assert torch.equal(one.counts, other.counts)
+    for name in ("means", "spreads", "scatter"):
+        first, second = getattr(one, name), getattr(other, name)
+        assert torch.allclose(first, second, rtol=rel, atol=rel * float(second.abs().max())), name
+    assert one.rounding == other.rounding
+
+
+ORDERS = {
+    "shuffled": lambda labels: torch.randperm(len(labels), generator=torch.Generator().manual_seed(1)),
+    "by class": lambda labels: labels.argsort(stable=True),
+    "as they come": lambda labels: torch.arange(len(labels)),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("batch", [1, 50, 997])
+@pytest.mark.parametrize("rows", [8192, 64])
+def test_each_class_is_dealt_evenly(order, batch, rows, monkeypatch):
+    monkeypatch.setattr(groups, "_ROWS", rows)
+    features, labels = data()
+    places = ORDERS[order](labels)
+    grouped = GroupedMoments(6, 9, 10)
+    for part in places.split(batch):
+        grouped.update(features[part], labels[part])
+    parts = grouped.parts()
+    counts = torch.stack([part.counts for part in parts])
+    assert bool((counts.amax(0) - counts.amin(0) <= 1).all())
+    whole = nc.ClassMoments.from_batch(features, labels, 6)
+    same(grouped.whole(), whole)
+    same(joined(parts), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("means_dtype", [torch.float64, torch.float32])
+def test_the_groups_joined_are_one_pass_and_one_left_out_is_a_pass_over_the_others(dtype, means_dtype):
+    features, labels = data(400, 5, 7, dtype=dtype)
+    grouped = GroupedMoments(5, 7, 4, means_dtype=means_dtype)
+    grouped.update(features + 100, labels)
+    rel = 1e-9 if means_dtype == torch.float64 else 1e-5
+    whole = grouped.whole()
+    same(whole, nc.ClassMoments.from_batch(features + 100, labels, 5, means_dtype=means_dtype), rel)
+    parts = grouped.parts()
+    for left in range(4):
+        others = [part for number, part in enumerate(parts) if number != left]
+        same(without(whole, parts[left]), joined(others), rel)
+        merged = others[0].merge(others[1]).merge(others[2])
+        same(joined(others), merged, rel)
+
+
+def test_moments_that_were_joined_or_left_out_do_not_change():
+    features, labels = data(200)
+    parts = [nc.ClassMoments.from_batch(*each, 6) for each in zip(features.split(50), labels.split(50), strict=True)]
+    before = [part.packed.clone() for part in parts]
+    whole = joined(parts)
+    kept = whole.packed.clone()
+    without(whole, parts[0])
+    assert torch.equal(whole.packed, kept)
+    assert all(torch.equal(part.packed, old) for part, old in zip(parts, before, strict=True))
+    with pytest.raises(nc.InputError, match="both need the same num_classes"):
+        joined([parts[0], nc.ClassMoments.zeros(7, 9)])
+
+
+def test_small_classes_get_half_as_many_groups_and_none_has_two_of_a_class():
+    features, labels = data(60, 12, 5)
+    labels = torch.arange(60) % 12
+    grouped = GroupedMoments(12, 5, 20)
+    grouped.update(features, labels)
+    parts = grouped.parts()
+    assert len(parts) == 10
+    assert all(bool((part.counts <= 1).all()) for part in parts)
+
+
+def test_a_wrong_batch_is_refused_as_a_whole_and_named():
+    features, labels = data(30)
+    grouped = GroupedMoments(6, 9, 5)
+    grouped.update_batches(features, labels, [10, 20])
+    wrong = features.clone()
+    wrong[25, 0] = torch.nan
+    with pytest.raises(nc.InputError, match="batch 5: expected finite features"):
+        grouped.update_batches(wrong, labels, [10, 10, 10])
+    with pytest.raises(nc.InputError, match="expected labels from 0 to 5"):
+        grouped.update(features, labels + 1)
+    with pytest.raises(nc.InputError, match="use one layer throughout"):
+        grouped.update(features[:, :5], labels)
+    grouped.update(features[:0], labels[:0])
+    assert grouped.whole().num_samples == 30
+
+
+def test_how_many_groups():
+    assert number_of_groups(False, 10, 64) == 0
+    assert number_of_groups(True, 10, 512) == 20
+    assert number_of_groups(7, 10**6, 4096) == 7
+    assert number_of_groups(True, 1000, 2048) == 20
+    assert number_of_groups(True, 10_000, 1024) == 11
+    with pytest.raises(nc.InputError, match="to take up to 4 GiB"):
+        number_of_groups(True, 50_000, 2048)
+    for wrong in (1, 0, -3, 2.0, "many", None):
+        with pytest.raises(nc.InputError, match="errors"):
+            number_of_groups(wrong, 10, 10)
+
+
+def test_features_of_several_dtypes_go_into_one():
+    features, labels = data(120)
+    grouped = GroupedMoments(6, 9, 5)
+    dtypes = itertools.cycle([torch.float32, torch.float64, torch.bfloat16])
+    for part, numbers in zip(features.split(30), labels.split(30), strict=True):
+        grouped.update(part.to(next(dtypes)), numbers)
+    assert grouped.whole().num_samples == 120
