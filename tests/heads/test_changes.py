@@ -206,3 +206,15 @@ def test_signs_changed_in_place_after_compiling_show_once_the_layer_is_moved(nam
     through_data(layer, "rotation.signs", another(layer, "rotation.signs"))
     layer.to(layer.scale.device)
     torch.testing.assert_close(compiled(features), logits_of_the_state(COMPILED[name], layer, features))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 7, 300])
+@pytest.mark.parametrize("dim", [10, 40])
+def test_the_first_batch_gives_the_bits_of_the_second(batch, dim, dtype):
+    """Else a run that is resumed, whose layer has nothing ready, ends otherwise than one that was never stopped."""
+    for learn_scale in (True, False):
+        layer = nc.ETFClassifier(dim, 10, learn_scale=learn_scale, scale=1.3).to(dtype)
+        features = torch.randn(batch, dim, dtype=dtype)
+        first, second = layer(features), layer(features)
+        assert torch.equal(first, second)
