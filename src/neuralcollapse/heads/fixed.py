@@ -243,12 +243,14 @@ class FixedClassifier(nn.Module):
         turned = self._turned
         return turned[1] if turned is not None and turned[0] is self._source() else None
 
-    @torch.compiler.assume_constant_result
     def _turn_if_changed(self) -> None:
         """Build the matrix for compilers again if the signs were changed in place; a compiler runs this as it is."""
         turned, source = self._turned, self._turned_from
         if turned is not None and turned[0] is self._source() and (source is None or not source.is_same(turned[0])):
             self._turn()
+
+    # What `torch.compiler.assume_constant_result` sets (private), which loads the whole compiler: a second at start-up.
+    _turn_if_changed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
     def _turn(self) -> None:
         """Build the matrix of a small fast rotation for compilers."""
