@@ -32,6 +32,7 @@ TABLES = {
     "wide": "wide",
     "pairs": "moments",
     "stream": "stream",
+    "outliers": "outliers",
     "classifier": "classifier",
     "codes": "codes",
     "certificate": "landscape",

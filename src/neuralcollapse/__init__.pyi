@@ -1,4 +1,5 @@
 # The public names, said once: type checkers read this file, and so does __init__.py.
+from . import ood as ood
 from . import ufm as ufm
 from .capture.collect import collect as collect
 from .capture.collect import measure as measure
@@ -35,6 +36,7 @@ from .loops.huggingface import CollapseTrainerCallback as CollapseTrainerCallbac
 from .loops.lightning import CollapseCallback as CollapseCallback
 from .loops.recorder import Recorder as Recorder
 from .networks.build import build_network as build_network
+from .ood.scorer import OODScorer as OODScorer
 from .report.scree import write_scree as write_scree
 from .report.single import write_page as write_page
 from .runs.reading import read_run as read_run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from neuralcollapse.checks import as_tensor
 from neuralcollapse.errors import InputError
 
-_LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 # Names of masks of token positions, and whether True (or 1) marks a token (True) or padding (False).
 _MASKS = {
     "attention_mask": True,
@@ -31,13 +31,13 @@ def unpack(batch: Any) -> tuple[Any, Any]:
         InputError: no labels, or inputs that are not tensors.
     """
     if isinstance(batch, Mapping):
-        for key in _LABEL_KEYS:
+        for key in LABEL_KEYS:
             if key in batch:
                 inputs: Any = {name: value for name, value in batch.items() if name != key}
                 labels = batch[key]
                 break
         else:
-            raise InputError(f"expected a batch with labels under one of {_LABEL_KEYS}, got the keys {sorted(batch)}")
+            raise InputError(f"expected a batch with labels under one of {LABEL_KEYS}, got the keys {sorted(batch)}")
     elif isinstance(batch, Sequence) and not isinstance(batch, str) and len(batch) >= 2:
         inputs, labels = batch[0], batch[1]
     else:

@@ -157,10 +157,12 @@ def collect(
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     sharded: bool = False,
     progress: bool = True,
+    exact_sums: bool = False,
 ) -> Capture:
     """The pass behind `measure`, returning the moments themselves; arguments and errors as there.
 
-    `loss` takes logits (N, K) and labels (N,) and returns their mean loss.
+    `loss` takes logits (N, K) and labels (N,) and returns their mean loss. With `exact_sums`, the moments of the
+    features are sums of float64 products whatever their dtype: for what divides by the least variances.
     """
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
     check_errors(errors)
@@ -187,7 +189,8 @@ def collect(
         if reference is not None:
             nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
         measured = count if forward.subset is None else len(forward.subset)
-        sums = Sums(measured, means_dtype, loss, keep=nc4 and nearest is None, nearest=nearest, errors=errors)
+        keep = nc4 and nearest is None
+        sums = Sums(measured, means_dtype, loss, keep=keep, exact=exact_sums, nearest=nearest, errors=errors)
         with forward:
             _add_all(sums, forward, batches("measuring"))
         return forward, sums

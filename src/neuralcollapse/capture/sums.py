@@ -43,6 +43,7 @@ class Sums:
         loss: Callable[[Tensor, Tensor], Tensor],
         *,
         keep: bool,
+        exact: bool = False,
         nearest: NearestCounts | None = None,
         errors: bool | int = False,
     ) -> None:
@@ -58,6 +59,7 @@ class Sums:
         self._means_dtype = means_dtype
         self._loss = loss
         self._errors = errors
+        self._exact = exact  # products in float64, whatever the features' dtype
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
@@ -109,7 +111,7 @@ class Sums:
             self._begin(captured.features.shape[1], captured.features.device)
             assert self._features is not None
             self._features.round_at_least(forward.spacing)
-        self._features.update(captured.features, captured.labels)
+        self._features.update(self._summed(captured.features), captured.labels)
         self._count(captured, forward)
 
     def flush(self, forward: Forward) -> None:
@@ -123,7 +125,7 @@ class Sums:
         features, labels, logits = (
             torch.cat(parts) if len(waiting) > 1 else parts[0] for parts in zip(*waiting, strict=True)
         )
-        self._features.update_batches(features, labels, sizes)
+        self._features.update_batches(self._summed(features), labels, sizes)
         picked = spot_rows(len(labels), labels.device, ROWS * len(sizes))
         places = spot_rows(len(labels), torch.device("cpu"), ROWS * len(sizes)).numpy()
         numbers = np.repeat(np.arange(first, first + len(sizes)), sizes)[places].tolist()
@@ -181,6 +183,10 @@ class Sums:
             self._ungrouped = merged(self._ungrouped)
         self.layers = {name: merged(part) for name, part in self.layers.items()}
 
+    def _summed(self, features: Tensor) -> Tensor:
+        """The features in the dtype whose products are summed."""
+        return exact(features) if self._exact else features
+
     def _begin(self, dim: int, device: torch.device) -> None:
         groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
         if groups:
@@ -193,7 +199,7 @@ class Sums:
 
 
 def exact(value: Tensor) -> Tensor:
-    """A number in float64, on its own device if that has float64."""
+    """Numbers in float64, on their own device if that has float64."""
     return value.detach().to(device=state_device(value.device), dtype=torch.float64)
 
 

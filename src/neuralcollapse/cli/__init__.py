@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
 
-from neuralcollapse.cli import landscape, measure, report, reproduce, train
+from neuralcollapse.cli import landscape, measure, ood, report, reproduce, train
 from neuralcollapse.cli.parser import Parser, hyphenated
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, RenamedWarning
 from neuralcollapse.runs.renamed import with_new_flags
@@ -22,6 +22,7 @@ examples:
   neuralcollapse measure features.npz                       arrays features, labels [, weight, bias]
   neuralcollapse measure runs/digits-mlp-learned            the checkpoints of a run
   neuralcollapse measure --network timm:resnet18 --checkpoints 'ckpts/*' --data imagefolder:pets
+  neuralcollapse ood runs/digits-mlp-learned --outside mnist
   neuralcollapse report runs/digits-mlp-learned             make the page again
   neuralcollapse landscape --samples 30,10,5,2              solve and draw an unconstrained feature model
   neuralcollapse reproduce                                  the paper's experiments, each by name
@@ -63,7 +64,7 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"neuralcollapse {version('neuralcollapse')}")
     parser.set_defaults(run=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
-    for command in (train, measure, landscape, reproduce, report):
+    for command in (train, measure, ood, landscape, reproduce, report):
         command.add(commands)
     return parser
 

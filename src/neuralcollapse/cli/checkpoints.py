@@ -27,7 +27,7 @@ _BATCH = 512
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _GUESSING = 1.2  # times 1/K: an accuracy up to here is as good as none
 
-_NETWORK_AND_DATA = (
+NETWORK_AND_DATA = (
     "network",
     "data",
     "feature_dim",
@@ -69,7 +69,7 @@ def add(parser: argparse.ArgumentParser) -> None:
         "0.49,0.48,0.45/0.25,0.24,0.26",
     )
     add("--layer", metavar="NAME", help="the layer that makes the logits, by its dotted name (found if not given)")
-    add_options(group, ["layers", *_NETWORK_AND_DATA[2:]])
+    add_options(group, ["layers", *NETWORK_AND_DATA[2:]])
     add("--batch-size", type=int, metavar="N", help=f"samples at a time; the numbers do not depend on it ({_BATCH})")
     add("--prefix", metavar="TEXT", help="what comes before the network's names in the files, if several fit")
     add("--device", metavar="NAME", help="where to run: cpu, cuda, mps, ... (cuda if there is one)")
@@ -112,9 +112,9 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-checkpoints")
     if options.force:
         RunFolder.check_free(out, force=True, given=[*files, *named_paths(config)])
-    device = _device(options.device)
-    data = _data(config, options)
-    model, layer = _unwrapped(network_for(config, data), options.layer)
+    device = device_named(options.device)
+    data = data_of(config, options)
+    model, layer = unwrapped(network_for(config, data), options.layer)
     pixels = Pixels(*pixel_statistics(options.normalize or "data", data), data.channels).to(device)
     model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))  # so that it takes uint8 images
     paths: dict[int, str] = {}
@@ -178,7 +178,7 @@ def print_records(
     found: classes.Classes | None = None,
     more: Mapping[int, Mapping[str, float]] | None = None,
 ) -> None:
-    """JSON of many records, each with its checkpoint and (by its epoch) further measures; the last one's classes."""
+    """JSON of many records, each with its checkpoint and further measures; and the last one's classes."""
     listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
     for each in listed:
         if more and each["epoch"] in more:
@@ -206,7 +206,8 @@ def print_last(record: Record, unit: str, samples: int) -> None:
     print_accuracies(record)
 
 
-def _device(name: str | None) -> Any:
+def device_named(name: str | None) -> Any:
+    """The device of --device; the first CUDA device, or the CPU, where none is named."""
     import torch
 
     try:
@@ -219,7 +220,7 @@ def _device(name: str | None) -> Any:
     return device
 
 
-def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
+def data_of(config: TrainConfig, options: argparse.Namespace) -> Data:
     """The data; a subset keeps the mean and standard deviation of all training images, as the training saw them."""
     from neuralcollapse.data import label_changes
     from neuralcollapse.data.load import load_data
@@ -241,7 +242,7 @@ def _data(config: TrainConfig, options: argparse.Namespace) -> Data:
     return replace(data, class_names=(*data.class_names, *others))
 
 
-def _unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
+def unwrapped(network: nn.Module, layer: str | None) -> tuple[nn.Module, str]:
     """A network from elsewhere without its wrapper, and the name of the layer in it that makes the logits."""
     from neuralcollapse.networks.build import classifier_name
     from neuralcollapse.networks.external import ExternalNetwork
@@ -283,7 +284,7 @@ def _numbers(how: str) -> tuple[Sequence[float], Sequence[float]]:
 
 def _described(config: TrainConfig, options: argparse.Namespace, data: Data) -> dict[str, Any]:
     """What the run folder keeps of how it was measured; None for what was not asked for."""
-    kept = {name: getattr(config, name) for name in _NETWORK_AND_DATA}
+    kept = {name: getattr(config, name) for name in NETWORK_AND_DATA}
     if config.frame == "learned":
         del kept["rotation"]
     return {

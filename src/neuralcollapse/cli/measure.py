@@ -334,15 +334,16 @@ def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tenso
     return features[kept], labels[kept]
 
 
-def read_features(path: Path, more: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
+def read_features(
+    path: Path, more: Sequence[str] = (), *, required: Sequence[str] = ("features", "labels")
+) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
 
-    `more` are names of arrays that are read beside those that every call reads.
-
+    `more` are names of arrays that are read beside those that every call reads, `required` those that it must hold.
     Nothing in it is ever unpickled.
 
     Raises:
-        InputError: no such file, another kind of file, pickled data, or features or labels missing.
+        InputError: no such file, another kind of file, pickled data, or a required array missing.
     """
     if not path.is_file():
         raise InputError(f"no file or run folder {path}")
@@ -374,7 +375,7 @@ def read_features(path: Path, more: Sequence[str] = ()) -> tuple[dict[str, Any],
         raise InputError(f"cannot read {path}: {error}; {how}") from None
     except Exception as error:  # zip and safetensors raise kinds of their own
         raise InputError(f"cannot read {path} as {path.suffix}: {error}; {how}") from None
-    missing = [name for name in ("features", "labels") if name not in arrays]
+    missing = [name for name in required if name not in arrays]
     if missing:
         found = ", ".join(sorted([*arrays, *others])) or "none"
         raise InputError(f"{path} has no array {' or '.join(map(repr, missing))} (it has: {found}): {how}")
