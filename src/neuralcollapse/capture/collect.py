@@ -189,8 +189,15 @@ def collect(
         if reference is not None:
             nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
         measured = count if forward.subset is None else len(forward.subset)
-        keep = nc4 and nearest is None
-        sums = Sums(measured, means_dtype, loss, keep=keep, exact=exact_sums, nearest=nearest, errors=errors)
+        sums = Sums(
+            measured,
+            means_dtype,
+            loss,
+            keep=nc4 and nearest is None,
+            nearest=nearest,
+            exact=exact_sums,
+            errors=errors,
+        )
         with forward:
             _add_all(sums, forward, batches("measuring"))
         return forward, sums

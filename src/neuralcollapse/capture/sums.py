@@ -58,8 +58,8 @@ class Sums:
         self._num_classes = num_classes
         self._means_dtype = means_dtype
         self._loss = loss
-        self._errors = errors
         self._exact = exact  # products in float64, whatever the features' dtype
+        self._errors = errors
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
