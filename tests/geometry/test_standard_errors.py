@@ -146,6 +146,9 @@ def test_groups_are_needed():
     whole = nc.ClassMoments.from_batch(rows, labels, 3)
     with pytest.raises(nc.InputError, match="at least two groups"):
         nc.standard_errors([whole, nc.ClassMoments.zeros(3, 4)])
+    for wrong in (whole, 3, [1, 2]):
+        with pytest.raises(nc.InputError, match=r"expected (a list of )?moments"):
+            nc.standard_errors(wrong)
     for wrong in (1, 2.5, "yes"):
         with pytest.raises(nc.InputError, match="errors"):
             nc.measure_features(rows, labels, errors=wrong)

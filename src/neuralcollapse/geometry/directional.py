@@ -7,7 +7,7 @@ from torch import Tensor
 
 from neuralcollapse.errors import Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw, pair_distances, tile_distances
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root
@@ -37,6 +37,7 @@ def directional_cdnv(moments: ClassMoments, *, pairwise: bool | int = True, corr
 
     Source: Luthra, Salunkhe, Galanti, arXiv 2603.03530, in the normalisation of `nc1_cdnv`: with (S_i + S_j)/2 for S.
     """
+    check_moments(moments)
     means = CentredMeans(moments)
     matrix = means.matrix
     covariance = moments.scatter / means.counts.sum()

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, Undefined
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root, unbiased_square_trace
 
@@ -88,6 +88,7 @@ def few_shot_error(
 
     Source: the two-class formula follows Luthra, Salunkhe, Galanti, arXiv 2603.03530.
     """
+    check_moments(moments)
     shots = check_count(shots, "shots", 1)
     episodes = _Episodes(moments, scatters)
     count = len(episodes.means.seen)

@@ -122,11 +122,11 @@ class GroupedMoments:
             part.round_at_least(spacing)
 
     def parts(self) -> list[ClassMoments]:
-        """The moments of each group; of half as many where most classes have few samples."""
+        """The moments of each group; of ten where there are twenty and most classes have fewer samples than ten."""
         self._deal()
         counts = torch.stack([part.counts for part in self._parts]).sum(0)
-        half, odd = divmod(len(self._parts), 2)
-        if odd or half < _FEWEST or not bool(counts.any()) or int(counts[counts > 0].median()) >= half:
+        half = len(self._parts) // 2
+        if len(self._parts) != GROUPS or not bool(counts.any()) or int(counts[counts > 0].median()) >= half:
             return list(self._parts)
         return [one.merge(other) for one, other in zip(self._parts[:half], self._parts[half:], strict=True)]
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.corrected import Corrected
 from neuralcollapse.geometry.groups import joined, without
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
 
@@ -57,6 +57,10 @@ def standard_errors(groups: Sequence[ClassMoments], *, pairwise: bool | int = Tr
     Raises:
         InputError: fewer than two groups with samples, or of different K or d.
     """
+    if not isinstance(groups, Iterable):
+        raise InputError(f"expected a list of moments, one a group, got {type(groups).__name__}: split the samples")
+    for group in groups:
+        check_moments(group)
     groups = [group for group in groups if group.num_samples > 0]
     if len(groups) < 2:
         raise InputError(f"expected moments of at least two groups of samples, got {len(groups)}: split the samples")
