@@ -37,6 +37,9 @@ class TestElsewhere:
     def test_measures_of_features(self):
         moments = nc.ClassMoments.from_batch(FEATURES, LABELS, 4)
         assert nc.measure_features(FEATURES, LABELS, WEIGHT, BIAS)["nc1"] == nc.measures(moments, WEIGHT, BIAS)["nc1"]
+        assert "CDNV" in str(nc.per_class(moments, WEIGHT, BIAS, accuracy=[0.5] * 4).worst(2))
+        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of classes 4"):
+            assert len(nc.per_class(nc.ClassMoments.from_batch(FEATURES, LABELS, 9)).rows()) == 9
         assert len(nc.worst_pairs(moments, 2)) == len(nc.worst_pairs(moments, 2, pairwise=3)) == 2
 
     @pytest.mark.parametrize("pairwise", [True, 3])

@@ -18,6 +18,7 @@ from .geometry.moments import ClassMoments as ClassMoments
 from .geometry.more import more_measures as more_measures
 from .geometry.nc5 import nc5 as nc5
 from .geometry.pairs import worst_pairs as worst_pairs
+from .geometry.per_class import per_class as per_class
 from .geometry.softmax_code import coherence as coherence
 from .geometry.softmax_code import softmax_code as softmax_code
 from .geometry.spectra import spectra as spectra

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
@@ -133,6 +133,19 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
             f"expected bias of shape (K,) = ({num_classes},), got {tuple(bias.shape)}: a number for each class"
         )
     check_finite(bias, "bias")
+
+
+def check_class_names(names: Any, num_classes: int) -> tuple[str, ...]:
+    """The names of the K classes, given in their order or by number (`id2label`), each as one line of text."""
+    if isinstance(names, Mapping):
+        by_number = {int(key): name for key, name in names.items() if str(key).strip().isdecimal()}
+        names = [by_number.get(number, number) for number in range(max(num_classes, len(names)))]
+    if isinstance(names, str | bytes) or not isinstance(names, Iterable):
+        raise InputError(f"expected names as a list of {num_classes} texts, got {names!r:.80}: one for each class")
+    found = tuple(" ".join(str(number if name is None else name).split()) for number, name in enumerate(names))
+    if len(found) != num_classes:
+        raise InputError(f"expected the names of {num_classes} classes, got {len(found)}: one for each class")
+    return found
 
 
 def check_count(value: object, name: str, least: int) -> int:

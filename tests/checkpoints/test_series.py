@@ -198,6 +198,7 @@ def test_a_second_call_measures_only_what_is_new_and_puts_it_in_its_place(tmp_pa
     assert [json.loads(line)["epoch"] for line in lines] == [1, 3, 5, 10]
     assert [lines[0], lines[2]] == first
     assert [geometry.epoch for geometry in RunFolder.open(out).geometries()] == [1, 3, 5, 10]
+    assert RunFolder.open(out).classes().epoch == 10
     nc.measure_checkpoints(network(), pattern, loader, out=out)
     assert len(read) == 4
     assert (out / "records.jsonl").read_text().splitlines() == lines

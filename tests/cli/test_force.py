@@ -186,6 +186,8 @@ def test_a_run_of_another_kind_may_take_the_place_of_a_training(exp1, loader):
     left = sorted(str(path.relative_to(exp1)) for path in exp1.rglob("*") if path.name != ".lock")
     assert left == [
         "checkpoints",
+        "classes",
+        "classes/epoch-00000.npz",
         "config.yaml",
         "environment.json",
         "geometry",

@@ -83,6 +83,40 @@ def test_the_data_set_gives_its_name_and_those_of_the_classes(tmp_path):
     assert (run.config["data"], run.class_names) == ("Pets", ["cat", "dog", "eel"])
 
 
+def test_the_numbers_of_each_class_are_kept_of_the_last_record(loader, tmp_path):
+    net = network()
+    recorder = nc.Recorder(loader, out=tmp_path / "run", class_names={0: "a", 1: "b", 2: "c"}, progress=False)
+    for epoch in (0, 4, 2):
+        recorder.measure(net, epoch)
+    run = read_run(tmp_path / "run")
+    table = nc.collect(net, loader, progress=False).per_class(["a", "b", "c"])
+    assert (run.classes.epoch, run.class_names) == (4, ["a", "b", "c"])
+    for name, values in table.columns.items():
+        assert run.classes.columns[name] == pytest.approx(values.numpy(), nan_ok=True), name
+    assert run.classes.rows(run.class_names)[1]["nearest_name"] == table.rows()[1]["nearest_name"]
+    pairs = nc.worst_pairs(nc.collect(net, loader, progress=False).moments)
+    assert run.classes.pairs == pytest.approx(np.array(pairs))
+
+
+def test_of_many_classes_the_nearest_are_not_looked_for(loader, tmp_path, monkeypatch):
+    monkeypatch.setattr("neuralcollapse.loops.kept._PAIRED_CLASSES", 2)
+    nc.Recorder(loader, out=tmp_path / "run", progress=False).measure(network(), 0)
+    classes = read_run(tmp_path / "run").classes
+    assert {"cdnv", "nearest"}.isdisjoint(classes.columns)
+    assert len(classes.pairs) == 0
+    monkeypatch.setattr("neuralcollapse.loops.kept._LISTED_CLASSES", 2)
+    nc.Recorder(loader, out=tmp_path / "many", progress=False).measure(network(), 0)
+    assert read_run(tmp_path / "many").classes is None
+
+
+@pytest.mark.parametrize("classes", [3, torch.arange(3), ["a"], "abc"])
+def test_data_sets_whose_classes_are_no_names_are_measured_too(classes, tmp_path):
+    data = TensorDataset(torch.randn(9, 4), torch.arange(9) % 3)
+    data.classes = classes
+    nc.Recorder(DataLoader(data, batch_size=3), out=tmp_path / "run", progress=False).measure(network(), 0)
+    assert read_run(tmp_path / "run").class_names == ["0", "1", "2"]
+
+
 def test_names_that_are_not_one_for_each_class_are_left_out(loader, tmp_path):
     nc.Recorder(loader, out=tmp_path / "run", class_names=["a", "b"], progress=False).measure(network(), 0)
     assert read_run(tmp_path / "run").class_names == ["0", "1", "2"]

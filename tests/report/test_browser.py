@@ -270,6 +270,30 @@ def test_infinity_sorts_above_all_numbers(visit, files):
     assert column(page, 1) == ["-inf", "1.0", "inf", "nan"]
 
 
+@pytest.mark.parametrize("press", ["click", "Enter"])
+def test_the_classes_sort_from_the_worst_and_download_with_their_names(press, visit, runs):
+    page = visit("one")
+    order = [f"{k} {EVIL}" if k == 0 else "1 a & b" if k == 1 else str(k) for k in range(10)]
+    shown = column(page, 1)
+    assert sorted(shown) == sorted(order)
+    cdnv = [float(text) for text in column(page, 3)]
+    assert cdnv == sorted(cdnv, reverse=True)
+    head = page.locator("table.sortable th").nth(0)
+    assert page.locator("table.sortable th").nth(2).get_attribute("aria-sort") == "descending"
+    button = head.get_by_role("button")
+    if press == "click":
+        button.click()
+    else:
+        button.focus()
+        page.keyboard.press(press)
+    assert column(page, 1) == order
+    assert page.locator("table.sortable th").nth(2).get_attribute("aria-sort") is None
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Download all 10 classes").click()
+    with open(waiting.value.path(), encoding="utf-8", newline="") as file:
+        assert [line["name"] for line in csv.DictReader(file)][:2] == [EVIL, "a & b"]
+
+
 @pytest.mark.parametrize(("name", "count"), [("one", 5), ("two", 10)])
 def test_the_records_download_as_csv(name, count, visit, runs):
     page = visit(name)

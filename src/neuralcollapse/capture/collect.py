@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
+from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.forward import Forward, HeadMismatch
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
@@ -190,7 +191,7 @@ def collect(
         forward, sums = first_pass(other.name)
     if sharded:
         sums.join(forward)
-    capture = _result(forward, sums)
+    capture = _result(forward, sums, loader)
     if sums.nearest is not None:
         warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
     if nc4:
@@ -269,8 +270,8 @@ def _numbered(batch: int) -> Iterator[None]:
         raise InputError(f"batch {batch}: {error}") from None
 
 
-def _result(forward: Forward, sums: Sums) -> Capture:
-    """The measured head with its moments, accuracy and loss.
+def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
+    """The measured head with its moments, accuracy, loss and class names.
 
     Raises:
         InputError: no samples, or a head that is not a linear map of its input.
@@ -292,6 +293,7 @@ def _result(forward: Forward, sums: Sums) -> Capture:
         layer=forward.head.name,
         nonnegative=sums.nonnegative,
         correct=correct,
+        class_names=find_class_names(forward.model, loader, len(weight)),
     )
 
 

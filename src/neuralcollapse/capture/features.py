@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from neuralcollapse.capture.class_by_class import Names, class_table, confused
 from neuralcollapse.capture.reference import warn_of_unseen
 from neuralcollapse.checks import as_tensor, check_classifier, check_features, check_labels
 from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.measures import held_out_measures, measures
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows
 from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.pairs import ClassPair
 
 _BLOCK_ROWS = 4_096  # features that are brought to length one at a time
 
@@ -64,6 +67,70 @@ def measure_features(
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
+    values, _, _ = _measured(
+        features,
+        labels,
+        weight,
+        bias,
+        num_classes,
+        ignore_index=ignore_index,
+        classes=classes,
+        min_count=min_count,
+        means_dtype=means_dtype,
+        pairwise=pairwise,
+        test_features=test_features,
+        test_labels=test_labels,
+        more=more,
+    )
+    return values
+
+
+def measure_features_by_class(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    num_classes: int | None = None,
+    *,
+    names: Names | None = None,
+    pairwise: bool | int = True,
+    **options: Any,
+) -> tuple[dict[str, Any], ClassTable, list[ClassPair]]:
+    """What `measure_features` returns, the table of the classes, and the pairs that are hardest to tell apart.
+
+    `names` are those of all classes, or of those that are measured; `options` as there. Unless `pairwise` is True, the
+    table has nothing that needs all pairs of classes.
+    """
+    values, head, seen = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
+    classes = None if head.subset is None else head.subset.classes
+    table, _ = class_table(
+        seen.moments,
+        *head.rows(),
+        correct=None if weight is None else seen.correct,
+        classes=classes,
+        names=names,
+        pairwise=pairwise is True,
+    )
+    return values, table, confused(seen.moments, classes=classes, names=names, pairwise=pairwise)
+
+
+def _measured(
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    num_classes: int | None,
+    *,
+    test_features: Tensor | None = None,
+    test_labels: Tensor | None = None,
+    more: bool = False,
+    ignore_index: int | None = None,
+    classes: Tensor | Sequence[int] | None = None,
+    min_count: int | None = None,
+    means_dtype: torch.dtype = torch.float64,
+    pairwise: bool | int = True,
+) -> tuple[dict[str, Any], _Head, _Seen]:
+    """What `measure_features` returns, and what was seen on the way."""
     features, labels = _samples(features, labels, ignore_index)
     weight = None if weight is None else as_tensor(weight, "weight")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -80,11 +147,19 @@ def measure_features(
     total = num_classes
     subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
     head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more)
-    result, moments = head.measured(features, labels)
+    seen = head.measured(features, labels)
     if test is not None:
         with _of_test_set():
-            result["test"], _ = head.measured(*test, moments)
-    return result
+            seen.values["test"] = head.measured(*test, seen.moments).values
+    return seen.values, head, seen
+
+
+class _Seen(NamedTuple):
+    """Of samples: their measures, their moments and (K',) the right predictions of each class."""
+
+    values: dict[str, Any]
+    moments: ClassMoments
+    correct: Tensor
 
 
 @dataclass
@@ -99,19 +174,22 @@ class _Head:
     pairwise: bool | int
     more: bool
 
-    def measured(
-        self, features: Tensor, labels: Tensor, train: ClassMoments | None = None
-    ) -> tuple[dict[str, Any], ClassMoments]:
-        """The measures and the moments of samples; of a test set, if there are moments of the training set."""
+    def rows(self) -> tuple[Tensor | None, Tensor | None]:
+        """Weight and bias of the classes that are measured."""
+        if self.subset is None:
+            return self.weight, self.bias
+        weight, bias = (None if values is None else self.subset.rows(values) for values in (self.weight, self.bias))
+        return weight, bias
+
+    def measured(self, features: Tensor, labels: Tensor, train: ClassMoments | None = None) -> _Seen:
+        """What is seen of samples; of a test set, if there are moments of the training set."""
         subset, targets, num_classes = self.subset, labels, self.num_classes
-        weight, bias = self.weight, self.bias
+        weight, bias = self.rows()
         if subset is not None:
             labels = subset.relabel(labels)
             kept = labels != LEFT_OUT
             features, labels, targets = features[kept], labels[kept], targets[kept]
             num_classes = len(subset)
-            weight = None if weight is None else subset.rows(weight)
-            bias = None if bias is None else subset.rows(bias)
         if len(labels) == 0:
             raise InputError("none of the samples is of one of the classes: give classes that come in the labels")
         moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
@@ -124,18 +202,20 @@ class _Head:
         result["num_samples"] = count = moments.num_samples
         if self.more and train is None:
             result["more"] = _more(moments, features, labels, weight, self.pairwise)
-        nearest, right = NearestMeans(moments if train is None else train), 0
+        nearest = NearestMeans(moments if train is None else train)
+        correct = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
         parts = (each.split(max(1, 2**22 // self.num_classes)) for each in (features, labels, targets))
         for block, numbers, wanted in zip(*parts, strict=True):
             predicted = wanted if self.weight is None else _predicted(block, self.weight, self.bias)
-            right += int((predicted == wanted.to(predicted.device)).sum())
+            hit = predicted == wanted.to(predicted.device)
+            correct += label_counts(numbers[hit.to(numbers.device)], num_classes).cpu()
             predicted = predicted if subset is None else subset.relabel(predicted)
             wrong += nearest.mismatches(block, [numbers, predicted]).cpu()
         result["ncc_accuracy"] = (count - float(wrong[0])) / count
         if weight is not None:
-            result |= {"nc4": float(wrong[1]) / count, "accuracy": right / count}
-        return result, moments
+            result |= {"nc4": float(wrong[1]) / count, "accuracy": int(correct.sum()) / count}
+        return _Seen(result, moments, correct)
 
 
 def _samples(features: Any, labels: Any, ignore_index: int | None) -> tuple[Tensor, Tensor]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from neuralcollapse.capture.class_by_class import class_table
 from neuralcollapse.capture.nearest import HEAD
+from neuralcollapse.errors import NeuralCollapseWarning
+from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.measures import held_out_measures, measures
 from neuralcollapse.geometry.moments import ClassMoments
 
@@ -31,6 +36,7 @@ class Capture:
         layers_nearest: name -> "nc4" and "ncc_accuracy" of an inner layer, for its own class means.
         correct: (K,) int64, the number of samples of each class whose class has the largest logit; over
             `moments.counts` this is the accuracy by class. None if that is not known.
+        class_names: the names of all K classes, where the model's configuration or the data set has them.
     """
 
     moments: ClassMoments
@@ -46,6 +52,37 @@ class Capture:
     ncc_accuracy: float | None = None
     layers_nearest: dict[str, dict[str, float]] = field(default_factory=dict)
     correct: Tensor | None = None
+    class_names: tuple[str, ...] | None = None
+
+    def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
+        """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
+
+        Args:
+            names: of the classes that were measured, or of all, in their order or by number; `class_names` if not
+                given.
+            pairwise: False leaves out what needs all pairs of classes.
+
+        Raises:
+            InputError: names of another number of classes.
+        """
+        table, reasons = self.quiet_per_class(names, pairwise=pairwise)
+        for reason in reasons:
+            warnings.warn(f"undefined (NaN): {reason}", NeuralCollapseWarning, stacklevel=2)
+        return table
+
+    def quiet_per_class(
+        self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
+    ) -> tuple[ClassTable, list[str]]:
+        """`per_class` without its warnings, and their reasons."""
+        return class_table(
+            self.moments,
+            self.weight,
+            self.bias,
+            correct=self.correct,
+            classes=self.classes,
+            names=self.class_names if names is None else names,
+            pairwise=pairwise,
+        )
 
     def measures(self, *, pairwise: bool | int = True, held_out: bool = False) -> dict[str, Any]:
         """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""

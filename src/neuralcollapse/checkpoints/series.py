@@ -74,7 +74,7 @@ def measure_checkpoints(
     prefix: str | None = None,
     progress: bool = True,
     config: Mapping[str, Any] | None = None,
-    class_names: Sequence[str] = (),
+    class_names: Sequence[str] | Mapping[int, str] = (),
     on_checkpoint: Callable[[Checkpoint], None] | None = None,
     given: Iterable[str | Path] = (),
     **options: Any,
@@ -96,7 +96,7 @@ def measure_checkpoints(
         prefix: of the weights' names in the files, where several would fit.
         progress: show a progress bar for each checkpoint (on a terminal only).
         config: what the page shows about the run, such as {"data": "my pictures"}; the same in later calls.
-        class_names: of the K classes.
+        class_names: of the K classes, as for `neuralcollapse.Recorder`.
         on_checkpoint: called with each `Checkpoint`, in order, as soon as its record is kept.
         given: files and folders beside the checkpoints that are still needed, such as the data: an `out` that holds
             one of them is not overwritten.
@@ -249,9 +249,10 @@ class _Run:
         for name, done in self.done.items():
             old, new = done.record.epoch, numbers[name]
             self.done[name] = replace(done, record=replace(done.record, epoch=new))
-            file = _geometry(folder, old)
-            if old != new and file.is_file():
-                moves.append((file.rename(file.with_name(f".{new}.tmp")), _geometry(folder, new)))
+            for kind in ("geometry", "classes"):
+                file = _epoch_file(folder, kind, old)
+                if old != new and file.is_file():
+                    moves.append((file.rename(file.with_name(f".{new}.tmp")), _epoch_file(folder, kind, new)))
         write_ledger(self._place / NAME, self.done)
         for file, place in moves:
             file.replace(place)
@@ -299,8 +300,8 @@ def _plain(value: object) -> object:
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _geometry(folder: RunFolder, number: int) -> Path:
-    return folder.path / "geometry" / f"epoch-{number:05d}.npz"
+def _epoch_file(folder: RunFolder, kind: str, number: int) -> Path:
+    return folder.path / kind / f"epoch-{number:05d}.npz"
 
 
 def _read_json(path: Path) -> Any:

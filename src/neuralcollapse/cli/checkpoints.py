@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neuralcollapse.cli import classes
 from neuralcollapse.cli.parser import add_options
 from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
 from neuralcollapse.cli.train import file_name
@@ -106,6 +107,7 @@ def run(options: argparse.Namespace) -> int:
         from neuralcollapse.training.network import network_for
         from neuralcollapse.training.run_config import named_paths
     files = find_checkpoints(options.checkpoints)  # before the data are read
+    names = classes.names(options)
     config = TrainConfig(**options.values)
     out = Path(options.out or f"runs/{file_name(config.data)}-{file_name(config.network)}-checkpoints")
     if options.force:
@@ -135,7 +137,7 @@ def run(options: argparse.Namespace) -> int:
         given=named_paths(config),
         prefix=options.prefix,
         config=_described(config, options, data),
-        class_names=data.class_names,
+        class_names=names or data.class_names,
         on_checkpoint=show,
         layers=list(config.layers),
         ignore_index=options.ignore_index,
@@ -146,13 +148,17 @@ def run(options: argparse.Namespace) -> int:
     )
     page = write_page(RunFolder.open(out))
     unit = read_run(out).unit
+    found = classes.of_run(RunFolder.open(out), names) if options.per_class is not None else None
+    written = "" if found is None else classes.write(options, found)
     if options.json:
-        print_records(out, page, unit, [(paths.get(record.epoch), record) for record in records])
+        print_records(out, page, unit, [(paths.get(record.epoch), record) for record in records], found)
         return 0
     last = records[-1]
     print_last(last, unit, len(data.train.labels))
     print_events(records, unit)
-    print(f"run   {out}\npage  {page}")
+    if found is not None:
+        classes.show(found)
+    print(f"{written}run   {out}\npage  {page}")
     if last.train["accuracy"] <= _GUESSING / data.num_classes:
         print(
             "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
@@ -168,14 +174,16 @@ def print_records(
     page: Path | None,
     unit: str,
     records: Sequence[tuple[str | None, Record]],
+    found: classes.Classes | None = None,
     more: Mapping[int, Mapping[str, float]] | None = None,
 ) -> None:
-    """JSON of many records, each with the checkpoint that it is of, and further measures by its epoch."""
+    """JSON of many records, each with its checkpoint and (by its epoch) further measures; and the last one's classes."""
     listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
     for each in listed:
         if more and each["epoch"] in more:
             each["more"] = more[each["epoch"]]
-    print_json({"run": str(run), "page": page and str(page), "unit": unit, "records": listed})
+    about = {"run": str(run), "page": page and str(page), "unit": unit}
+    print_json({**about, "records": listed, **classes.as_json(found)})
 
 
 def line(checkpoint: Checkpoint) -> str:

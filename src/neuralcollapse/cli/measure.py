@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neuralcollapse.cli import checkpoints
+from neuralcollapse.cli import checkpoints, classes
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
 from neuralcollapse.cli.printing import print_json, print_measures, print_more, record_of_features, train_packages
 from neuralcollapse.errors import InputError
+from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import Record, RunFolder
 from neuralcollapse.runs.records import goal
 
@@ -34,10 +35,11 @@ def add(commands: Any) -> None:
         "measure",
         help="measure a file of features, the checkpoints of a run, or those of any training",
         description="Measure collapse in a file of features (.npz or .safetensors with arrays features (N, d) and "
-        "labels (N,), and the classifier's weight (K, d) and bias (K,) where it has them), in the checkpoints of "
-        "a run folder, or in those of any training, given its network and data.",
+        "labels (N,), and the classifier's weight (K, d), bias (K,) and class_names (K,) where it has them), in the "
+        "checkpoints of a run folder, or in those of any training, given its network and data.",
         epilog="examples:\n"
         "  neuralcollapse measure features.npz --json\n"
+        "  neuralcollapse measure features.npz --per-class classes.csv --class-names names.txt\n"
         "  neuralcollapse measure runs/digits-mlp-learned\n"
         "  neuralcollapse measure --network timm:resnet18 --checkpoints 'ckpts/*.safetensors' --data imagefolder:PATH "
         "--image-size 224 --normalize imagenet\n",
@@ -84,6 +86,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="of a run folder: import the code that its configuration names, as in network: my_module:function",
     )
+    classes.add(parser)
     parser.add_argument("--json", action="store_true", help="print JSON")
     checkpoints.add(parser)
     parser.set_defaults(run=run)
@@ -92,6 +95,7 @@ def add(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """The command."""
     options.pairwise = _pairwise(options)
+    classes.check(options)
     given = checkpoints.given(options)
     if options.test_data is not None and (options.path is None or options.path.is_dir()):
         raise InputError(
@@ -126,8 +130,8 @@ def _run_folder(options: argparse.Namespace) -> int:
     for_files += [options.scree, *(getattr(options, name) for name in _OF_FILES)]
     if options.no_pairwise or any(value is not None for value in for_files):
         raise InputError(
-            "only --certify-head, --more, --trust-code and --json are for runs, the other options for files: leave "
-            "them out"
+            "only --certify-head, --more, --per-class, --class-names, --trust-code and --json are for runs, the other "
+            "options for files: leave them out"
         )
     with train_packages():
         from neuralcollapse.checkpoints.series import Checkpoint
@@ -143,46 +147,39 @@ def _run_folder(options: argparse.Namespace) -> int:
             "records; weights kept elsewhere are measured by --network, --checkpoints and --data"
         )
     files = dict(folder.checkpoints())
-    samples: list[int] = []
+    names = classes.names(options) or read_mapping(folder.path / "environment.json").get("class_names")
+    last: list[Capture] = []
     more: dict[int, dict[str, float]] = {}
 
     def show(record: Record, capture: Capture) -> None:
-        samples.append(capture.moments.num_samples)
+        last[:] = [capture]
         if options.more:
             more[record.epoch] = more_of(capture)
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 
     records = remeasure(folder, certify_head=options.certify_head, trust_code=options.trust_code, on_record=show)
+    found = classes.of_capture(last[0], names) if options.per_class is not None else None
+    written = "" if found is None else classes.write(options, found)
     if options.json:
         page = folder.path / "report.html"
         named = [(str(files[record.epoch]), record) for record in records]
-        print_records(options.path, page if page.is_file() else None, "epoch", named, more)
+        print_records(options.path, page if page.is_file() else None, "epoch", named, found, more)
         return 0
-    print_last(records[-1], "epoch", samples[-1])
+    print_last(records[-1], "epoch", last[0].moments.num_samples)
     if options.more:
         print_more(more[records[-1].epoch])
-    print(f"run   {options.path}\nnext  neuralcollapse report {options.path}")
+    if found is not None:
+        classes.show(found)
+    print(f"{written}run   {options.path}\nnext  neuralcollapse report {options.path}")
     return 0
 
 
 def _file(options: argparse.Namespace) -> int:
     _check_decays(options)
-    arrays, unused = read_features(options.path)
-    from neuralcollapse.capture.features import measure_features
-
-    values = measure_features(
-        arrays["features"],
-        arrays["labels"],
-        arrays.get("weight"),
-        arrays.get("bias"),
-        options.num_classes,
-        ignore_index=options.ignore_index,
-        min_count=options.min_count,
-        pairwise=options.pairwise,
-        **({} if options.test_data is None else _test_arrays(options.test_data)),
-        more=options.more,
-    )
+    named = options.per_class is not None and options.class_names is None
+    arrays, unused = read_features(options.path, ["class_names"] if named else [])
+    values, found = _measured(arrays, options)
     if options.scree is not None:
         values["scree"] = str(_draw_scree(arrays, options))
     if options.certify_head:
@@ -190,12 +187,12 @@ def _file(options: argparse.Namespace) -> int:
     if "weight" in arrays and options.min_count is None:
         values["minimizer"] = _at_minimum(arrays, options)
     record = record_of_features(values)
+    written = "" if found is None else classes.write(options, found)
     if options.json:
         nothing = {"epoch": None}  # nobody knows how long the network was trained
+        about = {"file": str(options.path), "num_samples": values["num_samples"]}
         beside = {name: values[name] for name in ("more", "scree") if name in values}
-        print_json(
-            {"file": str(options.path), "num_samples": values["num_samples"], **asdict(record), **nothing, **beside}
-        )
+        print_json({**about, **asdict(record), **nothing, **beside, **classes.as_json(found)})
         return 0
     accuracy = f", accuracy {values['accuracy']:.4f}" if "accuracy" in values else ""
     if "accuracy" in record.test:
@@ -204,6 +201,10 @@ def _file(options: argparse.Namespace) -> int:
     print_measures(record)
     if options.more:
         print_more(values["more"])
+    if found is not None:
+        classes.show(found)
+    if written:
+        print(f"\n{written}", end="")
     if options.scree is not None:
         print(f"\nfile  {values['scree']}")
     if unused:
@@ -211,6 +212,30 @@ def _file(options: argparse.Namespace) -> int:
     if "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
+
+
+def _measured(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[dict[str, Any], classes.Classes | None]:
+    """The measures of a file's arrays, and its classes where they are asked for."""
+    from neuralcollapse.capture.features import measure_features, measure_features_by_class
+
+    given = [arrays["features"], arrays["labels"], arrays.get("weight"), arrays.get("bias"), options.num_classes]
+    how = {name: getattr(options, name) for name in ("ignore_index", "min_count", "pairwise", "more")}
+    if options.test_data is not None:
+        how |= _test_arrays(options.test_data)
+    if options.per_class is None:
+        return measure_features(*given, **how), None
+    names = classes.names(options)
+    if names is None and "class_names" in arrays:
+        names = _texts(arrays["class_names"])
+    values, table, pairs = measure_features_by_class(*given, names=names, **how)
+    return values, classes.Classes.of(table, pairs)
+
+
+def _texts(names: Any) -> list[str]:
+    """The names in a file's array class_names."""
+    if getattr(names, "dtype", None) is None or names.ndim != 1 or names.dtype.kind not in "US":
+        raise InputError("expected the array class_names as K texts: leave it out, or give --class-names FILE")
+    return [name.decode(errors="replace") if isinstance(name, bytes) else str(name) for name in names.tolist()]
 
 
 def _test_arrays(path: Path) -> dict[str, Any]:
@@ -240,8 +265,8 @@ def _draw_scree(arrays: Mapping[str, Any], options: argparse.Namespace) -> Path:
     counts = labels.long().bincount()
     kept = counts[labels.long()] >= (options.min_count or 0)
     weight = torch.as_tensor(arrays["weight"]) if "weight" in arrays else None
-    classes = options.num_classes or (len(counts) if weight is None else len(weight))
-    moments = ClassMoments.from_batch(features[kept], labels[kept], classes)
+    num_classes = options.num_classes or (len(counts) if weight is None else len(weight))
+    moments = ClassMoments.from_batch(features[kept], labels[kept], num_classes)
     return write_scree(spectra(moments, weight), options.scree)
 
 
@@ -304,8 +329,10 @@ def _kept(arrays: Mapping[str, Any], options: argparse.Namespace) -> tuple[Tenso
     return features[kept], labels[kept]
 
 
-def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
+def read_features(path: Path, more: Sequence[str] = ()) -> tuple[dict[str, Any], list[str]]:
     """The arrays of a .npz or .safetensors file that are measured, and the names of its others, which are not read.
+
+    `more` are names of arrays that are read beside those that every call reads.
 
     Nothing in it is ever unpickled.
 
@@ -329,11 +356,11 @@ def read_features(path: Path) -> tuple[dict[str, Any], list[str]]:
                     f"{path} is no .npz file, or cut off (pickled files are never loaded): copy it again, or {how}"
                 )
             most = max(_INFLATED_BYTES, _INFLATED * path.stat().st_size)
-            arrays, others = read_arrays(path, _ARRAYS, most=most)
+            arrays, others = read_arrays(path, [*_ARRAYS, *more], most=most)
         else:
             from neuralcollapse.runs.tensors import read_tensors
 
-            arrays, others = read_tensors(path, _ARRAYS)
+            arrays, others = read_tensors(path, [*_ARRAYS, *more])
     except InputError:
         raise
     except ValueError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count
+from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
@@ -27,12 +27,27 @@ class Estimate(NamedTuple):
     error: Tensor | None = None
 
 
-class ClassPair(NamedTuple):
-    """Two classes and their class-distance normalised variance, infinite where their means coincide."""
-
+class _Pair(NamedTuple):
     first: int
     second: int
     cdnv: float
+
+
+class ClassPair(_Pair):
+    """Two classes and their class-distance normalised variance, infinite where their means coincide.
+
+    Attributes:
+        first: the number of a class.
+        second: that of another one.
+        cdnv: of the two.
+        names: their names; None if those are not known. They are no part of the tuple.
+    """
+
+    names: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        named = "" if self.names is None else f", names={self.names!r}"
+        return f"ClassPair(first={self.first}, second={self.second}, cdnv={self.cdnv!r}{named})"
 
 
 class Sample(NamedTuple):
@@ -81,22 +96,31 @@ def max_equiangularity(vectors: Tensor) -> float:
     return float(excess_cosine(at_least_two(as_matrix(vectors)), None).mean)
 
 
-def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int = True) -> list[ClassPair]:
+def worst_pairs(
+    moments: ClassMoments,
+    count: int = 10,
+    *,
+    pairwise: bool | int = True,
+    names: Sequence[str] | Mapping[int, str] | None = None,
+) -> list[ClassPair]:
     r"""The pairs of classes with the largest :math:`(V_i + V_j) / (2 |\mu_i - \mu_j|^2)`, the worst first.
 
     Args:
         moments: of the features.
         count: how many pairs to return.
         pairwise: True to look at every pair, O(K^2 d) time; a number P to look at a sample of P pairs.
+        names: of the K classes, in their order or by number; the pairs then have the attribute `names`.
 
     Raises:
-        InputError: fewer than two classes with samples, all class means equal, or a count below 1.
+        InputError: fewer than two classes with samples, all class means equal, a count below 1, or names of another
+            number of classes.
     """
     check_count(count, "count", 1)
+    known = None if names is None else check_class_names(names, moments.num_classes)
     means = CentredMeans(moments)
     try:
         matrix, variances = means.matrix, means.class_variances
-        least = _least(matrix)
+        least = rounding_squares(matrix)
     except Undefined as reason:
         raise InputError(f"no pairs of classes to compare: {reason}") from None
     best = (variances.new_empty(0), means.seen.new_empty(0), means.seen.new_empty(0))
@@ -110,29 +134,33 @@ def worst_pairs(moments: ClassMoments, count: int = 10, *, pairwise: bool | int 
     sample = draw(matrix.count, pairwise, matrix.norms.device)
     if sample is None:
         for first, second in tiles(matrix):
-            distances = _tile_distances(matrix, first, second)
+            distances = tile_distances(matrix, first, second)
             distances[distances <= least[first, None] + least[None, second]] = 0
-            ratios = _ratios(distances, variances[first, None], variances[None, second])
+            cdnvs = ratios(distances, variances[first, None], variances[None, second])
             if first == second:
-                ratios = ratios.triu(1)
-            values, places = ratios.flatten().topk(min(count, ratios.numel()))
-            keep(values, first.start + places // ratios.shape[1], second.start + places % ratios.shape[1])
+                cdnvs = cdnvs.triu(1)
+            values, places = cdnvs.flatten().topk(min(count, cdnvs.numel()))
+            keep(values, first.start + places // cdnvs.shape[1], second.start + places % cdnvs.shape[1])
     else:
         ordered = torch.stack(sample).sort(0).values.unique(dim=1)
         for left, right in Sample(*ordered).chunks(matrix.dim):
-            distances = _pair_distances(matrix, left, right)
+            distances = pair_distances(matrix, left, right)
             distances[distances <= least[left] + least[right]] = 0
-            keep(_ratios(distances, variances[left], variances[right]), left, right)
+            keep(ratios(distances, variances[left], variances[right]), left, right)
     pairs = min(count, matrix.count * (matrix.count - 1) // 2)
-    names = means.seen.cpu()
+    numbers = means.seen.cpu()
     found = zip(*(part.tolist() for part in best), strict=True)
-    return [ClassPair(int(names[int(i)]), int(names[int(j)]), value) for value, i, j in found][:pairs]
+    worst = [ClassPair(int(numbers[int(i)]), int(numbers[int(j)]), value) for value, i, j in found][:pairs]
+    if known is not None:
+        for pair in worst:
+            pair.names = known[pair.first], known[pair.second]
+    return worst
 
 
 def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
     """The mean of `nc1_cdnv` over all pairs, or over a sample."""
     matrix, variances = means.matrix, means.class_variances
-    least = _least(matrix)
+    least = rounding_squares(matrix)
     at_once = waits_for_nothing(least.device)  # then a tile is corrected as it comes
     flags = torch.zeros(2, dtype=torch.bool, device=least.device)  # any nearly equal means, any equal ones
 
@@ -147,7 +175,7 @@ def cdnv(means: CentredMeans, sample: Sample | None) -> Estimate:
 
     def on_pairs(first: Tensor, second: Tensor) -> Tensor:
         nonlocal flags
-        distances = _pair_distances(matrix, first, second)
+        distances = pair_distances(matrix, first, second)
         flags = flags | (distances <= least[first] + least[second]).any()
         return (variances[first] + variances[second]) / (2 * distances)
 
@@ -191,12 +219,12 @@ def _mean(
     return Estimate(values.mean(), values.std() / math.sqrt(len(values)))
 
 
-def _least(matrix: BlockedMatrix) -> Tensor:
+def rounding_squares(matrix: BlockedMatrix) -> Tensor:
     """(K,) bounds: a squared distance of at most the sum of the bounds of two classes is rounding alone."""
     return matrix.noise_squares + matrix.rounding**2 / 2
 
 
-def _tile_distances(matrix: BlockedMatrix, first: slice, second: slice) -> Tensor:
+def tile_distances(matrix: BlockedMatrix, first: slice, second: slice) -> Tensor:
     """|m_i - m_j|^2 for i in `first` and j in `second`; infinite for i = j."""
     distances, near = _expanded(matrix, first, second)
     _correct(matrix, distances, near, first, second)
@@ -220,11 +248,12 @@ def _correct(matrix: BlockedMatrix, distances: Tensor, near: Tensor, first: slic
         distances[pairs[:, 0], pairs[:, 1]] = (left - right).square().sum(1)
 
 
-def _pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
+def pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
+    """(P,) |m_i - m_j|^2 for pairs of rows, from their differences."""
     return (matrix.block(first) - matrix.block(second)).square().sum(1)
 
 
-def _ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def ratios(distances: Tensor, first: Tensor, second: Tensor) -> Tensor:
     """`(V_i + V_j) / (2 |m_i - m_j|^2)`, infinite where the means coincide."""
     return torch.where(distances > 0, (first + second) / (2 * distances), math.inf)
 
@@ -234,14 +263,14 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor) -> Unde
     matrix = means.matrix
     if sample is None:
         for first, second in tiles(matrix):
-            distances = _tile_distances(matrix, first, second)
+            distances = tile_distances(matrix, first, second)
             equal = (distances <= least[first, None] + least[None, second]).nonzero()
             if len(equal):
                 pair = first.start + int(equal[0, 0]), second.start + int(equal[0, 1])
                 break
     else:
         for left, right in sample.chunks(matrix.dim):
-            equal = (_pair_distances(matrix, left, right) <= least[left] + least[right]).nonzero()
+            equal = (pair_distances(matrix, left, right) <= least[left] + least[right]).nonzero()
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break

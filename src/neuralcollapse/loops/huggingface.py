@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
@@ -161,7 +162,8 @@ class CollapseTrainerCallback(TrainerCallback):
         if dataset is None:
             raise InputError("expected a data set to measure on, got none: give dataset=, or the trainer train_dataset")
         test = trainer.eval_dataset if self.test_dataset is None else self.test_dataset
-        given = {"ignore_index": -100, "progress": False, "class_names": _class_names(model, dataset), **self.options}
+        names = find_class_names(model, dataset, getattr(model.config, "num_labels", 0)) or ()
+        given = {"ignore_index": -100, "progress": False, "class_names": names, **self.options}
         return Recorder(
             self._loader(dataset, self._steps(args) if self.dataset is None else None),
             None if test is None or test is False or isinstance(test, dict) else self._loader(test),
@@ -255,15 +257,6 @@ def _unpatched(model: Any) -> Iterator[None]:
     finally:
         if patched is not None:
             model.forward = patched
-
-
-def _class_names(model: Any, dataset: Any) -> list[str]:
-    """What the model's configuration or the data set calls the classes."""
-    names = [str(name) for _, name in sorted((getattr(model.config, "id2label", None) or {}).items())]
-    if names and not all(name.startswith("LABEL_") for name in names):
-        return names
-    features = getattr(dataset, "features", None) or {}
-    return next((list(features[key].names) for key in ("labels", "label") if hasattr(features.get(key), "names")), [])
 
 
 def _settings(args: TrainingArguments, dataset: Any) -> dict[str, Any]:

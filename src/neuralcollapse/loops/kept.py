@@ -13,9 +13,11 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuralcollapse.capture.class_by_class import confused, measured_names
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.errors import InputError
 from neuralcollapse.loops.expected import HeadDecay, decays_of, squares
+from neuralcollapse.runs.class_record import ClassRecord
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.head import certify_head_moments
 
@@ -23,6 +25,8 @@ _GEOMETRY_CLASSES = 200  # as many as the page's figures can show
 _GEOMETRY_VALUES = 2**20  # K d: a file of at most 8 MB, for the means and the weight
 _GEOMETRIES = 60  # at most 500 MB in all
 _LISTED_CLASSES = 10_000  # a list of more makes environment.json slow to read
+_PAIRED_CLASSES = 2_000  # at d = 2,048, all pairs of so many take 0.4 s on a core
+_PAIRS = 20  # of classes that are hard to tell apart
 
 
 def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
@@ -69,6 +73,28 @@ def geometry_of(epoch: int, capture: Capture) -> Geometry | None:
     return Geometry(epoch, means, moments.global_mean.cpu().numpy(), capture.weight.float().cpu().numpy(), bias)
 
 
+def classes_of(epoch: int, capture: Capture, *, pairwise: bool) -> ClassRecord | None:
+    """The numbers of each class of a capture and its worst pairs, or None where there are more classes than are listed.
+
+    What needs all pairs of classes is left out without `pairwise`, and where it would take longer than the pass: with
+    more than 2,000 classes.
+    """
+    count = capture.moments.num_classes
+    if count > _LISTED_CLASSES:
+        return None
+    pairwise = pairwise and count <= _PAIRED_CLASSES
+    table, _ = capture.quiet_per_class(pairwise=pairwise)
+    columns = {"number": table.number, **table.columns}
+    if table.nearest is not None:
+        columns["nearest"] = table.nearest
+    pairs = confused(capture.moments, classes=capture.classes, names=None, pairwise=pairwise, count=_PAIRS)
+    return ClassRecord(
+        epoch,
+        {name: np.asarray(values, np.float64) for name, values in columns.items()},
+        np.array(pairs, np.float64).reshape(-1, 3),
+    )
+
+
 def spread(epochs: Iterable[int]) -> list[int]:
     """Which of the measured epochs keep their geometry: at most 60 of them.
 
@@ -90,18 +116,17 @@ def spread(epochs: Iterable[int]) -> list[int]:
 def environment_of(
     model: nn.Module,
     capture: Capture,
-    class_names: Sequence[str],
+    class_names: Sequence[str] | Mapping[int, str] | None,
     test_samples: int,
     more: Mapping[str, Any],
 ) -> dict[str, Any]:
     """What environment.json says: the same keys for every run, None where something is not known.
 
-    `class_names` are those of all classes of the data set. `more` goes before what is found here.
+    `class_names` are those of all classes of the data set, or of those that were measured. `more` goes before what is
+    found here.
     """
     moments = capture.moments
-    names = [str(name) for name in class_names]
-    if capture.classes is not None and len(names) > moments.num_classes:
-        names = [names[k] for k in capture.classes.tolist() if k < len(names)]
+    names = measured_names(class_names, capture.classes, moments.num_classes)
     few = moments.num_classes <= _LISTED_CLASSES
     return {
         "python": platform.python_version(),
@@ -111,7 +136,7 @@ def environment_of(
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "class_names": names if few and len(names) == moments.num_classes else None,
+        "class_names": list(names) if few and names is not None else None,
         "class_counts": moments.counts.tolist() if few else None,
         "num_classes": moments.num_classes,
         "feature_dim": moments.feature_dim,

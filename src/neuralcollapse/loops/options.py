@@ -121,7 +121,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "config": (lambda value: isinstance(value, Mapping), "as a dict, such as {'data': 'my pictures'}"),
     "environment": (lambda value: isinstance(value, Mapping), "as a dict, such as {'test_samples': 100}"),
     "class_names": (
-        lambda value: isinstance(value, Iterable) and not isinstance(value, str | Mapping),
+        lambda value: isinstance(value, Iterable) and not isinstance(value, str),
         "as a list of names",
     ),
     "prefix": (lambda value: isinstance(value, str), "as a text"),

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import Subset
 
 from neuralcollapse.capture.arguments import check_model, find_classifier
+from neuralcollapse.capture.class_names import data_behind, find_class_names
 from neuralcollapse.capture.collect import Capture, collect, collect_test
 from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training
-from neuralcollapse.loops.kept import certified, environment_of, geometry_of, spread
+from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.undisturbed import undisturbed
@@ -40,7 +40,8 @@ class Recorder:
 
     Everything in this package that measures while a network trains does so through a Recorder. The folder gets a record
     of each measurement; class means and classifier of at most 60 of them, spread over the run, if there are at most 200
-    classes and K d is at most 2^20; config.yaml and environment.json. `neuralcollapse report` and
+    classes and K d is at most 2^20; the numbers of each class (`neuralcollapse.per_class`) at the last one, if there
+    are at most 10,000 classes; config.yaml and environment.json. `neuralcollapse report` and
     `neuralcollapse.write_page` turn it into a page.
 
     Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states
@@ -75,7 +76,8 @@ class Recorder:
         min_delta: by how much a better value has to be better.
         config: what the page shows about the run, such as {"data": "my pictures", "learning_rate": 0.1}.
         environment: more about the machine and the data for environment.json, such as {"image_shape": [3, 32, 32]}.
-        class_names: the names of the K classes; those of the data set (`classes`) when not given.
+        class_names: the names of the K classes, in their order or by number; when not given, those of the model's
+            configuration (`id2label`) or of the data set (`classes`, or a label column of the Hugging Face hub).
         inside: the dotted name of a part of the network: `layers` are named from there, in the records too.
         online: gives a capture of the network, in place of a pass over `loader`: of features that were seen while it
             trained, for example. The records then have the source "online".
@@ -115,7 +117,7 @@ class Recorder:
         min_delta: float = 0.0,
         config: Mapping[str, Any] | None = None,
         environment: Mapping[str, Any] | None = None,
-        class_names: Sequence[str] = (),
+        class_names: Sequence[str] | Mapping[int, str] = (),
         inside: str = "",
         online: Callable[[nn.Module], Capture] | None = None,
         writes: bool = True,
@@ -151,7 +153,7 @@ class Recorder:
         self.out = out.path if isinstance(out, RunFolder) else None if out is None else Path(out)
         self.config = dict(config or {})
         self.environment = dict(environment or {})
-        self.class_names = list(class_names)
+        self.class_names = class_names if isinstance(class_names, Mapping) else list(class_names)
         self.options = options
         self.records: list[Record] = []
         self._watch = Watch(None if stop_on is None else StopRule(stop_on, patience, stop_mode, min_delta))
@@ -278,7 +280,7 @@ class Recorder:
         head, _ = find_classifier(model, self.classifier, self.options.get("num_classes"))
         frame = head.module.frame if isinstance(head.module, FixedClassifier) else "learned"
         return {
-            "data": type(_data(self.loader)).__name__,
+            "data": type(data_behind(self.loader)).__name__,
             "network": type(model).__name__,
             "frame": frame,
             "layer": self.classifier if isinstance(self.classifier, str) else head.name,
@@ -333,7 +335,7 @@ class Recorder:
             return
         folder = self.folder = self.folder or self._create(model)
         if not (folder.path / "environment.json").exists():
-            names = self.class_names or getattr(_data(self.loader), "classes", None) or ()
+            names = self.class_names or capture.class_names or self._found_names(model, capture)
             tested = 0 if test is None else test.moments.num_samples
             environment = environment_of(model, capture, names, tested, self.environment)
             folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
@@ -347,6 +349,16 @@ class Recorder:
             elif not again:
                 self._spread = spread(each.epoch for each in self.records)
             folder.keep_geometries(self._spread)
+        if record.epoch == self.records[-1].epoch:
+            classes = classes_of(record.epoch, capture, pairwise=self.pairwise is True)
+            if classes is not None:
+                folder.write_classes(classes)
+
+    def _found_names(self, model: nn.Module, capture: Capture) -> tuple[str, ...] | None:
+        """For a capture that was not made by a pass over the loader."""
+        if capture.classes is not None:
+            return None
+        return find_class_names(model, self.loader, capture.moments.num_classes)
 
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None
@@ -360,11 +372,3 @@ def _is_cross_entropy(loss: Any) -> bool:
     """Whether a loss is plain cross-entropy: torch's function, or its module with the default options that count."""
     plain = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean"
     return loss is F.cross_entropy or (plain and loss.label_smoothing == 0)
-
-
-def _data(loader: Any) -> Any:
-    """The data set behind a loader, or the loader."""
-    data = getattr(loader, "dataset", loader)
-    while isinstance(data, Subset):
-        data = data.dataset
-    return data

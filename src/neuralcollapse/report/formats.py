@@ -45,7 +45,7 @@ def markdown(page: Page, images: Mapping[str, str] | None = None) -> str:
             for holds, what, numbers, why in page.claim.findings
         ]
         parts.append(_table(("check", "", "numbers", "why this check"), found, marked=1))
-    for table in page.tables:
+    for table in (each for one in page.tables for each in (one, one.beside) if each is not None):
         rows = table.cells()
         if rows and table.narrow:  # names and values: a line
             pairs = (" ".join(cell.text for cell in row if cell.text) for row in rows)

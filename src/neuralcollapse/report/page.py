@@ -35,6 +35,12 @@ class Table:
         narrow: two such tables fit side by side.
         sortable: a click on a column's name sorts the rows by it.
         words: the cells are sentences, which wrap.
+        sorted_by: the column (from 0) by which the rows are sorted already, and whether its largest number is first.
+        names: the columns, beside the first, that hold names: they stand at the left and wrap.
+        tall: the table scrolls in a box of its own, under its header, where it has many rows.
+        csv: (file name, content) of all of its rows, to download.
+        csv_label: the words on that button.
+        beside: a table at its right, where there is room.
     """
 
     heading: str
@@ -44,6 +50,12 @@ class Table:
     narrow: bool = False
     sortable: bool = False
     words: bool = False
+    sorted_by: tuple[int, bool] | None = None
+    names: Sequence[int] = ()
+    tall: bool = False
+    csv: tuple[str, str] | None = None
+    csv_label: str = "Download the table (CSV)"
+    beside: Table | None = None
 
     def cells(self) -> list[list[Cell]]:
         """The rows, every cell a `Cell`."""
@@ -100,11 +112,12 @@ class Page:
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
         figures = [plotly_spec(figure) for figure in self.figures]
+        files = [file for file in (self.csv, *(table.csv for table in self.tables)) if file is not None]
         return environment.from_string(template).render(
             page=self,
             figures=figures,
             figures_json=_script_json(figures),
-            csv_json=_script_json(self.csv[1]) if self.csv else "null",
+            files_json=_script_json(dict(files)),
             plotly=get_plotlyjs(),
         )
 

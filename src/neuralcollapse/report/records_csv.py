@@ -5,12 +5,11 @@ A page holds the whole text, so that of a long run it has records in equal steps
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 
 from neuralcollapse.report.thinning import POINTS, evenly
+from neuralcollapse.runs.csv_text import csv_text
 from neuralcollapse.runs.reading import Run
 
 _GROUPS = ("train", "test", "measures", "head")
@@ -41,12 +40,7 @@ def records_csv(runs: Sequence[Run]) -> str:
             for group in _EXPECTED:
                 line |= _named(f"{group}_", getattr(record, group))
             lines.append(line)
-    columns = list(dict.fromkeys(name for line in lines for name in line))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-    writer.writerow({name: _safe(name) for name in columns})
-    writer.writerows({name: _safe(item) for name, item in line.items()} for line in lines)
-    return text.getvalue()
+    return csv_text(lines)
 
 
 def csv_label(runs: Sequence[Run]) -> str:
@@ -62,8 +56,3 @@ def _named(prefix: str, values: Mapping[str, float]) -> dict[str, object]:
 
 def _short(x: float) -> float | str:
     return float(f"{x:.6g}") if math.isfinite(x) else ""
-
-
-def _safe(item: object) -> object:
-    """A spreadsheet would run a text that begins like a formula."""
-    return f"'{item}" if isinstance(item, str) and item[:1] in ("=", "+", "-", "@") else item

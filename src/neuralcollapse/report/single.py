@@ -8,6 +8,7 @@ from pathlib import Path
 
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
+from neuralcollapse.report.class_tables import class_tables
 from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
@@ -61,6 +62,7 @@ def single_page(run: Run) -> Page:
             _measures(run),
             *_head(run),
             *_layers(run),
+            *class_tables(run),
             *budget_table(run),
             Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
             Table("Where it ran", places, narrow=True),

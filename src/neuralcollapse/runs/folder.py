@@ -5,6 +5,7 @@ environment.json    versions and hardware
 records.jsonl       a line for each measured epoch (`Record`, `runs.record_lines`)
 checkpoints.json    which file gave which record (`neuralcollapse.measure_checkpoints`)
 geometry/*.npz      class means and classifier at some epochs (`Geometry`)
+classes/*.npz       the numbers of each class at the last record (`ClassRecord`)
 checkpoints/*.safetensors   the network's weights
 state.pt            the state of training, for `neuralcollapse train --resume`
 logs/               what other loggers wrote
@@ -24,11 +25,13 @@ import numpy as np
 
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs import locks, ownership
+from neuralcollapse.runs.class_record import ClassRecord, read_class_record
 from neuralcollapse.runs.files import read_text, write_atomically
 from neuralcollapse.runs.record_lines import append_record, keep_records, read_records
 from neuralcollapse.runs.records import Geometry, Record, read_geometry
 
 _RECORDS = "records.jsonl"
+_DAMAGED = (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile)
 
 
 class RunFolder:
@@ -128,8 +131,8 @@ class RunFolder:
             self._hold = None
 
     def make_folders(self) -> None:
-        """Make the folders inside."""
-        for name in ownership.EPOCH_FILES:
+        """Make the folders inside; that of the classes comes with its first file."""
+        for name in ("geometry", "checkpoints"):
             (self.path / name).mkdir(exist_ok=True)
 
     def _own(self, *, of_earlier: bool = False) -> list[Path]:
@@ -240,10 +243,32 @@ class RunFolder:
                 shape = shape or found.means.shape
                 if found.means.shape != shape:
                     raise ValueError(f"its class means are {found.means.shape}, those before it {shape}")
-            except (ValueError, OSError, EOFError, NotImplementedError, MemoryError, zipfile.BadZipFile) as error:
-                why = one_line(error)
-                raise InputError(f"{file} is damaged ({why}): delete it to go on without that epoch") from None
+            except _DAMAGED as error:
+                raise _damaged(file, error, "that epoch") from None
             yield found
+
+    def write_classes(self, classes: ClassRecord) -> None:
+        """Keep the numbers of each class, in place of those of earlier epochs."""
+        file = self.path / "classes" / f"epoch-{classes.epoch:05d}.npz"
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, classes.to_bytes())
+        for other in self._epoch_files("classes"):
+            if other != file:
+                other.unlink()
+
+    def classes(self) -> ClassRecord | None:
+        """The numbers of each class at the last record that has some.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        files = self._epoch_files("classes")
+        if not files:
+            return None
+        try:
+            return read_class_record(files[-1])
+        except _DAMAGED as error:
+            raise _damaged(files[-1], error, "the table of the classes") from None
 
     def keep_geometries(self, epochs: Iterable[int]) -> None:
         """Keep the geometries of these epochs, and delete all others."""
@@ -272,3 +297,7 @@ class RunFolder:
     def read_text(self, name: str) -> str:
         """Read a text file of the folder."""
         return read_text(self.path / name)
+
+
+def _damaged(file: Path, error: BaseException, what: str) -> InputError:
+    return InputError(f"{file} is damaged ({one_line(error)}): delete it to go on without {what}")

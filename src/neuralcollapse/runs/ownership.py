@@ -14,7 +14,8 @@ from neuralcollapse.runs.files import parse_json, read_mapping
 from neuralcollapse.runs.locks import NAME as LOCK
 
 FILES = ("config.yaml", "environment.json", "checkpoints.json", "report.html", "state.pt", "records.jsonl")
-EPOCH_FILES = {"geometry": ".npz", "checkpoints": ".safetensors"}  # folders of files called epoch-NUMBER
+# folders of files called epoch-NUMBER
+EPOCH_FILES = {"geometry": ".npz", "checkpoints": ".safetensors", "classes": ".npz"}
 LOGS = "logs"
 EARLIER = ".earlier"  # the run that a new one is about to replace
 

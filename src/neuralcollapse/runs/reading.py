@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.runs.class_record import ClassRecord
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Geometry, Record, format_value
@@ -27,6 +28,7 @@ class Run:
         records: of the measured epochs, in order; at least one.
         geometries: class means and classifier at some epochs.
         labels: what varies in a set of runs, axis to value, such as {"optimizer": "SGD"}; never the seed.
+        classes: the numbers of each class at the last record, where they were kept.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Run:
     records: Sequence[Record]
     geometries: Sequence[Geometry] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    classes: ClassRecord | None = None
 
     @property
     def first(self) -> Record:
@@ -54,7 +57,7 @@ class Run:
     @property
     def class_names(self) -> list[str]:
         """Names of the classes; their numbers where they have none."""
-        count = len(self.geometries[-1].means) if self.geometries else 0
+        count = len(self.geometries[-1].means) if self.geometries else len(self.classes) if self.classes else 0
         names = [str(name) for name in _list(self.environment.get("class_names"))]
         return names if len(names) == count or not count else list(map(str, range(count)))
 
@@ -125,9 +128,11 @@ def read_run(path: str | Path, name: str | None = None, labels: Mapping[str, str
     folder = RunFolder.open(path)
     config = with_new_names(read_mapping(folder.path / "config.yaml"), "train", quiet=True)
     environment = read_mapping(folder.path / "environment.json")
-    records, geometries = folder.records(), list(folder.geometries())
-    _check_environment(environment, folder.path / "environment.json", len(geometries[0].means) if geometries else None)
-    return Run(name or folder.path.resolve().name, config, environment, records, geometries, labels or {})
+    records, geometries, classes = folder.records(), list(folder.geometries()), folder.classes()
+    counts = [len(geometries[0].means)] if geometries else []
+    counts += [] if classes is None else [len(classes)]
+    _check_environment(environment, folder.path / "environment.json", counts)
+    return Run(name or folder.path.resolve().name, config, environment, records, geometries, labels or {}, classes)
 
 
 def read_runs(paths: Sequence[str | Path]) -> list[Run]:
@@ -150,14 +155,18 @@ def _distinct_names(places: Sequence[Path]) -> list[str]:
         depths = [depth + (shared[name] > 1) for name, depth in zip(names, depths, strict=True)]
 
 
-def _check_environment(environment: Mapping[str, Any], source: Path, classes: int | None) -> None:
-    """Raise unless the entries on the data that pages use are of the types in which this library writes them."""
+def _check_environment(environment: Mapping[str, Any], source: Path, classes: Sequence[int]) -> None:
+    """Raise unless the entries on the data that pages use are of the types in which this library writes them.
+
+    `classes` are the numbers of classes in the run's other files.
+    """
     counts = environment.get("class_counts")
     if counts is not None:
         if not isinstance(counts, list) or not all(type(count) is int and count >= 0 for count in counts):
             raise InputError(f"{source} is damaged: expected class_counts as a list of numbers, got {counts!r:.60}")
-        if classes not in (None, len(counts)):
-            raise InputError(f"{source} is damaged: it counts {len(counts)} classes, and the geometry has {classes}")
+        other = next((count for count in classes if count != len(counts)), None)
+        if other is not None:
+            raise InputError(f"{source} is damaged: it counts {len(counts)} classes, and the geometry has {other}")
     names = environment.get("class_names")
     if names is not None and not isinstance(names, list):
         raise InputError(f"{source} is damaged: expected class_names as a list, got {names!r:.60}")
