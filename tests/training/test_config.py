@@ -317,10 +317,8 @@ OTHER = {
     "deterministic": False,
     "seed": 1,
 }
-NEEDS = {
-    **dict.fromkeys(
-        ("patience", "stop_mode", "min_delta"), {"stop_on": "nc1"}
-    ),  # what another value of the option goes with
+NEEDS = {  # what another value of the option goes with
+    **{name: {"stop_on": "nc1"} for name in ("patience", "stop_mode", "min_delta")},
     "frame": {"frame": "simplex"},
     "learn_scale": {"frame": "simplex", "learn_scale": True},
     "rotation": {"frame": "simplex"},

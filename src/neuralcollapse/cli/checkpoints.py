@@ -177,7 +177,7 @@ def print_records(
     found: classes.Classes | None = None,
     more: Mapping[int, Mapping[str, float]] | None = None,
 ) -> None:
-    """JSON of many records, each with its checkpoint and (by its epoch) further measures; and the last one's classes."""
+    """JSON of many records, each with its checkpoint and more measures by its epoch; and the last one's classes."""
     listed: list[dict[str, Any]] = [{"checkpoint": path, **asdict(record)} for path, record in records]
     for each in listed:
         if more and each["epoch"] in more:
