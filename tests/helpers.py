@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import neuralcollapse as nc
 from neuralcollapse.cli import main
+from neuralcollapse.geometry.measures import WEIGHT_MEASURES
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Record
 
@@ -93,6 +94,12 @@ def made_record(epoch: int = 1, *, train=None, test=None, nc1: float | None = 0.
     """A record with one measure; `more` are its other parts, such as layers."""
     measures = more.pop("measures", {} if nc1 is None else {"nc1": nc1})
     return Record(epoch, 0.0, 0.1, train or {"accuracy": 1.0, "loss": 1.0}, test or {}, measures, **more)
+
+
+def as_held_out(record: Record) -> dict[str, float]:
+    """What a record says of a test set that is the training set."""
+    values = record.train | record.measures
+    return {name: x for name, x in values.items() if name not in WEIGHT_MEASURES}
 
 
 def made_run(name: str, records: Sequence[Record], config: Mapping[str, Any] | None = None, **more: Any) -> Run:

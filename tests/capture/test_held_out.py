@@ -387,3 +387,56 @@ def test_no_batch_of_a_test_set_waits(monkeypatch, layers):
             collect_test(model, test, capture, layers=layers, progress=False)
         waits.append(len(seen.waits))
     assert waits[0] == waits[1]
+
+
+# Features in memory
+
+
+@pytest.mark.parametrize("options", [{}, {"classes": [0, 2]}, {"ignore_index": 1}])
+def test_features_in_memory_are_measured_beside_a_test_set(options):
+    model = TwoLayers()
+    (features, labels), (test_features, test_labels) = (
+        (model.features(inputs)[""], labels) for inputs, labels in (TRAIN, TEST)
+    )
+    weight, bias = model.fc.weight.detach(), model.fc.bias.detach()
+    test = {"test_features": test_features.numpy(), "test_labels": test_labels.tolist()}
+    head = nn.Sequential(nn.Identity(), model.fc)
+    batch, test_batch = (features, labels), (test_features, test_labels)
+    if "ignore_index" in options:
+        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 1"):
+            got = nc.measure_features(features, labels, weight, bias, **test, **options)
+        with pytest.warns(nc.NeuralCollapseWarning, match="no samples of class 1"):
+            want = nc.measure(head, [batch], test_loader=[test_batch], **options)
+    else:
+        got = nc.measure_features(features, labels, weight, bias, **test, **options)
+        want = nc.measure(head, [batch], test_loader=[test_batch], **options)
+    del want["test"]["loss"]
+    same(got["test"], want["test"])
+
+
+def test_without_a_classifier_the_test_set_has_the_measures_of_features():
+    (features, labels), (test_features, test_labels) = samples(60, 3), samples(20, 4, classes=5)
+    with pytest.warns(nc.NeuralCollapseWarning) as caught:
+        got = nc.measure_features(features, labels, num_classes=5, test_features=test_features, test_labels=test_labels)
+    assert any("no samples of classes 3, 4: those samples here, 8, count" in str(each.message) for each in caught)
+    nearest = torch.cdist(test_features.double(), means_of(features, labels)).argmin(1)
+    assert got["test"]["ncc_accuracy"] == pytest.approx(float((nearest == test_labels).double().mean()))
+    assert set(got["test"]) == {*FEATURE_MEASURES, "num_samples", "ncc_accuracy"}
+
+
+@pytest.mark.parametrize(
+    ("test", "message"),
+    [
+        ({"test_features": TEST[0]}, "expected test_features and test_labels together, got one of them"),
+        ({"test_features": TEST[0][:0], "test_labels": TEST[1][:0]}, "^test set: got no samples"),
+        (
+            {"test_features": TEST[0][:, :3], "test_labels": TEST[1]},
+            "^test set: expected features of dimension 4",
+        ),
+        ({"test_features": TEST[0], "test_labels": TEST[1][:5]}, "^test set: expected"),
+        ({"test_features": TEST[0] * math.nan, "test_labels": TEST[1]}, "^test set: expected finite features"),
+    ],
+)
+def test_wrong_test_features_are_refused(test, message):
+    with pytest.raises(nc.InputError, match=message):
+        nc.measure_features(*TRAIN, **test)

@@ -367,3 +367,42 @@ def test_rare_classes_are_left_out_and_pairs_sampled_of_a_file(tmp_path, capsys)
     assert "of a sample of 50 pairs of classes" in shown
     assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "50", "--no-pairwise"]) == 2
     assert "--pairs or --no-pairwise, got both" in capsys.readouterr().err
+
+
+# A test set in a file of features
+
+
+def features_file(path, count, seed, **more):
+    generator = np.random.default_rng(seed)
+    labels = np.arange(count) % 3
+    np.savez(path, features=generator.normal(size=(count, 4)) + 2 * np.eye(4)[labels], labels=labels, **more)
+    return path
+
+
+def test_a_test_set_in_a_file_of_its_own_is_measured_beside_the_features(tmp_path, capsys):
+    head = {"weight": np.eye(4)[:3], "bias": np.zeros(3)}
+    train, test = features_file(tmp_path / "a.npz", 60, 0, **head), features_file(tmp_path / "b.npz", 30, 1)
+    found = measured(capsys, train, "--test-data", test)
+    arrays, test_arrays = np.load(train), np.load(test)
+    want = nc.measure_features(
+        *(arrays[name] for name in ("features", "labels", "weight", "bias")),
+        test_features=test_arrays["features"],
+        test_labels=test_arrays["labels"],
+    )["test"]
+    del want["num_samples"]
+    assert found["test"] == pytest.approx(want)
+    assert main(["measure", str(train), "--test-data", str(test)]) == 0
+    out = capsys.readouterr().out
+    assert f"test accuracy {want['accuracy']:.4f}" in out
+    line = next(line for line in out.splitlines() if line.startswith("  ncc_accuracy"))
+    assert line.split()[1:3] == [f"{found['measures']['ncc_accuracy']:.3g}", f"{want['ncc_accuracy']:.3g}"]
+
+
+def test_a_wrong_test_file_is_refused(tmp_path, capsys, short_run):
+    train = features_file(tmp_path / "a.npz", 60, 0)
+    np.savez(tmp_path / "c.npz", features=np.zeros((6, 3)), labels=np.arange(6) % 3)
+    assert "test set: expected features of dimension 4, got 3" in refused(
+        capsys, "measure", train, "--test-data", tmp_path / "c.npz"
+    )
+    assert "no file or run folder" in refused(capsys, "measure", train, "--test-data", tmp_path / "none.npz")
+    assert "--test-data is for a file of features" in refused(capsys, "measure", short_run.path, "--test-data", train)

@@ -297,7 +297,12 @@ OTHER = {
     "measure_at": (4,),
     "measure": "online",
     "layers": ("features",),
+    "test_measures": False,
     "certify_head": True,
+    "stop_on": "test.nc1",
+    "patience": 3,
+    "stop_mode": "rising",
+    "min_delta": 0.5,
     "checkpoint_every": 3,
     "save_seconds": 1.0,
     "loggers": (),
@@ -313,6 +318,7 @@ OTHER = {
     "seed": 1,
 }
 NEEDS = {  # what another value of the option goes with
+    **{name: {"stop_on": "nc1"} for name in ("patience", "stop_mode", "min_delta")},
     "frame": {"frame": "simplex"},
     "learn_scale": {"frame": "simplex", "learn_scale": True},
     "rotation": {"frame": "simplex"},
@@ -329,7 +335,7 @@ def test_every_option_is_tried_below():
 
 @pytest.mark.parametrize("name", CHANGEABLE)
 def test_what_does_not_make_the_weights_may_change_when_a_run_is_resumed(name):
-    old = TrainConfig()
+    old = TrainConfig(**NEEDS.get(name, {}))
     new = resumed(old, {name: OTHER[name]})
     assert getattr(new, name) == OTHER[name] != getattr(old, name)
     assert replace(new, **{name: getattr(old, name)}) == old

@@ -140,8 +140,6 @@ def _measured(
     features, labels = _samples(features, labels, ignore_index)
     weight = None if weight is None else as_tensor(weight, "weight")
     bias = None if bias is None else as_tensor(bias, "bias")
-    if len(labels) == 0:
-        raise InputError("got no samples: features and labels are empty")
     if (test_features is None) != (test_labels is None):
         raise InputError("expected test_features and test_labels together, got one of them: give both, or neither")
     test = None
@@ -241,10 +239,12 @@ def _samples(features: Any, labels: Any, ignore_index: int | None) -> tuple[Tens
     features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
     check_features(features)
     labels = check_labels(labels, features.shape[0])
-    if ignore_index is None:
-        return features, labels
-    kept = kept_rows(features, labels, ignore_index)
-    return features[kept], labels[kept]
+    if ignore_index is not None:
+        kept = kept_rows(features, labels, ignore_index)
+        features, labels = features[kept], labels[kept]
+    if len(labels) == 0:
+        raise InputError("got no samples: features and labels are empty")
+    return features, labels
 
 
 @contextmanager
