@@ -26,7 +26,8 @@ def as_tensor(values: Any, name: str) -> Tensor:
 @contextmanager
 def on_host() -> Iterator[None]:
     """Inside, tensors that do not name a device are made on the CPU, whatever `torch.set_default_device` was told."""
-    if torch.get_default_device().type == "cpu":  # entering a device costs every call of torch some time
+    # Not `get_default_device`, which in older versions knows nothing of `with torch.device(...)`.
+    if torch.empty(0).device.type == "cpu":  # entering a device costs every call of torch some time
         yield
     else:
         with torch.device("cpu"):
