@@ -23,11 +23,18 @@ def as_tensor(values: Any, name: str) -> Tensor:
         raise InputError(f"expected {name} as an array of numbers: {one_line(error)}") from None
 
 
+def default_device() -> torch.device:
+    """Where tensors are made that do not name a device, also inside `with torch.device(...)`.
+
+    `torch.get_default_device` knows nothing of the latter in older versions of torch.
+    """
+    return torch.empty(0).device
+
+
 @contextmanager
 def on_host() -> Iterator[None]:
     """Inside, tensors that do not name a device are made on the CPU, whatever `torch.set_default_device` was told."""
-    # Not `get_default_device`, which in older versions knows nothing of `with torch.device(...)`.
-    if torch.empty(0).device.type == "cpu":  # entering a device costs every call of torch some time
+    if default_device().type == "cpu":  # entering a device costs every call of torch some time
         yield
     else:
         with torch.device("cpu"):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count
+from neuralcollapse.checks import check_count, default_device
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.code_search import search
 from neuralcollapse.geometry.frames import haar_rows, orthoplex, simplex_etf
@@ -82,7 +82,7 @@ def softmax_code(
     if not dtype.is_floating_point:
         raise InputError(f"expected a floating-point dtype, got {dtype}: the entries of the code are not integers")
     generator = torch.Generator().manual_seed(seed)
-    device = torch.get_default_device() if device is None else torch.device(device)
+    device = default_device() if device is None else torch.device(device)
     with torch.device("cpu"), torch.no_grad(), torch.autocast("cpu", enabled=False):
         rows = _polygon(num_classes) if dim == 2 else None
         if rows is None and steps is None:
