@@ -146,3 +146,16 @@ def test_a_number_that_the_records_do_not_have_is_refused():
 def test_a_wrong_rule_is_refused(options, message):
     with pytest.raises(nc.InputError, match=message):
         StopRule(**options)
+
+
+def test_a_fit_that_is_lost_again_is_not_where_the_collapse_that_lasts_began():
+    accuracies, values = [0.5, 1.0, 1.0, 0.98, 1.0, 1.0, 1.0], [5.0, 4.0, 3.0, 4.0, 3.5, 3.0, 2.0]
+    records = [
+        made_record(epoch, train={"loss": 0.0, "accuracy": accuracy}, nc1=nc1)
+        for epoch, (accuracy, nc1) in enumerate(zip(accuracies, values, strict=True))
+    ]
+    assert collapse_begun(records).epoch == 4
+    assert collapse_begun(records[:3]).epoch == 1
+    assert collapse_begun(records[:4]) is None
+    watch = Watch(None)
+    assert [record.epoch for record in records if watch.see(record, "epoch")] == [1]

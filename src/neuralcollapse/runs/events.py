@@ -26,10 +26,18 @@ def begins(before: Record, record: Record) -> bool:
 
 
 def collapse_begun(records: Sequence[Record]) -> Record | None:
-    """The first of a run's records with which collapse begins (see `begins`), or None.
+    """The record with which the collapse that lasts to the end began, or None.
 
-    The records are in the order of training. The first of them has none before it, and so is never the one.
+    That is the first with which collapse begins (see `begins`) after the last one whose train accuracy is below 0.999:
+    at a high learning rate a network may fit its data for an epoch or two, and lose them again. The event in a record,
+    which knows nothing of what follows, is that of the first time. The first record has none before it, and is never
+    the one.
     """
+    lost = [place for place, record in enumerate(records) if record.value("train.accuracy") < FITTED]
+    return _first_begun(records[lost[-1] if lost else 0 :])
+
+
+def _first_begun(records: Sequence[Record]) -> Record | None:
     return next((record for before, record in pairwise(records) if begins(before, record)), None)
 
 
@@ -138,7 +146,7 @@ class Watch:
     def restart(self, records: Sequence[Record]) -> None:
         """Go on from these records, in the order of training."""
         self._before = records[-1] if records else None
-        self._begun = collapse_begun(records) is not None
+        self._begun = _first_begun(records) is not None
         self._patience = None if self.rule is None else Patience(self.rule, records)
 
     def reason(self, unit: str) -> str:
