@@ -20,7 +20,9 @@ class Docstrings(griffe.Extension):
     def __init__(self) -> None:
         super().__init__()
         text = "\n".join(page.read_text(encoding="utf-8") for page in sorted(Path("docs/api").glob("*.md")))
-        self.paths = {name.rpartition(".")[2]: name for name in _DOCUMENTED.findall(text)}
+        # The shortest path last, so that it stands: `measures` is the function, not the module of the same name.
+        longest_first = sorted(_DOCUMENTED.findall(text), key=lambda name: -name.count("."))
+        self.paths = {name.rpartition(".")[2]: name for name in longest_first}
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Called once for each module, class, function and attribute."""
