@@ -107,7 +107,7 @@ def simplex_motion(
     if vertices is not None:
         marks.append(Points3D("vertices of the simplex", vertices, "#94a3b8", size=12, symbol="ring"))
     seen_in = (
-        "projected to three dimensions so that the simplex's vertices lie apart (angles are not true)"
+        "projected so that the simplex's vertices lie apart (angles are not true)"
         if vertices is not None
         else "in the three directions of their largest spread (d < K-1 holds no simplex)"
     )

@@ -52,9 +52,9 @@ function heightOf(view, width) {
     const names = view.source.y.named ? 24 : 8;
     return Math.min(width - names, 520) + 60;
   }
-  if (view.source.kind === "space") return Math.min(HEIGHTS.space, width * 0.95);
-  const {x} = view.source;
-  return HEIGHTS.flat + (x.title ? 16 : 0) + (x.categories.length && x.categories.some(name => wide(name) > width / x.categories.length - 12) ? 80 : 0) + (view.marks.some(mark => mark.type === "heat") ? 60 : 0);
+  if (view.source.kind === "space") return Math.min(HEIGHTS.space, width * 0.88);
+  const {x} = view.source, flat = window.innerWidth < 640 ? 165 : HEIGHTS.flat;
+  return flat + (x.title ? 16 : 0) + (x.categories.length && x.categories.some(name => wide(name) > width / x.categories.length - 12) ? 80 : 0) + (view.marks.some(mark => mark.type === "heat") ? 60 : 0);
 }
 function picture(view, width) {
   const height = Math.round(heightOf(view, width));
