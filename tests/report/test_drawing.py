@@ -1,4 +1,5 @@
 """What the script of a page draws, and what its switches, the pointer, the keys and the exports do, in a browser."""
+# ruff: noqa: F811 (fixtures are given by name)
 
 import io
 import json

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import pytest
 
+from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.report.formats import markdown
 from neuralcollapse.report.landscape import (
     LANDSCAPE_FIGURES,
@@ -14,7 +15,6 @@ from neuralcollapse.report.landscape import (
     summary,
 )
 from neuralcollapse.report.paper import save_figures
-from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.survey import minority_phase, survey
 

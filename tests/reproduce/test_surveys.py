@@ -6,8 +6,8 @@ import random
 import pytest
 
 from neuralcollapse import InputError
-from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.report.figure_data import figure_data
+from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.reproduce.tables import survey_csv, survey_tables

@@ -68,7 +68,10 @@ def cosine_map(
 
     off = cosines[-1][np.isfinite(cosines[-1])]
     span = f"off the diagonal from {off.min():.3f} to {off.max():.3f}" if len(off) else "undefined"
-    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale, which is that of the last {unit}."
+    caption = (
+        f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale, which is that of "
+        f"the last {unit}."
+    )
     if len(shown) < count:
         caption += f" Shown: {len(shown):,} of the {count:,} classes, evenly spread."
     caption += "" if count <= _NAMED else " Classes are named under the pointer."

@@ -134,7 +134,7 @@ class Page:
     mood: str = ""
 
     def html(self, *, shared: str = "") -> str:
-        """The page as one HTML text; `shared` is the name of the script beside it, where it is not to be in the page."""
+        """The page as one HTML text; `shared` names the script beside it, where the page is not to hold it."""
         try:
             import jinja2
         except ImportError as error:
@@ -146,7 +146,9 @@ class Page:
         tables = [each for table in self.tables for each in (table, table.beside) if each is not None]
         files = [file for file in (self.csv, *(table.csv for table in tables)) if file is not None]
         css = _source("page.css")
-        return environment.from_string(_source("page.html.jinja")).render(
+        return environment.from_string(
+            _source("page.html.jinja")
+        ).render(
             page=self,
             cards=[Card(*card) for card in self.cards],
             figures=figures,

@@ -32,9 +32,7 @@ _SHOWN = 20  # values of a list
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
-def write_page(
-    run: str | Path | RunFolder, out: str | Path | None = None, *, shared_assets: bool = False
-) -> Path:
+def write_page(run: str | Path | RunFolder, out: str | Path | None = None, *, shared_assets: bool = False) -> Path:
     """Write the page of a run, as `neuralcollapse report` does.
 
     Args:
