@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, NeuralCollapseWarning
 from neuralcollapse.geometry.frames import frame_name
+from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.heads.constants import Constants, Ready, Source, is_kept
 from neuralcollapse.heads.fast_rotation import FastRotation
 from neuralcollapse.heads.products import Scaled, is_plain
@@ -118,7 +119,7 @@ class FixedClassifier(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(K, d) the matrix `s W` of the layer, computed on each access."""
-        with torch.autocast(self.scale.device.type, enabled=False):
+        with without_autocast(self.scale.device):
             rows = self._rows()
             return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))
 
@@ -143,7 +144,7 @@ class FixedClassifier(nn.Module):
         if self._keeps and self.training:
             self._kept = features.detach()
         if autocast and not self._stored:
-            with torch.autocast(features.device.type, enabled=False):  # without stored rows, logits keep their dtype
+            with without_autocast(features.device):  # without stored rows, logits keep their dtype
                 logits = self._logits(features, scale)
         else:
             logits = self._logits(features, scale)
