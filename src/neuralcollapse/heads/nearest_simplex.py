@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.frames import nearest_simplex_etf
-from neuralcollapse.geometry.moments import kept_rows
+from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.geometry.precision import without_autocast
 
 

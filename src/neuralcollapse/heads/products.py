@@ -29,7 +29,7 @@ _READ_AT_ONCE = ("cpu",)  # devices from which a number is read without waiting
 
 
 def is_plain() -> bool:
-    """Whether the plain operations are wanted: a compiler, a tracer, a transform or forward-mode derivatives look on."""
+    """Whether plain operations are wanted: a compiler, a tracer, a transform or forward-mode derivatives look on."""
     return _is_compiling() or _transforms_active() or _is_traced() or forward_ad._current_level >= 0
 
 
