@@ -275,8 +275,9 @@ def test_modes_hooks_and_statistics_are_as_before_after_an_error(mixed, loader, 
     with pytest.raises(Stop):
         nc.measure(mixed, stopping(loader), layers=["body.0"])
     assert_untouched(mixed, *before)
-    with pytest.raises(RuntimeError, match="shape"):  # the network's own error, not hidden
+    with pytest.raises(nc.InputError, match=r"batch 1: .* got float32 \(2, 5\), .*RuntimeError: .*shape") as refused:
         nc.measure(mixed, [(torch.zeros(2, INPUTS + 1), torch.zeros(2, dtype=torch.long))], layers=["body.0"])
+    assert type(refused.value.__cause__) is RuntimeError  # the network's own error, not hidden
     assert_untouched(mixed, *before)
     with pytest.raises(nc.InputError):
         nc.measure(mixed, [(data[0], data[1] + 1)], layers=["body.0"])

@@ -256,7 +256,7 @@ def collect_test(
     try:
         return collect(model, loader, (train.layer or None) if classifier is None else classifier, **options)
     except InputError as error:
-        raise InputError(f"test_loader: {error}") from None
+        raise InputError(f"test_loader: {error}") from error.__cause__  # that of the network, if there is one
 
 
 def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, sharded: bool) -> Tensor:
@@ -286,7 +286,7 @@ def _numbered(batch: int) -> Iterator[None]:
     except (HeadMismatch, NumberedError):
         raise
     except InputError as error:
-        raise InputError(f"batch {batch}: {error}") from None
+        raise InputError(f"batch {batch}: {error}") from error.__cause__
 
 
 def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
