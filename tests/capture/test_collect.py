@@ -750,3 +750,32 @@ def test_features_averaged_in_float32_of_a_half_precision_model_are_those_of_the
     exact = F.layer_norm(inputs.double(), (16,)).mean(1)
     want = nc.measure_features(exact, labels)["nc1"]
     assert got == pytest.approx(want, rel=0.03)
+
+
+def test_warnings_name_the_classes_of_a_subset_by_their_own_numbers():
+    inputs, labels = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+    inputs[(labels == 5) | (labels == 7)] = 1.0
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 10))
+    weight, bias, kept = model[1].weight, model[1].bias, labels == 7
+    with torch.no_grad():
+        features = model[0](inputs)
+    metric = nc.NeuralCollapse(10, 4, classes=[5, 7, 9])
+    metric.update(features, labels)
+
+    def said(function, *arguments, **options):
+        with pytest.warns(nc.NeuralCollapseWarning) as caught:
+            function(*arguments, **options)
+        return "\n".join(str(each.message) for each in caught)
+
+    every, one = {"classes": [5, 7, 9], "errors": True}, {"classes": [5, 7, 9], "progress": False}
+    for text in (
+        said(nc.measure_features, features, labels, weight, bias, more=True, **every),
+        said(nc.measure, model, [(inputs, labels)], **every, progress=False),
+        said(metric.compute),
+    ):
+        assert "classes 5 and 7 have the same mean: nc1_cdnv" in text
+        assert "classes 0 and 1" not in text
+    text = said(nc.measure, model, [(inputs[kept], labels[kept])], test_loader=[(inputs, labels)], **one)
+    assert "no samples of classes 5, 9: measured over the 1 class" in text
+    assert "only class 7 has samples" in text
+    assert "test set: undefined (NaN): classes 5 and 7 have the same mean" in text

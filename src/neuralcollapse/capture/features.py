@@ -17,9 +17,9 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
-from neuralcollapse.geometry.measures import held_out_measures, measures
+from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments, kept_rows, state_device
-from neuralcollapse.geometry.more import more_measures
+from neuralcollapse.geometry.more import more_measures_of
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import ClassPair
 from neuralcollapse.geometry.standard_errors import errors_of
@@ -209,15 +209,16 @@ class _Head:
             moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
         if train is not None and train.feature_dim != moments.feature_dim:
             raise InputError(f"expected features of dimension {train.feature_dim}, got {moments.feature_dim}")
-        of = measures if train is None else held_out_measures
-        result: dict[str, Any] = dict(of(moments, weight, bias, pairwise=self.pairwise))
+        classes = None if subset is None else subset.classes
+        how: dict[str, Any] = {"pairwise": self.pairwise, "held_out": train is not None, "numbers": classes}
+        result: dict[str, Any] = dict(measures_of(moments, weight, bias, **how))
         if groups:
-            result |= errors_of(moments, grouped.parts(), pairwise=self.pairwise)
+            result |= errors_of(moments, grouped.parts(), **how)
         if train is not None:
-            warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
+            warn_of_unseen(moments.counts, train.counts, classes)
         result["num_samples"] = count = moments.num_samples
         if self.more and train is None:
-            result["more"] = _more(moments, features, labels, weight, self.pairwise)
+            result["more"] = _more(moments, features, labels, weight, self.pairwise, classes)
         nearest = NearestMeans(moments if train is None else train)
         correct = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
@@ -257,14 +258,19 @@ def _of_test_set() -> Iterator[None]:
 
 
 def _more(
-    moments: ClassMoments, features: Tensor, labels: Tensor, weight: Tensor | None, pairwise: bool | int
+    moments: ClassMoments,
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    pairwise: bool | int,
+    classes: Tensor | None,
 ) -> dict[str, float]:
     """`more_measures`, with GNC1 of the features at length one where none is zero."""
     unit = ClassMoments.zeros(moments.num_classes, moments.feature_dim, features.device)
     for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
         unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
     unit.round_at_least(moments.rounding)
-    return more_measures(moments, weight, unit=unit, pairwise=pairwise)
+    return more_measures_of(moments, weight, unit=unit, pairwise=pairwise, numbers=classes)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

@@ -13,7 +13,7 @@ from neuralcollapse.capture.class_by_class import class_table
 from neuralcollapse.capture.nearest import HEAD
 from neuralcollapse.errors import NeuralCollapseWarning
 from neuralcollapse.geometry.class_table import ClassTable
-from neuralcollapse.geometry.measures import held_out_measures, measures
+from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.standard_errors import errors_of
 
@@ -89,10 +89,10 @@ class Capture:
 
     def measures(self, *, pairwise: bool | int = True, held_out: bool = False) -> dict[str, Any]:
         """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""
-        of = held_out_measures if held_out else measures
-        result: dict[str, Any] = dict(of(self.moments, self.weight, self.bias, pairwise=pairwise))
+        how: dict[str, Any] = {"pairwise": pairwise, "held_out": held_out, "numbers": self.classes}
+        result: dict[str, Any] = dict(measures_of(self.moments, self.weight, self.bias, **how))
         if self.groups:
-            result |= errors_of(self.moments, self.groups, pairwise=pairwise)
+            result |= errors_of(self.moments, self.groups, **how)
         if self.nc4 is not None:
             result["nc4"] = self.nc4
         if self.ncc_accuracy is not None:
@@ -100,7 +100,7 @@ class Capture:
         result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
         if self.layers:
             result["layers"] = {
-                name: of(moments, pairwise=pairwise) | self.layers_nearest.get(name, {})
+                name: measures_of(moments, **how) | self.layers_nearest.get(name, {})
                 for name, moments in self.layers.items()
             }
         return result
