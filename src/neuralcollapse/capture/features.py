@@ -71,7 +71,7 @@ def measure_features(
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
-    values, _, _ = _measured(
+    values, *_ = _measured(
         features,
         labels,
         weight,
@@ -106,12 +106,13 @@ def measure_features_by_class(
     `names` are those of all classes, or of those that are measured; `options` as there. Unless `pairwise` is True, the
     table has nothing that needs all pairs of classes.
     """
-    values, head, seen = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
+    values, head, seen, test = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
     classes = None if head.subset is None else head.subset.classes
     table, _ = class_table(
         seen.moments,
         *head.rows(),
         correct=None if weight is None else seen.correct,
+        tested=None if weight is None or test is None else (test.correct, test.moments.counts),
         classes=classes,
         names=names,
         pairwise=pairwise is True,
@@ -135,8 +136,8 @@ def _measured(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
-) -> tuple[dict[str, Any], _Head, _Seen]:
-    """What `measure_features` returns, and what was seen on the way."""
+) -> tuple[dict[str, Any], _Head, _Seen, _Seen | None]:
+    """What `measure_features` returns, and what was seen on the way, of the samples and of the test set."""
     features, labels = _samples(features, labels, ignore_index)
     weight = None if weight is None else as_tensor(weight, "weight")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -154,10 +155,12 @@ def _measured(
     subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
     head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more, errors)
     seen = head.measured(features, labels)
+    tested = None
     if test is not None:
         with _of_test_set():
-            seen.values["test"] = head.measured(*test, seen.moments).values
-    return seen.values, head, seen
+            tested = head.measured(*test, seen.moments)
+        seen.values["test"] = tested.values
+    return seen.values, head, seen, tested
 
 
 class _Seen(NamedTuple):

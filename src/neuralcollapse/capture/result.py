@@ -15,6 +15,7 @@ from neuralcollapse.errors import NeuralCollapseWarning
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.more import more_measures_of
 from neuralcollapse.geometry.standard_errors import errors_of
 
 
@@ -39,6 +40,7 @@ class Capture:
             `moments.counts` this is the accuracy by class. None if that is not known.
         groups: the moments of groups of the samples, for standard errors, if these were asked for.
         class_names: the names of all K classes, where the model's configuration or the data set has them.
+        test: what the pass over the test set gave, if there was one.
     """
 
     moments: ClassMoments
@@ -56,6 +58,7 @@ class Capture:
     correct: Tensor | None = None
     groups: Sequence[ClassMoments] = ()
     class_names: tuple[str, ...] | None = None
+    test: Capture | None = None
 
     def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
         """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
@@ -77,11 +80,15 @@ class Capture:
         self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
     ) -> tuple[ClassTable, list[str]]:
         """`per_class` without its warnings, and their reasons."""
+        tested = None
+        if self.test is not None and self.test.correct is not None:
+            tested = self.test.correct, self.test.moments.counts
         return class_table(
             self.moments,
             self.weight,
             self.bias,
             correct=self.correct,
+            tested=tested,
             classes=self.classes,
             names=self.class_names if names is None else names,
             pairwise=pairwise,
@@ -104,6 +111,10 @@ class Capture:
                 for name, moments in self.layers.items()
             }
         return result
+
+    def more_measures(self, *, pairwise: bool | int = True) -> dict[str, float]:
+        """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
+        return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes)
 
     @property
     def all_moments(self) -> dict[str, ClassMoments]:
