@@ -55,7 +55,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints-lowest.txt \
-		-e '.[train]' accelerate hypothesis pytest pytest-xdist transformers
+		-e '.[train,hub]' accelerate hypothesis pytest pytest-xdist transformers
 	touch $@
 
 clean:

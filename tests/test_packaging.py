@@ -11,11 +11,18 @@ import neuralcollapse as nc
 ROOT = Path(__file__).parent.parent
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IN_TESTS = ("accelerate", "hypothesis", "pytest", "pytest-xdist", "transformers")  # besides the extra `train`
+IN_TESTS = (
+    "accelerate",
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "transformers",
+)  # besides the extras `train` and `hub`
 
 
 def requirements() -> dict[str, Requirement]:
-    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
+    extras = PROJECT["optional-dependencies"]
+    lines = PROJECT["dependencies"] + extras["train"] + extras["hub"]
     lines += [line for line in PROJECT["optional-dependencies"]["dev"] if Requirement(line).name in IN_TESTS]
     return {Requirement(line).name.lower(): Requirement(line) for line in lines}
 
