@@ -16,6 +16,7 @@ _EXTRAS = {
     "PIL": "train",
     "plotly": "train",
     "sklearn": "train",
+    "submitit": "cluster",
     "tensorboard": "train",
     "yaml": "train",
 }
