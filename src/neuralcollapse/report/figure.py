@@ -31,6 +31,8 @@ class Line:
     legend: bool = True  # whether the legend names it
     digits: int = 6  # significant digits that a page keeps
     width: float = 2  # in pixels
+    selected_by: Sequence[str] = ()  # the runs and groups that a page selects it by; other selections fade it
+    only_selected: bool = False  # drawn only while it is selected, and never on paper
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Band:
     high: Sequence[float]
     color: str
     digits: int = 6
+    selected_by: Sequence[str] = ()  # as of a `Line`
 
 
 @dataclass(frozen=True)

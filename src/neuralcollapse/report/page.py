@@ -16,11 +16,17 @@ from neuralcollapse.runs.files import write_atomically
 
 
 class Cell(NamedTuple):
-    """A cell of a table: its text, a smaller note below it, and the number by which its column sorts."""
+    """A cell of a table: its text, a smaller note below it, and the number by which its column sorts.
+
+    With `select` it is a button that selects a run or a group: its curves stand out in all figures
+    (`Line.selected_by`). A `color` is shown as a spot before the text.
+    """
 
     text: str
     note: str = ""
     sort: float | None = None
+    select: str = ""
+    color: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,14 @@ class Claim:
     findings: Sequence[tuple[bool | None, str, str, str]]
 
 
+class Panels(NamedTuple):
+    """Figures of a page that a paper shows as the panels of one: its name, its title, the names of the figures."""
+
+    name: str
+    title: str
+    figures: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Page:
     """What a page shows, in the order in which it shows it.
@@ -87,6 +101,7 @@ class Page:
         lead: tables that come before the figures.
         csv: (file name, content) of the records to download.
         csv_label: the words on the button that downloads them.
+        panels: figures that a paper shows as one, beside each alone.
     """
 
     title: str
@@ -99,6 +114,12 @@ class Page:
     lead: int = 0
     csv: tuple[str, str] | None = None
     csv_label: str = "Download the records (CSV)"
+    panels: Sequence[Panels] = ()
+
+    def names(self, kind: str) -> list[str]:
+        """The names of the figures that a format writes, without their endings."""
+        names = [figure.name for figure in self.figures]
+        return names if kind in ("html", "markdown") else names + [each.name for each in self.panels]
 
     def html(self) -> str:
         """The page as one HTML text."""

@@ -31,6 +31,8 @@ def plotly_spec(figure: Figure) -> _Spec:
     moving: list[tuple[int, list[_Spec]]] = []
     bands = {mark.name for mark in figure.marks if isinstance(mark, Band)}
     for mark in figure.marks:
+        if isinstance(mark, Line) and mark.only_selected:
+            continue
         for trace, moves in _traces(mark, bands):
             moving += [(len(traces), moves)] if len(moves) > 1 else []
             traces.append(trace)

@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
+from neuralcollapse.report.curves import figure_name, key_axis, key_meaning, key_title, mean
 from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
+from neuralcollapse.report.group_curves import comparison_curve
 from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.reproduce.checks import validate_item
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
