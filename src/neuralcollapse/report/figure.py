@@ -47,6 +47,7 @@ class Dots:
     texts: Sequence[str] = ()
     hover: str = "{text}"
     digits: int = 9
+    labels: Sequence[str] = ()  # written beside the points, where there is room
 
 
 @dataclass(frozen=True)

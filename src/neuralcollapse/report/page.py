@@ -19,12 +19,14 @@ class Cell(NamedTuple):
     """A cell of a table: its text, a smaller note below it, and the number by which its column sorts.
 
     With `select` it is a button that selects a run or a group: its curves stand out in all figures
-    (`Line.selected_by`). A `color` is shown as a spot before the text.
+    (`Line.selected_by`). A `color` is shown as a spot before the text. A `formula` is MathML of our own, which is put
+    into the page as it is.
     """
 
     text: str
     note: str = ""
     sort: float | None = None
+    formula: str = ""
     select: str = ""
     color: str = ""
 

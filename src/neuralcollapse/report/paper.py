@@ -18,6 +18,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.page import Panels
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
+from neuralcollapse.report.paper_labels import write_labels
 from neuralcollapse.report.paper_series import Series, is_curve
 from neuralcollapse.runs.files import write_atomically
 
@@ -175,6 +176,8 @@ def _draw_figure(figure: Figure, ax: Any, series: Series, *, bare: bool) -> list
         axis.finish(ax, 72 * _WIDTH)
     if bare:
         ax.set_xlabel("")
+    dots = [mark for mark in figure.marks if isinstance(mark, Dots) and mark.labels]
+    write_labels(ax, [(x.places(mark.x), y.places(mark.y), mark.labels) for mark in dots])
     return entries
 
 

@@ -44,8 +44,8 @@ _COSTS = {  # title, unit, how many of it in a number, format, caption
 
 
 def curve(results: Results, key: str, log: bool = False) -> Figure:
-    """A number by epoch, a line for each group."""
-    return comparison_curve(group_runs(results.runs), key, log=log)
+    """A number by epoch, a line for each group; without `log` the axis is chosen by the numbers."""
+    return comparison_curve(group_runs(results.runs), key, log=log or None)
 
 
 def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:

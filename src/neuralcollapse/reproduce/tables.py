@@ -11,6 +11,7 @@ from typing import Any
 
 from neuralcollapse.report.comparison import NUMBERS, as_number
 from neuralcollapse.report.expected import decay_budget, row_sum_left, row_sum_left_predicted
+from neuralcollapse.report.group_curves import group_colors
 from neuralcollapse.report.landscape import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
@@ -25,17 +26,19 @@ def group_table(groups: Sequence[Group]) -> Table:
     axes = axes_of(groups)
     counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
     rows = []
-    for group in groups:
+    for group, color in zip(groups, group_colors(groups), strict=True):
+        first, *others = _label_cells(group, axes) or [Cell(group.name)]
         parameters = group.runs[0].environment.get("parameters")
         rows.append(
             [
-                *_label_cells(group, axes),
+                first._replace(select=group.name, color=color),
+                *others,
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
                 *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
             ]
         )
-    header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))
+    header = (*(axes or ["runs"]), "seeds", *(["parameters"] if counted else []), *map(label, keys))
     note = "At the end, on the training set but for the test accuracy."
     if seeds > 1:
         note += " Mean ± standard deviation over seeds."
