@@ -46,7 +46,7 @@ def test_help_names_the_commands_and_gives_examples():
     for command in ("train", "measure", "report", "examples:"):
         assert command in result.stdout
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "lightning", "plotly", "sklearn"}, "heavy modules load only when used"
+    assert not imported & {"torch", "lightning", "jinja2", "sklearn"}, "heavy modules load only when used"
 
 
 @pytest.mark.parametrize("command", ["measure", "report"])
@@ -468,7 +468,7 @@ def test_the_help_of_train_loads_nothing_heavy():
     command = [sys.executable, "-X", "importtime", "-m", "neuralcollapse", "train", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     imported = {line.rpartition("|")[2].strip() for line in result.stderr.splitlines()}
-    assert not imported & {"torch", "lightning", "plotly", "sklearn", "scipy"}
+    assert not imported & {"torch", "lightning", "jinja2", "sklearn", "scipy"}
 
 
 def test_train_help_is_made_from_the_config(capsys):
@@ -738,12 +738,11 @@ def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [
-        (["train", "--epochs", "1", "--out", "run"], "plotly"),
         (["train", "--epochs", "1", "--out", "run"], "jinja2"),
-        (["landscape", "--samples", "3"], "plotly"),
+        (["landscape", "--samples", "3"], "jinja2"),
         (["landscape", "--samples", "3", "--format", "png"], "matplotlib"),
-        (["reproduce", "landscape", "--scale", "smoke"], "plotly"),
-        (["measure", "--network", "mlp", "--data", "digits", "--checkpoints", "x.pt"], "plotly"),
+        (["reproduce", "landscape", "--scale", "smoke"], "jinja2"),
+        (["measure", "--network", "mlp", "--data", "digits", "--checkpoints", "x.pt"], "jinja2"),
     ],
 )
 def test_packages_of_the_page_are_looked_for_before_the_work(arguments, missing, monkeypatch, tmp_path, capsys):

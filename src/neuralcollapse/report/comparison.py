@@ -8,13 +8,14 @@ from typing import Any
 
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
+from neuralcollapse.report.collapsed import limits, state
 from neuralcollapse.report.expected import BUDGET, decay_budget
 from neuralcollapse.report.group_curves import comparison_curve, group_colors
 from neuralcollapse.report.page import Cell, Page, Panels, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.scree import group_scree
 from neuralcollapse.report.seeds import QUIET, differing, seed_groups
-from neuralcollapse.report.single import data_name, given, limits, shown, state
+from neuralcollapse.report.single import data_name, given, shown
 from neuralcollapse.runs.reading import Group, Run, common_unit
 from neuralcollapse.runs.records import format_value, label, number
 
@@ -141,8 +142,8 @@ def shared_tables(runs: Sequence[Run]) -> list[Table]:
     names = dict.fromkeys(name for config in configs for name in config if name not in (*QUIET, *differ))
     same = [(name, option(configs[0].get(name))) for name in names]
     return [
-        Table("What they share", [row for row in same if row[1]], narrow=True),
-        Table("Where they ran", where(runs), narrow=True),
+        Table("What they share", [row for row in same if row[1]], narrow=True, folded=True),
+        Table("Where they ran", where(runs), narrow=True, folded=True),
     ]
 
 

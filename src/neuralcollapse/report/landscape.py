@@ -13,7 +13,7 @@ import numpy as np
 
 from neuralcollapse.report.class_means import simplex_motion
 from neuralcollapse.report.figure import COLORS, Axis, Dots, Figure, HeatMap, Line
-from neuralcollapse.report.landscape_tables import atlas_tables, certificate_table, decays, model_table
+from neuralcollapse.report.landscape_tables import atlas_tables, certificate_table, decays, loss_words, model_table
 from neuralcollapse.report.page import Page
 from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.model import Model
@@ -23,7 +23,7 @@ from neuralcollapse.ufm.survey import Survey
 Numbers = Mapping[str, Any]
 """A survey in plain numbers, as `Survey.record` gives them; a `name` and `labels` tell it from others."""
 
-LANDSCAPE_FIGURES = ("energy", "gaps", "spectrum", "way-out", "phase")
+LANDSCAPE_FIGURES = ("energy", "way-out", "gaps", "spectrum", "phase")
 _VERDICTS = {
     "global_minimum": "#10b981",
     "strict_saddle": "#f59e0b",
@@ -41,7 +41,7 @@ def landscape_page(found: Survey) -> Page:
     model = found.model
     return Page(
         title=f"Landscape of the unconstrained feature model, K = {model.num_classes}, d = {model.feature_dim}",
-        subtitle=f"{model.loss.name.replace('_', ' ')}; decay of {decays(model)}",
+        subtitle=f"{loss_words(model)}; decay of {decays(model)}",
         verdict=summary(found),
         cards=_cards(found),
         figures=landscape_figures(found),
@@ -88,14 +88,19 @@ def _cards(found: Survey) -> list[tuple[str, str, str]]:
 def landscape_figures(found: Survey) -> list[Figure]:
     """The figures of a survey, those that apply."""
     models = [found.record()]
-    figures = [
-        energy_figure(models),
+    energy, way = energy_figure(models), way_figure(found) if found.way is not None else None
+    if energy and way:  # side by side, and so of one height
+        energy = replace(energy, size="large")
+    others = [
         gap_figure(models),
         spectrum_figure(found) if found.spectra else None,
-        way_figure(found) if found.way is not None else None,
         phase_figure(found) if found.phase is not None else None,
     ]
-    return [figure for figure in figures if figure is not None]
+    first = [figure for figure in (energy, way) if figure is not None]
+    rest = [figure for figure in others if figure is not None]
+    if (len(first) % 2 + len(rest)) % 3:  # thirds of the page would leave a gap
+        rest = [replace(figure, size="wide") for figure in rest]
+    return [*first, *rest]
 
 
 def survey_name(survey: Numbers) -> str:
@@ -207,13 +212,15 @@ def _gaps_of_starts(survey: Numbers) -> list[Line]:
         color = COLORS[i % len(COLORS)]
         steps = [step for step in path if step[0] > 0] or list(path)
         x = [iteration for iteration, _, _ in steps]
-        if any(_finite(gap) for _, _, gap in path):
+        certified, own = any(_finite(gap) for _, _, gap in path), f"start {i}"
+        if certified:
             gaps = [_shown_gap(gap) for _, _, gap in steps]
-            marks.append(Line(f"start {i}", x, gaps, color, hover="certified gap {y:.2e}"))
+            marks.append(Line(own, x, gaps, color, hover="certified gap {y:.2e}"))
         if survey["minimum"] is not None:
             above = [_shown_gap(objective - survey["minimum"]) for _, objective, _ in steps]
-            hover = "above the minimum {y:.2e}"
-            marks.append(Line(f"start {i}, true", x, above, color, "dot", hover=hover, legend=False))
+            hover, name = "above the minimum {y:.2e}", f"{own}, true" if certified else own
+            part_of = own if certified else ""
+            marks.append(Line(name, x, above, color, "dot", hover=hover, legend=not certified, part_of=part_of))
     return marks
 
 

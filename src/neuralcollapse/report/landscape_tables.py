@@ -18,7 +18,7 @@ _LOSSES = {
 }
 _VERDICTS = {
     "global_minimum": "proved: its certified gap is at most 1e-7 of what the decay costs.",
-    "strict_saddle": "proved: the gradient vanishes and there is a direction down of second order (negative curvature).",
+    "strict_saddle": "proved: the gradient vanishes and there is a way down of second order (negative curvature).",
     "not_critical": "the gradient does not vanish: descent goes on from there.",
     "undecided": "neither could be shown.",
 }
@@ -30,9 +30,9 @@ def model_table(found: Survey) -> Table:
     rows: list[tuple[Cell | str, ...]] = [
         (
             "objective",
-            Cell("the mean loss of the logits, and the decays:", f"loss: {_loss(model)}", formula=_formula(model)),
+            Cell("the mean loss of the logits, and the decays:", f"loss: {loss_words(model)}", formula=_formula(model)),
         ),
-        ("decays", decays(model)),
+        ("decays", _symbols(model)),
         ("sizes", f"K = {model.num_classes} classes, d = {model.feature_dim} dimensions, {_samples(model)}"),
         ("features", "free, and >= 0 as behind a ReLU" if model.nonnegative else "free, of any sign"),
         ("theorem", _theorem(model)),
@@ -75,7 +75,7 @@ def certificate_table(found: Survey, ends: list[tuple[str, str, list[float]]]) -
     model = found.model
     sign = "features >= 0" if model.nonnegative else "features of any sign"
     note = (
-        f"Model assumed: {_loss(model)}, {sign}, {_samples(model)}; {decays(model)}. "
+        f"Model assumed: {loss_words(model)}, {sign}, {_samples(model)}; decay of {decays(model)}. "
         f"{'Minimum: exact. ' if found.minimum else ''}"
         "Bound: no point of the model is below it, proved by duality from the point's own logits; gap: objective less "
         "bound, of the worst start."
@@ -85,9 +85,15 @@ def certificate_table(found: Survey, ends: list[tuple[str, str, list[float]]]) -
 
 
 def decays(model: Model) -> str:
-    """The decays of a model, in words with their symbols."""
-    bias = f"bias λ_b = {model.bias_decay:g}" if model.bias else "no bias"
-    return f"weights λ_W = {model.weight_decay:g}, features λ_H = {model.feature_decay:g}, {bias}"
+    """The decays of a model, in words."""
+    bias = f"bias {model.bias_decay:g}" if model.bias else "no bias"
+    return f"weights {model.weight_decay:g}, features {model.feature_decay:g}, {bias}"
+
+
+def _symbols(model: Model) -> str:
+    """The decays by the symbols of the formula."""
+    bias = f", λ_b = {model.bias_decay:g}" if model.bias else "; no bias"
+    return f"λ_W = {model.weight_decay:g}, λ_H = {model.feature_decay:g}{bias}"
 
 
 def _atlas_row(entry: Entry, minimum: float | None) -> list[Cell]:
@@ -133,7 +139,7 @@ def _terms(found: Survey) -> list[tuple[str, str]]:
         rows.append(
             (
                 "low rank",
-                "a point with rank W below K-1 that no groups give, named by its shape: the places of the classes on a "
+                "a point with a rank of W below K-1 that no groups give, named by its shape: the places of the classes on a "
                 "line (the farthest at 1), or the cosines between the rows.",
             )
         )
@@ -152,7 +158,8 @@ def _seen(verdict: str, entries: list[Entry]) -> bool:
     return any(entry.certificate.verdict == verdict for entry in entries)
 
 
-def _loss(model: Model) -> str:
+def loss_words(model: Model) -> str:
+    """The loss of a model, as people call it."""
     name = model.loss.name
     numbers = {part: getattr(model.loss, part, math.nan) for part in ("smoothing", "gamma")}
     return _LOSSES.get(name, name.replace("_", " ")).format(**numbers)

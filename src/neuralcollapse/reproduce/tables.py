@@ -24,7 +24,8 @@ def group_table(groups: Sequence[Group]) -> Table:
     keys = [key for key in NUMBERS if any(not math.isnan(group.mean(key)) for group in groups)]
     seeds = max(len(group.runs) for group in groups)
     axes = axes_of(groups)
-    counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
+    counts = [group.runs[0].environment.get("parameters") for group in groups]
+    counted = all(isinstance(count, int) for count in counts) and len(set(counts)) > 1
     rows = []
     for group, color in zip(groups, group_colors(groups), strict=True):
         first, *others = _label_cells(group, axes) or [Cell(group.name)]
