@@ -68,7 +68,10 @@ def cosine_map(
 
     off = cosines[-1][np.isfinite(cosines[-1])]
     span = f"off the diagonal from {off.min():.3f} to {off.max():.3f}" if len(off) else "undefined"
-    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale, which is that of the last {unit}."
+    caption = (
+        f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale, which is that of "
+        f"the last {unit}."
+    )
     if len(shown) < count:
         caption += f" Shown: {len(shown):,} of the {count:,} classes, evenly spread."
     caption += "" if count <= _NAMED else " Classes are named under the pointer."
@@ -107,7 +110,7 @@ def simplex_motion(
     if vertices is not None:
         marks.append(Points3D("vertices of the simplex", vertices, "#94a3b8", size=12, symbol="ring"))
     seen_in = (
-        "projected to three dimensions so that the simplex's vertices lie apart (angles are not true)"
+        "projected so that the simplex's vertices lie apart (angles are not true)"
         if vertices is not None
         else "in the three directions of their largest spread (d < K-1 holds no simplex)"
     )

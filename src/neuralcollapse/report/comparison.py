@@ -95,7 +95,7 @@ def differences(groups: Sequence[Group]) -> list[Table]:
                 Cell(group.name, select=group.name, color=color),
                 *(Cell(option(config.get(name)), sort=as_number(config.get(name))) for name in names),
                 *([Cell(listed(seeds, 5), sort=len(seeds))] if several else []),
-                *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
+                *(_mean_cell(group, key) for key in keys),
             ]
         )
     note = "" if names else "Nothing but the seed. "
@@ -104,23 +104,29 @@ def differences(groups: Sequence[Group]) -> list[Table]:
     return [Table("What differs", rows, header, note + _SELECT, sortable=True)]
 
 
+def _mean_cell(group: Group, key: str) -> Cell:
+    """The mean over seeds, and below it the standard deviation where there are several."""
+    mean, spread = group.mean(key), group.spread(key)
+    return Cell(format_value(key, mean), "" if math.isnan(spread) else f"± {spread:.2g}", mean)
+
+
 def run_table(runs: Sequence[Run], groups: Sequence[Group] = ()) -> Table:
     """A row for each run, with its numbers at the end; in the colours of the groups where they are given."""
     keys = [key for key in NUMBERS if any(not math.isnan(run.last.value(key)) for run in runs)]
     axes = list(dict.fromkeys(axis for run in runs for axis in run.labels))
     budgets = any(decay_budget(run) is not None for run in runs)
+    sizes = len(set(map(_parameters, runs))) > 1
     colors = {run.name: color for group, color in zip(groups, group_colors(groups), strict=True) for run in group.runs}
     rows = []
     for run in runs:
         numbers = [run.last.value(key) for key in keys]
-        parameters = run.environment.get("parameters")
         rows.append(
             [
                 Cell(run.name, select=run.name if groups else "", color=colors.get(run.name, "")),
                 *(Cell(run.labels.get(axis, ""), sort=as_number(run.labels.get(axis, ""))) for axis in axes),
                 Cell(str(run.config.get("seed", "")), sort=as_number(run.config.get("seed"))),
                 Cell(f"{run.last.epoch:,}", sort=run.last.epoch),
-                Cell(f"{parameters:,}" if isinstance(parameters, int) else "", sort=as_number(parameters)),
+                *([Cell(_parameters(run), sort=as_number(run.environment.get("parameters")))] if sizes else []),
                 *(Cell(format_value(key, x), sort=x) for key, x in zip(keys, numbers, strict=True)),
                 *(
                     [Cell("" if (budget := decay_budget(run)) is None else number(budget), sort=budget)]
@@ -130,7 +136,8 @@ def run_table(runs: Sequence[Run], groups: Sequence[Group] = ()) -> Table:
             ]
         )
     units = " or ".join(f"{unit}s" for unit in common_unit(runs).split(" or "))
-    header = ("run", *axes, "seed", units, "parameters", *map(label, keys), *(["decay budget"] if budgets else ()))
+    known = *axes, "seed", units, *(["parameters"] if sizes else [])
+    header = ("run", *known, *map(label, keys), *(["decay budget"] if budgets else ()))
     note = f"On the training set but for the test accuracy. {limits()}"
     return Table("Every run at its end", rows, header, note, sortable=True, tall=True)
 
@@ -141,10 +148,18 @@ def shared_tables(runs: Sequence[Run]) -> list[Table]:
     differ = differing(runs)
     names = dict.fromkeys(name for config in configs for name in config if name not in (*QUIET, *differ))
     same = [(name, option(configs[0].get(name))) for name in names]
+    if len(sizes := set(map(_parameters, runs))) == 1:
+        same.append(("parameters", *sizes))
     return [
         Table("What they share", [row for row in same if row[1]], narrow=True, folded=True),
         Table("Where they ran", where(runs), narrow=True, folded=True),
     ]
+
+
+def _parameters(run: Run) -> str:
+    """How many parameters its network has, where that is known."""
+    count = run.environment.get("parameters")
+    return f"{count:,}" if isinstance(count, int) else ""
 
 
 def where(runs: Sequence[Run]) -> list[tuple[str, str]]:

@@ -77,7 +77,7 @@ def _of_run(run: Run, key: str, color: str, group: Group) -> Line:
     epochs = [run.records[i].epoch for i in kept]
     y = [values[i] for i in kept]
     of = (run.name, group.name)
-    return Line(run.name, epochs, y, color, legend=False, width=1.5, selected_by=of, only_selected=True)
+    return Line(run.name, epochs, y, color, legend=False, width=2.5, selected_by=of, only_selected=True)
 
 
 def _seeds(groups: Sequence[Group]) -> str:

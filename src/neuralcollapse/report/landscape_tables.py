@@ -205,9 +205,6 @@ def _complete(found: Survey) -> str:
     return sort + f"The list of critical points is a search. {found.coverage}"
 
 
-_ROW, _END = "<mrow>", "</mrow>"
-
-
 def _formula(model: Model) -> str:
     """The objective as MathML."""
     bias = "<mo>+</mo><mi>b</mi>" if model.bias else ""
@@ -215,13 +212,14 @@ def _formula(model: Model) -> str:
     total = "<munderover><mo>∑</mo><mrow><mi>i</mi><mo>=</mo><mn>1</mn></mrow><mi>N</mi></munderover>"
     logits = f"<mi>W</mi><msub><mi>h</mi><mi>i</mi></msub>{bias}"
     loss = f"<mi>&#8467;</mi><mo>(</mo>{logits}<mo>,</mo><msub><mi>y</mi><mi>i</mi></msub><mo>)</mo>"
-    parts = [_decay("W", "W"), _decay("H", "H"), *([_decay("b", "b")] if model.bias else [])]
     mean = f"<mfrac><mn>1</mn><mi>N</mi></mfrac>{total}{loss}"
-    sign = "<mo>,</mo><mspace width='1em'/><mi>H</mi><mo>≥</mo><mn>0</mn>" if model.nonnegative else ""
-    whole = f"<mi>f</mi><mo>(</mo>{arguments}<mo>)</mo><mo>=</mo>{mean}<mo>+</mo>{'<mo>+</mo>'.join(parts)}{sign}"
-    return f'<math display="inline">{_ROW}{whole}{_END}</math>'
+    parts = [f"<mi>f</mi><mo>(</mo>{arguments}<mo>)</mo><mo>=</mo>{mean}"]
+    parts += [f"<mo>+</mo>{_decay(name)}" for name in ("W", "H", *(["b"] if model.bias else []))]
+    parts += ["<mo>,</mo><mspace width='1em'/><mi>H</mi><mo>≥</mo><mn>0</mn>"] if model.nonnegative else []
+    # one element for each summand, since a line breaks only between them
+    return " ".join(f'<math display="inline"><mrow>{part}</mrow></math>' for part in parts)
 
 
-def _decay(name: str, part: str) -> str:
+def _decay(name: str) -> str:
     weight = f"<mfrac><msub><mi>λ</mi><mi>{name}</mi></msub><mn>2</mn></mfrac>"
-    return f"{weight}<msup><mrow><mo>‖</mo><mi>{part}</mi><mo>‖</mo></mrow><mn>2</mn></msup>"
+    return f"{weight}<msup><mrow><mo>‖</mo><mi>{name}</mi><mo>‖</mo></mrow><mn>2</mn></msup>"

@@ -153,7 +153,7 @@ class Page:
         return names if kind in ("html", "markdown") else names + [each.name for each in self.panels]
 
     def html(self, *, shared: str = "") -> str:
-        """The page as one HTML text; `shared` is the name of the script beside it, where it is not to be in the page."""
+        """The page as one HTML text; `shared` names the script beside it, where the page is not to hold it."""
         try:
             import jinja2
         except ImportError as error:

@@ -214,11 +214,11 @@ function drawFlat(view, width, height) {
   const values = {x: allValues(view, "x"), y: allValues(view, "y")};
   const trial = scaleOf(source.y, kinds.y, values.y, height, 0, 0.04);
   const longest = (texts, most) => Math.min(most, texts.reduce((all, text) => Math.max(all, wide(text)), 0));
-  const rows = source.y.categories, columns = source.x.categories;
-  const left = 8 + (rows.length ? (source.y.named ? longest(rows, 110) : 0) : longest(trial.ticks(height / 20).map(tick => tick[1]), 90)) + (source.y.title ? 17 : 0);
+  const rows = source.y.categories, columns = source.x.categories, nameWidth = Math.min(150, width * 0.24);
+  const left = 8 + (rows.length ? (source.y.named ? longest(rows, nameWidth) : 0) : longest(trial.ticks(height / 20).map(tick => tick[1]), 90)) + (source.y.title ? 17 : 0);
   const slot = (width - left - 10) / Math.max(columns.length, 1);
   const named = columns.length && source.x.named, tilted = named && longest(columns, 200) > slot - 2;
-  const nameRoom = named ? (tilted ? longest(columns, 120) + 8 : 16) : 0;
+  const nameRoom = named ? (tilted ? longest(columns, nameWidth) + 8 : 16) : 0;
   const colours = heat ? 34 : 0;
   const box = {left, right: width - 10, top: matrix ? 4 + nameRoom : source.events.length ? 18 : 8};
   box.bottom = height - (columns.length ? (matrix ? 4 : nameRoom + 4) : 20) - (source.x.title ? 16 : 0) - colours;
@@ -237,9 +237,9 @@ function drawFlat(view, width, height) {
   if (named) group.append(...columns.map((name, i) => {
     const at = x.place(i), base = matrix ? box.top - 5 : box.bottom + 13;
     if (!tilted) return words(name, at, base, {"text-anchor": "middle"});
-    return words(cut(name, 120), at + 4, base, {"text-anchor": matrix ? "start" : "end", transform: `rotate(${matrix ? -90 : -60} ${px(at + (matrix ? 4 : 0))} ${px(base)})`});
+    return words(cut(name, nameWidth), at + 4, base, {"text-anchor": matrix ? "start" : "end", transform: `rotate(${matrix ? -90 : -60} ${px(at + (matrix ? 4 : 0))} ${px(base)})`});
   }));
-  if (rows.length && source.y.named) group.append(...rows.map((name, i) => words(cut(name, 110), box.left - 6, y.place(i) + 4, {"text-anchor": "end"})));
+  if (rows.length && source.y.named) group.append(...rows.map((name, i) => words(cut(name, nameWidth), box.left - 6, y.place(i) + 4, {"text-anchor": "end"})));
   const drawn = svg("g", {"clip-path": `url(#${clip})`});
   const bars = marks.filter(mark => mark.type === "bars" && !isHidden(view, mark));
   for (const mark of marks) {

@@ -2,7 +2,7 @@
 /* A run or a group of runs that is selected in a table stands out in every figure: the curves of the others fade, and
    those that are drawn for a selection alone appear. Once more, or Escape, and all are alike again. */
 
-const FADED = 0.13;
+const FADED = 0.13, BEHIND = 0.45;
 let selected = "";
 
 /* Whether a mark stays as it is: it belongs to the selection, or to none, such as what theory expects of all. */
@@ -12,7 +12,10 @@ function standsOut(view, mark) {
 }
 function isUnseen(mark) { return Boolean(mark.onlySelected) && !mark.selectedBy.includes(selected); }
 function emphasised(view, mark, parts) {
-  return standsOut(view, mark) ? parts : [svg("g", {opacity: FADED, class: "faded"}, ...parts)];
+  if (!standsOut(view, mark)) return [svg("g", {opacity: FADED, class: "faded"}, ...parts)];
+  /* the mean of the group, behind the curve of the one run that is selected */
+  const behind = mark.type === "line" && !mark.onlySelected && view.marks.some(other => other.onlySelected && other.name === selected);
+  return behind && mark.selectedBy ? [svg("g", {opacity: BEHIND}, ...parts)] : parts;
 }
 
 function select(name) {
