@@ -413,3 +413,13 @@ def test_panels_are_a_file_beside_those_of_their_figures(tmp_path):
     pages = [figure([line([1, 2])], name=name) for name in ("one", "two", "three")]
     paths = save_figures(pages, tmp_path, "svg", [Panels("both", "Both", ["one", "three"])])
     assert [path.name for path in paths] == ["one.svg", "two.svg", "three.svg", "both.svg"]
+
+
+def test_names_beside_points_do_not_overlap_and_stay_on_the_axes():
+    dots = Dots("some", [0, 1, 1, 2], [0, 1, 1.01, 2], BLUE, labels=["one", "two", "three", "four"])
+    drawing = draw(figure([dots]))
+    (ax,) = drawing.axes
+    drawing.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert {text.get_text() for text in ax.texts} >= {"one", "two", "four"}
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -148,8 +148,8 @@ def shared_tables(runs: Sequence[Run]) -> list[Table]:
     differ = differing(runs)
     names = dict.fromkeys(name for config in configs for name in config if name not in (*QUIET, *differ))
     same = [(name, option(configs[0].get(name))) for name in names]
-    if len(sizes := set(map(_parameters, runs))) == 1:
-        same.append(("parameters", *sizes))
+    if len(set(map(_parameters, runs))) == 1:
+        same.append(("parameters", _parameters(runs[0])))
     return [
         Table("What they share", [row for row in same if row[1]], narrow=True, folded=True),
         Table("Where they ran", where(runs), narrow=True, folded=True),

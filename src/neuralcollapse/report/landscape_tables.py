@@ -139,8 +139,8 @@ def _terms(found: Survey) -> list[tuple[str, str]]:
         rows.append(
             (
                 "low rank",
-                "a point with a rank of W below K-1 that no groups give, named by its shape: the places of the classes on a "
-                "line (the farthest at 1), or the cosines between the rows.",
+                "a point with a rank of W below K-1 that no groups give, named by its shape: the places of the classes "
+                "on a line (the farthest at 1), or the cosines between the rows.",
             )
         )
     rows += [

@@ -1,6 +1,7 @@
 """One self-contained HTML page of figures, tables and findings; nothing of it is loaded from elsewhere.
 
-The figures are drawn by scripts of our own (plot.js, labels.js, space.js, selection.js, page.js), which are in every page, or once beside many.
+The figures are drawn by scripts of our own (plot.js, labels.js, space.js, selection.js, page.js), which are in every
+page, or once beside many.
 """
 
 from __future__ import annotations

@@ -162,7 +162,7 @@ function heatPicture(rows, low, high) {
 /* The scale that a view has on an axis now. */
 function kindOf(view, which) {
   const axis = view.source[which];
-  if (which === "x") return axis.log ? "log" : "linear";
+  if (which === "x" || view.marks.some(mark => mark.type === "heat")) return axis.log ? "log" : "linear";
   return !view.log ? "linear" : axis.percent ? "nines" : "log";
 }
 function allValues(view, which) {
