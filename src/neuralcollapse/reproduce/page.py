@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from neuralcollapse.errors import InputError
@@ -58,7 +59,10 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
         if figure is not None:
             drawn[figure.name] = figure  # each once
-    return [*drawn.values(), *geometry_figures([group.runs[0] for group in group_runs(results.runs)])]
+    geometry = geometry_figures([group.runs[0] for group in group_runs(results.runs)])
+    if not geometry and len(drawn) in (2, 4):  # thirds of the page would leave a gap
+        return [replace(figure, size="wide") for figure in drawn.values()]
+    return [*drawn.values(), *geometry]
 
 
 def _tables(results: Results) -> list[Table]:

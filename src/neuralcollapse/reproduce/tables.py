@@ -168,10 +168,14 @@ def survey_tables(surveys: Sequence[Numbers]) -> list[Table]:
         for entry in survey["atlas"]
     ]
     columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
-    note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
+    note = (
+        "Groups: the classes of a group share one class mean and one row of the classifier; points of low rank are named "
+        "by their shape. Index: the number of negative eigenvalues of the Hessian, 0 at a minimum. NC1 is 0 at every "
+        "critical point, saddles included: it certifies nothing."
+    )
     return [
         Table("The models", rows, header, sortable=True),
-        Table("Critical points", points, columns, note, sortable=True),
+        Table("Critical points", points, columns, note, sortable=True, tall=True, names=[1]),
     ]
 
 
