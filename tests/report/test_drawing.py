@@ -3,6 +3,7 @@
 
 import io
 import json
+import math
 import re
 import shutil
 from dataclasses import replace
@@ -13,6 +14,8 @@ import pytest
 from PIL import Image
 
 from neuralcollapse.report.single import single_page
+from neuralcollapse.runs.reading import Run
+from tests.helpers import made_record
 from tests.report.test_browser import browser, files, pytestmark, runs, visit  # noqa: F401
 
 CURVES = ("loss", "accuracy", "variability", "simplex", "nearest")
@@ -41,6 +44,20 @@ def test_a_switch_changes_the_scale_and_only_where_the_values_allow(visit):
         button.click()
         assert plot.locator("svg").inner_html() == before
     assert page.locator("#cosines-log, #simplex-motion-log").count() == 0
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0, 0.0], [1.0, -1.0, 0.5], [1e-270, 1e300, 1.0], [math.nan, math.nan, 2.0]])
+def test_whatever_the_values_are_the_axes_end(values, visit, files):
+    records = [made_record(i, train={"loss": x, "accuracy": x}, nc1=x) for i, x in enumerate(values)]
+    (files / "odd.html").write_text(single_page(Run("odd", {}, {}, records)).html(), encoding="utf-8")
+    page = visit("odd")
+    allowed = min(values) >= 0 and max(values) > 0 if not math.isnan(values[0]) else True
+    assert page.locator("#loss-log").count() == int(allowed)
+    for button in page.locator(".tools button[aria-pressed]").all():
+        button.click()
+    text = page.evaluate("[...document.querySelectorAll('.plot')].map(plot => plot.innerHTML).join()")
+    assert "NaN" not in text
+    assert "Infinity" not in text
 
 
 def test_smoothing_keeps_the_raw_curve_in_sight(runs, visit, files):
@@ -78,6 +95,13 @@ def test_all_curves_are_read_at_one_epoch(by, visit, runs):
     else:
         page.keyboard.press("Escape")
     assert not any(tip.is_visible() for tip in read.values())
+
+
+def test_a_tap_reads_the_curves_on_a_phone(visit):
+    page = visit("one", viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
+    page.locator("#simplex").tap(position={"x": 200, "y": 50})
+    assert re.match(r"epoch \d", page.locator("#simplex .tip").inner_text())
+    assert page.locator("#loss .tip").is_visible()
 
 
 def test_a_cell_of_the_heat_map_says_what_it_is(visit):

@@ -134,7 +134,7 @@ def test_the_page_states_what_the_survey_found(unequal):
     assert summary(unequal) in page
     assert f"{unequal.minimum:.8g}" in page
     assert "0 | 1 | 2" in page
-    assert len(page.encode()) < 6_000_000
+    assert len(page.encode()) < 2_000_000
 
 
 def test_focal_and_low_dimensions_are_surveyed_without_claims():

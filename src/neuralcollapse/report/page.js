@@ -43,7 +43,7 @@ function show(view, source) {
 }
 function logAllowed(view) {
   if (view.source.kind !== "flat" || view.source.y.categories.length || view.marks.some(mark => mark.type === "heat")) return false;
-  const values = allValues({...view, hidden: new Set()}, "y");
+  const values = allValues({...view, hidden: new Set(), source: {...view.source, levels: []}}, "y");
   if (view.source.y.percent) return values.length > 0 && values.every(value => value >= 0 && value <= 1);
   return values.some(value => value > 0) && values.every(value => value >= 0);
 }
@@ -256,8 +256,9 @@ function listen(view) {
     }
     pointed(view, ...place(event));
   });
-  plot.addEventListener("pointerleave", () => away(view));
-  if (view.source.kind === "space") {
+  plot.addEventListener("pointerleave", event => { if (event.pointerType !== "touch") away(view); });
+  if (view.source.kind !== "space") plot.addEventListener("pointerdown", event => pointed(view, ...place(event)));
+  else {
     plot.addEventListener("pointerdown", event => {
       held = {x: event.clientX, y: event.clientY, ...view.camera};
       plot.setPointerCapture(event.pointerId);

@@ -99,7 +99,9 @@ function scaleOf(axis, kind, values, from, to, pad) {
 }
 /* Steps of 1, 2 or 5 times a power of ten. */
 function linearTicks(low, high, count, whole) {
-  const rough = (high - low) / Math.max(count, 1), power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low) / Math.max(count, 1);
+  if (!(rough > 1e-12 * Math.max(Math.abs(low), Math.abs(high))) || !Number.isFinite(rough)) return [];
+  const power = 10 ** Math.floor(Math.log10(rough));
   let step = [1, 2, 5, 10].map(part => part * power).find(size => size >= rough * 0.999);
   if (whole) step = Math.max(1, Math.round(step));
   const ticks = [];
@@ -108,6 +110,7 @@ function linearTicks(low, high, count, whole) {
 }
 /* The finest of these that fits: 1, 2, 5 of each decade; each decade; every second one, ... */
 function logTicks(low, high, count) {
+  [low, high] = [Math.max(low, 1e-300), Math.min(high, 1e300)];
   const first = Math.floor(Math.log10(low) + 1e-9), last = Math.ceil(Math.log10(high) - 1e-9);
   const chosen = (parts, every) => {
     const found = [];
