@@ -169,9 +169,9 @@ def survey_tables(surveys: Sequence[Numbers]) -> list[Table]:
     ]
     columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
     note = (
-        "Groups: the classes of a group share one class mean and one row of the classifier; points of low rank are named "
-        "by their shape. Index: the number of negative eigenvalues of the Hessian, 0 at a minimum. NC1 is 0 at every "
-        "critical point, saddles included: it certifies nothing."
+        "Groups: the classes of a group share one class mean and one row of the classifier; points of low rank are "
+        "named by their shape. Index: the number of negative eigenvalues of the Hessian, 0 at a minimum. NC1 is 0 at "
+        "every critical point, saddles included: it certifies nothing."
     )
     return [
         Table("The models", rows, header, sortable=True),
