@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import Figure
+from neuralcollapse.report.live import Live
 from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.runs.files import write_atomically
 
@@ -87,6 +88,7 @@ class Page:
         lead: tables that come before the figures.
         csv: (file name, content) of the records to download.
         csv_label: the words on the button that downloads them.
+        live: what it says while its run is going on.
     """
 
     title: str
@@ -99,6 +101,7 @@ class Page:
     lead: int = 0
     csv: tuple[str, str] | None = None
     csv_label: str = "Download the records (CSV)"
+    live: Live | None = None
 
     def html(self) -> str:
         """The page as one HTML text."""
@@ -119,6 +122,7 @@ class Page:
             figures_json=_script_json(figures),
             files_json=_script_json(dict(files)),
             plotly=get_plotlyjs(),
+            live="" if self.live is None else self.live.html(),
         )
 
 

@@ -12,6 +12,7 @@ from neuralcollapse.report.class_tables import class_tables
 from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
+from neuralcollapse.report.live import Live, ends_early
 from neuralcollapse.report.page import Cell, Page, Table, save_text
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.scree import geometry_scree
@@ -48,14 +49,15 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Pa
     return save_text(single_page(read_run(path)).html(), Path(out or path / "report.html"))
 
 
-def single_page(run: Run) -> Page:
-    """The page of a run."""
+def single_page(run: Run, live: Live | None = None) -> Page:
+    """The page of a run, with `live` of one that is going on."""
     options = [(name, shown(item)) for name, item in run.config.items() if given(item)]
     places = [(name, shown(item)) for name, item in run.environment.items() if name not in BUDGET]
+    said = [verdict(run.records, run.unit), *happened(run.records, run.unit), "" if live else ends_early(run)]
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
-        verdict=" ".join([verdict(run.records, run.unit), *happened(run.records, run.unit)]),
+        verdict=" ".join(sentence for sentence in said if sentence),
         cards=_cards(run.last),
         figures=run_figures(run),
         tables=[
@@ -69,6 +71,7 @@ def single_page(run: Run) -> Page:
         ],
         csv=("records.csv", records_csv([run])),
         csv_label=csv_label([run]),
+        live=live,
     )
 
 
