@@ -44,7 +44,7 @@ class Figures:
             (glance, loggers, step), self._behind = self._behind, None
             takers = [take for logger in loggers if (take := images_into(logger)) is not None]
             if takers:
-                images = {f"collapse/{figure.name}": pixels(figure) for figure in glance.for_loggers()}
+                images = {f"figures/{figure.name}": pixels(figure) for figure in glance.for_loggers()}
                 for take in takers:
                     take(images, step)
 

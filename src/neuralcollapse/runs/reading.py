@@ -18,7 +18,7 @@ from neuralcollapse.runs.records import Geometry, Record, describe_epoch, format
 from neuralcollapse.runs.renamed import with_new_names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a run folder holds, but for its weights.
 
@@ -54,6 +54,9 @@ class Run:
     def unit(self) -> str:
         """What its records count: "epoch", "step" or "checkpoint"."""
         return str(self.config.get("unit") or "epoch")
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {len(self.records):,} records, the last {describe_epoch(self.last, self.unit)})"
 
     def _repr_html_(self) -> str:
         """The run in a notebook: what it was, and its last record."""
