@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import neuralcollapse as nc
 from neuralcollapse.capture import sums
 from neuralcollapse.capture.collect import collect, collect_test
-from neuralcollapse.geometry import moments as moments_module
+from neuralcollapse.geometry import intake
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, WEIGHT_MEASURES
 from tests.helpers import Dispatched, SmallNet
 
@@ -375,7 +375,7 @@ def test_right_predictions_of_chosen_classes_are_numbered_like_them():
 @pytest.mark.parametrize("layers", [[], ["body.0"]])
 def test_no_batch_of_a_test_set_waits(monkeypatch, layers):
     """CPU tensors are treated as those of an accelerator."""
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
     model = SmallNet(seed=0)
     generator = torch.Generator().manual_seed(0)
     train = [(torch.randn(16, 4, generator=generator), torch.arange(16) % 3) for _ in range(5)]

@@ -17,10 +17,12 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
+from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.geometry.measures import held_out_measures, measures
-from neuralcollapse.geometry.moments import ClassMoments, kept_rows, state_device
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.more import more_measures
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.geometry.pairs import ClassPair
 from neuralcollapse.geometry.standard_errors import errors_of
 

@@ -141,7 +141,7 @@ def train_packages(*, format: str = "") -> Iterator[None]:
 
     Those that only the page or its figures need, in `format`, load after the work: they are looked for before it.
     """
-    needed = {"": (), "html": ("jinja2", "plotly")}.get(format, ("matplotlib",))
+    needed = {"": (), "html": ("jinja2",)}.get(format, ("matplotlib",))
     try:
         yield
         for name in needed:

@@ -10,13 +10,15 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuralcollapse.geometry.precision import without_autocast
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Without autocast inside; afterwards random numbers are drawn as if nothing had been measured."""
     first = next(model.parameters(), None)
     device = torch.device("cpu") if first is None else first.device
-    with random_states(device), torch.autocast(device.type, enabled=False):
+    with random_states(device), without_autocast(device):
         yield
 
 

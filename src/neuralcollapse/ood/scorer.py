@@ -17,7 +17,8 @@ from neuralcollapse.capture.collect import collect
 from neuralcollapse.capture.processes import summed
 from neuralcollapse.checks import as_tensor, check_features, check_finite
 from neuralcollapse.errors import InputError, NeuralCollapseWarning
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.geometry.precision import full_precision
 from neuralcollapse.ood.blocks import Blocks
 from neuralcollapse.ood.evaluation import evaluate

@@ -49,6 +49,7 @@ def class_tables(run: Run) -> list[Table]:
             csv=("classes.csv", csv_text(map(_shortened, rows))),
             csv_label=f"Download all {len(rows):,} classes (CSV)",
             tall=True,
+            fold_note=True,
             beside=_pairs(classes, names),
         )
     ]
@@ -58,7 +59,7 @@ def _pairs(classes: ClassRecord, names: Sequence[str]) -> Table | None:
     rows = [(_name(row), _name(row, "nearest"), short("cdnv", row["cdnv"])) for row in classes.pair_rows(names)]
     note = "The pairs of classes with the largest CDNV of all."
     header = ("class", "and", "CDNV")
-    return Table("Hardest to tell apart", rows, header, note, names=[1], tall=True) if rows else None
+    return Table("Hardest to tell apart", rows, header, note, names=[1], tall=True, foldable=True) if rows else None
 
 
 def _meanings(keys: Sequence[str]) -> str:

@@ -24,7 +24,8 @@ def cosine_histogram(geometry: Geometry, unit: str = "epoch") -> Figure | None:
     everything = np.concatenate(list(found.values()))
     low, high = min(everything.min(), target), max(everything.max(), target)
     room = max(0.05 * (high - low), 0.01)  # under collapse all values are one
-    bins = min(max(round(2 * max(map(len, found.values())) ** 0.5), _BINS[0]), _BINS[1])
+    # an odd number: under collapse all values lie in the middle, where an edge would split them by their rounding
+    bins = 1 | min(max(round(2 * max(map(len, found.values())) ** 0.5), _BINS[0]), _BINS[1])
     edges = np.linspace(low - room, high + room, bins + 1)
     x = np.repeat(edges, 2).tolist()
     marks: list[Band | Line] = []

@@ -15,7 +15,8 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.capture.sums import exact, least_feature
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import is_primary
