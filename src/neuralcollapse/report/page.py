@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.extras import needed_by
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.report.live import Live
@@ -138,10 +139,8 @@ class Page:
 
     def html(self, *, shared: str = "") -> str:
         """The page as one HTML text; `shared` names the script beside it, where the page is not to hold it."""
-        try:
+        with needed_by("the page"):
             import jinja2
-        except ImportError as error:
-            raise InputError(f"the page needs more packages ({error}): pip install 'neuralcollapse[train]'") from None
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
         )
