@@ -22,6 +22,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.extras import needed_by
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.figure_data import figure_data
+from neuralcollapse.report.live import Live
 from neuralcollapse.runs.files import write_atomically
 
 _SCRIPTS = ("plot.js", "labels.js", "space.js", "selection.js", "page.js")
@@ -134,6 +135,7 @@ class Page:
         csv_label: the words on the button that downloads them.
         panels: figures that a paper shows as one, beside each alone.
         mood: of the verdict: "good", "bad" or "open" gives it that colour.
+        live: what it says while its run is going on.
     """
 
     title: str
@@ -148,6 +150,7 @@ class Page:
     csv_label: str = "Download the records (CSV)"
     mood: str = ""
     panels: Sequence[Panels] = ()
+    live: Live | None = None
 
     def names(self, kind: str) -> list[str]:
         """The names of the figures that a format writes, without their endings."""
@@ -173,6 +176,7 @@ class Page:
             figures=figures,
             even=len(figures) % 3 == 0,  # then square ones are as wide as the others, and no row has a gap
             figures_json=_script_json(figures),
+            live="" if self.live is None else self.live.html(),
             files_json=_script_json({name: _packed(text) for name, text in files}),
             css=css,
             light=json.dumps(dict(re.findall(r"--(\w+): (#\w+);", css[: css.index("@media")]))),

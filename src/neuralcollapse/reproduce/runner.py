@@ -229,7 +229,7 @@ class ExperimentFolder:
                 # its configuration is that of the experiment, which `create` made sure of
                 resume(place, progress=progress, on_message=_unsaid, trust_code=True)
             else:
-                train(planned.config, place, force=True, progress=progress, on_message=_unsaid)
+                train(planned.config, place, force=True, progress=progress, on_message=_unsaid, page=False)
             return True
         finally:
             held.release()
