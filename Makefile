@@ -10,10 +10,13 @@ LOWEST ?= .venv-lowest
 CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops tests/report tests/runs/test_reading.py \
 	tests/data/test_catalog.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py \
 	tests/test_imports.py tests/test_examples.py
+# What builds the site, mkdocs or zensical, and where.
+ENGINE ?= mkdocs
+SITE ?= site
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test test-all test-lowest lint bench docs clean
+.PHONY: demo test test-all test-lowest lint bench docs docs-both clean
 
 demo: $(VENV)/.demo
 	$(BIN)/neuralcollapse train --out runs/demo --force --certify-head $(DEMO)
@@ -37,7 +40,15 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tools/docs_pages.py
+	PYTHONPATH=tools SITE=$(SITE) NO_MKDOCS_2_WARNING=1 $(BIN)/$(ENGINE) build --strict --clean
+	$(BIN)/python tools/docs_check.py $(SITE)
+
+# The site by both engines, compared page by page. Zensical needs Python 3.11.
+docs-both: $(VENV)/.ready
+	$(MAKE) docs ENGINE=zensical SITE=build/zensical
+	$(MAKE) docs
+	$(BIN)/python tools/docs_check.py site build/zensical
 
 # The demo needs less than the tests: their environment serves it too.
 $(VENV)/.demo: pyproject.toml constraints.txt
@@ -59,4 +70,4 @@ $(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) runs site build .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis
