@@ -13,6 +13,8 @@ CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops t
 # What builds the site, mkdocs or zensical, and where.
 ENGINE ?= mkdocs
 SITE ?= site
+# More words for pytest in `make test-all`.
+TEST_FLAGS ?=
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
@@ -25,7 +27,7 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE)
