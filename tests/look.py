@@ -42,7 +42,7 @@ def scroll_through(page) -> None:
     """Have every figure drawn, then go back to the top."""
     for i in range(page.locator(".plot").count()):
         page.locator(".plot").nth(i).scroll_into_view_if_needed()
-        page.wait_for_function("i => document.querySelectorAll('.plot')[i].querySelector('.main-svg, canvas')", arg=i)
+        page.wait_for_function("i => document.querySelectorAll('.plot')[i].querySelector('svg, canvas')", arg=i)
     page.evaluate("scrollTo(0, 0)")
 
 
