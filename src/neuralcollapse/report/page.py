@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.extras import needed_by
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.runs.files import write_atomically
@@ -102,11 +103,9 @@ class Page:
 
     def html(self) -> str:
         """The page as one HTML text."""
-        try:
+        with needed_by("the page"):
             import jinja2
             from plotly.offline import get_plotlyjs
-        except ImportError as error:
-            raise InputError(f"the page needs more packages ({error}): pip install 'neuralcollapse[train]'") from None
         template = resources.files("neuralcollapse.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
         environment = jinja2.Environment(
             autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True

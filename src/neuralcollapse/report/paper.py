@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.extras import needed_by
 from neuralcollapse.report.figure import GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
 from neuralcollapse.runs.files import write_atomically
@@ -90,10 +91,8 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
     """
     if kind not in KINDS:
         raise InputError(f"expected png, svg or pdf as the kind of figures, got {kind!r}")
-    try:
+    with needed_by("a figure"):
         contents = {figure.name: _encode(figure, kind) for figure in figures if not figure.three_dimensional}
-    except ImportError as error:
-        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
     target, paths = folder, []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +111,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
         raise InputError(f"expected a file that ends in .png, .svg or .pdf, got {path.name!r}: name it so")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(path, _encode(figure, kind))
-    except ImportError as error:
-        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
+        with needed_by("a figure"):
+            return write_atomically(path, _encode(figure, kind))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
