@@ -14,24 +14,11 @@ from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import read_runs
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed")
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
 MAP = "[...document.querySelectorAll('#cosines [data-cell]')].map(cell => cell.getAttribute('fill')).join()"
 NAMES = "[...document.querySelectorAll('#cosines text')].map(text => text.textContent)"
 STEPS = "figures.find(figure => figure.name === 'cosines').steps"
 ALL_IDLE = 60_000  # ms that a slow machine may take
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
