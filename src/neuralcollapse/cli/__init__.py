@@ -66,6 +66,8 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in (train, measure, ood, landscape, reproduce, report):
         command.add(commands)
+    for each in commands.choices.values():
+        each.commands = commands.choices
     return parser
 
 
