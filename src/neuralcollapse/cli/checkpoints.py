@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import classes
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import (
+    print_accuracies,
+    print_events,
+    print_json,
+    print_measures,
+    train_packages,
+    unfitted,
+)
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
@@ -164,6 +171,11 @@ def run(options: argparse.Namespace) -> int:
         print(
             "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
             "are those of the training"
+        )
+    elif last.train["accuracy"] < 1:
+        print(
+            f"next  not fitted yet ({unfitted(last.train['accuracy'])}): open the page; the same command again adds "
+            "the checkpoints of longer training"
         )
     else:
         print("next  open the page; when there are more checkpoints, the same command again adds them")

@@ -18,7 +18,13 @@ from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, types
 from neuralcollapse.training.values import read
 
+_NUMBERS = {"int": "whole number", "float": "number"}
+_INVALID = re.compile(rf"^argument (\S+): invalid ({'|'.join(_NUMBERS)}) value: (.*)$")  # argparse's words
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
+
+
+class UsageError(InputError):
+    """A command line that cannot be read: its message is in the words of the command line already."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,8 +40,10 @@ class Parser(argparse.ArgumentParser):
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint."""
-        raise InputError(f"{message}; see '{self.prog} --help'")
+        """Raise argparse's complaint, in the words of the other errors."""
+        message = _INVALID.sub(lambda match: f"expected {match[1]} as a {_NUMBERS[match[2]]}, got {match[3]}", message)
+        message = re.sub(r"^argument (\S+): expected ", r"after \1 expected ", message)
+        raise UsageError(f"{message}; see '{self.prog} --help'")
 
     @property
     def command(self) -> str:
