@@ -1,10 +1,12 @@
 import itertools
+import json
 import math
 import re
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from importlib import resources
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -17,7 +19,7 @@ from PIL import Image
 from neuralcollapse import InputError
 from neuralcollapse.report import paper
 from neuralcollapse.report.class_means import cosine_map, simplex_motion
-from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap, Line
+from neuralcollapse.report.figure import BLUE_TO_RED, Axis, Band, Bars, Dots, Figure, HeatMap, Line
 from neuralcollapse.report.landscape import energy_figure, gap_figure, phase_figure, spectrum_figure
 from neuralcollapse.report.paper import draw, save_figures
 from neuralcollapse.report.single import run_figures
@@ -226,17 +228,16 @@ def test_bars_of_a_group_stand_side_by_side():
 
 
 def test_low_and_high_have_the_pages_colours():
-    """The stops of RdBu in plotly.js, which draws the page: blue is low there, and red high."""
-    from plotly.offline import get_plotlyjs
-
-    low, high = re.search(r"[,{]RdBu:\[\[0,\"(rgb\([\d,]+\))\"\].*?\[1,\"(rgb\([\d,]+\))\"\]", get_plotlyjs()).groups()
+    """Those in plot.js, which draws the page: blue is low, and red high."""
+    script = resources.files("neuralcollapse.report").joinpath("plot.js").read_text(encoding="utf-8")
+    stops = json.loads(re.search(r"BLUE_TO_RED = (\[.*\]);", script).group(1))
+    assert tuple("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops) == BLUE_TO_RED
     ax = draw(figure([heat([[-1, 0, NAN, 1]])])).axes[0]
     (mesh,) = ax.collections
     mesh.update_scalarmappable()
     drawn = [tuple(round(255 * part) for part in color) for color in mesh.get_facecolor()]
-    assert "rgb({},{},{})".format(*drawn[0][:3]) == low == "rgb(5,10,172)"
-    assert "rgb({},{},{})".format(*drawn[3][:3]) == high == "rgb(178,10,28)"
-    assert drawn[1][:3] == pytest.approx((190, 190, 190), abs=2)
+    assert [list(drawn[i][:3]) for i in (0, 3)] == [stops[0], stops[-1]]
+    assert drawn[1][:3] == pytest.approx((247, 247, 247), abs=2)
     assert drawn[2][3] == 0
 
 

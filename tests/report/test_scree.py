@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import neuralcollapse as nc
-from neuralcollapse.report.plotly_spec import plotly_spec
+from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.report.scree import geometry_scree, scree
 from neuralcollapse.runs.records import Geometry
 
@@ -38,7 +38,7 @@ def test_each_spectrum_is_a_line_over_its_largest_with_its_ceiling_beside_it():
         assert f"{spectrum.rank} of at most {spectrum.ceiling} directions" in figure.alt
     assert figure.x.log
     assert figure.y.log
-    json.dumps(plotly_spec(figure), allow_nan=False)
+    json.dumps(figure_data(figure), allow_nan=False)
 
 
 def test_without_a_weight_there_is_no_line_for_it():

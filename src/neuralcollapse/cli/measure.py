@@ -74,7 +74,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--more",
         action="store_true",
-        help="of a file or a run: add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality",
+        help="add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality (of checkpoints: of "
+        "those that this call measures)",
     )
     parser.add_argument(
         "--scree", type=Path, metavar="FILE", help="of a file: draw the spectra as a .png, .svg or .pdf figure"
@@ -125,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
             raise InputError("--features-sign is for files: a pass over the data sees the sign of the features itself")
         if options.certify_head and options.weight_decay is None:
             raise InputError("--certify-head needs --weight-decay of the training: add it")
-        if options.more or options.scree is not None:
-            raise InputError("--more is for files and run folders, --scree for files: leave them out")
+        if options.scree is not None:
+            raise InputError("--scree is for files: leave it out")
         return checkpoints.run(options)
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -167,7 +168,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     def show(record: Record, capture: Capture) -> None:
         last[:] = [capture]
         if options.more:
-            more[record.epoch] = more_of(capture)
+            more[record.epoch] = capture.more_measures()
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 
@@ -259,13 +260,6 @@ def _test_arrays(path: Path) -> dict[str, Any]:
     """The arrays of a file of test features, as arguments of `measure_features`."""
     arrays, _ = read_features(path)
     return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
-
-
-def more_of(capture: Capture) -> dict[str, float]:
-    """The further measures of a checkpoint."""
-    from neuralcollapse.geometry.more import more_measures
-
-    return more_measures(capture.moments, capture.weight)
 
 
 def _draw_scree(arrays: Mapping[str, Any], options: argparse.Namespace) -> Path:

@@ -23,7 +23,8 @@ def add(commands: Any) -> None:
         epilog="examples:\n  neuralcollapse report runs/digits-mlp-learned --out collapse.html\n"
         "  neuralcollapse report runs/digits-mlp-learned runs/digits-mlp-simplex --out both.html\n"
         "  neuralcollapse report runs/optimizers-laptop --format pdf --out figures\n"
-        "  neuralcollapse report runs/optimizers-laptop --format markdown\n",
+        "  neuralcollapse report runs/optimizers-laptop --format markdown\n"
+        "  neuralcollapse report runs/digits-mlp-learned --out pages/learned.html --shared-assets\n",
     )
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="RUN", help="run folders, or the folder of an experiment"
@@ -32,6 +33,11 @@ def add(commands: Any) -> None:
         parser,
         "html: RUN/report.html, or report.html for several; png, svg, pdf: a folder, RUN/figures, or figures for "
         "several; markdown: on the terminal, or into this file with its images beside it",
+    )
+    parser.add_argument(
+        "--shared-assets",
+        action="store_true",
+        help="keep the script of an HTML page in one file beside it, for many pages, instead of in every page",
     )
     parser.set_defaults(run=run)
 
@@ -43,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
     kind: str = options.format
     check_format(kind)
+    if options.shared_assets and kind != "html":
+        raise InputError(f"--shared-assets is for pages (--format html), not for {kind}: leave it out")
     page = _page(options.paths)
     out: Path | None = options.out
     if out is None and kind == "markdown":
@@ -54,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         _keep_runs(place, options.paths)
     own = out is None and (single or images)  # files of these names in these places are of an earlier report
     check_free(kind, place, (figure.name for figure in page.figures), options.force or own)
-    written = save_page(page, kind, place)
+    written = save_page(page, kind, place, shared_assets=options.shared_assets)
     if options.json:
         print_json(written_json(kind, written))
         return 0

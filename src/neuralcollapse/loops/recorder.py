@@ -220,7 +220,7 @@ class Recorder:
                 capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             else:
                 capture = self.online(model)
-            test = self._test(model, capture)
+            test = capture.test = self._test(model, capture)
         values = capture.measures(pairwise=self.pairwise)
         minimizer, untrained = self._expected(model, capture, values)
         tested = {} if test is None else self._tested(test)

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from neuralcollapse.geometry.precision import without_autocast
+
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
@@ -20,7 +22,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     try:
         with (
             torch.random.fork_rng([device] if device.type == "cuda" else []),
-            torch.autocast(device.type, enabled=False),
+            without_autocast(device),
         ):
             yield
     finally:

@@ -7,11 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from neuralcollapse.report.class_means import geometry_figures
+from neuralcollapse.report.collapsed import limits, state
 from neuralcollapse.report.curves import comparison_curve
 from neuralcollapse.report.expected import BUDGET, decay_budget
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
-from neuralcollapse.report.single import data_name, given, limits, shown, state
+from neuralcollapse.report.single import data_name, given, shown
 from neuralcollapse.runs.reading import Run, common_unit, group_runs
 from neuralcollapse.runs.records import format_value, label, number
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
+from neuralcollapse.report.collapsed import FITS, SIMPLEX, WITHIN
 from neuralcollapse.report.expected import Curve, of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
 from neuralcollapse.report.thinning import POINTS, evenly, kept_points
@@ -19,32 +20,42 @@ from neuralcollapse.runs.records import MEASURES, Record, interval, label, numbe
 
 _KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
 
-_PERCENT = Axis(percent=True)
+_PERCENT = Axis(percent=True, page_log=True)
 
 
 def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
     """The curves of one run, in reading order; `unit` is what its records count."""
+    collapsed = f"collapsed: at most {WITHIN:g}"
     figures = [
         split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
-        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
-        measure_curve(
-            records,
-            unit,
-            "variability",
-            ("nc1", "nc1_quotient", "nc1_cdnv"),
-            "NC1: variability within classes",
-            "Spread of the features within classes against spread between them. Falls to 0.",
-            Axis(log=True),
+        replace(
+            split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
+            levels=[(FITS, f"fitted: at least {FITS:g}")],
         ),
-        measure_curve(
-            records,
-            unit,
-            "simplex",
-            ("nc2", "nc2_means", "nc3"),
-            "NC2 and NC3: distance from the simplex",
-            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0 "
-            "where classes are equal.",
-            Axis(from_zero=True),
+        replace(
+            measure_curve(
+                records,
+                unit,
+                "variability",
+                ("nc1", "nc1_quotient", "nc1_cdnv"),
+                "NC1: within-class spread",
+                "Spread of the features within classes against that between them. Falls to 0.",
+                Axis(log=True),
+            ),
+            levels=[(WITHIN, collapsed)],
+        ),
+        replace(
+            measure_curve(
+                records,
+                unit,
+                "simplex",
+                ("nc2", "nc2_means", "nc3"),
+                "NC2, NC3: off the simplex",
+                "Distance of the classifier's rows (NC2), the class means, and both together (NC3) from a simplex ETF. "
+                "Falls to 0 where classes are equal.",
+                Axis(from_zero=True, page_log=True),
+            ),
+            levels=[(SIMPLEX, f"a simplex: at most {SIMPLEX:g}")],
         ),
     ]
     figures += [head_curve(records, unit)] if any(record.head for record in records) else []
@@ -74,11 +85,8 @@ def nearest_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figur
     places = {f"layers.{name}.": name for name in records[-1].layers} | {"": "features"}
     keys = {f"{place}ncc_accuracy": name for place, name in places.items()}
     lines = _with_test(records, keys)
-    caption = (
-        "Share of samples whose nearest class mean is that of their label. The means are those of the training set, "
-        "for test samples too. Goes to 1, in early layers last."
-    )
-    title = "NCC accuracy: the nearest class mean"
+    caption = "Share of samples that are nearest to the class mean (of the training set) of their label. Goes to 1."
+    title = "NCC accuracy: nearest mean"
     figure = _figure(_thinned(records, [key for key, *_ in lines]), unit, lines, "nearest", title, caption, _PERCENT)
     return _with_events([figure], records, unit)
 
@@ -134,11 +142,11 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     records = _thinned(records, [f"head.{key}" for key in names])
     lines = [(f"head.{key}", text, color, "solid") for (key, text), color in zip(names.items(), COLORS, strict=False)]
     caption = (
-        f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
-        "its class counts and decays, and the lower bound that its class means certify. "
-        f"At {when}, {number(last['ratio'])} times {'the minimum' if last.get('exact', 1) else 'that bound'}."
+        f"The last layer in the unconstrained feature model with {kind}: its objective, the {exact}, and the lower "
+        f"bound that it certifies. At {when}, {number(last['ratio'])} times "
+        f"{'the minimum' if last.get('exact', 1) else 'that bound'}."
     )
-    return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
+    return _figure(records, unit, lines, "head", "The head against its optimum", caption, Axis(log=True))
 
 
 def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
@@ -216,10 +224,20 @@ def _figure(
     axis: Axis,
 ) -> Figure:
     epochs = [record.epoch for record in records]
-    marks = [Line(text, epochs, [each.value(key) for each in records], color, dash) for key, text, color, dash in lines]
+    names = {text for _, text, *_ in lines}
+    marks = [
+        Line(text, epochs, [each.value(key) for each in records], color, dash, part_of=_main(text, names))
+        for key, text, color, dash in lines
+    ]
     ends = ", ".join(f"{mark.name} from {number(mark.y[0])} to {number(mark.y[-1])}" for mark in marks)
     alt = f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}."
     return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
+
+
+def _main(name: str, names: Container[str]) -> str:
+    """The name of the line that this one is the test set's part of; empty for one of its own."""
+    main = name.removesuffix(", test")
+    return main if main != name and main in names else ""
 
 
 def _with_test(records: Sequence[Record], keys: Mapping[str, str]) -> list[_KeyLine]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.report.figure import GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
+from neuralcollapse.extras import needed_by
+from neuralcollapse.report.figure import BLUE_TO_RED, GREY, Band, Bars, Dots, Figure, HeatMap, Line, Points3D
 from neuralcollapse.report.paper_axes import PaperAxis, plain, wrapped
 from neuralcollapse.runs.files import write_atomically
 
@@ -70,14 +71,6 @@ _ERRORS = {"elinewidth": 0.8, "capsize": 1.8, "capthick": 0.8}
 _DASHES: dict[str, Any] = {"solid": "-", "dot": (0, (0.1, 2)), "dash": (0, (3.5, 2.2))}
 _LINE, _MARKER, _DOT = 1.1, 3.3, 5.0  # points
 _BAND_OPACITY = 0.18
-_BLUE_TO_RED = [  # the "RdBu" of plotly.js; Python's plotly has another of this name, from red to blue
-    (0, "#050aac"),
-    (0.35, "#6a89f7"),
-    (0.5, "#bebebe"),
-    (0.6, "#dcaa84"),
-    (0.7, "#e6915a"),
-    (1, "#b20a1c"),
-]
 _MANY_CELLS = 2500  # of a heat map; more are kept as a picture within SVG and PDF
 _UNDATED = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
 
@@ -90,10 +83,8 @@ def save_figures(figures: Sequence[Figure], folder: Path, kind: str) -> list[Pat
     """
     if kind not in KINDS:
         raise InputError(f"expected png, svg or pdf as the kind of figures, got {kind!r}")
-    try:
+    with needed_by("a figure"):
         contents = {figure.name: _encode(figure, kind) for figure in figures if not figure.three_dimensional}
-    except ImportError as error:
-        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
     target, paths = folder, []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -112,9 +103,8 @@ def save_figure(figure: Figure, path: Path) -> Path:
         raise InputError(f"expected a file that ends in .png, .svg or .pdf, got {path.name!r}: name it so")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return write_atomically(path, _encode(figure, kind))
-    except ImportError as error:
-        raise InputError(f"figures need more packages ({error}): pip install 'neuralcollapse[train]'") from None
+        with needed_by("a figure"):
+            return write_atomically(path, _encode(figure, kind))
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
@@ -212,7 +202,7 @@ def _heat_map(ax: Any, x: PaperAxis, y: PaperAxis, mark: HeatMap) -> None:
         x.edges(mark.x),
         y.edges(mark.y),
         np.ma.masked_invalid(z),
-        cmap=LinearSegmentedColormap.from_list("blue to red", _BLUE_TO_RED, N=256),
+        cmap=LinearSegmentedColormap.from_list("blue to red", list(BLUE_TO_RED), N=256),
         vmin=mark.low,
         vmax=mark.high,
         rasterized=many,

@@ -100,6 +100,8 @@ class TrainConfig:
             which is cheap, but of weights that move (and of augmented images).
         layers: inner layers to measure too, by dotted name in the network.
         test_measures: measure the features of the test set too, and not its loss and accuracy alone.
+        errors: add values of NC1, its quotient and its CDNV without the bias of few samples, and standard errors, which
+            the page draws as bands (needs measure=eval).
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
             (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy), at the decays after a warm-up.
         stop_on: end the training when this number of the records gets no better, such as nc1, test.accuracy or
@@ -166,6 +168,7 @@ class TrainConfig:
     measure: Literal["eval", "online"] = "eval"
     layers: tuple[str, ...] = ()
     test_measures: bool = True
+    errors: bool = False
     certify_head: bool = False
     stop_on: str | None = None
     patience: int = 5
@@ -276,6 +279,7 @@ CHANGEABLE = (
     "measure_at",
     "layers",
     "test_measures",
+    "errors",
     "certify_head",
     "stop_on",
     "patience",

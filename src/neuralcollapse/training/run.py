@@ -235,6 +235,7 @@ def _train(
         loss_name=config.loss,
         inside=NETWORK,
         test_measures=config.test_measures,
+        errors=config.errors,
         stop_on=config.stop_on,
         patience=config.patience,
         stop_mode=config.stop_mode,
