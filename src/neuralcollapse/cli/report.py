@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -94,9 +95,21 @@ def check_free(kind: str, out: Path, figures: Iterable[str], force: bool) -> Non
 
     if kind in KINDS and out.is_file():
         raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
+    if kind not in KINDS and out.is_dir():
+        raise InputError(f"expected --out as a file, got the folder {out}: name a file in it")
+    check_writable(out)
     for path in files(kind, out, figures):
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
+
+
+def check_writable(path: Path) -> None:
+    """Raise where a file could not be written into its folder, before any work is done; figures may make theirs."""
+    there = next(folder for folder in (path, *path.parents, Path()) if folder.exists())
+    if there.is_file() and there != path:
+        raise InputError(f"cannot write {path}: {there} is a file, no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {there}")
 
 
 def written_json(kind: str, written: Sequence[Path]) -> dict[str, Any]:

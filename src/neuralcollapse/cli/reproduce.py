@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from neuralcollapse.reproduce.launching import Settings
     from neuralcollapse.reproduce.runner import ExperimentFolder, Launch
 
-SMOKE = "a smoke run tests the machinery on something tiny, not the claim: --scale laptop does that"
+SMOKE = "a smoke run tests the machinery on something tiny and proves nothing of the claim: --scale laptop does"
 
 
 def add(commands: Any) -> None:
@@ -27,7 +27,8 @@ def add(commands: Any) -> None:
         "claim, and whether the numbers support it. After a stop, give the same command again: runs that are complete "
         "are not repeated. Without a name: the list of experiments.",
         epilog="examples:\n  neuralcollapse reproduce\n"
-        "  neuralcollapse reproduce optimizers --scale smoke\n"
+        "  neuralcollapse reproduce landscape                          a minute, needs no data\n"
+        "  neuralcollapse reproduce optimizers --scale smoke           whether it runs here\n"
         "  neuralcollapse reproduce fixed-etf --data fashion-mnist:FOLDER\n"
         "  neuralcollapse reproduce losses --show > mine.yaml       to change it; then: reproduce mine.yaml\n"
         "  neuralcollapse reproduce losses --part $SLURM_ARRAY_TASK_ID/8     as a job array from 1 to 8\n"
@@ -225,7 +226,8 @@ def _list(as_json: bool) -> int:
             size = f"{len(one.runs)} run{'s' if len(one.runs) > 1 else ''}, {_minutes(one.minutes)}"
             print(f"    {one.scale:<7} {size:<20} {one.needs}")
     print("\nTimes of smoke and laptop: measured on one CPU thread; of paper: estimates for one GPU, not run yet.")
-    print("next  neuralcollapse reproduce optimizers --scale smoke")
+    print("A smoke run tests the machinery and proves nothing of the claim.")
+    print("next  neuralcollapse reproduce landscape")
     return 0
 
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from neuralcollapse.capture.arguments import check_device
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
-from neuralcollapse.errors import InputError, did_you_mean, listed
+from neuralcollapse.errors import InputError, listed
 from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.runs.events import check_patience
+from neuralcollapse.runs.other_tools import option_hint
 from neuralcollapse.runs.records import check_key
 from neuralcollapse.ufm.losses import find_loss
 
@@ -39,7 +40,7 @@ def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken:
         if name in taken:
             raise InputError(f"{owner} sets the option {name!r} itself: leave it out")
         if name not in known:
-            hint = did_you_mean(name, known) or f": expected one of {listed(known, len(known))}"
+            hint = option_hint(name, known) or f": expected one of {listed(known, len(known))}"
             raise InputError(f"{owner} has no option {name!r}{hint}")
 
 

@@ -18,7 +18,7 @@ from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
 
-_SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
+_SMOKE = "A smoke run, which tests the machinery on something tiny and proves nothing of the claim: "
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -28,16 +28,18 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
     verdict, tables = judge(experiment.checks, results), _tables(results)
+    smoke = experiment.scale == "smoke"
+    sentence = _SMOKE + verdict.sentence.partition(": ")[2] if smoke else verdict.sentence
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
     drawn = figures(experiment.figures, results, experiment.name)
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
-        verdict=f"{_SMOKE if experiment.scale == 'smoke' else ''}{verdict.sentence}",
+        verdict=sentence,
         cards=[],
         figures=drawn,
         tables=tables,
-        claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
+        claim=Claim(experiment.claim, experiment.source, "not tested" if smoke else verdict.word, verdict.findings),
         lead=2 if any(table.heading == THEORY for table in tables) else 1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",

@@ -130,6 +130,8 @@ class RunFolder:
             InputError: the folder does not exist or holds no run.
         """
         run = cls(path)
+        if run.path.is_file():
+            raise InputError(f"expected a run folder, got the file {run.path}: name the folder that a run wrote")
         if not run.path.is_dir():
             raise InputError(f"no run folder {run.path}: make one with 'neuralcollapse train --out {run.path}'")
         if not (run.path / _RECORDS).is_file():
