@@ -51,7 +51,15 @@ def lost(error: BaseException, seconds: float) -> LostProcess | None:
     if not isinstance(error, torch.distributed.DistError) and not any(word in text for word in ("gloo", "nccl")):
         return None
     silent = f"did not answer for {seconds:g} s" if "timed out" in text or "timeout" in text else "ended"
-    return LostProcess(f"another process of the run {silent}")
+    return LostProcess(f"another process of the run {silent}{_hint()}")
+
+
+def _hint() -> str:
+    """Of torchrun's restarts: since torch 2.5 it keeps one store for all of them, with the addresses of the dead."""
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not shared or os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return ""
+    return " (torchrun finds the processes that it starts again with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 alone)"
 
 
 class Together(lightning.Callback):

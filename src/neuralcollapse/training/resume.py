@@ -130,13 +130,18 @@ class StopSignal:
         self.signum = signum
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
-        """Handle the signals inside (in the main thread, where Python lets one)."""
+    def installed(self, *, at_once: bool = True) -> Iterator[None]:
+        """Handle the signals inside (in the main thread, where Python lets one).
+
+        With `at_once=False` only from `install` on: a process that waits for others to join has nothing to save, and
+        Python would not come to its handler before they have.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        self.install()
+        if at_once:
+            self.install()
         try:
             yield
         finally:

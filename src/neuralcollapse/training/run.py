@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
@@ -19,16 +18,16 @@ from neuralcollapse.data.load import Data, load_data
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.search import find_module
 from neuralcollapse.loops.lightning import CollapseCallback
-from neuralcollapse.runs.events import Patience
-from neuralcollapse.runs.files import as_builtin, read_mapping
+from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.budget import Budget, run_budget
 from neuralcollapse.training.callbacks import EpochSchedule, Progress, SaveState, SaveWeights
 from neuralcollapse.training.config import TrainConfig, resumed
+from neuralcollapse.training.going_on import has_records, is_whole, stop_reason, update_environment
 from neuralcollapse.training.graph import CudaRecording, refusal, unfit_operation
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
-from neuralcollapse.training.processes import Together, as_launched, counts_by_epoch, lost
+from neuralcollapse.training.processes import Together, as_launched, lost
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
@@ -90,7 +89,7 @@ def train(
     if resume and (out / "config.yaml").is_file():
         # no code is imported that the caller's own configuration does not name: any other is refused before that
         return _open_and_resume(out, asdict(config), progress, on_message, trust_code=True)
-    if resume and not _has_records(out):
+    if resume and not has_records(out):
         force = True  # of a process that was killed while it made the folder
     config = as_launched(with_precision(config))
     needed = [*given, *named_paths(config)]
@@ -166,7 +165,7 @@ def _resume(
     config = resumed(old, changes)
     state = State.read(run.state) if run.state.exists() else None
     as_it_is = replace(config, devices=old.devices, nodes=old.nodes) == old
-    whole = state is None and _is_whole(run, old)
+    whole = state is None and is_whole(run, old)
     if whole and as_it_is:
         return run
     if whole or (state is None and len(run.checkpoints()) > 2):  # a run killed before its first state has fewer
@@ -176,7 +175,7 @@ def _resume(
         )
     if state is not None:
         state.check_origin(old)
-        reason = _stop_reason(run, config, state.epoch) if state.step == 0 else ""
+        reason = stop_reason(run, config, state.epoch) if state.step == 0 else ""
         if as_it_is and (state.epoch == old.epochs or reason):
             return run
         if reason:
@@ -210,17 +209,6 @@ def _write_config(run: RunFolder, config: TrainConfig) -> None:
 def _of_budget(budget: Budget) -> dict[str, float | None]:
     """What environment.json says of a budget."""
     return {"decay_budget": budget.decay_budget, "row_sum_left": budget.row_sum_left}
-
-
-def _update_environment(run: RunFolder, state: State | None, world: int, values: Mapping[str, Any]) -> None:
-    """Write what has changed since the run began, such as what follows from another number of epochs."""
-    file = run.path / "environment.json"
-    if not file.is_file():
-        return  # the first record will bring it
-    old = read_mapping(file)
-    values = {**values, "processes": counts_by_epoch(old.get("processes"), state.epoch if state else 0, world)}
-    if old != {**old, **values}:
-        run.write_text(file.name, json.dumps({**old, **values}, indent=2) + "\n")
 
 
 @on_host()
@@ -317,9 +305,10 @@ def _train(
             if budget.advice:
                 (on_message or bar.say)(budget.advice)
             if not fresh:
-                _update_environment(run, state, trainer.world_size, {**_of_budget(budget), "cuda_graph": graph})
+                now = {**_of_budget(budget), "cuda_graph": graph}
+                update_environment(run, state.epoch if state else 0, trainer.world_size, now)
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
-        with stop.installed(), quiet():
+        with stop.installed(at_once=trainer.world_size == 1), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except Stopped:
         raise
@@ -384,25 +373,3 @@ def known_decays(config: TrainConfig) -> tuple[float, float | None, float | None
     """The decays of the objective that a run minimises, None where it has none: without decay, or under AdamW."""
     coupled = config.weight_decay > 0 and config.optimizer != "adamw"
     return head_decay(config) if coupled and (config.decay_on == "all" or config.feature_decay > 0) else None
-
-
-def _has_records(path: Path) -> bool:
-    file = path / "records.jsonl"
-    return file.is_file() and file.stat().st_size > 0
-
-
-def _is_whole(run: RunFolder, config: TrainConfig) -> bool:
-    """Whether a run has its last record."""
-    try:
-        last = run.records()[-1].epoch
-        return last >= config.epochs or bool(_stop_reason(run, config, last))
-    except InputError:
-        return False
-
-
-def _stop_reason(run: RunFolder, config: TrainConfig, epoch: int) -> str:
-    """Why the configuration stops a run after an epoch, by its records until then; empty if it does not."""
-    if config.stop_rule is None:
-        return ""
-    records = [record for record in run.records(allow_none=True) if record.epoch <= epoch]
-    return Patience(config.stop_rule, records).reason() if records and records[-1].epoch == epoch else ""
