@@ -70,6 +70,9 @@ def work(rank: int, world: int, num_classes: int, dim: int, folder: str) -> None
     for features, labels in batches(num_classes, dim):
         moments.update(features, labels)
     peaks["moments"] = peak()
+    print(
+        f"rank {rank} of {world} has its moments: {peaks['moments']:.2f} GB, {time.time() - started:.0f} s", flush=True
+    )
     weight = weight_rows(classes.start, classes.stop, dim)
     values = nc.measures(moments, weight, torch.zeros(len(classes)), pairwise=PAIRS)
     peaks["measures"] = peak()
