@@ -14,7 +14,6 @@ _EXTRAS = {
     "lightning": "train",
     "matplotlib": "train",
     "PIL": "train",
-    "plotly": "train",
     "sklearn": "train",
     "submitit": "cluster",
     "tensorboard": "train",

@@ -18,6 +18,7 @@ from neuralcollapse.cli.printing import (
     print_measures,
     print_more,
     train_packages,
+    unfitted,
 )
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
@@ -180,6 +181,11 @@ def run(options: argparse.Namespace) -> int:
         print(
             "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
             "are those of the training"
+        )
+    elif last.train["accuracy"] < 1:
+        print(
+            f"next  not fitted yet ({unfitted(last.train['accuracy'])}): open the page; the same command again adds "
+            "the checkpoints of longer training"
         )
     else:
         print("next  open the page; when there are more checkpoints, the same command again adds them")

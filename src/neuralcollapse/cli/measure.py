@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints, classes
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import print_json, print_measures, print_more, record_of_features, train_packages
+from neuralcollapse.cli.printing import (
+    print_json,
+    print_measures,
+    print_more,
+    record_of_features,
+    train_packages,
+    unfitted,
+)
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import Record, RunFolder
@@ -177,7 +185,9 @@ def _run_folder(options: argparse.Namespace) -> int:
         print_more(more[records[-1].epoch])
     if found is not None:
         classes.show(found)
-    print(f"{written}run   {options.path}\nnext  neuralcollapse report {options.path}")
+    accuracy = records[-1].train.get("accuracy", math.nan)
+    first = f"not fitted yet ({unfitted(accuracy)}): train longer; or " if accuracy < 1 else ""
+    print(f"{written}run   {options.path}\nnext  {first}neuralcollapse report {options.path}")
     return 0
 
 
@@ -215,7 +225,9 @@ def _file(options: argparse.Namespace) -> int:
         print(f"\nfile  {values['scree']}")
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
-    if "nc2" not in values:
+    if values.get("accuracy", 1.0) < 1:
+        print(f"\nnext  not fitted yet ({unfitted(values['accuracy'])}): train longer, or measure later weights")
+    elif "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
 

@@ -115,6 +115,11 @@ def print_accuracies(record: Record) -> None:
     print(f"\ntrain accuracy {record.train['accuracy']:.4f}{test}")
 
 
+def unfitted(accuracy: float) -> str:
+    """Why there is little collapse to see yet in a network of this accuracy on its training set."""
+    return f"train accuracy {accuracy:.4f}, and collapse begins at 1"
+
+
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
     print(json.dumps(nan_to_none(value), indent=2))
@@ -141,7 +146,7 @@ def train_packages(*, format: str = "") -> Iterator[None]:
 
     Those that only the page or its figures need, in `format`, load after the work: they are looked for before it.
     """
-    needed = {"": (), "html": ("jinja2", "plotly")}.get(format, ("matplotlib",))
+    needed = {"": (), "html": ("jinja2",)}.get(format, ("matplotlib",))
     with needed_by("this command"):
         yield
         for name in needed:

@@ -12,9 +12,10 @@ from neuralcollapse.cli.printing import print_json, train_packages
 from neuralcollapse.errors import InputError, listed
 
 if TYPE_CHECKING:
+    from neuralcollapse.reproduce.launching import Settings
     from neuralcollapse.reproduce.runner import ExperimentFolder, Launch
 
-SMOKE = "a smoke run tests the machinery on something tiny, not the claim: --scale laptop does that"
+SMOKE = "a smoke run tests the machinery on something tiny and proves nothing of the claim: --scale laptop does"
 
 
 def add(commands: Any) -> None:
@@ -26,7 +27,8 @@ def add(commands: Any) -> None:
         "claim, and whether the numbers support it. After a stop, give the same command again: runs that are complete "
         "are not repeated. Without a name: the list of experiments.",
         epilog="examples:\n  neuralcollapse reproduce\n"
-        "  neuralcollapse reproduce optimizers --scale smoke\n"
+        "  neuralcollapse reproduce landscape                          a minute, needs no data\n"
+        "  neuralcollapse reproduce optimizers --scale smoke           whether it runs here\n"
         "  neuralcollapse reproduce fixed-etf --data fashion-mnist:FOLDER\n"
         "  neuralcollapse reproduce losses --show > mine.yaml       to change it; then: reproduce mine.yaml\n"
         "  neuralcollapse reproduce losses --part $SLURM_ARRAY_TASK_ID/8     as a job array from 1 to 8\n"
@@ -74,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     with train_packages(format="html"):
         from neuralcollapse.checks import check_count
-        from neuralcollapse.reproduce.experiment import slug
+        from neuralcollapse.reproduce.experiment import find_experiment, slug
         from neuralcollapse.reproduce.finish import finish
+        from neuralcollapse.reproduce.launching import read_settings
         from neuralcollapse.reproduce.page import experiment_page
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
@@ -89,9 +92,10 @@ def run(options: argparse.Namespace) -> int:
         )
     out = options.out or Path("runs") / f"{slug(Path(options.name).stem)}-{options.scale}"
     changes = {"data": options.data} if options.data else {}
+    names = find_experiment(options.name, options.scale, changes).chosen(options.only, options.part)
+    launch_settings = read_settings(options.launcher_config)
     folder = ExperimentFolder.create(options.name, options.scale, out, changes)
     experiment = folder.experiment
-    names = folder.chosen(options.only, options.part)
     count, waiting = len(experiment.runs), len(folder.missing())
     needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
     done = f", {count - waiting} of them whole" if waiting < count else ""
@@ -102,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"of these: {listed(names)}", file=sys.stderr, flush=True)
     again = f"to go on: give the same command again ({count} runs in {out})"
     try:
-        folder.run(names, progress=True, on_message=_say, launch=_launcher(options, folder))
+        folder.run(names, progress=True, on_message=_say, launch=_launcher(options, folder, launch_settings))
     except Stopped as stopped:
         print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
         return 128 + stopped.signum
@@ -154,12 +158,12 @@ def _part(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _launcher(options: argparse.Namespace, folder: ExperimentFolder) -> Launch | None:
+def _launcher(options: argparse.Namespace, folder: ExperimentFolder, settings: Settings) -> Launch | None:
     """What runs several at once, with a table of how far each is; None for one after the other in this process."""
     from functools import partial
 
     from neuralcollapse.reproduce.jobs import side_by_side
-    from neuralcollapse.reproduce.launching import launched, read_settings
+    from neuralcollapse.reproduce.launching import launched
     from neuralcollapse.reproduce.standing import Board, Looks
 
     if not options.launcher and options.jobs == 1:
@@ -167,9 +171,7 @@ def _launcher(options: argparse.Namespace, folder: ExperimentFolder) -> Launch |
     board = Board()
     if options.launcher:
         look = Looks(folder, board)
-        return partial(
-            launched, folder.path, settings=read_settings(options.launcher_config), on_message=_say, look=look
-        )
+        return partial(launched, folder.path, settings=settings, on_message=_say, look=look)
     # on a terminal the table stands for the lines of the runs; elsewhere, as in a log, the lines say more
     quiet = board.redraws
     return partial(
@@ -224,7 +226,8 @@ def _list(as_json: bool) -> int:
             size = f"{len(one.runs)} run{'s' if len(one.runs) > 1 else ''}, {_minutes(one.minutes)}"
             print(f"    {one.scale:<7} {size:<20} {one.needs}")
     print("\nTimes of smoke and laptop: measured on one CPU thread; of paper: estimates for one GPU, not run yet.")
-    print("next  neuralcollapse reproduce optimizers --scale smoke")
+    print("A smoke run tests the machinery and proves nothing of the claim.")
+    print("next  neuralcollapse reproduce landscape")
     return 0
 
 

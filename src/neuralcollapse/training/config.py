@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.events import StopMode, StopRule
+from neuralcollapse.runs.other_tools import needless, option_hint
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
 from neuralcollapse.training.combinations import check_combinations
 from neuralcollapse.training.values import choices, described, fits, read
@@ -354,10 +355,9 @@ def check_names(values: Mapping[str, object], source: str) -> None:
     """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one."""
     for name in values:
         if name not in types():
-            raise InputError(
-                f"{source}: no option {name!r}{did_you_mean(str(name), types())}; 'neuralcollapse train --help' lists "
-                "them"
-            )
+            why = needless(str(name))
+            hint = f" ({why})" if why else option_hint(str(name), types())
+            raise InputError(f"{source}: no option {name!r}{hint}; 'neuralcollapse train --help' lists them")
 
 
 def check_value(name: str, value: object) -> None:
