@@ -10,6 +10,11 @@ LOWEST ?= .venv-lowest
 CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops tests/report tests/runs/test_reading.py \
 	tests/data/test_catalog.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py \
 	tests/test_imports.py tests/test_examples.py
+# What builds the site, mkdocs or zensical, and where.
+ENGINE ?= mkdocs
+SITE ?= site
+# More words for pytest in `make test-all`.
+TEST_FLAGS ?=
 # The environment with torchvision, timm and peft, whose torch is another than that of constraints.txt, and its tests.
 NETWORKS ?= .venv-networks
 NETWORKS_PINS := torch==2.14.1 torchvision==0.29.1 timm==1.0.31 peft==0.21.2
@@ -17,7 +22,7 @@ NETWORKS_TESTS := tests/networks tests/heads/test_linear.py tests/checkpoints/te
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test test-all test-lowest test-networks lint bench docs dist clean
+.PHONY: demo test test-all test-lowest test-networks lint bench docs docs-both dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/neuralcollapse train --out runs/demo --force --certify-head $(DEMO)
@@ -26,7 +31,7 @@ test: $(VENV)/.ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(TEST_FLAGS)
 
 test-lowest: $(LOWEST)/.ready
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow" $(CORE)
@@ -44,7 +49,15 @@ bench: $(VENV)/.ready
 	$(BIN)/python benchmarks/run.py
 
 docs: $(VENV)/.ready
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python tools/docs_pages.py
+	PYTHONPATH=tools SITE=$(SITE) NO_MKDOCS_2_WARNING=1 $(BIN)/$(ENGINE) build --strict --clean
+	$(BIN)/python tools/docs_check.py $(SITE)
+
+# The site by both engines, compared page by page. Zensical needs Python 3.11.
+docs-both: $(VENV)/.ready
+	$(MAKE) docs ENGINE=zensical SITE=build/zensical
+	$(MAKE) docs
+	$(BIN)/python tools/docs_check.py site build/zensical
 
 # What goes to PyPI, and whether it is fit to: CONTRIBUTING.md has the list of what a release needs.
 dist: $(VENV)/.ready
@@ -80,4 +93,4 @@ $(NETWORKS)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) $(NETWORKS) dist runs site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LOWEST) $(NETWORKS) build dist runs site .cache .pytest_cache .mypy_cache .ruff_cache .hypothesis

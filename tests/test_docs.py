@@ -18,7 +18,7 @@ from neuralcollapse.training.config import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 GUIDES = sorted(f"docs/guides/{file.name}" for file in (ROOT / "docs/guides").glob("*.md"))
-PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/theory.md", "docs/ood.md", *GUIDES]
+PAGES = ["README.md", "docs/index.md", "docs/tutorial.md", "docs/theory.md", "docs/ood.md", "docs/gallery.md", *GUIDES]
 TEXTS = [*PAGES, "docs/training.md", "docs/reproduce.md", "docs/measures.md", "docs/results.md"]
 FEWEST_BLOCKS = {"docs/tutorial.md": 8, "README.md": 5, "docs/theory.md": 5, "docs/index.md": 1}
 

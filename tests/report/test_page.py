@@ -124,7 +124,7 @@ def test_runs_of_different_units_are_side_by_side():
 
     page = comparison_page([run("step"), run("epoch")])
     assert page.figures[0].x.title == "step or epoch"
-    assert page.tables[0].header[2] == "steps or epochs"
+    assert page.tables[1].header[2] == "steps or epochs"
     assert page.csv[1].splitlines()[0].startswith("run,seed,step,")
     assert comparison_page([run("step")]).tables[0].header[2] == "steps"
     page.html()

@@ -8,8 +8,9 @@ import torch
 
 import neuralcollapse as nc
 from neuralcollapse.report.figure_data import figure_data
-from neuralcollapse.report.scree import geometry_scree, scree
-from neuralcollapse.runs.records import Geometry
+from neuralcollapse.report.scree import geometry_scree, group_scree, scree
+from neuralcollapse.runs.reading import Run, group_runs
+from neuralcollapse.runs.records import Geometry, Record
 
 
 def spectra(classes=5, dim=12, samples=6, weight=True):
@@ -93,3 +94,17 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         nothing = nc.spectra(nc.ClassMoments.zeros(2, 3))
     with pytest.raises(nc.InputError, match="nothing to draw"):
         nc.write_scree(nothing, tmp_path / "scree.png")
+
+
+def test_groups_have_a_line_each_for_means_and_classifier_and_those_without_a_geometry_none():
+    etf = nc.simplex_etf(6, 9).numpy()
+    kept = [Geometry(7, etf + 5, np.full(9, 5, np.float32), etf, np.zeros(6, np.float32))]
+    record = Record(7, 0.0, 0.1, {})
+    runs = [Run("a", {}, {}, [record], kept, {"x": "p"}), Run("b", {}, {}, [record], kept, {"x": "p"})]
+    (figure,) = group_scree(group_runs([*runs, Run("c", {}, {}, [record], (), {"x": "q"})]))
+    means, classifier = figure.marks
+    assert (means.name, classifier.name) == ("p", "p, classifier")
+    assert (means.legend, classifier.legend) == (True, False)
+    assert means.selected_by == classifier.selected_by == ("p", "a", "b")
+    np.testing.assert_allclose(means.y, np.ones(5), rtol=1e-5)
+    assert group_scree(group_runs([Run("c", {}, {}, [record])])) == []

@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         _keep_runs(place, options.paths)
     own = out is None and (single or images)  # files of these names in these places are of an earlier report
-    check_free(kind, place, (figure.name for figure in page.figures), options.force or own)
+    check_free(kind, place, page.names(kind), options.force or own)
     written = save_page(page, kind, place, shared_assets=options.shared_assets)
     if options.json:
         print_json(written_json(kind, written))

@@ -12,6 +12,7 @@ from neuralcollapse.cli.printing import print_json, train_packages
 from neuralcollapse.errors import InputError, listed
 
 if TYPE_CHECKING:
+    from neuralcollapse.reproduce.launching import Settings
     from neuralcollapse.reproduce.runner import ExperimentFolder, Launch
 
 SMOKE = "a smoke run tests the machinery on something tiny and proves nothing of the claim: --scale laptop does"
@@ -75,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
         return 0
     with train_packages(format="html"):
         from neuralcollapse.checks import check_count
-        from neuralcollapse.reproduce.experiment import slug
+        from neuralcollapse.reproduce.experiment import find_experiment, slug
         from neuralcollapse.reproduce.finish import finish
+        from neuralcollapse.reproduce.launching import read_settings
         from neuralcollapse.reproduce.page import experiment_page
         from neuralcollapse.reproduce.runner import ExperimentFolder
         from neuralcollapse.training.resume import Stopped
@@ -90,9 +92,10 @@ def run(options: argparse.Namespace) -> int:
         )
     out = options.out or Path("runs") / f"{slug(Path(options.name).stem)}-{options.scale}"
     changes = {"data": options.data} if options.data else {}
+    names = find_experiment(options.name, options.scale, changes).chosen(options.only, options.part)
+    launch_settings = read_settings(options.launcher_config)
     folder = ExperimentFolder.create(options.name, options.scale, out, changes)
     experiment = folder.experiment
-    names = folder.chosen(options.only, options.part)
     count, waiting = len(experiment.runs), len(folder.missing())
     needs = f"needs {experiment.needs}; about {_minutes(experiment.minutes)} in all"
     done = f", {count - waiting} of them whole" if waiting < count else ""
@@ -103,7 +106,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"of these: {listed(names)}", file=sys.stderr, flush=True)
     again = f"to go on: give the same command again ({count} runs in {out})"
     try:
-        folder.run(names, progress=True, on_message=_say, launch=_launcher(options, folder))
+        folder.run(names, progress=True, on_message=_say, launch=_launcher(options, folder, launch_settings))
     except Stopped as stopped:
         print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
         return 128 + stopped.signum
@@ -155,12 +158,12 @@ def _part(text: str) -> tuple[int, int]:
     return int(index), int(count)
 
 
-def _launcher(options: argparse.Namespace, folder: ExperimentFolder) -> Launch | None:
+def _launcher(options: argparse.Namespace, folder: ExperimentFolder, settings: Settings) -> Launch | None:
     """What runs several at once, with a table of how far each is; None for one after the other in this process."""
     from functools import partial
 
     from neuralcollapse.reproduce.jobs import side_by_side
-    from neuralcollapse.reproduce.launching import launched, read_settings
+    from neuralcollapse.reproduce.launching import launched
     from neuralcollapse.reproduce.standing import Board, Looks
 
     if not options.launcher and options.jobs == 1:
@@ -168,9 +171,7 @@ def _launcher(options: argparse.Namespace, folder: ExperimentFolder) -> Launch |
     board = Board()
     if options.launcher:
         look = Looks(folder, board)
-        return partial(
-            launched, folder.path, settings=read_settings(options.launcher_config), on_message=_say, look=look
-        )
+        return partial(launched, folder.path, settings=settings, on_message=_say, look=look)
     # on a terminal the table stands for the lines of the runs; elsewhere, as in a log, the lines say more
     quiet = board.redraws
     return partial(

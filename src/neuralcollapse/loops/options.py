@@ -130,7 +130,9 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "inside": (lambda value: isinstance(value, str), "as the dotted name of a part of the network"),
     "ignore_index": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "as an integer"),
     "means_dtype": (lambda value: value in (torch.float32, torch.float64), "torch.float64 or torch.float32"),
-    **dict.fromkeys(("force", "resume", "nc4", "test_measures", "writes", "next_token", "sharded", "progress"), _FLAG),
+    **dict.fromkeys(
+        ("force", "resume", "nc4", "test_measures", "writes", "next_token", "sharded", "progress", "page"), _FLAG
+    ),
     **dict.fromkeys(("on_record", "on_checkpoint", "online", "loss"), _FUNCTION),
 }
 

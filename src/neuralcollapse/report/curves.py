@@ -1,4 +1,4 @@
-"""Numbers by epoch (or step): several of one run, or one of several runs side by side."""
+"""Numbers of one run by epoch (or step), and what people call a number on a page."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ import math
 import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
 from neuralcollapse.report.collapsed import FITS, SIMPLEX, WITHIN
-from neuralcollapse.report.expected import Curve, of_records, reference_lines
+from neuralcollapse.report.expected import of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
-from neuralcollapse.report.thinning import POINTS, evenly, kept_points
+from neuralcollapse.report.thinning import kept_points
 from neuralcollapse.runs.events import collapse_begun, stopped
 from neuralcollapse.runs.head_lines import features_words
-from neuralcollapse.runs.reading import Group, common_unit
 from neuralcollapse.runs.records import MEASURES, Record, interval, label, number
 
 _KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
@@ -149,39 +147,11 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     return _figure(records, unit, lines, "head", "The head against its optimum", caption, Axis(log=True))
 
 
-def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
-    """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
-    unit = common_unit(run for group in groups for run in group.runs)
-    marks: list[Band | Line] = []
-    beside: list[Curve] = []
-    for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
-        all_epochs, all_rows = _by_epoch(group, key)
-        low, high = ([extreme(row, default=math.nan) for row in all_rows] for extreme in (min, max))
-        kept = kept_points([low, high])
-        epochs, rows = [all_epochs[i] for i in kept], [all_rows[i] for i in kept]
-        if len(group.runs) > 1:
-            marks.append(Band(group.name, epochs, [low[i] for i in kept], [high[i] for i in kept], color))
-        marks.append(Line(group.name, epochs, [mean(row) for row in rows], color))
-        even = evenly(len(all_epochs), POINTS)  # the same of all groups of this length: their lines may be one
-        beside.append((group.name, color, [all_epochs[i] for i in even], partial(_means, group, even)))
-    ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
-    seeds = max(len(group.runs) for group in groups)
-    over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
-    return Figure(
-        figure_name("curve", key),
-        key_title(key),
-        f"{key_meaning(key)}{over}",
-        f"{key_title(key)} by {unit}. At the end: {ends}.",
-        [*marks, *reference_lines({key: beside}, log=log)],
-        Axis(unit, whole=True),
-        key_axis(key, log),
-        read_together=True,
-    )
-
-
 def key_axis(key: str, log: bool) -> Axis:
-    """The axis of the number `key`."""
-    return Axis(label(key), log=log, from_zero=not log)
+    """The axis of the number `key`; a page begins with a logarithm where numbers fall to 0 or rise to 1."""
+    if key.endswith("accuracy"):
+        return Axis(label(key), percent=True, page_log=key == "train.accuracy")
+    return Axis(label(key), log=log, from_zero=not log, page_log=key in MEASURES)
 
 
 def key_title(key: str) -> str:
@@ -255,16 +225,3 @@ def _thinned(records: Sequence[Record], keys: Sequence[str]) -> Sequence[Record]
     """The records that the curves of these numbers are drawn from."""
     kept = kept_points([[record.value(key) for record in records] for key in keys])
     return [records[i] for i in kept]
-
-
-def _means(group: Group, kept: Sequence[int], key: str) -> list[float]:
-    rows = _by_epoch(group, key)[1]
-    return [mean(rows[i]) for i in kept]
-
-
-def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
-    """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
-    found = [{record.epoch: record.value(key) for record in run.records} for run in group.runs]
-    epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
-    rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
-    return epochs, rows

@@ -33,6 +33,8 @@ class Line:
     digits: int = 6  # significant digits that a page keeps
     width: float = 2  # in pixels
     part_of: str = ""  # the line that it belongs to, such as "NC1" of "NC1, test": they are shown and hidden together
+    selected_by: Sequence[str] = ()  # the runs and groups that a page selects it by; other selections fade it
+    only_selected: bool = False  # drawn only while it is selected, and never on paper
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Dots:
     texts: Sequence[str] = ()
     hover: str = "{text}"
     digits: int = 9
+    labels: Sequence[str] = ()  # written beside the points, where there is room
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class Band:
     high: Sequence[float]
     color: str
     digits: int = 6
+    selected_by: Sequence[str] = ()  # as of a `Line`
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ class Figure:
     levels: Sequence[tuple[float, str]] = ()  # thresholds on the vertical axis, and what they mean: a thin line
     steps: Sequence[str] = ()  # the names of the steps of marks that move; the last is shown first
     step: str = "epoch"  # what the steps count, such as "epoch"
+    size: str = ""  # on a page: a third of its width; "wide": half of it; "large": half of it and tall
     # The same figure for other runs, by the name of the run; a page lets one choose. `own` is the run shown here.
     others: Mapping[str, Figure] = field(default_factory=dict)
     own: str = ""

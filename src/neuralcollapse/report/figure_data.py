@@ -37,6 +37,7 @@ def figure_data(figure: Figure) -> _Data:
         "steps": list(figure.steps),
         "step": figure.step,
         "own": figure.own,
+        "size": figure.size,
         # pairs, since JavaScript would put names that are numbers first
         "others": [[name, figure_data(other)] for name, other in figure.others.items()],
     }
@@ -76,6 +77,7 @@ def _mark(mark: Mark) -> _Data:
                 "legend": mark.legend,
                 "of": mark.part_of,
                 "part": part,
+                **_selection(mark),
             }
         case Band():
             return {
@@ -85,9 +87,10 @@ def _mark(mark: Mark) -> _Data:
                 "x": _values(mark.x, mark.digits),
                 "low": _values(mark.low, mark.digits),
                 "high": _values(mark.high, mark.digits),
+                **_selection(mark),
             }
         case Dots():
-            texts = {"texts": list(mark.texts), "hollow": mark.hollow}
+            texts = {"texts": list(mark.texts), "hollow": mark.hollow, "labels": list(mark.labels)}
             return {"type": "dots", **_common(mark), **_xy(mark), **texts}
         case Bars():
             return {"type": "bars", **_common(mark), **_xy(mark)}
@@ -133,6 +136,14 @@ def _points(mark: Points3D) -> _Data:
         "labelled": mark.labelled,
         "hover": mark.hover,
     }
+
+
+def _selection(mark: Line | Band) -> _Data:
+    """What selection.js reads: the names that a mark belongs to; nothing where it has none."""
+    if not mark.selected_by:
+        return {}
+    hidden = isinstance(mark, Line) and mark.only_selected
+    return {"selectedBy": list(mark.selected_by)} | ({"onlySelected": True} if hidden else {})
 
 
 def _common(mark: Line | Dots | Bars) -> _Data:

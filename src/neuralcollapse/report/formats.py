@@ -27,7 +27,7 @@ def save_page(page: Page, format: str, out: Path, *, shared_assets: bool = False
     if format == "html":
         return [page.write(out, shared_assets=shared_assets)]
     if format in KINDS:
-        return save_figures(page.figures, out, format)
+        return save_figures(page.figures, out, format, page.panels)
     images = save_figures(page.figures, out.parent / _IMAGES, "png")
     names = {image.stem: f"{_IMAGES}/{image.name}" for image in images}
     return [save_text(markdown(page, names), out), *images]

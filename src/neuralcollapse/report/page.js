@@ -5,7 +5,7 @@
 const element = id => document.getElementById(id);
 const still = window.matchMedia("(prefers-reduced-motion: reduce)");
 const views = new Map();  // by the name of the figure
-const HEIGHTS = {flat: 190, space: 480};
+const HEIGHTS = {flat: 190, wide: 250, large: 440, space: 480};
 
 function made(name, attributes = {}, ...children) {
   const item = document.createElement(name);
@@ -54,7 +54,8 @@ function heightOf(view, width) {
   }
   if (view.source.kind === "space") return Math.min(HEIGHTS.space, width * 0.88);
   const {x} = view.source, flat = window.innerWidth < 640 ? 165 : HEIGHTS.flat;
-  return flat + (x.title ? 16 : 0) + (x.categories.length && x.categories.some(name => wide(name) > width / x.categories.length - 12) ? 80 : 0) + (view.marks.some(mark => mark.type === "heat") ? 60 : 0);
+  const height = Math.min(HEIGHTS[view.source.size] || flat, Math.max(width * 0.9, flat));
+  return height + (x.title ? 16 : 0) + (x.categories.length && x.categories.some(name => wide(name) > width / x.categories.length - 12) ? 80 : 0) + (view.marks.some(mark => mark.type === "heat") ? 60 : 0);
 }
 function picture(view, width) {
   const height = Math.round(heightOf(view, width));

@@ -1,6 +1,7 @@
 """One self-contained HTML page of figures, tables and findings; nothing of it is loaded from elsewhere.
 
-The figures are drawn by scripts of our own (plot.js, space.js, page.js), which are in every page, or once beside many.
+The figures are drawn by scripts of our own (plot.js, labels.js, space.js, selection.js, page.js), which are in every
+page, or once beside many.
 """
 
 from __future__ import annotations
@@ -21,22 +22,27 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.extras import needed_by
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.figure_data import figure_data
+from neuralcollapse.report.live import Live
 from neuralcollapse.runs.files import write_atomically
 
-_SCRIPTS = ("plot.js", "space.js", "page.js")
+_SCRIPTS = ("plot.js", "labels.js", "space.js", "selection.js", "page.js")
 _LONG = 50_000  # characters of a file, from which on a page holds it compressed
 
 
 class Cell(NamedTuple):
     """A cell of a table: its text, a smaller note below it, the number by which its column sorts, and a formula.
 
-    The formula is MathML of our own, which is put into the page as it is.
+    The formula is MathML of our own, which is put into the page as it is. With `select` the cell is a button that
+    selects a run or a group, whose curves then stand out in all figures (`Line.selected_by`); a `color` is a spot
+    before its text.
     """
 
     text: str
     note: str = ""
     sort: float | None = None
     formula: str = ""
+    select: str = ""
+    color: str = ""
 
 
 class Card(NamedTuple):
@@ -104,6 +110,14 @@ class Claim:
     findings: Sequence[tuple[bool | None, str, str, str]]
 
 
+class Panels(NamedTuple):
+    """Figures of a page that a paper shows as the panels of one: its name, its title, the names of the figures."""
+
+    name: str
+    title: str
+    figures: Sequence[str]
+
+
 @dataclass(frozen=True)
 class Page:
     """What a page shows, in the order in which it shows it.
@@ -119,7 +133,9 @@ class Page:
         lead: tables that come before the figures.
         csv: (file name, content) of the records to download.
         csv_label: the words on the button that downloads them.
+        panels: figures that a paper shows as one, beside each alone.
         mood: of the verdict: "good", "bad" or "open" gives it that colour.
+        live: what it says while its run is going on.
     """
 
     title: str
@@ -133,6 +149,13 @@ class Page:
     csv: tuple[str, str] | None = None
     csv_label: str = "Download the records (CSV)"
     mood: str = ""
+    panels: Sequence[Panels] = ()
+    live: Live | None = None
+
+    def names(self, kind: str) -> list[str]:
+        """The names of the figures that a format writes, without their endings."""
+        names = [figure.name for figure in self.figures]
+        return names if kind in ("html", "markdown") else names + [each.name for each in self.panels]
 
     def html(self, *, shared: str = "") -> str:
         """The page as one HTML text; `shared` names the script beside it, where the page is not to hold it."""
@@ -153,6 +176,7 @@ class Page:
             figures=figures,
             even=len(figures) % 3 == 0,  # then square ones are as wide as the others, and no row has a gap
             figures_json=_script_json(figures),
+            live="" if self.live is None else self.live.html(),
             files_json=_script_json({name: _packed(text) for name, text in files}),
             css=css,
             light=json.dumps(dict(re.findall(r"--(\w+): (#\w+);", css[: css.index("@media")]))),

@@ -165,7 +165,7 @@ function heatPicture(rows, low, high) {
 /* The scale that a view has on an axis now. */
 function kindOf(view, which) {
   const axis = view.source[which];
-  if (which === "x") return axis.log ? "log" : "linear";
+  if (which === "x" || view.marks.some(mark => mark.type === "heat")) return axis.log ? "log" : "linear";
   return !view.log ? "linear" : axis.percent ? "nines" : "log";
 }
 function allValues(view, which) {
@@ -188,7 +188,7 @@ function near(value, found, view) {
   const length = measure(value), span = high - low || 1;
   return length > low - span && length < high + span;
 }
-function isHidden(view, mark) { return [mark.name, mark.of, mark.part].some(name => name && view.hidden.has(name)); }
+function isHidden(view, mark) { return isUnseen(mark) || [mark.name, mark.of, mark.part].some(name => name && view.hidden.has(name)); }
 
 /* A running mean over a twentieth of the points, in the lengths that are drawn. */
 function smoothed(lengths) {
@@ -247,9 +247,9 @@ function drawFlat(view, width, height) {
   const bars = marks.filter(mark => mark.type === "bars" && !isHidden(view, mark));
   for (const mark of marks) {
     if (mark.type === "heat") drawn.append(...drawHeat(view, mark, x, y));
-    else if (!isHidden(view, mark)) drawn.append(...DRAW[mark.type](view, mark, x, y, bars));
+    else if (!isHidden(view, mark)) drawn.append(...emphasised(view, mark, DRAW[mark.type](view, mark, x, y, bars)));
   }
-  group.append(drawn, ...upright(view), ...thresholds(view));
+  group.append(drawn, ...upright(view), ...thresholds(view), ...pointNames(view));
   if (heat) group.append(...colourBar(view, heat, matrix ? box.bottom + 12 : height - 28));
   return group;
 }

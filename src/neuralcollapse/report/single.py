@@ -14,6 +14,7 @@ from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.formulas import formula
+from neuralcollapse.report.live import Live, ends_early
 from neuralcollapse.report.page import Card, Cell, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.scree import geometry_scree
@@ -52,14 +53,15 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None, *, sh
     return page.write(Path(out or path / "report.html"), shared_assets=shared_assets)
 
 
-def single_page(run: Run) -> Page:
-    """The page of a run."""
+def single_page(run: Run, live: Live | None = None) -> Page:
+    """The page of a run, with `live` of one that is going on."""
     options = [(name, shown(item)) for name, item in run.config.items() if given(item)]
     places = [(name, shown(item)) for name, item in run.environment.items() if name not in BUDGET]
+    said = [verdict(run.records, run.unit), *happened(run.records, run.unit), "" if live else ends_early(run)]
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
-        verdict=" ".join([verdict(run.records, run.unit), *happened(run.records, run.unit)]),
+        verdict=" ".join(sentence for sentence in said if sentence),
         cards=_cards(run.last),
         figures=run_figures(run),
         tables=[
@@ -76,6 +78,7 @@ def single_page(run: Run) -> Page:
         mood="good" if state(run.last) == "Collapsed to a simplex" else "open" if within(run.last) else "bad",
         csv=("records.csv", records_csv([run])),
         csv_label=csv_label([run]),
+        live=live,
     )
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.extras import needed_by
 from neuralcollapse.reproduce.jobs import AllStopped, Look, OnMessage, handled
@@ -67,7 +69,7 @@ def launched(
     """
     executor = _executor(path / LOGS, settings)
     here = executor.cluster == "local"
-    threads = max(1, (os.cpu_count() or 1) // len(names)) if here else 0
+    threads = max(1, torch.get_num_threads() // len(names)) if here else 0
     try:
         with executor.batch():  # one array in SLURM
             submitted = [executor.submit(Job(str(path.resolve()), name, threads)) for name in names]
@@ -115,8 +117,6 @@ class Job:
 
     def __call__(self) -> str:
         """Run it; returns an empty text, or why it is not whole."""
-        import torch
-
         from neuralcollapse.reproduce.one_run import run_one
         from neuralcollapse.runs.locks import InUse
         from neuralcollapse.training.resume import Stopped

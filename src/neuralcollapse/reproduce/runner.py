@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from neuralcollapse.errors import InputError, did_you_mean, listed, one_line
+from neuralcollapse.errors import InputError, listed, one_line
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.checks import validate, validate_axes
 from neuralcollapse.reproduce.experiment import Experiment, Planned, SurveyConfig, parse, text_of
@@ -90,21 +90,6 @@ class ExperimentFolder:
     def missing(self) -> list[Planned]:
         """The runs that are not whole yet, in order."""
         return [run for run in self.experiment.runs if not self._whole(run)]
-
-    def chosen(self, only: Sequence[str] = (), part: tuple[int, int] = (1, 1)) -> list[str]:
-        """The names of the runs in `only` (default: all) that fall to part I of N: every N-th of them, from the I-th.
-
-        Raises:
-            InputError: there is no such run, or no such part.
-        """
-        names = [run.name for run in self.experiment.runs]
-        for name in only:
-            if name not in names:
-                raise InputError(f"no run {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
-        index, count = part
-        if not 1 <= index <= count:
-            raise InputError(f"expected a part from 1/{count} to {count}/{count}, got {index}/{count}")
-        return [name for name in names if name in (only or names)][index - 1 :: count]
 
     def run(
         self,
@@ -199,7 +184,7 @@ class ExperimentFolder:
             InUse: another process has it.
             InputError: there is no such run.
         """
-        (name,) = self.chosen([name])
+        (name,) = self.experiment.chosen([name])
         (planned,) = [run for run in self.experiment.runs if run.name == name]
         return self._take(planned, progress, _unsaid, "")
 
@@ -229,7 +214,7 @@ class ExperimentFolder:
                 # its configuration is that of the experiment, which `create` made sure of
                 resume(place, progress=progress, on_message=_unsaid, trust_code=True)
             else:
-                train(planned.config, place, force=True, progress=progress, on_message=_unsaid)
+                train(planned.config, place, force=True, progress=progress, on_message=_unsaid, page=False)
             return True
         finally:
             held.release()
