@@ -632,7 +632,8 @@ def test_a_wrong_command_line_is_one_line(capsys, arguments):
 
 
 def test_missing_packages_name_the_extra(monkeypatch, capsys, tmp_path):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.training.run", None)
+    monkeypatch.delitem(sys.modules, "neuralcollapse.training.run", raising=False)
+    monkeypatch.setitem(sys.modules, "lightning", None)
     assert "neuralcollapse[train]" in refused(capsys, "train", "--out", tmp_path / "run")
 
 
