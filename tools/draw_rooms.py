@@ -32,6 +32,7 @@ ROOMS = {
     "data": ("image sets by name", 3.2),
     "runs": ("folders and records", 4.2),
     "checks": ("of what users hand in", 1.5),
+    "extras": ("optional packages", 3.2),
     "errors": ("what users are shown", 2.2),
 }
 
