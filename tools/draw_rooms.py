@@ -24,7 +24,7 @@ ROOMS = {
     "loops": ("measure while training", 2),
     "ood": ("outlier scores", 0.5),
     "capture": ("model and loader in", 0.8),
-    "networks": ("built by name", 2.2),
+    "networks": ("built by name", 2.65),
     "report": ("figures and pages", 4.2),
     "heads": ("last layers, fixed frames", 0.8),
     "ufm": ("the theory's model", 2.2),
