@@ -30,7 +30,7 @@ STARTS = {
 }
 
 
-@pytest.fixture(scope="module", params=STARTS)
+@pytest.fixture(scope="module", params=["train", pytest.param("torchrun", marks=pytest.mark.slow)])
 def two(request, tmp_path_factory) -> tuple[RunFolder, str, str]:
     """A run of two processes, started each way."""
     out = tmp_path_factory.mktemp("two") / "run"
