@@ -87,7 +87,7 @@ def classes():
     return means, root.expand(12, 48, 48)
 
 
-@pytest.mark.parametrize("ways", [2, 5, None])
+@pytest.mark.parametrize("ways", [2, pytest.param(5, marks=pytest.mark.slow), None])
 @pytest.mark.parametrize("shots", [1, 5, 20])
 def test_the_prediction_is_near_drawn_episodes(classes, shots, ways):
     means, roots = classes
@@ -98,6 +98,7 @@ def test_the_prediction_is_near_drawn_episodes(classes, shots, ways):
     assert found.error == pytest.approx(drawn, abs=0.025)
 
 
+@pytest.mark.slow
 def test_few_samples_do_not_flatter_the_prediction(classes):
     means, roots = classes
     many = nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 2000), 12), 1, None)
@@ -120,6 +121,7 @@ def test_classes_with_covariances_of_their_own(classes):
         assert found.error == pytest.approx(drawn_error(means, own, shots, ways, 300), abs=0.025)
 
 
+@pytest.mark.slow
 def test_more_shots_err_less_and_more_ways_more(classes):
     moments = nc.ClassMoments.from_batch(*features(*classes, 60), 12)
     by_shots = [nc.few_shot_error(moments, shots, 12) for shots in (1, 2, 5, 20, 100)]
@@ -165,6 +167,7 @@ def test_classes_without_samples_are_left_out(classes):
         ({"shots": 2.5}, "shots"),
         ({"ways": 1}, "ways"),
         ({"ways": 13}, "expected ways up to the 12 classes"),
+        ({"scatters": torch.full((12, 48, 48), math.nan)}, "expected finite scatters"),
         ({"scatters": torch.zeros(12, 3, 3)}, r"expected scatters of shape \(K, d, d\)"),
     ],
 )
@@ -176,7 +179,9 @@ def test_wrong_input_is_refused(classes, change, message):
 
 def test_one_sample_of_a_class_has_no_variance():
     moments = nc.ClassMoments.from_batch(torch.randn(5, 3), torch.tensor([0, 0, 1, 1, 2]), 3)
-    with pytest.raises(nc.InputError, match="the variance of a class needs two samples, and class 2 has one"):
-        nc.few_shot_error(moments, 1)
-    with pytest.raises(nc.InputError, match="no samples were seen"):
-        nc.few_shot_error(nc.ClassMoments.zeros(3, 2), 1)
+    with pytest.warns(nc.NeuralCollapseWarning, match="the variance of a class needs two samples, and class 2 has one"):
+        found = nc.few_shot_error(moments, 1)
+    assert math.isnan(found.error)
+    assert math.isnan(found.limit)
+    with pytest.warns(nc.NeuralCollapseWarning, match="no samples were seen: few_shot_error"):
+        assert math.isnan(nc.few_shot_error(nc.ClassMoments.zeros(3, 2), 1).error)

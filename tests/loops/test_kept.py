@@ -257,7 +257,7 @@ def test_a_capture_made_elsewhere_gives_a_record_without_a_pass(tmp_path):
     record = recorder.measure(model, 4)
     assert (record.source, record.train) == ("online", {"loss": 1.25, "accuracy": 0.5})
     assert record.measures == pytest.approx(nc.measures(moments, model.fc.weight, model.fc.bias))
-    assert set(record.test) == {"loss", "accuracy", *record.measures} - {*WEIGHT_MEASURES}
+    assert set(record.test) == {"loss", "accuracy", "nc4", "ncc_accuracy", *record.measures} - {*WEIGHT_MEASURES}
     (geometry,) = RunFolder.open(tmp_path / "run").geometries()
     assert geometry.means == pytest.approx(moments.means.numpy(), rel=1e-6)
 
@@ -290,6 +290,7 @@ def measure_in_two(rank: int, world: int, folder: str) -> None:
         json.dump({"measures": record.measures, "after": after}, file)
 
 
+@pytest.mark.slow
 def test_processes_measure_the_buffers_of_the_first_and_keep_their_own(tmp_path):
     mp.spawn(measure_in_two, args=(2, str(tmp_path)), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

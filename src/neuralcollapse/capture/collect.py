@@ -46,6 +46,7 @@ def measure(
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
     errors: bool | int = False,
+    more: bool = False,
     device: torch.device | str | None = None,
     sharded: bool = False,
     progress: bool = True,
@@ -94,6 +95,7 @@ def measure(
         errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
             `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
             these would take more than 1 GiB. An integer sets the number of groups. Of inner layers there are none.
+        more: add what `neuralcollapse.more_measures` gives, but for "gnc1", which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
             in all processes, is that of all samples. All processes must call this.
@@ -106,6 +108,7 @@ def measure(
         - "ncc_accuracy": the share of samples whose nearest class mean is that of their label; goes to 1;
         - "accuracy", "loss" (cross-entropy) and "num_samples";
         - with `errors`, "nc1_corrected", "nc1_error" and so on, and "num_groups";
+        - with `more`, "more": a dict of further numbers of the features and the classifier;
         - "layers", if asked for: name -> the measures of features, "nc4" and "ncc_accuracy" of an inner layer;
         - "test", with a `test_loader`: the same for the test set, without what the weight alone decides. NC1, NC2
           and NC3 are about the test set's own class means; "nc4" and "ncc_accuracy" of the test samples are taken to
@@ -132,6 +135,8 @@ def measure(
     }
     capture = collect(model, loader, classifier, reference=reference, classes=classes, min_count=min_count, **options)
     result = capture.measures(pairwise=pairwise)
+    if more:
+        result["more"] = capture.more_measures(pairwise=pairwise)
     if test_loader is not None:
         test = collect_test(model, test_loader, capture, classifier, reference=reference, **options)
         result["test"] = test.measures(pairwise=pairwise, held_out=True)
@@ -243,20 +248,22 @@ def collect_test(
         train: what the pass over the training set gave.
         classifier: as for that pass.
         reference: class means for NC4, if not those of the training set.
-        options: of `collect`; `min_count` and `classes` are those of the training set, whatever they say. Without NC4
-            in `train`, there is none here.
+        options: of `collect`; `min_count` and `classes` are those of the training set, whatever they say. There is no
+            NC4 where `train` has no class means of one of the layers.
 
     Raises:
         InputError: as for `collect`; the message says that it is about the test set.
     """
     options = {**options, "classes": train.classes, "min_count": None}
-    options["nc4"] = options.get("nc4", True) and train.nc4 is not None
+    layers = options.get("layers", ())
+    known = {layers} if isinstance(layers, str) else set(layers)
+    options["nc4"] = options.get("nc4", True) and known <= train.layers.keys()
     if options["nc4"]:
         options["reference"] = train if reference is None else reference
     try:
         return collect(model, loader, (train.layer or None) if classifier is None else classifier, **options)
     except InputError as error:
-        raise InputError(f"test_loader: {error}") from None
+        raise InputError(f"test_loader: {error}") from error.__cause__  # that of the network, if there is one
 
 
 def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, sharded: bool) -> Tensor:
@@ -286,7 +293,7 @@ def _numbered(batch: int) -> Iterator[None]:
     except (HeadMismatch, NumberedError):
         raise
     except InputError as error:
-        raise InputError(f"batch {batch}: {error}") from None
+        raise InputError(f"batch {batch}: {error}") from error.__cause__
 
 
 def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:

@@ -292,7 +292,7 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: 
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break
-    names = f"classes {int(means.seen[pair[0]])} and {int(means.seen[pair[1]])}"
+    names = "classes {} and {}".format(*means.called(means.seen[list(pair)]))
     if noisy:
         return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
     return Undefined(f"{names} have the same mean")

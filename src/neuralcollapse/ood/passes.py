@@ -35,7 +35,9 @@ def captured_batches(
     `text` is what the progress bar says. Without `labels`, batches may have none, or those of other classes, and they
     are not looked at. The other arguments are as for `neuralcollapse.measure`.
     """
-    model, loader, device = check_model(model), check_loader(loader), check_device(device)
+    model, device = check_model(model), check_device(device)
+    if labels or not _are_inputs(loader):
+        loader = check_loader(loader)
     head, others = find_classifier(model, classifier, None)
     ignore_index = ignore_index if labels else PADDING
     forward = Forward(model, head, others, {}, ignore_index, device, next_token=next_token, chosen=True)
@@ -46,8 +48,13 @@ def captured_batches(
             try:
                 captured = forward(batch if labels else with_labels(batch))
             except InputError as error:
-                raise InputError(f"batch {number + 1}: {error}") from None
+                raise InputError(f"batch {number + 1}: {error}") from error.__cause__
             yield captured
+
+
+def _are_inputs(loader: object) -> bool:
+    """Whether this is a list of batches of inputs alone, which with labels would be taken for (inputs, labels)."""
+    return isinstance(loader, list | tuple) and len(loader) > 0 and all(isinstance(each, Tensor) for each in loader)
 
 
 def with_labels(batch: Any) -> tuple[Any, Tensor]:
