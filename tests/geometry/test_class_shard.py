@@ -222,6 +222,9 @@ def test_gathered_moments_are_those_of_one_process(alone):
     features, labels, _, _ = data(40, 8, dtype=torch.float32)
     one, shard = one_and_shard(features, labels, 40)
     assert torch.allclose(shard.gather().packed, one.packed, rtol=1e-12)
+    for measure in (nc.worst_pairs, nc.more_measures, nc.spectra):
+        with pytest.raises(nc.InputError, match=r"got ClassShard: take its gather\(\)"):
+            measure(shard)
 
 
 def test_nearest_means_and_predictions_give_nc4(alone):

@@ -51,10 +51,8 @@ _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 def check_moments(moments: object, name: str = "moments") -> None:
     """Raise unless these are `ClassMoments`."""
     if not isinstance(moments, ClassMoments):
-        raise InputError(
-            f"expected {name} as ClassMoments, got {type(moments).__name__}: take ClassMoments.from_batch(features, "
-            "labels, num_classes)"
-        )
+        way = "its gather()" if hasattr(moments, "gather") else "ClassMoments.from_batch(features, labels, num_classes)"
+        raise InputError(f"expected {name} as ClassMoments, got {type(moments).__name__}: take {way}")
 
 
 class Directions(NamedTuple):

@@ -14,7 +14,7 @@ from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.intake import waits_for_nothing
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise
 
@@ -117,6 +117,7 @@ def worst_pairs(
         InputError: fewer than two classes with samples, all class means equal, a count below 1, or names of another
             number of classes.
     """
+    check_moments(moments)
     check_count(count, "count", 1)
     known = None if names is None else check_class_names(names, moments.num_classes)
     means = CentredMeans(moments)
