@@ -21,9 +21,11 @@ from neuralcollapse.capture.arguments import check_model, find_classifier
 from neuralcollapse.capture.class_names import data_behind, find_class_names
 from neuralcollapse.capture.collect import Capture, collect, collect_test
 from neuralcollapse.capture.processes import first_buffers
+from neuralcollapse.capture.team import Team
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.split import own_part
 from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training
 from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, spread
 from neuralcollapse.loops.loaders import check_loader
@@ -206,11 +208,11 @@ class Recorder:
         Raises:
             InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
         """
+        team = Team.of(model, sharded=bool(self.options.get("sharded")))
+        team.agree(None, lambda: self._asked(model, epoch, learning_rate))
         model = check_model(model)
-        epoch = check_count(epoch, "epoch", 0)
-        if not isinstance(learning_rate, Real):
-            raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
-        if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
+        parts = (own_part(value) for value in model.parameters())
+        if not all(team.exchanged(lambda: all(bool(torch.isfinite(part).all()) for part in parts))):
             raise InputError(
                 f"training diverged by {self.unit} {epoch} (weights are not finite): lower the learning rate"
             )
@@ -243,12 +245,23 @@ class Recorder:
         if not follows:  # measured again, or out of order
             self._watch.restart(self.records[:place])
         record = replace(record, events=self._watch.see(record, self.unit))
-        self._keep(record, model, capture, test)
+        team.exchanged(lambda: self._keep(record, model, capture, test))
         if not follows:
             self._watch.restart(self.records)
         if self.on_record is not None:
             self.on_record(record, capture)
         return record
+
+    def _asked(self, model: nn.Module, epoch: int, learning_rate: float) -> dict[str, object]:
+        """What all processes that measure together must say alike."""
+        check_model(model)
+        check_count(epoch, "epoch", 0)
+        if not isinstance(learning_rate, Real):
+            raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
+        names = ("unit", "head_decay", "decays", "loss_name", "pairwise", "test_measures", "stop_on", "patience")
+        said = {name: getattr(self, name) for name in (*names, "stop_mode", "min_delta", "inside")}
+        given = {"epoch": int(epoch), "test_loader": self.test_loader is not None, "online": self.online is not None}
+        return {**said, **given, "sharded": self.options.get("sharded")}
 
     def resume(self, epoch: float = math.inf, *, seconds: float | None = None) -> None:
         """Continue the run in `out` after `epoch`, dropping what was measured later; if there is none, begin one.
