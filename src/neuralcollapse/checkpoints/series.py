@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.checkpoints.ledger import NAME, Done, append_to_ledger, read_ledger, write_ledger
 from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
+from neuralcollapse.checkpoints.sharded import METADATA
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.loops.loaders import check_loader
@@ -291,7 +292,7 @@ class _Run:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        stat = path.stat()
+        stat = (path / METADATA if path.is_dir() else path).stat()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return stat.st_size, stat.st_mtime_ns
