@@ -61,6 +61,14 @@ def split_again(model: nn.Module) -> Iterator[None]:
             part.reshard()
 
 
+def split_at_once(model: nn.Module) -> None:
+    """Let FSDP2 keep all its parameters in parts: those that a pass has left whole are copies that it forgets."""
+    for module in model.modules():
+        if is_fsdp2(module):
+            part: Any = module
+            part.reshard()
+
+
 def _in_parts(module: nn.Module) -> bool:
     return all(group.is_sharded for group in _groups_of(module))
 
