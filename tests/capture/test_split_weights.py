@@ -169,6 +169,44 @@ def measured_beside(rank: int, world: int) -> dict:
     }
 
 
+def measured_under_both(rank: int, world: int) -> dict:
+    """FSDP2 over pairs of processes that share layers by tensor parallelism."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    both = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("data", "tensor"))
+    plan = {"body": ColwiseParallel(), "mid": RowwiseParallel(), "fc": ColwiseParallel()}
+    wanted, found = alone(torch.float64), {}
+    for shares in SHARES:
+        model = parallelize_module(network(torch.float64), both["tensor"], plan)
+        fully_shard(model.fc, mesh=both["data"])
+        fully_shard(model, mesh=both["data"])
+        own = batches(both["data"].get_local_rank(), 2, shares)
+        values = nc.measure(model, own, layers=["mid"], test_loader=own, sharded=True, progress=False)
+        found[shares] = ["float64", farthest(values, wanted)]
+    return found
+
+
+def measured_from_checkpoints(rank: int, world: int, folder: Path) -> dict:
+    """Written in parts by torch.distributed.checkpoint, loaded into another model, and into a run twice."""
+    import torch.distributed.checkpoint as dcp
+
+    dcp.save({"model": sharded(torch.float64, ("fc",)).state_dict()}, checkpoint_id=folder / "step-2")
+    other = sharded(torch.float64, ())
+    with torch.no_grad():
+        for value in other.parameters():
+            value.mul_(2)
+        other.eval()(torch.zeros(2, D, dtype=torch.float64))  # leaves the outermost parameters whole
+    before = [value.full_tensor() for value in other.state_dict().values() if hasattr(value, "full_tensor")]
+    own, found, wanted = batches(rank, world, "even"), {}, alone(torch.float64)
+    for name, out in (("alone", None), ("new", folder / "run"), ("again", folder / "run")):
+        given = {"sharded": True, "progress": False, "out": out}
+        (record,) = nc.measure_checkpoints(other, str(folder / "step-*"), own, **given)
+        found[name] = ["float64", farthest(record.measures, {key: wanted[key] for key in record.measures})]
+    after = [value.full_tensor() for value in other.state_dict().values() if hasattr(value, "full_tensor")]
+    return {**found, "as before": ["float64", float(not all(map(torch.equal, before, after)))]}
+
+
 def trained(rank: int, world: int) -> dict:
     """With two backward passes a step, measured before and after each of them and after the step."""
     found = {}
@@ -267,7 +305,9 @@ def work(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=60), rank=rank, world_size=world)
     try:
-        found = {each.__name__: each(rank, world) for each in WORK if each.__name__ in names}
+        found = {each.__name__: each(rank, world) for each in (*WORK, measured_under_both) if each.__name__ in names}
+        if measured_from_checkpoints.__name__ in names:
+            found["measured_from_checkpoints"] = measured_from_checkpoints(rank, world, Path(folder))
     finally:
         dist.destroy_process_group()
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -349,3 +389,11 @@ def test_three_processes_measure_what_one_does(three, name):
 def test_three_processes_train_and_fail_as_two_do(three):
     assert [all(each["trained"].values()) for each in three] == [True] * 3
     check_told(three)
+
+
+@pytest.mark.slow
+def test_four_processes_on_a_mesh_of_two_dimensions_and_their_checkpoints(tmp_path):
+    names = ("measured_under_both", "measured_from_checkpoints")
+    found = results(tmp_path, 4, *names)
+    for name in names:
+        check_close(found, name)

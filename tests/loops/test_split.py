@@ -51,7 +51,7 @@ if __name__ == "__main__":
     for out in (sys.argv[1], None):
         module = Module()
         callback = nc.CollapseCallback(data, out=out)
-        quiet = {name: False for name in ("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing")}
+        quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
         trainer = lightning.Trainer(
             max_epochs=2, accelerator="cpu", devices=2, callbacks=[callback] if out else [], **quiet,
             strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1),

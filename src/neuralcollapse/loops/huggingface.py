@@ -59,7 +59,7 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Raises:
         InputError: an option that does not exist, or a value of the wrong kind. As training begins: `out` is in use,
-            no such layer, data that cannot be split over processes, or weights under FSDP1. Later: training that diverged.
+            no such layer, data that cannot be split over processes, weights under FSDP1. Later: training that diverged.
     """
 
     def __init__(
