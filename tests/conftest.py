@@ -1,5 +1,6 @@
-"""Fixtures of several test files: runs that are trained once, warnings as the command shows them."""
+"""Fixtures of several test files: runs that are trained once, a browser, warnings as the command shows them."""
 
+import shutil
 import warnings
 
 import pytest
@@ -22,6 +23,20 @@ def short_run(tmp_path_factory) -> RunFolder:
 def default_run(tmp_path_factory) -> RunFolder:
     """What `neuralcollapse train` does with no options (some 25 s)."""
     return train(TrainConfig(), tmp_path_factory.mktemp("runs") / "default", progress=False)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium without a window; one for a test file, since playwright's event loop would be in the way of others."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome is installed")
+    arguments = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
+    with sync_api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=program, args=arguments)
+        yield found
+        found.close()
 
 
 @pytest.fixture

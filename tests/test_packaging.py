@@ -1,5 +1,6 @@
 """What pyproject.toml says of the package, where other files say it too."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,12 +11,20 @@ import neuralcollapse as nc
 
 ROOT = Path(__file__).parent.parent
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-IN_TESTS = ("accelerate", "hypothesis", "pytest", "pytest-xdist", "transformers")  # besides the extra `train`
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT, TOOLS = PYPROJECT["project"], PYPROJECT["tool"]
+IN_TESTS = (
+    "accelerate",
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "transformers",
+)  # besides the extras `train` and `hub`
 
 
 def requirements() -> dict[str, Requirement]:
-    lines = PROJECT["dependencies"] + PROJECT["optional-dependencies"]["train"]
+    extras = PROJECT["optional-dependencies"]
+    lines = PROJECT["dependencies"] + extras["train"] + extras["hub"]
     lines += [line for line in PROJECT["optional-dependencies"]["dev"] if Requirement(line).name in IN_TESTS]
     return {Requirement(line).name.lower(): Requirement(line) for line in lines}
 
@@ -42,3 +51,28 @@ def test_the_pinned_versions_are_within_the_bounds():
 
 def test_one_version():
     assert PROJECT["version"] == nc.__version__
+
+
+def test_every_link_of_the_readme_leads_into_the_repository_on_pypi():
+    hook = TOOLS["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    (fragment,) = hook["fragments"]
+    text = (ROOT / fragment["path"]).read_text()
+    for rule in hook["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    repository = PROJECT["urls"]["Repository"]
+    bases = (f"{repository}/blob/main/", repository.replace("//github.com", "//raw.githubusercontent.com") + "/main/")
+    own = [link for link in links if link.startswith(bases)]
+    assert len(own) > 10
+    for link in own:
+        path = next(link.removeprefix(base) for base in bases if link.startswith(base)).partition("#")[0]
+        assert (ROOT / path).exists(), link
+    assert all(link.startswith(("https://", "#")) for link in links)
+    assert all(address.startswith(repository) for address in PROJECT["urls"].values())
+
+
+def test_each_python_that_is_allowed_has_its_classifier():
+    named = [line.rpartition(" ")[2] for line in PROJECT["classifiers"] if line.startswith("Programming Language")]
+    versions = [version for version in named if version.startswith("3.")]
+    assert f">={versions[0]}" == PROJECT["requires-python"]
+    assert [int(version[2:]) for version in versions] == list(range(10, 10 + len(versions)))

@@ -1,4 +1,4 @@
-"""Docstrings as the site shows them: :math: as formulas, doctests as code, names of this library as links."""
+"""Docstrings as the site shows them: :math: and `.. math::` as formulas, doctests as code, own names as links."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import griffe
 _DOCUMENTED = re.compile(r"^::: (\S+)$", re.MULTILINE)
 _NAME = re.compile(r"(?<![`\[])`([A-Za-z_][\w.]*)`(?!`)")
 _MATH = re.compile(r":math:`(.+?)`", re.DOTALL)
+_BLOCK = re.compile(r"^\.\. math::((?: .+\n?|\n?)(?:[ \t]+\S.*\n?)*)", re.MULTILINE)
 _DOCTEST = re.compile(r"(?:^>>> .*\n?)(?:^.*\S.*\n?)*", re.MULTILINE)
 
 
@@ -33,6 +34,7 @@ class Docstrings(griffe.Extension):
 def rewritten(text: str, paths: dict[str, str]) -> str:
     """A docstring in the Markdown of the site; `paths` are the documented objects by their last name."""
     text = _MATH.sub(lambda match: f"${' '.join(match[1].split())}$", text)
+    text = _BLOCK.sub(lambda match: f"$${' '.join(match[1].split())}$$\n", text)
 
     def link(match: re.Match[str]) -> str:
         path = paths.get(match[1].rpartition(".")[2])

@@ -3,6 +3,7 @@ if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {
       super();
+      this.addEventListener("message", (event) => this.onmessage?.(event)); // either way of listening
       const frame = document.createElement("iframe");
       frame.hidden = true;
       document.body.append(frame);

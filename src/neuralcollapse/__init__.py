@@ -15,7 +15,14 @@ _RENAMED = {"CodeClassifier": "SoftmaxCodeClassifier"}  # name of version 0.1.0 
 
 
 def __getattr__(name: str) -> object:
-    value = _load(_RENAMED.get(name, name))
+    try:
+        value = _load(_RENAMED.get(name, name))
+    except ModuleNotFoundError as error:
+        from neuralcollapse.extras import to_install
+
+        raise ModuleNotFoundError(
+            f"neuralcollapse.{name} needs more packages ({error}): {to_install(error)}", name=error.name
+        ) from None
     if name in _RENAMED:
         from neuralcollapse.runs.renamed import warn_renamed
 

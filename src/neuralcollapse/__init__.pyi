@@ -1,5 +1,6 @@
 # The public names, said once: type checkers read this file, and so does __init__.py.
 from . import ood as ood
+from . import reproduce as reproduce
 from . import ufm as ufm
 from .capture.collect import collect as collect
 from .capture.collect import measure as measure

@@ -38,7 +38,21 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return said if len(said) <= most else f"{said[: most - 3].rstrip()}..."
 
 
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
+    """The known name most like `name`, or an empty text when none is close (`difflib`'s ratio below the cutoff).
+
+    Capitals make no difference, nor whether words are joined by hyphens, underscores or spaces.
+    """
+    plain = {_plain(each): each for each in known}
+    close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=cutoff)
+    return plain[close[0]] if close else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The hint ` (did you mean 'x'?)`, or an empty text when no known name is close."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    close = nearest(name, known)
+    return f" (did you mean {close!r}?)" if close else ""
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(" ", "-")

@@ -275,8 +275,9 @@ def test_modes_hooks_and_statistics_are_as_before_after_an_error(mixed, loader, 
     with pytest.raises(Stop):
         nc.measure(mixed, stopping(loader), layers=["body.0"])
     assert_untouched(mixed, *before)
-    with pytest.raises(RuntimeError, match="shape"):  # the network's own error, not hidden
+    with pytest.raises(nc.InputError, match=r"batch 1: .* got float32 \(2, 5\), .*RuntimeError: .*shape") as refused:
         nc.measure(mixed, [(torch.zeros(2, INPUTS + 1), torch.zeros(2, dtype=torch.long))], layers=["body.0"])
+    assert type(refused.value.__cause__) is RuntimeError  # the network's own error, not hidden
     assert_untouched(mixed, *before)
     with pytest.raises(nc.InputError):
         nc.measure(mixed, [(data[0], data[1] + 1)], layers=["body.0"])
@@ -749,3 +750,32 @@ def test_features_averaged_in_float32_of_a_half_precision_model_are_those_of_the
     exact = F.layer_norm(inputs.double(), (16,)).mean(1)
     want = nc.measure_features(exact, labels)["nc1"]
     assert got == pytest.approx(want, rel=0.03)
+
+
+def test_warnings_name_the_classes_of_a_subset_by_their_own_numbers():
+    inputs, labels = torch.randn(60, 6, generator=torch.Generator().manual_seed(0)), torch.arange(60) % 10
+    inputs[(labels == 5) | (labels == 7)] = 1.0
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 10))
+    weight, bias, kept = model[1].weight, model[1].bias, labels == 7
+    with torch.no_grad():
+        features = model[0](inputs)
+    metric = nc.NeuralCollapse(10, 4, classes=[5, 7, 9])
+    metric.update(features, labels)
+
+    def said(function, *arguments, **options):
+        with pytest.warns(nc.NeuralCollapseWarning) as caught:
+            function(*arguments, **options)
+        return "\n".join(str(each.message) for each in caught)
+
+    every, one = {"classes": [5, 7, 9], "errors": True}, {"classes": [5, 7, 9], "progress": False}
+    for text in (
+        said(nc.measure_features, features, labels, weight, bias, more=True, **every),
+        said(nc.measure, model, [(inputs, labels)], **every, progress=False),
+        said(metric.compute),
+    ):
+        assert "classes 5 and 7 have the same mean: nc1_cdnv" in text
+        assert "classes 0 and 1" not in text
+    text = said(nc.measure, model, [(inputs[kept], labels[kept])], test_loader=[(inputs, labels)], **one)
+    assert "no samples of classes 5, 9: measured over the 1 class" in text
+    assert "only class 7 has samples" in text
+    assert "test set: undefined (NaN): classes 5 and 7 have the same mean" in text

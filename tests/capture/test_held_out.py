@@ -11,8 +11,10 @@ from torch.utils.data import DataLoader, TensorDataset
 import neuralcollapse as nc
 from neuralcollapse.capture import sums
 from neuralcollapse.capture.collect import collect, collect_test
-from neuralcollapse.geometry import moments as moments_module
+from neuralcollapse.capture.features import measure_features_by_class
+from neuralcollapse.geometry import intake
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, WEIGHT_MEASURES
+from neuralcollapse.loops.kept import classes_of
 from tests.helpers import Dispatched, SmallNet
 
 K = 3
@@ -333,11 +335,45 @@ def test_a_reference_has_to_know_the_layers_and_needs_nc4():
 # Refusals
 
 
+def test_the_table_of_classes_has_the_accuracy_on_the_test_set():
+    torch.manual_seed(0)
+    features, tested, labels = torch.randn(50, 5), torch.randn(31, 5), torch.arange(50) % K
+    weight, other = torch.randn(K, 5), torch.arange(31) % 2  # none of class 2
+    right = (tested @ weight.T).argmax(1) == other
+    expected = [float(right[other == k].double().mean()) for k in range(2)]
+    with pytest.warns(nc.NeuralCollapseWarning, match="test set: no samples of class 2"):
+        _, table, _ = measure_features_by_class(features, labels, weight, test_features=tested, test_labels=other)
+    assert table.test_accuracy[:2].tolist() == expected
+    assert math.isnan(table.test_accuracy[2])
+    assert "test acc." in str(table)
+    seen = []
+    recorder = nc.Recorder(
+        batches(TRAIN), batches(TEST), progress=False, on_record=lambda _, capture: seen.append(capture)
+    )
+    accuracy = recorder.measure(TwoLayers(), 0).test["accuracy"]
+    counts = TEST[1].bincount()
+    assert float(seen[0].per_class().test_accuracy @ counts.double()) == pytest.approx(accuracy * len(TEST[1]))
+    assert classes_of(0, seen[0], pairwise=True).columns["test_accuracy"].tolist() == pytest.approx(
+        seen[0].per_class().test_accuracy.tolist()
+    )
+
+
+def test_more_measures_come_with_the_pass():
+    capture = collect(TwoLayers(), batches(TRAIN))
+    found = nc.measure(TwoLayers(), batches(TRAIN), more=True, test_loader=batches(TEST))
+    assert found["more"] == pytest.approx(nc.more_measures(capture.moments, capture.weight), nan_ok=True)
+    assert "more" not in found["test"]
+
+
 @pytest.mark.parametrize(
     ("loader", "message"),
     [
         ([], "^test_loader: the loader gave no samples"),
         ([TEST, (TEST[0], TEST[1] + 1)], "^test_loader: batch 2: expected labels from 0 to 2"),
+        (
+            [TEST, (TEST[0][:, :3], TEST[1])],
+            r"^test_loader: batch 2: .* takes, got float32 \(31, 3\), on which it raised",
+        ),
         ([(TEST[0] * math.nan, TEST[1])], "^test_loader: batch 1: expected finite features"),
         (TensorDataset(*TEST), "^expected test_loader as a loader that gives batches"),
         (3, "^expected test_loader as a loader that gives batches"),
@@ -375,7 +411,7 @@ def test_right_predictions_of_chosen_classes_are_numbered_like_them():
 @pytest.mark.parametrize("layers", [[], ["body.0"]])
 def test_no_batch_of_a_test_set_waits(monkeypatch, layers):
     """CPU tensors are treated as those of an accelerator."""
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
     model = SmallNet(seed=0)
     generator = torch.Generator().manual_seed(0)
     train = [(torch.randn(16, 4, generator=generator), torch.arange(16) % 3) for _ in range(5)]

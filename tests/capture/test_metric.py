@@ -10,7 +10,7 @@ from torch import nn
 from torchmetrics import MetricCollection
 
 import neuralcollapse as nc
-from neuralcollapse.geometry import moments as moments_module
+from neuralcollapse.geometry import intake
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, nc1
 
 K, D, N = 4, 6, 40
@@ -457,7 +457,7 @@ def test_an_ignored_label_does_not_wrap_in_small_integers(dtype, classes):
 @pytest.fixture
 def accelerator(monkeypatch):
     """CPU tensors are treated as those of an accelerator."""
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
 
 
 @pytest.mark.parametrize("forward", [False, True])

@@ -5,14 +5,14 @@ import torch
 from torch import nn
 
 import neuralcollapse as nc
-from neuralcollapse.geometry import moments as moments_module
+from neuralcollapse.geometry import intake
 from tests.helpers import Dispatched
 
 
 @pytest.fixture
 def accelerator(monkeypatch):
     """CPU tensors are treated as those of an accelerator."""
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
 
 
 def net():
@@ -39,7 +39,7 @@ def test_no_batch_waits(accelerator, options):
 
 def test_the_pass_of_an_accelerator_measures_the_same(monkeypatch):
     want = nc.measure(net(), loader(42), layers=["0"])
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
     got = nc.measure(net(), loader(42), layers=["0"])
     inner = got.pop("layers"), want.pop("layers")
     assert got == pytest.approx(want, rel=1e-9)

@@ -74,8 +74,8 @@ def test_gnc1_is_that_of_features_at_length_one(arrays):
 def test_a_run_has_them_for_each_checkpoint(tmp_path, capsys):
     pytest.importorskip("lightning")
     run = tmp_path / "run"
-    options = ["--data", "digits", "--network", "mlp", "--width", "8", "--depth", "2", "--epochs", "1"]
-    assert main(["train", *options, "--out", str(run), "--checkpoint-every", "1"]) == 0
+    network = ["--data", "digits", "--network", "mlp", "--feature-dim", "16"]
+    assert main(["train", *network, "--epochs", "1", "--out", str(run), "--checkpoint-every", "1"]) == 0
     capsys.readouterr()
     assert main(["measure", str(run), "--more", "--json"]) == 0
     records = json.loads(capsys.readouterr().out)["records"]
@@ -83,11 +83,15 @@ def test_a_run_has_them_for_each_checkpoint(tmp_path, capsys):
     assert all(0 < each["more"]["gnc2"] < 2 and each["more"]["rank_between"] <= 9 for each in records)
     assert main(["measure", str(run), "--more"]) == 0
     assert "effective_rank" in capsys.readouterr().out
+    weights = ["--checkpoints", str(run / "checkpoints" / "*.safetensors"), "--out", str(tmp_path / "measured")]
+    assert main(["measure", *network, *weights, "--more", "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["records"]
+    assert found["more"] == pytest.approx(records[-1]["more"], rel=1e-6)
     assert "only --certify-head, --more" in refused(capsys, "measure", run, "--scree", tmp_path / "scree.png")
 
 
 def test_what_does_not_fit_is_refused(file, tmp_path, capsys):
     assert "ends in .png, .svg or .pdf" in refused(capsys, "measure", file, "--scree", tmp_path / "scree.txt")
-    assert "--more is for files" in refused(
-        capsys, "measure", "--network", "mlp", "--data", "digits", "--checkpoints", "*.pt", "--more"
+    assert "--scree is for files" in refused(
+        capsys, "measure", "--network", "mlp", "--data", "digits", "--checkpoints", "*.pt", "--scree", "scree.png"
     )

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import neuralcollapse as nc
 from neuralcollapse.cli import main
+from neuralcollapse.cli.ood import _called
 from neuralcollapse.ood.page import advice, ranking, results_csv
 from tests.helpers import refused, write_idx
 
@@ -128,3 +129,15 @@ def test_advice_names_the_best_those_near_it_and_guessing():
     )
     assert advice({"a": {"nci": values(0.51)}}).startswith("Take none")
     assert results_csv(results).splitlines()[1] == "a,nci,0.9,0.01,0.5,0.5,0.5"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["mnist:/data/m", "imagefolder:/data/pets/", "other.npz"], ["mnist", "pets", "other.npz"]),
+        (["imagefolder:/a/x", "imagefolder:/b/x"], ["imagefolder:/a/x", "imagefolder:/b/x"]),
+        (["uoft-cs/cifar10"], ["cifar10"]),
+    ],
+)
+def test_a_page_calls_data_by_short_names_that_tell_them_apart(names, expected):
+    assert list(_called(names).values()) == expected

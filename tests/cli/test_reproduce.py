@@ -69,7 +69,7 @@ def test_a_smoke_run_says_that_it_tests_the_machinery(landscape, capsys):
 def test_an_experiment_from_the_command_line(landscape, capsys):
     assert main(["reproduce", "landscape", "--scale", "smoke", "--out", str(landscape), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["verdict"] == "supported"
+    assert values["verdict"] == "not tested"
     assert [item["holds"] for item in values["findings"]] == [True, True]
     assert (landscape / "report.html").is_file()
 
@@ -77,7 +77,7 @@ def test_an_experiment_from_the_command_line(landscape, capsys):
 def test_an_experiment_as_a_report(landscape, tmp_path, capsys):
     assert main(["report", str(landscape), "--format", "markdown"]) == 0
     text = capsys.readouterr().out
-    assert "Supported: 2 of 2 checks hold.**" in text
+    assert "proves nothing of the claim: 2 of 2 checks hold.**" in text
     assert "**A smoke run, which tests the machinery" in text
     assert main(["report", str(landscape), "--format", "markdown", "--out", str(tmp_path / "r.md")]) == 0
     assert "(figures/energy.png)" in (tmp_path / "r.md").read_text()

@@ -9,8 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry import moments as moments_module
-from neuralcollapse.geometry import products, waiting
+from neuralcollapse.geometry import intake, products, waiting
 from neuralcollapse.geometry.measures import nc1
 from neuralcollapse.geometry.moments import ClassMoments
 from tests import oracles
@@ -21,7 +20,7 @@ from tests.helpers import Dispatched
 @pytest.fixture(params=["fast float64", "slow float64"])
 def accelerator(request, monkeypatch):
     """CPU tensors are treated as those of an accelerator, with blocks of 40 rows."""
-    monkeypatch.setattr(moments_module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(intake, "waits_for_nothing", lambda device: False)
     monkeypatch.setattr(products, "fast_float64", lambda device: request.param == "fast float64")
     monkeypatch.setattr(waiting, "_DEVICE_ROWS", 40)
 
@@ -160,7 +159,7 @@ def test_tensors_without_values_pass_through(accelerator):
 
 
 def test_an_error_about_an_earlier_batch_leaves_out_no_other(accelerator, monkeypatch):
-    monkeypatch.setattr(moments_module, "MARKS", 8)
+    monkeypatch.setattr(intake, "MARKS", 8)
     features, labels = float32_clusters(4, 6, 100)
     spoiled = features.clone()
     spoiled[25] = torch.nan

@@ -61,11 +61,13 @@ def test_a_large_offset_a_rotation_and_a_scale_change_nothing():
     assert moved == pytest.approx(plain, rel=1e-7)
 
 
-def test_means_that_are_not_told_apart_are_refused():
+def test_means_that_are_not_told_apart_have_no_value_and_a_warning_says_why():
     rows = torch.randn(60, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     moments = nc.ClassMoments.from_batch(rows, torch.arange(60) % 3, 3)
-    with pytest.raises(nc.InputError, match="hardly further apart than the noise"):
-        nc.directional_cdnv(moments)
+    with pytest.warns(nc.NeuralCollapseWarning, match=r"^undefined \(NaN\): two class means .*: directional_cdnv$"):
+        assert math.isnan(nc.directional_cdnv(moments))
     assert math.isfinite(nc.directional_cdnv(moments, corrected=False))
-    with pytest.raises(nc.InputError, match="only class 1 has samples"):
-        nc.directional_cdnv(nc.ClassMoments.from_batch(rows, torch.ones(60, dtype=torch.int64), 3))
+    with pytest.warns(nc.NeuralCollapseWarning, match="only class 1 has samples"):
+        assert math.isnan(nc.directional_cdnv(nc.ClassMoments.from_batch(rows, torch.ones(60, dtype=torch.int64), 3)))
+    with pytest.raises(nc.InputError, match="nothing would be left to measure"):
+        nc.directional_cdnv(moments, pairwise=False)

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry import shifted, waiting
+from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.geometry.measures import nc1
-from neuralcollapse.geometry.moments import ClassMoments, kept_rows, packed_size
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import packed_size
 from tests import oracles
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]

@@ -270,6 +270,36 @@ def test_compiled_and_exported_it_gives_the_same_logits_and_gradients(rotation, 
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("name", ["simplex blocks K=10 d=64", "simplex fast K=5 d=5", "softmax code K=10 d=3"])
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_a_tracer_sees_operations_whatever_is_ready(name, product):
+    layer = filled(LAYERS[name])
+    features = features_of(layer, 3)
+    layer(features)
+    traced = torch.jit.trace(layer.eval(), (features,))
+    others = 2 * features_of(layer, 5)
+    torch.testing.assert_close(traced(others), layer(others))
+
+
+def test_without_values_a_layer_has_its_shapes(make):
+    with torch.device("meta"):
+        layer = make()
+    assert layer.weight.shape == (layer.num_classes, layer.in_features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(torch.ones(3, layer.in_features, device="meta")).shape == (3, layer.num_classes)
+
+
+def test_a_layer_made_in_inference_mode_is_a_layer(make):
+    with torch.inference_mode():
+        layer = make()
+        features = features_of(layer, 3)
+        expected = F.linear(features, layer.weight, layer.bias)
+        for _ in range(2):
+            torch.testing.assert_close(layer(features), expected)
+        layer.to(F64)
+        torch.testing.assert_close(layer(features.to(F64)), expected.to(F64), rtol=1e-5, atol=1e-5)
+
+
 def test_every_layer_is_measured_as_a_classifier(make):
     layer = filled(make, dtype=F64)
     labels = torch.arange(6 * layer.num_classes) % layer.num_classes

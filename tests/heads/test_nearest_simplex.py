@@ -272,3 +272,16 @@ def test_on_a_device_without_values_nothing_is_read():
     own = layer(update_every=100).to("meta")
     own(torch.ones(3, D, dtype=F64, device="meta"))
     own.follow(torch.zeros(3, dtype=torch.int64, device="meta"))
+
+
+def test_made_in_inference_mode_it_counts_its_calls():
+    labels, features = torch.arange(K), torch.randn(K, D, dtype=F64)
+    with torch.inference_mode():
+        own = layer(update_every=2)
+        first = own.nearest.rows
+        for _ in range(2):
+            own.follow(labels, features)
+        own.to(torch.float32)
+        own.follow(labels, features)
+    assert int(own.nearest.calls) == 3
+    assert not torch.equal(own.nearest.rows, first)

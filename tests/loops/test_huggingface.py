@@ -450,3 +450,21 @@ def test_what_is_no_data_set_is_named(tmp_path, name):
     ]:
         with pytest.raises(nc.InputError, match=f"^expected {name} as one data set of samples, {message}"):
             nc.CollapseTrainerCallback(trainer, **{name: given})
+
+
+def test_figures_go_to_what_the_integrations_log_to():
+    from types import SimpleNamespace
+
+    from neuralcollapse.loops.huggingface import _loggers
+
+    def integration(name, **places):
+        return type(name, (), places)()
+
+    callbacks = [
+        integration("TensorBoardCallback", tb_writer="writer"),
+        integration("WandbCallback", _wandb="wandb"),
+        integration("MLflowCallback", _ml_flow=None),  # not set up
+        integration("PrinterCallback"),
+    ]
+    trainer = SimpleNamespace(callback_handler=SimpleNamespace(callbacks=callbacks))
+    assert _loggers(trainer) == ["writer", "wandb"]

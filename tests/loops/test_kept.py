@@ -257,7 +257,7 @@ def test_a_capture_made_elsewhere_gives_a_record_without_a_pass(tmp_path):
     record = recorder.measure(model, 4)
     assert (record.source, record.train) == ("online", {"loss": 1.25, "accuracy": 0.5})
     assert record.measures == pytest.approx(nc.measures(moments, model.fc.weight, model.fc.bias))
-    assert set(record.test) == {"loss", "accuracy", *record.measures} - {*WEIGHT_MEASURES}
+    assert set(record.test) == {"loss", "accuracy", "nc4", "ncc_accuracy", *record.measures} - {*WEIGHT_MEASURES}
     (geometry,) = RunFolder.open(tmp_path / "run").geometries()
     assert geometry.means == pytest.approx(moments.means.numpy(), rel=1e-6)
 

@@ -114,6 +114,8 @@ def test_every_logger_gets_every_measurement(tmp_path):
     events = EventAccumulator(loggers[1].log_dir)
     events.Reload()
     assert [event.value for event in events.Scalars("collapse/nc1")] == pytest.approx(wanted)
+    for name in ("nc1", "cosines", "cosine-histogram"):  # those of the end, whatever the pace
+        assert events.Images(f"figures/{name}")[-1].step == 12
 
 
 def test_training_goes_bit_for_bit_as_without(tmp_path):
@@ -549,3 +551,19 @@ def test_a_callback_goes_on_from_its_state():
     assert [record.epoch for record in second.records] == [1], "what was measured before is not measured again"
     assert 1000 < second.records[0].seconds < 1100
     assert second.state_dict()["seconds"] >= second.records[0].seconds
+
+
+def test_a_fit_that_fails_leaves_no_page_that_says_that_the_run_goes_on(tmp_path, monkeypatch):
+    from neuralcollapse.loops import pace
+
+    class Failing(lightning.Callback):
+        def on_train_epoch_start(self, trainer, pl_module):
+            assert "This run is going on" in (tmp_path / "run/report.html").read_text()
+            raise RuntimeError("of the user's")
+
+    monkeypatch.setattr(pace.Pace, "due", True)
+    with pytest.raises(RuntimeError, match="of the user's"):
+        fitted([nc.CollapseCallback(classifier="head", out=tmp_path / "run"), Failing()])
+    text = (tmp_path / "run/report.html").read_text()
+    assert "This run is going on" not in text
+    assert "The records end after 0 of 2 epochs." in text

@@ -47,7 +47,7 @@ def test_a_scorer_of_a_network_is_that_of_its_features():
         torch.testing.assert_close(values, found[name], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["labelled", "other labels", "inputs alone", "lists of inputs", "dicts"])
+@pytest.mark.parametrize("kind", ["labelled", "other labels", "inputs alone", "lists of inputs", "a list", "dicts"])
 def test_a_loader_is_scored_with_or_without_labels(kind):
     model, scorer = fitted()
     inputs = small_set(90).tensors[0]
@@ -57,6 +57,7 @@ def test_a_loader_is_scored_with_or_without_labels(kind):
         "other labels": DataLoader(TensorDataset(inputs, torch.full((90,), 77)), batch_size=32),
         "inputs alone": DataLoader(inputs, batch_size=32),
         "lists of inputs": DataLoader(TensorDataset(inputs), batch_size=32),
+        "a list": [inputs[:50], inputs[50:]],
         "dicts": [{"inputs": inputs, "label": ["cat"] * 90}],
     }[kind]
     model.train()
@@ -297,6 +298,23 @@ def test_inputs_that_do_not_fit_are_refused():
         scorer.score_loader(other, small_loader(), progress=False)
 
 
+def test_the_weight_of_nci_is_the_one_that_tells_validation_outliers_apart_best():
+    model, scorer = fitted()
+    inside = features_of(model, small_set(90).tensors[0])
+    outside = inside * 0.1  # in the same directions: only their size tells them apart
+    alpha = scorer.tune_nci_alpha(inside, outside)
+    assert alpha == scorer.options.nci_alpha > 0
+    tuned = [scorer.score(each)["nci"] for each in (inside, outside)]
+    _, plain = fitted()
+    for features, found in zip((inside, outside), tuned, strict=True):
+        torch.testing.assert_close(found, plain.score(features)["nci"] + alpha * features.abs().sum(1))
+    before = nc.ood.evaluate(plain.score(inside)["nci"], plain.score(outside)["nci"])["auroc"]
+    assert nc.ood.evaluate(*tuned)["auroc"] > max(before, 0.9)
+    assert scorer.tune_nci_alpha(outside, inside) == 0  # any weight would make it worse
+    with pytest.raises(nc.InputError, match="a scorer with the score 'nci', got msp"):
+        fitted(scores="msp")[1].tune_nci_alpha(inside, outside)
+
+
 def test_arrays_of_numpy_are_taken():
     _, scorer = fitted()
     found = scorer.score(np.ones((2, 6), dtype=np.float32), np.ones((2, 3), dtype=np.float32))
@@ -308,6 +326,37 @@ def test_the_constants_are_made_once(monkeypatch):
     scorer.score(torch.ones(2, 6))
     monkeypatch.setattr(Blocks, "__init__", None)
     scorer.score(torch.zeros(3, 6))
+
+
+def test_the_residual_of_few_samples_is_the_length_outside_all_that_they_span():
+    """With a rank below vim_dim, the directions that the residual leaves out would be chosen by rounding."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(12, 40, generator=generator, dtype=torch.float64)
+    moments = nc.ClassMoments.from_batch(features, torch.arange(12) % 3, 3)
+    weight = torch.randn(3, 40, generator=generator, dtype=torch.float64)
+    inputs = torch.randn(5, 40, generator=generator, dtype=torch.float64)
+    for bias in (None, torch.randn(3, generator=generator, dtype=torch.float64)):
+        scorer = nc.OODScorer.from_moments(moments, weight, bias, scores="residual")
+        origin = torch.zeros(40).double() if bias is None else -torch.linalg.pinv(weight) @ bias
+        basis = torch.linalg.svd(features - origin, full_matrices=False)[2]
+        away = inputs - origin
+        expected = -torch.linalg.vector_norm(away - away @ basis.T @ basis, dim=1)
+        torch.testing.assert_close(scorer.score(inputs)["residual"], expected, rtol=1e-9, atol=0)
+        assert float(scorer.score(features)["residual"].abs().max()) < 1e-12
+    with pytest.raises(nc.InputError, match="vim_dim=13 is above 12, the number of directions"):
+        nc.OODScorer.from_moments(moments, weight, scores="residual", vim_dim=13)
+
+
+def test_merged_rows_are_counted_however_many_classes_there_are(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(300, 8, generator=generator).double()
+    weight[40:50], weight[200] = weight[7], weight[9] * (1 + 1e-8)
+    features, labels = torch.randn(900, 8, generator=generator).double(), torch.arange(900) % 300
+    moments = nc.ClassMoments.from_batch(features, labels, 300)
+    for table in (2048, 1):
+        monkeypatch.setattr("neuralcollapse.ood.boundaries._TABLE", table)
+        with pytest.warns(nc.NeuralCollapseWarning, match="^13 classes have the row of another class"):
+            nc.OODScorer.from_moments(moments, weight.float(), scores="fdbd")
 
 
 def test_many_classes_go_by_tiles():

@@ -14,23 +14,11 @@ from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import read_runs
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome is installed")
-
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
-MAP = "document.getElementById('cosines').data[0].z"
-DRAWN = "[...document.querySelectorAll('.plot')].every(plot => plot.querySelector('.main-svg, canvas'))"
+MAP = "[...document.querySelectorAll('#cosines [data-cell]')].map(cell => cell.getAttribute('fill')).join()"
+NAMES = "[...document.querySelectorAll('#cosines text')].map(text => text.textContent)"
+STEPS = "figures.find(figure => figure.name === 'cosines').steps"
 ALL_IDLE = 60_000  # ms that a slow machine may take
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=BROWSER, args=ARGUMENTS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
@@ -93,30 +81,9 @@ def local(url: str) -> bool:
     return url.startswith(("file:", "data:", "blob:")) and not url.endswith("/x")
 
 
-def scroll_through(page) -> None:
-    for i in range(page.locator(".plot").count()):
-        page.locator(".plot").nth(i).scroll_into_view_if_needed()
-        page.wait_for_function("i => document.querySelectorAll('.plot')[i].querySelector('.main-svg, canvas')", arg=i)
-
-
-def show(page, name: str = "cosines") -> None:
-    page.locator(f"#{name}").scroll_into_view_if_needed()
-    page.wait_for_function("name => document.getElementById(name).data", arg=name)
-
-
-@pytest.mark.parametrize("name", ["one", "two"])
-def test_figures_wait_until_they_are_near_and_then_all_are_drawn(name, visit):
-    page = visit(name, viewport={"width": 900, "height": 600})
-    page.wait_for_function("document.querySelector('.plot .main-svg')")
-    assert not page.evaluate(DRAWN)
-    scroll_through(page)
-    assert page.evaluate(DRAWN)
-
-
 def test_the_slider_moves_the_heat_map_by_mouse_and_keys_and_says_the_epoch(visit):
     page = visit("one")
-    show(page)
-    last, epochs = page.evaluate(MAP), page.evaluate("figures.find(f => f.name === 'cosines').frames.map(f => f.name)")
+    last, epochs = page.evaluate(MAP), page.evaluate(STEPS)
     slider, said = page.locator("#cosines-step"), page.locator("#cosines-at")
     assert said.inner_text() == f"epoch {epochs[-1]}" == "epoch 4"
     slider.focus()
@@ -133,23 +100,11 @@ def test_the_slider_moves_the_heat_map_by_mouse_and_keys_and_says_the_epoch(visi
     box = slider.bounding_box()
     page.mouse.click(box["x"] + 3, box["y"] + box["height"] / 2)
     assert page.evaluate(MAP) == first
-    assert page.evaluate(MAP) == page.evaluate("figures.find(f => f.name === 'cosines').frames[0].data[0].z")
-
-
-def test_the_motion_moves_too_and_keeps_the_way_it_was_turned(visit):
-    page = visit("one")
-    show(page, "simplex-motion")
-    before = page.evaluate("document.getElementById('simplex-motion').data[1].x")
-    page.evaluate("Plotly.relayout('simplex-motion', {'scene.camera.eye': {x: 2, y: 0.5, z: 1}})")
-    page.locator("#simplex-motion-step").focus()
-    page.keyboard.press("Home")
-    assert page.evaluate("document.getElementById('simplex-motion').data[1].x") != before
-    assert page.evaluate("document.getElementById('simplex-motion').layout.scene.camera.eye.x") == 2
+    assert page.locator("#cosines [data-cell]").count() == 100
 
 
 def test_play_starts_over_advances_and_stops_at_the_end(visit):
     page = visit("one", reduced_motion="no-preference")
-    show(page)
     play, said = page.locator("#cosines-play"), page.locator("#cosines-at")
     assert play.inner_text() == "play"
     steps = page.evaluate("document.getElementById('cosines-step').max")
@@ -162,15 +117,12 @@ def test_play_starts_over_advances_and_stops_at_the_end(visit):
         "steps => document.getElementById('cosines-play').textContent === 'play' && seen.length > steps", arg=int(steps)
     )
     seen = page.evaluate("seen")
-    assert seen == [
-        f"epoch {frame}" for frame in page.evaluate("figures.find(f => f.name === 'cosines').frames.map(f => f.name)")
-    ]
+    assert seen == [f"epoch {step}" for step in page.evaluate(STEPS)]
     assert said.inner_text() == seen[-1]
 
 
 def test_play_can_be_paused_by_its_button_and_by_the_slider(visit):
     page = visit("one", reduced_motion="reduce")  # a second a step: time to press pause
-    show(page)
     play, value = page.locator("#cosines-play"), "document.getElementById('cosines-step').value"
     for pause in (play.click, lambda: page.locator("#cosines-step").press("ArrowRight")):
         page.locator("#cosines-step").fill("0")
@@ -186,14 +138,13 @@ def test_play_can_be_paused_by_its_button_and_by_the_slider(visit):
 
 def test_the_list_of_runs_changes_figure_caption_and_words(visit):
     page = visit("two")
-    show(page)
     plot, caption = page.locator("#cosines"), page.locator("#cosines-caption")
     names = page.locator("#cosines-run option").all_inner_texts()
     assert names == ["plain", EVIL]
-    before = page.evaluate(MAP), page.evaluate("document.getElementById('cosines').data[0].x")
+    before = page.evaluate(MAP), page.evaluate(NAMES)
     words = plot.get_attribute("aria-label")
     page.locator("#cosines-run").select_option(index=1)
-    after = page.evaluate(MAP), page.evaluate("document.getElementById('cosines').data[0].x")
+    after = page.evaluate(MAP), page.evaluate(NAMES)
     assert after[0] != before[0]
     assert after[1] != before[1]
     other = page.evaluate("figures.find(f => f.name === 'cosines').others[0][1]")
@@ -209,13 +160,13 @@ def test_runs_named_by_numbers_are_the_ones_that_are_chosen(runs, visit, files):
     named = [replace(one, name="start"), replace(two, name="10"), replace(one, name="2")]
     (files / "numbers.html").write_text(comparison_page(named).html(), encoding="utf-8")
     page = visit("numbers")
-    show(page)
     page.locator("#cosines-run").select_option(label="10")
-    assert page.evaluate("document.getElementById('cosines').data[0].x[1]") == "a &amp; b"
+    assert "a & b" in page.evaluate(NAMES)
 
 
 def column(page, number: int) -> list[str]:
-    return page.locator(f"table.sortable tbody td:nth-child({number})").all_inner_texts()
+    """Of the last table that sorts: before that of the runs one says what differs."""
+    return page.locator("table.sortable").last.locator(f"tbody td:nth-child({number})").all_inner_texts()
 
 
 @pytest.mark.parametrize("press", ["click", "Enter"])
@@ -246,7 +197,7 @@ def test_a_column_sorts_by_number_both_ways_with_what_is_missing_last(press, vis
 def test_the_runs_sort_by_their_numbers(visit, runs):
     page = visit("two")
     assert column(page, 1) == ["plain", EVIL]
-    button = page.locator("table.sortable th button", has_text="NC1").first
+    button = page.locator("table.sortable").last.locator("th button", has_text="NC1").first
     button.click()
     assert column(page, 1) == ["plain", EVIL]
     button.click()
@@ -310,47 +261,42 @@ def test_the_records_download_as_csv(name, count, visit, runs):
 @pytest.mark.parametrize("name", ["one", "two"])
 def test_a_phone_does_not_scroll_sideways(name, visit):
     page = visit(name, viewport={"width": 390, "height": 844}, is_mobile=True, has_touch=True)
-    scroll_through(page)
     wide, room = page.evaluate("[document.documentElement.scrollWidth, document.documentElement.clientWidth]")
     assert room <= 390
     assert wide <= room
-    for plot in page.locator(".plot .svg-container").all():
+    for plot in page.locator(".plot > svg").all():
         assert plot.bounding_box()["width"] <= room
 
 
-COLOURS = "[getComputedStyle(document.body).backgroundColor, document.getElementById('{name}')._fullLayout.font.color]"
+COLOURS = (
+    "[getComputedStyle(document.body).backgroundColor, getComputedStyle(document.querySelector('#loss text')).fill]"
+)
 
 
 def test_dark_mode_changes_the_page_and_its_figures_also_while_it_is_open(visit):
     page, dark = visit("one", color_scheme="light"), visit("one", color_scheme="dark")
-    ask = COLOURS.format(name="loss")
-    for opened in (page, dark):
-        show(opened, "loss")
-    light = page.evaluate(ask)
-    assert light == ["rgb(248, 250, 252)", "#334155"]
-    assert dark.evaluate(ask) == ["rgb(11, 17, 32)", "#cbd5e1"]
+    light = ["rgb(248, 250, 252)", "rgb(71, 85, 105)"]
+    assert page.evaluate(COLOURS) == light
+    assert dark.evaluate(COLOURS) == ["rgb(11, 17, 32)", "rgb(163, 177, 198)"]
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.getElementById('loss')._fullLayout.font.color === '#cbd5e1'")
-    assert page.evaluate(ask) == dark.evaluate(ask)
-    page.emulate_media(color_scheme="light")
-    page.wait_for_function("document.getElementById('loss')._fullLayout.font.color === '#334155'")
-    assert page.evaluate(ask) == light
+    assert page.evaluate(COLOURS) == dark.evaluate(COLOURS)
+    dark.emulate_media(media="print")
+    assert dark.evaluate(COLOURS)[1] == light[1]  # paper is white
 
 
 def test_a_change_of_mode_keeps_the_step_and_the_run_that_are_shown(visit):
     page = visit("two", color_scheme="light")
-    show(page)
     page.locator("#cosines-run").select_option(index=1)
     page.locator("#cosines-step").fill("0")
     before = page.evaluate(MAP)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_function("document.getElementById('cosines')._fullLayout.font.color === '#cbd5e1'")
     assert page.evaluate(MAP) == before
     assert page.locator("#cosines-at").inner_text() == "epoch 0"
 
 
 def test_all_that_can_be_used_is_reached_by_tab(visit):
     page = visit("two")
+    page.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
     page.evaluate(
         "document.querySelectorAll('button, select, input, [tabindex]').forEach((item, i) => item.dataset.n = i)"
     )
@@ -358,7 +304,7 @@ def test_all_that_can_be_used_is_reached_by_tab(visit):
     kinds = page.evaluate("[...new Set([...document.querySelectorAll('[data-n]')].map(x => x.localName))]")
     assert {"button", "select", "input"} <= set(kinds)
     reached = set()
-    for _ in range(count + 100):  # the figures' own buttons lie between
+    for _ in range(count + 20):
         if len(reached) > count:
             break
         page.keyboard.press("Tab")
@@ -377,22 +323,18 @@ def test_every_control_has_a_name(visit):
 def test_names_are_shown_as_text_and_execute_nothing(name, visit):
     page = visit(name)
     if name == "two":
-        show(page)
         page.locator("#cosines-run").select_option(index=1)
-        show(page, "simplex-motion")
         page.locator("#simplex-motion-run").select_option(index=1)
         assert EVIL in column(page, 1)
-    scroll_through(page)
     page.wait_for_timeout(200)
     assert page.locator("main img").count() == 0
     assert page.locator("main b", has_text="bold").count() == 0
-    ticks = page.locator("#cosines .xaxislayer-above text, #cosines .xtick text").all_text_contents()
-    assert f"{EVIL[:23]}…" in ticks
+    ticks = page.locator("#cosines text").all_text_contents()
+    assert any(tick.startswith(EVIL[:8]) for tick in ticks)
     assert "a & b" in ticks
 
 
 def test_names_of_runs_are_text_in_the_legends_of_figures(visit):
     page = visit("two")
-    scroll_through(page)
-    legends = page.locator("#curve-nc1 .legendtext").all_text_contents()
-    assert legends == ["plain", EVIL]
+    legend = page.locator("figure", has=page.locator("#curve-nc1")).locator(".legend button")
+    assert legend.all_text_contents() == ["plain", EVIL]

@@ -5,7 +5,7 @@ import pytest
 
 import neuralcollapse as nc
 from neuralcollapse.report.class_means import cosine_map, geometry_figures, simplex_motion
-from neuralcollapse.report.plotly_spec import plotly_spec
+from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.runs.reading import Run
 from neuralcollapse.runs.records import Geometry, Record
 
@@ -18,7 +18,7 @@ def collapsed(count: int, dim: int, epoch: int = 1) -> Geometry:
 
 
 def spec(figure) -> str:
-    return json.dumps(plotly_spec(figure), allow_nan=False)
+    return json.dumps(figure_data(figure), allow_nan=False)
 
 
 def test_the_geometry_of_each_run_can_be_chosen():

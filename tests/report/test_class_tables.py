@@ -10,6 +10,7 @@ import pytest
 
 from neuralcollapse.report.class_tables import class_tables
 from neuralcollapse.report.formats import markdown
+from neuralcollapse.report.page import Page
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.class_record import ClassRecord
 from neuralcollapse.runs.reading import Run
@@ -52,6 +53,14 @@ def test_many_classes_are_cut_and_the_csv_has_all():
     assert [int(line["class"]) for line in lines] == list(range(1500))
     assert lines[1]["variance"] == "1.33333"
     assert "Drawn are" not in class_tables(run(200))[0].note
+
+
+def test_a_page_holds_the_worst_of_very_many_classes_and_says_so():
+    (table,) = class_tables(run(10_001))
+    assert len(list(csv.DictReader(io.StringIO(table.csv[1])))) == 10_000
+    assert table.csv_label == "Download the worst 10,000 classes (CSV)"
+    assert "the CSV file has the 10,000 worst; the run folder has all." in table.note
+    assert len(Page("t", "", "", [], [], [table]).html()) < 1_000_000
 
 
 def test_without_pairs_another_column_decides_and_what_is_undefined_is_last():

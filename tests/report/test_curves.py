@@ -2,9 +2,8 @@ import math
 
 import pytest
 
-from neuralcollapse.report.curves import comparison_curve, head_curve, nearest_curves, run_curves
-from neuralcollapse.report.figure import COLORS, GREY, Band
-from neuralcollapse.runs.reading import Run, group_runs
+from neuralcollapse.report.curves import head_curve, nearest_curves, run_curves
+from neuralcollapse.report.figure import COLORS, GREY
 from neuralcollapse.runs.records import Record
 from tests.helpers import made_record
 
@@ -13,10 +12,6 @@ NAN = math.nan
 
 def record(epoch: int, nc1: float) -> Record:
     return Record(epoch, 0.0, 0.1, {"loss": 1.0, "accuracy": 0.5}, {}, {"nc1": nc1})
-
-
-def run(name, values, **labels):
-    return Run(name, {}, {}, [record(i, x) for i, x in enumerate(values)], labels=labels)
 
 
 def test_curves_hold_the_records(short_run):
@@ -80,28 +75,6 @@ def test_without_a_test_set_there_is_one_line():
     assert [mark.name for mark in loss.marks] == ["train"]
 
 
-def test_a_curve_is_the_mean_over_seeds_in_their_range():
-    groups = group_runs([run("a", [4, 1], x="p"), run("b", [8, 3], x="p")])
-    band, mean = comparison_curve(groups, "nc1", log=True).marks
-    assert isinstance(band, Band)
-    assert (band.low, band.high, mean.y) == ([4, 1], [8, 3], [6, 2])
-    assert band.name == mean.name == "p"
-
-
-def test_what_is_undefined_is_left_out_of_the_mean_whatever_the_order():
-    for values in ([NAN, 3], [3, NAN]):
-        runs = [run(str(i), [x, NAN], x="p") for i, x in enumerate(values)]
-        band, mean = comparison_curve(group_runs(runs), "nc1").marks
-        for line in (band.low, band.high, mean.y):
-            assert line[0] == 3
-            assert math.isnan(line[1])
-
-
-def test_epochs_that_only_one_seed_has_are_left_out():
-    *_, mean = comparison_curve(group_runs([run("a", [4, 1], x="p"), run("b", [8], x="p")]), "nc1").marks
-    assert (mean.x, mean.y) == ([0], [6])
-
-
 def expecting(epoch: int, minimum: float, **others: float) -> Record:
     return Record(epoch, 0.0, 0.1, {}, {}, {"nc2": 1.0, "nc3": 1.0}, minimizer={"nc2": minimum, **others})
 
@@ -123,20 +96,6 @@ def test_minima_that_differ_have_the_colours_of_their_curves_and_one_entry_in_th
     ]
     assert lines[0].y == [0.3, 0.4]
     assert all(map(math.isnan, lines[2].y))
-
-
-def test_groups_are_compared_with_what_theory_expects_of_each():
-    def runs(*minima):
-        return [
-            Run(str(i), {}, {}, [expecting(0, x), expecting(1, x)], labels={"x": str(i)}) for i, x in enumerate(minima)
-        ]
-
-    own = comparison_curve(group_runs(runs(0.3, 0.2)), "nc2").marks
-    assert [mark.name for mark in own] == ["0", "1", "0, at the minimum", "1, at the minimum", "at the minimum"]
-    assert own[3].color == own[1].color
-    assert [mark.name for mark in comparison_curve(group_runs(runs(0.3, 0.3)), "nc2").marks][2:] == ["at the minimum"]
-    zero = comparison_curve(group_runs(runs(0.0, 0.0)), "nc2", log=True).marks
-    assert [mark.name for mark in zero] == ["0", "1"]  # a logarithmic axis has no 0
 
 
 HEAD = {"objective": 0.3, "minimum": 0.25, "ratio": 1.2, "lower_bound": 0.2}

@@ -1,18 +1,23 @@
+import base64
+import gzip
 import json
 import math
 import re
 import shutil
 from dataclasses import replace
 from html.parser import HTMLParser
+from xml.etree import ElementTree
 
 import pytest
 
 from neuralcollapse import InputError
 from neuralcollapse.report.comparison import comparison_page
+from neuralcollapse.report.formulas import formula
+from neuralcollapse.report.page import page_script
 from neuralcollapse.report.single import shown, single_page, verdict, write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import Run, read_run
-from neuralcollapse.runs.records import Record
+from neuralcollapse.runs.records import MEASURES, Record
 
 
 def render(run: RunFolder) -> str:
@@ -51,7 +56,7 @@ def test_the_page_is_one_file_that_fetches_nothing(page):
     sources = Sources()
     sources.feed(page)
     assert sources.fetched == []
-    assert len(page.encode()) < 6_000_000
+    assert len(page.encode()) < 300_000
 
 
 def test_the_page_holds_the_figures_data_and_the_last_record(page, short_run):
@@ -119,7 +124,7 @@ def test_runs_of_different_units_are_side_by_side():
 
     page = comparison_page([run("step"), run("epoch")])
     assert page.figures[0].x.title == "step or epoch"
-    assert page.tables[0].header[2] == "steps or epochs"
+    assert page.tables[1].header[2] == "steps or epochs"
     assert page.csv[1].splitlines()[0].startswith("run,seed,step,")
     assert comparison_page([run("step")]).tables[0].header[2] == "steps"
     page.html()
@@ -159,6 +164,49 @@ def test_damaged_files_are_named(short_run, tmp_path, name, text):
 def test_a_place_that_cannot_be_written_is_one_clear_error(short_run, tmp_path):
     with pytest.raises(InputError, match="cannot write"):
         write_page(short_run, tmp_path / "missing" / "page.html")
+
+
+def test_many_pages_share_one_copy_of_the_script(short_run, tmp_path):
+    for page in (tmp_path / "a.html", tmp_path / "b.html"):
+        assert write_page(short_run, page, shared_assets=True) == page
+    (shared,) = tmp_path.glob("*.js")
+    assert shared.read_text(encoding="utf-8") == page_script()
+    text = (tmp_path / "b.html").read_text(encoding="utf-8")
+    assert f'<script src="{shared.name}"' in text
+    assert len(text) < len(render(short_run)) - len(page_script()) / 2
+    shared.write_text("torn")
+    write_page(short_run, tmp_path / "a.html", shared_assets=True)
+    assert shared.read_text(encoding="utf-8") == page_script()
+
+
+def test_long_files_are_kept_compressed_and_always_alike(short_run):
+    rows = "a,b\n" + "1,2\n" * 20_000
+    page = replace(single_page(read_run(short_run.path)), csv=("records.csv", rows))
+    text = page.html()
+    assert text == page.html()
+    packed = json.loads(re.search(r"const files = (\{.*?\});\n", text).group(1))["records.csv"]["gzip"]
+    assert gzip.decompress(base64.b64decode(packed)).decode() == rows
+
+
+def test_the_cards_name_the_limits_and_which_number_is_off():
+    def cards(**measures):
+        record = Record(3, 0.0, 0.1, {"accuracy": 0.995}, {}, {"nc2_means": 0.15, "nc3": 0.3} | measures)
+        return {card[0]: card[3:] for card in single_page(Run("a", {}, {}, [record])).cards}
+
+    assert cards(nc1=0.01) == {
+        "train accuracy": ("at least 0.99", True),
+        "NC1": ("at most 0.1", True),
+        "NC2, means": ("at most 0.2", True),
+        "NC3": ("at most 0.2", False),
+    }
+    assert cards(nc1=math.nan)["NC1"] == ("at most 0.1", False)
+
+
+def test_every_measure_has_its_formula_as_well_formed_mathml():
+    worded = {key for key in MEASURES if not formula(key)}
+    assert worded == {"nc4", "ncc_accuracy", "nc_bias_centered"}
+    for key in MEASURES.keys() - worded:
+        assert ElementTree.fromstring(formula(key)).tag == "math"
 
 
 def test_a_run_without_geometry_still_has_its_curves(short_run, tmp_path):

@@ -1,10 +1,12 @@
 import itertools
+import json
 import math
 import re
 import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from importlib import resources
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
@@ -17,9 +19,11 @@ from PIL import Image
 from neuralcollapse import InputError
 from neuralcollapse.report import paper
 from neuralcollapse.report.class_means import cosine_map, simplex_motion
-from neuralcollapse.report.figure import Axis, Band, Bars, Dots, Figure, HeatMap, Line
+from neuralcollapse.report.figure import BLUE_TO_RED, COLORS, Axis, Band, Bars, Dots, Figure, HeatMap, Line
 from neuralcollapse.report.landscape import energy_figure, gap_figure, phase_figure, spectrum_figure
-from neuralcollapse.report.paper import draw, save_figures
+from neuralcollapse.report.page import Panels
+from neuralcollapse.report.paper import draw, draw_panels, save_figures
+from neuralcollapse.report.paper_series import Series
 from neuralcollapse.report.single import run_figures
 from neuralcollapse.runs.reading import read_run
 from neuralcollapse.runs.records import Geometry
@@ -93,7 +97,7 @@ def test_curves_hold_the_pages_numbers_colours_and_axes(figures):
     for drawn, mark in zip(ax.lines, page.marks, strict=True):
         np.testing.assert_array_equal(drawn.get_xdata(), mark.x)
         np.testing.assert_array_equal(drawn.get_ydata(), mark.y)
-        assert to_hex(drawn.get_color()) == mark.color
+        assert to_hex(drawn.get_color()) == Series([]).shade(mark.color)
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title()) == ("epoch", "NC1", "")
 
 
@@ -174,15 +178,15 @@ def test_undefined_leaves_a_gap_in_a_line_and_no_logarithm_does_too():
 
 
 def test_dashes_and_markers():
-    marks = [line([1, 2], dash="dot"), Dots("a", [1], [2], AMBER), line([1, 2], markers=True), line([3])]
+    marks = [line([1, 2], dash="dot", width=1), Dots("a", [1], [2], AMBER), line([1, 2], markers=True), line([3])]
     (ax,) = draw(figure([*marks, Dots("b", [1], [2], AMBER, hollow=True)])).axes
     dotted, dots, both, single, hollow = ax.lines
     assert dotted.get_linestyle() == "--"  # matplotlib's word for any pattern
     assert dotted.get_marker() == "none"
-    assert (dots.get_linestyle(), dots.get_marker()) == ("None", "o")
+    assert (dots.get_linestyle(), dots.get_marker()) == ("None", "o")  # the first colour of those to be told apart
     assert to_hex(dots.get_markerfacecolor()) == AMBER
-    assert (both.get_linestyle(), both.get_marker()) == ("-", "o")
-    assert single.get_marker() == "o"
+    assert (both.get_linestyle(), both.get_marker()) == ("-", "s")
+    assert single.get_marker() == "s"
     assert (hollow.get_marker(), hollow.get_markerfacecolor()) == ("D", "none")
 
 
@@ -226,17 +230,16 @@ def test_bars_of_a_group_stand_side_by_side():
 
 
 def test_low_and_high_have_the_pages_colours():
-    """The stops of RdBu in plotly.js, which draws the page: blue is low there, and red high."""
-    from plotly.offline import get_plotlyjs
-
-    low, high = re.search(r"[,{]RdBu:\[\[0,\"(rgb\([\d,]+\))\"\].*?\[1,\"(rgb\([\d,]+\))\"\]", get_plotlyjs()).groups()
+    """Those in plot.js, which draws the page: blue is low, and red high."""
+    script = resources.files("neuralcollapse.report").joinpath("plot.js").read_text(encoding="utf-8")
+    stops = json.loads(re.search(r"BLUE_TO_RED = (\[.*\]);", script).group(1))
+    assert tuple("#{:02x}{:02x}{:02x}".format(*stop) for stop in stops) == BLUE_TO_RED
     ax = draw(figure([heat([[-1, 0, NAN, 1]])])).axes[0]
     (mesh,) = ax.collections
     mesh.update_scalarmappable()
     drawn = [tuple(round(255 * part) for part in color) for color in mesh.get_facecolor()]
-    assert "rgb({},{},{})".format(*drawn[0][:3]) == low == "rgb(5,10,172)"
-    assert "rgb({},{},{})".format(*drawn[3][:3]) == high == "rgb(178,10,28)"
-    assert drawn[1][:3] == pytest.approx((190, 190, 190), abs=2)
+    assert [list(drawn[i][:3]) for i in (0, 3)] == [stops[0], stops[-1]]
+    assert drawn[1][:3] == pytest.approx((247, 247, 247), abs=2)
     assert drawn[2][3] == 0
 
 
@@ -369,3 +372,54 @@ def test_every_kind_of_figure_of_a_landscape_can_be_drawn():
     for page, lines, maps in zip(pages, (1, 2, 2, 1), (0, 0, 0, 1), strict=True):  # a line at zero in the spectrum
         ax = draw(page).axes[0]
         assert (len(ax.lines), len(ax.collections)) == (lines, maps)
+
+
+def lightness(color: str) -> float:
+    """CIE lightness, from 0 to 100."""
+    shares = (int(color[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in shares]
+    return 116 * sum(a * b for a, b in zip((0.2126, 0.7152, 0.0722), linear, strict=True)) ** (1 / 3) - 16
+
+
+def test_curves_differ_in_lightness_and_shape_so_that_grey_is_enough():
+    marks = [line([1, 2, 3], color=color, name=color) for color in COLORS]
+    drawn = draw(figure(marks)).axes[0].lines
+    shades = [lightness(to_hex(each.get_color())) for each in drawn]
+    assert all(abs(one - other) > 20 for one, other in itertools.pairwise(shades[:8]))
+    assert len({each.get_marker() for each in drawn}) == len(COLORS)
+    (alone,) = draw(figure(marks[:1])).axes[0].lines
+    assert alone.get_marker() == "none"  # nothing to tell it from
+
+
+def test_curves_that_are_seen_only_when_selected_are_not_on_paper():
+    (ax,) = draw(figure([line([1, 2]), line([3, 4], only_selected=True)])).axes
+    assert len(ax.lines) == 1
+
+
+def test_panels_share_their_horizontal_axis_and_one_legend_with_the_same_shapes():
+    both = [line([1, 2, 3], name="a"), line([3, 2, 1], name="b", color=AMBER)]
+    first, second = figure(both, Axis("epoch"), LOG, "one"), figure(both[1:], Axis("epoch"), Axis("NC2"), "two")
+    drawing = draw_panels([first, second])
+    upper, lower = drawing.axes
+    assert (upper.get_xlabel(), lower.get_xlabel(), lower.get_ylabel()) == ("", "epoch", "NC2")
+    assert upper.get_xlim() == lower.get_xlim()
+    assert legend(drawing) == ["a", "b"]
+    assert upper.lines[1].get_marker() == lower.lines[0].get_marker() == "s"
+    assert drawing.get_size_inches()[0] == pytest.approx(3.25)
+    assert all(ax.get_position().height * drawing.get_size_inches()[1] > 1 for ax in drawing.axes)
+
+
+def test_panels_are_a_file_beside_those_of_their_figures(tmp_path):
+    pages = [figure([line([1, 2])], name=name) for name in ("one", "two", "three")]
+    paths = save_figures(pages, tmp_path, "svg", [Panels("both", "Both", ["one", "three"])])
+    assert [path.name for path in paths] == ["one.svg", "two.svg", "three.svg", "both.svg"]
+
+
+def test_names_beside_points_do_not_overlap_and_stay_on_the_axes():
+    dots = Dots("some", [0, 1, 1, 2], [0, 1, 1.01, 2], BLUE, labels=["one", "two", "three", "four"])
+    drawing = draw(figure([dots]))
+    (ax,) = drawing.axes
+    drawing.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert {text.get_text() for text in ax.texts} >= {"one", "two", "four"}
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 import neuralcollapse as nc
-from neuralcollapse.report.plotly_spec import plotly_spec
-from neuralcollapse.report.scree import geometry_scree, scree
-from neuralcollapse.runs.records import Geometry
+from neuralcollapse.report.figure_data import figure_data
+from neuralcollapse.report.scree import geometry_scree, group_scree, scree
+from neuralcollapse.runs.reading import Run, group_runs
+from neuralcollapse.runs.records import Geometry, Record
 
 
 def spectra(classes=5, dim=12, samples=6, weight=True):
@@ -38,7 +39,7 @@ def test_each_spectrum_is_a_line_over_its_largest_with_its_ceiling_beside_it():
         assert f"{spectrum.rank} of at most {spectrum.ceiling} directions" in figure.alt
     assert figure.x.log
     assert figure.y.log
-    json.dumps(plotly_spec(figure), allow_nan=False)
+    json.dumps(figure_data(figure), allow_nan=False)
 
 
 def test_without_a_weight_there_is_no_line_for_it():
@@ -93,3 +94,17 @@ def test_what_cannot_be_drawn_is_refused(tmp_path):
         nothing = nc.spectra(nc.ClassMoments.zeros(2, 3))
     with pytest.raises(nc.InputError, match="nothing to draw"):
         nc.write_scree(nothing, tmp_path / "scree.png")
+
+
+def test_groups_have_a_line_each_for_means_and_classifier_and_those_without_a_geometry_none():
+    etf = nc.simplex_etf(6, 9).numpy()
+    kept = [Geometry(7, etf + 5, np.full(9, 5, np.float32), etf, np.zeros(6, np.float32))]
+    record = Record(7, 0.0, 0.1, {})
+    runs = [Run("a", {}, {}, [record], kept, {"x": "p"}), Run("b", {}, {}, [record], kept, {"x": "p"})]
+    (figure,) = group_scree(group_runs([*runs, Run("c", {}, {}, [record], (), {"x": "q"})]))
+    means, classifier = figure.marks
+    assert (means.name, classifier.name) == ("p", "p, classifier")
+    assert (means.legend, classifier.legend) == (True, False)
+    assert means.selected_by == classifier.selected_by == ("p", "a", "b")
+    np.testing.assert_allclose(means.y, np.ones(5), rtol=1e-5)
+    assert group_scree(group_runs([Run("c", {}, {}, [record])])) == []

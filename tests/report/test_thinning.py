@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from neuralcollapse.report.comparison import comparison_page
-from neuralcollapse.report.curves import comparison_curve, run_curves
+from neuralcollapse.report.curves import run_curves
 from neuralcollapse.report.figure import Band, Line
+from neuralcollapse.report.group_curves import comparison_curve
 from neuralcollapse.report.single import single_page
 from neuralcollapse.report.thinning import POINTS, evenly, kept_points
 from neuralcollapse.runs.reading import Run, group_runs

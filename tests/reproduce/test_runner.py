@@ -54,7 +54,7 @@ def test_the_page_holds_data_and_the_verdict_of_the_records(folders, name):
     assert verdict.sentence in text
     assert len(re.findall(r'<li class="(?:good|bad|open)">', page)) == len(verdict.findings)
     assert page.count('<li class="good">') == sum(item.holds is True for item in verdict.findings)
-    assert len(page.encode()) < 6_000_000
+    assert len(page.encode()) < 2_000_000
 
 
 def test_a_finding_is_what_the_records_say(folders):

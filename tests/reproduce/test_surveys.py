@@ -6,8 +6,8 @@ import random
 import pytest
 
 from neuralcollapse import InputError
+from neuralcollapse.report.figure_data import figure_data
 from neuralcollapse.report.landscape import energy_figure, gap_figure
-from neuralcollapse.report.plotly_spec import plotly_spec
 from neuralcollapse.reproduce import surveys
 from neuralcollapse.reproduce.experiment import SurveyConfig
 from neuralcollapse.reproduce.tables import survey_csv, survey_tables
@@ -57,7 +57,7 @@ def test_whatever_is_changed_a_survey_can_be_shown_or_is_refused(tmp_path, seed)
         shown = [{"name": "a", "labels": {}, **found}]
         for figure in (energy_figure(shown), energy_figure(shown * 2), gap_figure(shown), gap_figure(shown * 2)):
             if figure is not None:
-                plotly_spec(figure)
+                figure_data(figure)
         survey_tables(shown)
         survey_csv(shown)
 

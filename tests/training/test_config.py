@@ -298,6 +298,7 @@ OTHER = {
     "measure": "online",
     "layers": ("features",),
     "test_measures": False,
+    "errors": True,
     "certify_head": True,
     "stop_on": "test.nc1",
     "patience": 3,

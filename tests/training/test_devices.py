@@ -15,6 +15,7 @@ from torch import nn
 
 import neuralcollapse as nc
 from neuralcollapse.capture.collect import collect
+from neuralcollapse.geometry.groups import GroupedMoments
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.remeasure import remeasure
 
@@ -115,6 +116,12 @@ def loader(rank: int, world: int, shares: str) -> list[tuple[torch.Tensor, torch
     return list(zip(inputs.double()[mine].split(7), labels[mine].split(7), strict=True))
 
 
+def tight(rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """This process's batches of samples that lie near the means of their classes."""
+    batches = loader(rank, world, "even")
+    return [(0.1 * inputs + 3 * torch.eye(K).repeat(1, 2)[labels], labels) for inputs, labels in batches]
+
+
 SHARES = ["even", "uneven", "none on the second"]
 
 
@@ -132,6 +139,7 @@ def measure(rank: int, world: int, folder: str) -> None:
     for name, batches in (("one signed", signed), ("none signed", positive)):
         capture = collect(body.double(), batches, "1", nc4=False, sharded=True, progress=False)
         found[name] = capture.nonnegative
+    found["errors"] = nc.measure(body, tight(rank, world), "1", errors=5, sharded=True, progress=False)
     dist.destroy_process_group()
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(found, file)
@@ -159,6 +167,19 @@ def test_sharded_over_two_processes_the_measures_are_those_of_one(shares, sharde
         assert {name: values[name] for name in others} == pytest.approx(
             {name: expected[name] for name in others}, rel=1e-9
         )
+
+
+def test_standard_errors_are_those_of_each_group_over_all_processes(sharded):
+    dealt = []
+    for rank in range(2):
+        groups = GroupedMoments(K, D, 5)
+        for inputs, labels in tight(rank, 2):
+            groups.update(inputs, labels)
+        dealt.append(groups.parts())
+    expected = nc.standard_errors([mine.merge(theirs) for mine, theirs in zip(*dealt, strict=True)])
+    assert 0 < expected["nc1_error"] < expected["nc1_corrected"]
+    for found in sharded:
+        assert {name: found["errors"][name] for name in expected} == pytest.approx(expected, rel=1e-9)
 
 
 def test_features_are_nonnegative_if_they_are_in_every_process(sharded):

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.checks import as_tensor
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, one_line
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+# What networks raise on inputs of a shape that they do not take: torch, timm and transformers each in their own way.
+_REFUSALS = (RuntimeError, ValueError, AssertionError, IndexError)
 # Names of masks of token positions, and whether True (or 1) marks a token (True) or padding (False).
 _MASKS = {
     "attention_mask": True,
@@ -98,14 +100,36 @@ def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The output of the model; a mapping of inputs is passed as keyword arguments."""
-    if not isinstance(inputs, Mapping):
-        return model(inputs)
+    """The output of the model; a mapping of inputs is passed as keyword arguments.
+
+    Raises:
+        InputError: the model does not take these inputs; its own error is the cause.
+    """
+    if isinstance(inputs, Mapping):
+        try:
+            inspect.signature(model.forward).bind(**inputs)
+        except TypeError as error:
+            raise InputError(
+                f"the batch's keys {sorted(inputs)} do not fit the model's forward ({error}): rename them, or let the "
+                "loader give (inputs, labels)"
+            ) from None
     try:
-        inspect.signature(model.forward).bind(**inputs)
-    except TypeError as error:
+        return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
+    except _REFUSALS as error:
+        if type(error) not in _REFUSALS:  # their subclasses say other things: no memory left, a process lost
+            raise
         raise InputError(
-            f"the batch's keys {sorted(inputs)} do not fit the model's forward ({error}): rename them, or let the "
-            "loader give (inputs, labels)"
-        ) from None
-    return model(**inputs)
+            f"expected inputs that the network takes, got {_described(inputs)}, on which it raised "
+            f"{type(error).__name__}: {one_line(error)}"
+        ) from error
+
+
+def _described(inputs: Any) -> str:
+    """Types and shapes of the inputs."""
+    if isinstance(inputs, Tensor):
+        return f"{str(inputs.dtype).removeprefix('torch.')} {tuple(inputs.shape)}"
+    if isinstance(inputs, Mapping):
+        return ", ".join(f"{name}: {_described(item)}" for name, item in inputs.items())
+    if type(inputs) in (list, tuple):
+        return ", ".join(map(_described, inputs))
+    return type(inputs).__name__

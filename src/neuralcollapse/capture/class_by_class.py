@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -22,6 +23,7 @@ def class_table(
     bias: Tensor | None,
     *,
     correct: Tensor | None,
+    tested: tuple[Tensor, Tensor] | None = None,
     classes: Tensor | None,
     names: Names | None,
     pairwise: bool = True,
@@ -33,12 +35,13 @@ def class_table(
         weight: (K', d) of these classes, or None.
         bias: (K',), or None.
         correct: (K',) right predictions of each class; None if they are not known.
+        tested: (K',) right predictions and (K',) samples of each class in the test set, if there is one.
         classes: (K',) the numbers of these classes, if they are not all.
         names: of the K' classes, or of all.
         pairwise: as in `neuralcollapse.per_class`.
     """
     accuracy = None if correct is None else correct.double().cpu() / moments.counts.cpu().clamp(min=1)
-    return quiet_per_class(
+    table, reasons = quiet_per_class(
         moments,
         weight,
         bias,
@@ -47,6 +50,10 @@ def class_table(
         pairwise=pairwise,
         numbers=classes,
     )
+    if tested is not None:
+        right, counts = (each.double().cpu() for each in tested)
+        table = replace(table, test_accuracy=right / counts)  # NaN for a class without test samples
+    return table, reasons
 
 
 def confused(

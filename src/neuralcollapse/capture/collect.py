@@ -21,6 +21,7 @@ from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
 from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
 from neuralcollapse.capture.result import Capture
+from neuralcollapse.capture.shared_head import head_of_all
 from neuralcollapse.capture.sums import Sums
 from neuralcollapse.capture.team import HeadMismatch, Team
 from neuralcollapse.checks import check_classifier
@@ -49,6 +50,7 @@ def measure(
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
     errors: bool | int = False,
+    more: bool = False,
     device: torch.device | str | None = None,
     sharded: bool = False,
     progress: bool = True,
@@ -97,6 +99,7 @@ def measure(
         errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
             `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
             these would take more than 1 GiB. An integer sets the number of groups. Of inner layers there are none.
+        more: add what `neuralcollapse.more_measures` gives, but for "gnc1", which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
             in all processes, is that of all samples. All processes must call this.
@@ -109,6 +112,7 @@ def measure(
         - "ncc_accuracy": the share of samples whose nearest class mean is that of their label; goes to 1;
         - "accuracy", "loss" (cross-entropy) and "num_samples";
         - with `errors`, "nc1_corrected", "nc1_error" and so on, and "num_groups";
+        - with `more`, "more": a dict of further numbers of the features and the classifier;
         - "layers", if asked for: name -> the measures of features, "nc4" and "ncc_accuracy" of an inner layer;
         - "test", with a `test_loader`: the same for the test set, without what the weight alone decides. NC1, NC2
           and NC3 are about the test set's own class means; "nc4" and "ncc_accuracy" of the test samples are taken to
@@ -141,6 +145,8 @@ def measure(
     }
     capture = collect(model, loader, classifier, reference=reference, classes=classes, min_count=min_count, **options)
     result = capture.measures(pairwise=pairwise)
+    if more:
+        result["more"] = capture.more_measures(pairwise=pairwise)
     if test_loader is not None:
         test = collect_test(model, test_loader, capture, classifier, reference=reference, **options)
         result["test"] = test.measures(pairwise=pairwise, held_out=True)
@@ -267,20 +273,22 @@ def collect_test(
         train: what the pass over the training set gave.
         classifier: as for that pass.
         reference: class means for NC4, if not those of the training set.
-        options: of `collect`; `min_count` and `classes` are those of the training set, whatever they say. Without NC4
-            in `train`, there is none here.
+        options: of `collect`; `min_count` and `classes` are those of the training set, whatever they say. There is no
+            NC4 where `train` has no class means of one of the layers.
 
     Raises:
         InputError: as for `collect`; the message says that it is about the test set.
     """
     options = {**options, "classes": train.classes, "min_count": None}
-    options["nc4"] = options.get("nc4", True) and train.nc4 is not None
+    layers = options.get("layers", ())
+    known = {layers} if isinstance(layers, str) else set(layers)
+    options["nc4"] = options.get("nc4", True) and known <= train.layers.keys()
     if options["nc4"]:
         options["reference"] = train if reference is None else reference
     try:
         return collect(model, loader, (train.layer or None) if classifier is None else classifier, **options)
     except InputError as error:
-        raise InputError(f"test_loader: {error}") from None
+        raise InputError(f"test_loader: {error}") from error.__cause__  # that of the network, if there is one
 
 
 def _said(value: Any) -> object:
@@ -319,7 +327,7 @@ def _numbered(batch: int) -> Iterator[None]:
     except (HeadMismatch, NumberedError):
         raise
     except InputError as error:
-        raise InputError(f"batch {batch}: {error}") from None
+        raise InputError(f"batch {batch}: {error}") from error.__cause__
 
 
 def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> Capture:
@@ -331,7 +339,7 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> 
     moments = sums.moments
     if moments is None or moments.num_samples == 0:
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
-    weight, bias = _head_of_all(forward, team)  # only now: parametrised layers compute their weight in the pass
+    weight, bias = head_of_all(forward, team)  # only now: parametrised layers compute their weight in the pass
     check_classifier(weight, bias, *weight.shape)
     subset, count = forward.subset, moments.num_samples
     correct = sums.correct
@@ -349,34 +357,6 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> 
         groups=() if sums.grouped is None else sums.grouped.parts(),
         class_names=find_class_names(forward.model, loader, len(weight)),
     )
-
-
-def _head_of_all(forward: Forward, team: Team) -> tuple[Tensor, Tensor | None]:
-    """The weight (K, d) and the bias (K,) or None that made the logits, which a process without samples is told."""
-    found: tuple[Tensor, Tensor | None] | None = None
-
-    def seen() -> tuple[Any, ...] | None:
-        nonlocal found
-        if forward.batches == 0 and team.joins:
-            return None
-        found = weight, bias = forward.tensors()
-        return tuple(weight.shape), weight.dtype, bias is not None and bias.dtype, forward.by_model, forward.head.name
-
-    told = team.exchanged(seen)
-    source = next(rank for rank, each in enumerate(told) if each is not None)
-    if all(each is not None for each in told):
-        assert found is not None
-        return found
-    facts = told[source]
-    assert facts is not None
-    shape, dtype, bias_dtype, by_model, name = facts
-    weight, bias = found or (None, None)
-    weight_of_all = team.from_first(weight, source, shape, dtype)
-    bias_of_all = team.from_first(bias, source, shape[:1], bias_dtype) if bias_dtype else None
-    if found is None:
-        forward.tell(name, by_model=by_model)
-        return weight_of_all.to(forward.device), None if bias_of_all is None else bias_of_all.to(forward.device)
-    return found
 
 
 def _check_seen(seen: int, capture: Capture, shares: dict[str, dict[str, float]]) -> None:

@@ -17,10 +17,12 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
-from neuralcollapse.geometry.measures import held_out_measures, measures
-from neuralcollapse.geometry.moments import ClassMoments, kept_rows, state_device
-from neuralcollapse.geometry.more import more_measures
+from neuralcollapse.geometry.intake import kept_rows
+from neuralcollapse.geometry.measures import measures_of
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.more import more_measures_of
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.geometry.pairs import ClassPair
 from neuralcollapse.geometry.standard_errors import errors_of
 
@@ -71,7 +73,7 @@ def measure_features(
     Raises:
         InputError: arrays that do not fit together, no samples, or values that are not finite.
     """
-    values, _, _ = _measured(
+    values, *_ = _measured(
         features,
         labels,
         weight,
@@ -106,12 +108,13 @@ def measure_features_by_class(
     `names` are those of all classes, or of those that are measured; `options` as there. Unless `pairwise` is True, the
     table has nothing that needs all pairs of classes.
     """
-    values, head, seen = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
+    values, head, seen, test = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
     classes = None if head.subset is None else head.subset.classes
     table, _ = class_table(
         seen.moments,
         *head.rows(),
         correct=None if weight is None else seen.correct,
+        tested=None if weight is None or test is None else (test.correct, test.moments.counts),
         classes=classes,
         names=names,
         pairwise=pairwise is True,
@@ -135,8 +138,8 @@ def _measured(
     min_count: int | None = None,
     means_dtype: torch.dtype = torch.float64,
     pairwise: bool | int = True,
-) -> tuple[dict[str, Any], _Head, _Seen]:
-    """What `measure_features` returns, and what was seen on the way."""
+) -> tuple[dict[str, Any], _Head, _Seen, _Seen | None]:
+    """What `measure_features` returns, and what was seen on the way, of the samples and of the test set."""
     features, labels = _samples(features, labels, ignore_index)
     weight = None if weight is None else as_tensor(weight, "weight")
     bias = None if bias is None else as_tensor(bias, "bias")
@@ -154,10 +157,12 @@ def _measured(
     subset = chosen_classes(classes, min_count, num_classes, lambda: label_counts(labels, total))
     head = _Head(weight, bias, num_classes, subset, means_dtype, pairwise, more, errors)
     seen = head.measured(features, labels)
+    tested = None
     if test is not None:
         with _of_test_set():
-            seen.values["test"] = head.measured(*test, seen.moments).values
-    return seen.values, head, seen
+            tested = head.measured(*test, seen.moments)
+        seen.values["test"] = tested.values
+    return seen.values, head, seen, tested
 
 
 class _Seen(NamedTuple):
@@ -209,15 +214,16 @@ class _Head:
             moments = ClassMoments.from_batch(features, labels, num_classes, means_dtype=self.means_dtype)
         if train is not None and train.feature_dim != moments.feature_dim:
             raise InputError(f"expected features of dimension {train.feature_dim}, got {moments.feature_dim}")
-        of = measures if train is None else held_out_measures
-        result: dict[str, Any] = dict(of(moments, weight, bias, pairwise=self.pairwise))
+        classes = None if subset is None else subset.classes
+        how: dict[str, Any] = {"pairwise": self.pairwise, "held_out": train is not None, "numbers": classes}
+        result: dict[str, Any] = dict(measures_of(moments, weight, bias, **how))
         if groups:
-            result |= errors_of(moments, grouped.parts(), pairwise=self.pairwise)
+            result |= errors_of(moments, grouped.parts(), **how)
         if train is not None:
-            warn_of_unseen(moments.counts, train.counts, None if subset is None else subset.classes)
+            warn_of_unseen(moments.counts, train.counts, classes)
         result["num_samples"] = count = moments.num_samples
         if self.more and train is None:
-            result["more"] = _more(moments, features, labels, weight, self.pairwise)
+            result["more"] = _more(moments, features, labels, weight, self.pairwise, classes)
         nearest = NearestMeans(moments if train is None else train)
         correct = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
         wrong = torch.zeros(2, dtype=torch.float64, device="cpu")
@@ -257,14 +263,19 @@ def _of_test_set() -> Iterator[None]:
 
 
 def _more(
-    moments: ClassMoments, features: Tensor, labels: Tensor, weight: Tensor | None, pairwise: bool | int
+    moments: ClassMoments,
+    features: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    pairwise: bool | int,
+    classes: Tensor | None,
 ) -> dict[str, float]:
     """`more_measures`, with GNC1 of the features at length one where none is zero."""
     unit = ClassMoments.zeros(moments.num_classes, moments.feature_dim, features.device)
     for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
         unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
     unit.round_at_least(moments.rounding)
-    return more_measures(moments, weight, unit=unit, pairwise=pairwise)
+    return more_measures_of(moments, weight, unit=unit, pairwise=pairwise, numbers=classes)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

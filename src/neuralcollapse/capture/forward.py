@@ -29,7 +29,7 @@ from neuralcollapse.capture.team import HeadMismatch, Team
 from neuralcollapse.checks import check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
-from neuralcollapse.geometry.moments import kept_rows
+from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.heads.search import head_names
 
 _NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"

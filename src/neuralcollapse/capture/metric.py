@@ -15,8 +15,9 @@ from torchmetrics import Metric
 from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels, in_one_piece
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
-from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures_of
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.heads.linear import head_shape, head_tensors
 from neuralcollapse.heads.split import is_split
 
@@ -154,17 +155,20 @@ class NeuralCollapse(Metric):
 
     def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
         weight, bias = (None, None) if self._classifier is None else head_tensors(self._classifier.module)
+        if weight is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            weight, bias = weight.clone(), None if bias is None else bias.clone()  # FSDP2 frees what it has made whole
         if self.classes is not None and weight is not None:
             weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
+        numbers = None if self.classes is None else self.classes.classes
         device = moments.means.device  # a look at the moments: it raises for a batch that was wrong
         try:
-            values = measures(moments, weight, bias, pairwise=self.pairwise)
+            values = measures_of(moments, weight, bias, pairwise=self.pairwise, numbers=numbers)
         except InputError as error:  # a weight that is not finite; raising during a synchronisation would break it off
             wanted = [
                 name for name in CLASSIFIER_MEASURES if self.pairwise is not False or name not in PAIRWISE_MEASURES
             ]
             warnings.warn(f"undefined (NaN): {error}: {', '.join(wanted)}", NeuralCollapseWarning, stacklevel=3)
-            values = measures(moments, pairwise=self.pairwise) | dict.fromkeys(wanted, math.nan)
+            values = measures_of(moments, pairwise=self.pairwise, numbers=numbers) | dict.fromkeys(wanted, math.nan)
         return {name: torch.tensor(value, dtype=torch.float64, device=device) for name, value in values.items()}
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:

@@ -12,8 +12,9 @@ from torch import Tensor
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import ClassSubset
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.nearest import NearestMeans
+from neuralcollapse.geometry.packed import state_device
 
 HEAD = ""  # the name of the features that the classifier receives, among those of inner layers
 # So many samples are compared at once.

@@ -13,8 +13,9 @@ from neuralcollapse.capture.class_by_class import class_table
 from neuralcollapse.capture.nearest import HEAD
 from neuralcollapse.errors import NeuralCollapseWarning
 from neuralcollapse.geometry.class_table import ClassTable
-from neuralcollapse.geometry.measures import held_out_measures, measures
+from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.more import more_measures_of
 from neuralcollapse.geometry.standard_errors import errors_of
 
 
@@ -39,6 +40,7 @@ class Capture:
             `moments.counts` this is the accuracy by class. None if that is not known.
         groups: the moments of groups of the samples, for standard errors, if these were asked for.
         class_names: the names of all K classes, where the model's configuration or the data set has them.
+        test: what the pass over the test set gave, if there was one.
     """
 
     moments: ClassMoments
@@ -56,6 +58,7 @@ class Capture:
     correct: Tensor | None = None
     groups: Sequence[ClassMoments] = ()
     class_names: tuple[str, ...] | None = None
+    test: Capture | None = None
 
     def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
         """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
@@ -77,11 +80,15 @@ class Capture:
         self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True
     ) -> tuple[ClassTable, list[str]]:
         """`per_class` without its warnings, and their reasons."""
+        tested = None
+        if self.test is not None and self.test.correct is not None:
+            tested = self.test.correct, self.test.moments.counts
         return class_table(
             self.moments,
             self.weight,
             self.bias,
             correct=self.correct,
+            tested=tested,
             classes=self.classes,
             names=self.class_names if names is None else names,
             pairwise=pairwise,
@@ -89,10 +96,10 @@ class Capture:
 
     def measures(self, *, pairwise: bool | int = True, held_out: bool = False) -> dict[str, Any]:
         """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""
-        of = held_out_measures if held_out else measures
-        result: dict[str, Any] = dict(of(self.moments, self.weight, self.bias, pairwise=pairwise))
+        how: dict[str, Any] = {"pairwise": pairwise, "held_out": held_out, "numbers": self.classes}
+        result: dict[str, Any] = dict(measures_of(self.moments, self.weight, self.bias, **how))
         if self.groups:
-            result |= errors_of(self.moments, self.groups, pairwise=pairwise)
+            result |= errors_of(self.moments, self.groups, **how)
         if self.nc4 is not None:
             result["nc4"] = self.nc4
         if self.ncc_accuracy is not None:
@@ -100,10 +107,14 @@ class Capture:
         result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
         if self.layers:
             result["layers"] = {
-                name: of(moments, pairwise=pairwise) | self.layers_nearest.get(name, {})
+                name: measures_of(moments, **how) | self.layers_nearest.get(name, {})
                 for name, moments in self.layers.items()
             }
         return result
+
+    def more_measures(self, *, pairwise: bool | int = True) -> dict[str, float]:
+        """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
+        return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes)
 
     @property
     def all_moments(self) -> dict[str, ClassMoments]:

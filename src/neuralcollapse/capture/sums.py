@@ -17,7 +17,8 @@ from neuralcollapse.capture.nearest import NearestCounts, Rows
 from neuralcollapse.capture.team import Team
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 
 # Features, with those of inner layers, are kept for NC4 up to this size; beyond it the network runs a second time over
 # the loader.

@@ -11,7 +11,8 @@ from importlib.metadata import version
 from typing import Any
 
 from neuralcollapse.cli import landscape, measure, ood, report, reproduce, train
-from neuralcollapse.cli.parser import Parser, hyphenated
+from neuralcollapse.cli.parser import Parser, UsageError, hyphenated
+from neuralcollapse.cli.wording import in_flags
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, RenamedWarning
 from neuralcollapse.runs.renamed import with_new_flags
 
@@ -32,15 +33,17 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for wrong input, 130 when interrupted."""
     warnings.showwarning = _show_warning
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = parse(sys.argv[1:] if argv is None else argv)
+        options = parse(arguments)
         if options.run is None:
             _parser().print_help()
             return 0
         code: int = options.run(options)
         return code
     except InputError as error:
-        print(f"neuralcollapse: error: {error}", file=sys.stderr)
+        said = str(error) if isinstance(error, UsageError) else _in_words(str(error), arguments)
+        print(f"neuralcollapse: error: {said}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("neuralcollapse: interrupted", file=sys.stderr)
@@ -66,7 +69,16 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=Parser)
     for command in (train, measure, ood, landscape, reproduce, report):
         command.add(commands)
+    parser.commands = commands.choices
+    for each in commands.choices.values():
+        each.commands = commands.choices
     return parser
+
+
+def _in_words(message: str, arguments: Sequence[str]) -> str:
+    """An error in the words of the command that was given."""
+    command = _parser().commands.get(arguments[0]) if arguments else None
+    return message if command is None else in_flags(message, command.options, command.get_default("words"))
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

@@ -11,13 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import classes
 from neuralcollapse.cli.parser import add_options
-from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import (
+    print_accuracies,
+    print_events,
+    print_json,
+    print_measures,
+    print_more,
+    train_packages,
+    unfitted,
+)
 from neuralcollapse.cli.train import file_name
 from neuralcollapse.errors import InputError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from neuralcollapse.capture.collect import Capture
     from neuralcollapse.checkpoints.series import Checkpoint
     from neuralcollapse.data.load import Data
     from neuralcollapse.runs.records import Record
@@ -118,6 +127,11 @@ def run(options: argparse.Namespace) -> int:
     pixels = Pixels(*pixel_statistics(options.normalize or "data", data), data.channels).to(device)
     model.register_forward_pre_hook(lambda module, inputs: (pixels(inputs[0]),))  # so that it takes uint8 images
     paths: dict[int, str] = {}
+    more: dict[int, dict[str, float]] = {}
+
+    def look(record: Record, capture: Capture) -> None:
+        if options.more:
+            more[record.epoch] = capture.more_measures()
 
     def show(checkpoint: Checkpoint) -> None:
         record = checkpoint.record
@@ -139,6 +153,7 @@ def run(options: argparse.Namespace) -> int:
         config=_described(config, options, data),
         class_names=names or data.class_names,
         on_checkpoint=show,
+        on_record=look,
         layers=list(config.layers),
         ignore_index=options.ignore_index,
         min_count=options.min_count,
@@ -152,11 +167,13 @@ def run(options: argparse.Namespace) -> int:
     found = classes.of_run(RunFolder.open(out), names) if options.per_class is not None else None
     written = "" if found is None else classes.write(options, found)
     if options.json:
-        print_records(out, page, unit, [(paths.get(record.epoch), record) for record in records], found)
+        print_records(out, page, unit, [(paths.get(record.epoch), record) for record in records], found, more)
         return 0
     last = records[-1]
     print_last(last, unit, len(data.train.labels))
     print_events(records, unit)
+    if last.epoch in more:
+        print_more(more[last.epoch])
     if found is not None:
         classes.show(found)
     print(f"{written}run   {out}\npage  {page}")
@@ -164,6 +181,11 @@ def run(options: argparse.Namespace) -> int:
         print(
             "next  the accuracy is that of guessing: check that --normalize, --image-size and the order of the classes "
             "are those of the training"
+        )
+    elif last.train["accuracy"] < 1:
+        print(
+            f"next  not fitted yet ({unfitted(last.train['accuracy'])}): open the page; the same command again adds "
+            "the checkpoints of longer training"
         )
     else:
         print("next  open the page; when there are more checkpoints, the same command again adds them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -11,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from neuralcollapse.cli import checkpoints, classes
 from neuralcollapse.cli.checkpoints import line, print_last, print_records
-from neuralcollapse.cli.printing import print_json, print_measures, print_more, record_of_features, train_packages
+from neuralcollapse.cli.printing import (
+    print_json,
+    print_measures,
+    print_more,
+    record_of_features,
+    train_packages,
+    unfitted,
+)
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import Record, RunFolder
@@ -66,7 +74,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--more",
         action="store_true",
-        help="of a file or a run: add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality",
+        help="add spectra and ranks, uniformity, one-vs-rest margins (GNC) and uniform duality (of checkpoints: of "
+        "those that this call measures)",
     )
     parser.add_argument(
         "--scree", type=Path, metavar="FILE", help="of a file: draw the spectra as a .png, .svg or .pdf figure"
@@ -117,8 +126,8 @@ def run(options: argparse.Namespace) -> int:
             raise InputError("--features-sign is for files: a pass over the data sees the sign of the features itself")
         if options.certify_head and options.weight_decay is None:
             raise InputError("--certify-head needs --weight-decay of the training: add it")
-        if options.more or options.scree is not None:
-            raise InputError("--more is for files and run folders, --scree for files: leave them out")
+        if options.scree is not None:
+            raise InputError("--scree is for files: leave it out")
         return checkpoints.run(options)
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
@@ -159,7 +168,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     def show(record: Record, capture: Capture) -> None:
         last[:] = [capture]
         if options.more:
-            more[record.epoch] = more_of(capture)
+            more[record.epoch] = capture.more_measures()
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 
@@ -176,7 +185,9 @@ def _run_folder(options: argparse.Namespace) -> int:
         print_more(more[records[-1].epoch])
     if found is not None:
         classes.show(found)
-    print(f"{written}run   {options.path}\nnext  neuralcollapse report {options.path}")
+    accuracy = records[-1].train.get("accuracy", math.nan)
+    first = f"not fitted yet ({unfitted(accuracy)}): train longer; or " if accuracy < 1 else ""
+    print(f"{written}run   {options.path}\nnext  {first}neuralcollapse report {options.path}")
     return 0
 
 
@@ -214,7 +225,9 @@ def _file(options: argparse.Namespace) -> int:
         print(f"\nfile  {values['scree']}")
     if unused:
         print(f"\nnot used: the arrays {', '.join(unused)}")
-    if "nc2" not in values:
+    if values.get("accuracy", 1.0) < 1:
+        print(f"\nnext  not fitted yet ({unfitted(values['accuracy'])}): train longer, or measure later weights")
+    elif "nc2" not in values:
         print("\nnext  add the classifier's weight (K, d) and bias (K,) to the file to measure NC2, NC3 and NC4")
     return 0
 
@@ -247,13 +260,6 @@ def _test_arrays(path: Path) -> dict[str, Any]:
     """The arrays of a file of test features, as arguments of `measure_features`."""
     arrays, _ = read_features(path)
     return {"test_features": arrays["features"], "test_labels": arrays["labels"]}
-
-
-def more_of(capture: Capture) -> dict[str, float]:
-    """The further measures of a checkpoint."""
-    from neuralcollapse.geometry.more import more_measures
-
-    return more_measures(capture.moments, capture.weight)
 
 
 def _draw_scree(arrays: Mapping[str, Any], options: argparse.Namespace) -> Path:

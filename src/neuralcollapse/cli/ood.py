@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,9 +120,15 @@ def run(options: argparse.Namespace) -> int:
     results = {name: evaluate(inside, found) for name, found in outside.items()}
     if options.save is not None:
         scorer.save(options.save)
-    arrays = {name: {key: value.numpy() for key, value in found.items()} for name, found in outside.items()}
+    called = _called(list(outside))
+    arrays = {called[name]: {key: value.numpy() for key, value in found.items()} for name, found in outside.items()}
     made = outliers_page(
-        title, subtitle, results, {key: value.numpy() for key, value in inside.items()}, arrays, scorer.undefined
+        title,
+        subtitle,
+        {called[name]: found for name, found in results.items()},
+        {key: value.numpy() for key, value in inside.items()},
+        arrays,
+        scorer.undefined,
     )
     save_text(made.html(), page)
     if options.json:
@@ -145,6 +151,15 @@ def run(options: argparse.Namespace) -> int:
         print(f"file  {options.save}")
     print(f"page  {page}\nnext  open the page")
     return 0
+
+
+def _called(names: Sequence[str]) -> dict[str, str]:
+    """What a page calls data by: their kind, or the last part of their path, where that tells them apart."""
+    kinds = {name: name.partition(":")[0] for name in names}
+    lasts = {name: Path(name.partition(":")[2] or name).name or name for name in names}
+    generic = {"idx", "imagefolder"}
+    short = {name: kinds[name] if ":" in name and kinds[name] not in generic else lasts[name] for name in names}
+    return short if len(set(short.values())) == len(names) else {name: name for name in names}
 
 
 def _print(results: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:

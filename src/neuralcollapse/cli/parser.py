@@ -6,39 +6,107 @@ import argparse
 import json
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from neuralcollapse.errors import InputError, did_you_mean
+from neuralcollapse.errors import InputError, did_you_mean, nearest
 from neuralcollapse.runs.files import read_mapping
+from neuralcollapse.runs.other_tools import needless, option_meant, plain
 from neuralcollapse.runs.renamed import with_new_names
 from neuralcollapse.training.config import TrainConfig, check_names, check_value, descriptions, types
 from neuralcollapse.training.values import read
 
+_NUMBERS = {"int": "whole number", "float": "number"}
+_INVALID = re.compile(rf"^argument (\S+): invalid ({'|'.join(_NUMBERS)}) value: (.*)$")  # argparse's words
 _METAVARS = {int: "N", float: "X", str: "TEXT", bool: "true|false"}
 
 
+class UsageError(InputError):
+    """A command line that cannot be read: its message is in the words of the command line already."""
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse's, with errors of one line, which name the nearest option for one that does not exist."""
+    """argparse's, with errors of one line, which name the option or the command that is meant.
+
+    `commands` are the parsers of all commands by name, so that an option of another command is known as such.
+    """
+
+    commands: Mapping[str, Parser] = MappingProxyType({})
 
     def __init__(self, **options: Any) -> None:
         options["description"] = textwrap.fill(options["description"], 80)  # the formatter leaves it, and the examples
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
-        """Raise argparse's complaint."""
-        raise InputError(f"{message}; see '{self.prog} --help'")
+        """Raise argparse's complaint, in the words of the other errors."""
+        message = _INVALID.sub(lambda match: f"expected {match[1]} as a {_NUMBERS[match[2]]}, got {match[3]}", message)
+        message = re.sub(r"^argument (\S+): expected ", r"after \1 expected ", message)
+        raise UsageError(f"{message}; see '{self.prog} --help'")
+
+    @property
+    def command(self) -> str:
+        """The name of the command."""
+        return self.prog.rpartition(" ")[2]
+
+    @property
+    def options(self) -> list[str]:
+        """The names of its options, as in Python."""
+        flags = [flag for action in self._actions for flag in action.option_strings]  # argparse lists them nowhere else
+        return [plain(flag) for flag in flags if flag.startswith("--")]
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse; what nobody knows is an error here, where the options of the command are known."""
         options, unknown = super().parse_known_args(args, namespace)
+        flag = next((word for word in unknown if word.startswith("-")), "").partition("=")[0]
+        if flag:
+            self.error(f"{self.command}: no option {flag!r}{self._hint(flag)}")
         if unknown:
-            flag = next((word for word in unknown if word.startswith("-")), unknown[0]).partition("=")[0]
-            known = [text for action in self._actions for text in action.option_strings]  # argparse lists them nowhere
-            hint = did_you_mean(flag, known) if flag.startswith("-") else ""
-            self.error(f"{self.prog.rpartition(' ')[2]}: no option {flag!r}{hint}")
+            self.error(f"{self.command}: expected options, got {unknown[0]!r}{self._flag_for(unknown[0])}")
         return options, unknown
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Argparse's check of choices, whose message lists them differently in each version of Python."""
+        if action.choices is not None and value not in action.choices:
+            what = "a command" if action.dest == argparse.SUPPRESS else "/".join(action.option_strings) or action.dest
+            known = [str(choice) for choice in action.choices]
+            self.error(
+                f"expected {what} to be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
+            )
+
+    def _hint(self, flag: str) -> str:
+        """What is meant by a flag that does not exist: an option here, in another command, or nothing."""
+        known, name = self.options, plain(flag)
+        found = option_meant(flag, known)
+        if not found:
+            if self.command == "train" and (why := needless(flag)):
+                return f" ({why})"
+            others = {command: each for command, each in self.commands.items() if each is not self}
+            for command, other in others.items():
+                if name in other.options and self.command == "reproduce":
+                    return " (the experiment sets the options of its runs: change them in the YAML of --show)"
+                if name in other.options:
+                    return f" ({flag_of(name)} is an option of {command!r})"
+            for command, other in others.items():
+                if meant := option_meant(flag, other.options):
+                    return f" ({command!r} has {flag_of(meant)})"
+        found = found or nearest(name, known)
+        return f" (did you mean {flag_of(found)!r}?)" if found else ""
+
+    def _flag_for(self, word: str) -> str:
+        """How a word that stands alone could be meant, by the options of the command."""
+        known = self.options
+        if word.endswith((".yaml", ".yml")) and "config" in known:
+            return f": a file of options is named by --config {word}"
+        if Path(word, "config.yaml").is_file() and "resume" in known:
+            return f": to go on with a run, --resume {word}"
+        return f": data are named by --data {word}" if "data" in known else ""
+
+
+def flag_of(name: str) -> str:
+    """An option's name on the command line."""
+    return "--" + name.replace("_", "-")
 
 
 def hyphenated(arguments: Sequence[str]) -> list[str]:
@@ -71,7 +139,7 @@ def add_options(group: Any, names: Iterable[str], *, defaults: bool = True) -> N
             shape |= {"nargs": "?", "const": "true"}
         elif get_origin(kind) is tuple:
             shape |= {"nargs": "+"}
-        flag = "--" + name.replace("_", "-")
+        flag = flag_of(name)
         default = getattr(TrainConfig, name, ())
         shown = f" (default: {_shown(default)})" if defaults and default is not None else ""
         text = f"{descriptions().get(name, '').removesuffix('.')}{shown}".replace("%", "%%")

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from textwrap import wrap
 from typing import Any
 
-from neuralcollapse.errors import InputError
+from neuralcollapse.extras import needed_by
 from neuralcollapse.runs.events import collapse_begun, stopped
 from neuralcollapse.runs.files import nan_to_none
 from neuralcollapse.runs.head_lines import head_lines
@@ -115,6 +115,11 @@ def print_accuracies(record: Record) -> None:
     print(f"\ntrain accuracy {record.train['accuracy']:.4f}{test}")
 
 
+def unfitted(accuracy: float) -> str:
+    """Why there is little collapse to see yet in a network of this accuracy on its training set."""
+    return f"train accuracy {accuracy:.4f}, and collapse begins at 1"
+
+
 def print_json(value: Any) -> None:
     """JSON; what is not finite as null."""
     print(json.dumps(nan_to_none(value), indent=2))
@@ -141,11 +146,9 @@ def train_packages(*, format: str = "") -> Iterator[None]:
 
     Those that only the page or its figures need, in `format`, load after the work: they are looked for before it.
     """
-    needed = {"": (), "html": ("jinja2", "plotly")}.get(format, ("matplotlib",))
-    try:
+    needed = {"": (), "html": ("jinja2",)}.get(format, ("matplotlib",))
+    with needed_by("this command"):
         yield
         for name in needed:
             if find_spec(name) is None:
-                raise ImportError(f"No module named {name!r}")
-    except ImportError as error:
-        raise InputError(f"this command needs more packages ({error}): pip install 'neuralcollapse[train]'") from None
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)

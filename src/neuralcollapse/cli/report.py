@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def add(commands: Any) -> None:
         epilog="examples:\n  neuralcollapse report runs/digits-mlp-learned --out collapse.html\n"
         "  neuralcollapse report runs/digits-mlp-learned runs/digits-mlp-simplex --out both.html\n"
         "  neuralcollapse report runs/optimizers-laptop --format pdf --out figures\n"
-        "  neuralcollapse report runs/optimizers-laptop --format markdown\n",
+        "  neuralcollapse report runs/optimizers-laptop --format markdown\n"
+        "  neuralcollapse report runs/digits-mlp-learned --out pages/learned.html --shared-assets\n",
     )
     parser.add_argument(
         "paths", type=Path, nargs="+", metavar="RUN", help="run folders, or the folder of an experiment"
@@ -31,6 +33,11 @@ def add(commands: Any) -> None:
         parser,
         "html: RUN/report.html, or report.html for several; png, svg, pdf: a folder, RUN/figures, or figures for "
         "several; markdown: on the terminal, or into this file with its images beside it",
+    )
+    parser.add_argument(
+        "--shared-assets",
+        action="store_true",
+        help="keep the script of an HTML page in one file beside it, for many pages, instead of in every page",
     )
     parser.set_defaults(run=run)
 
@@ -42,6 +49,8 @@ def run(options: argparse.Namespace) -> int:
 
     kind: str = options.format
     check_format(kind)
+    if options.shared_assets and kind != "html":
+        raise InputError(f"--shared-assets is for pages (--format html), not for {kind}: leave it out")
     page = _page(options.paths)
     out: Path | None = options.out
     if out is None and kind == "markdown":
@@ -52,8 +61,8 @@ def run(options: argparse.Namespace) -> int:
     if not images:
         _keep_runs(place, options.paths)
     own = out is None and (single or images)  # files of these names in these places are of an earlier report
-    check_free(kind, place, (figure.name for figure in page.figures), options.force or own)
-    written = save_page(page, kind, place)
+    check_free(kind, place, page.names(kind), options.force or own)
+    written = save_page(page, kind, place, shared_assets=options.shared_assets)
     if options.json:
         print_json(written_json(kind, written))
         return 0
@@ -86,9 +95,21 @@ def check_free(kind: str, out: Path, figures: Iterable[str], force: bool) -> Non
 
     if kind in KINDS and out.is_file():
         raise InputError(f"expected --out as a folder for {kind} figures, got the file {out}")
+    if kind not in KINDS and out.is_dir():
+        raise InputError(f"expected --out as a file, got the folder {out}: name a file in it")
+    check_writable(out)
     for path in files(kind, out, figures):
         if path.exists() and not force:
             raise InputError(f"{path} exists: choose another with --out, or overwrite with --force")
+
+
+def check_writable(path: Path) -> None:
+    """Raise where a file could not be written into its folder, before any work is done; figures may make theirs."""
+    there = next(folder for folder in (path, *path.parents, Path()) if folder.exists())
+    if there.is_file() and there != path:
+        raise InputError(f"cannot write {path}: {there} is a file, no folder")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"cannot write {path}: no permission to write in {there}")
 
 
 def written_json(kind: str, written: Sequence[Path]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from neuralcollapse.cli.parser import ConfigFile, add_options
-from neuralcollapse.cli.printing import print_accuracies, print_events, print_json, print_measures, train_packages
+from neuralcollapse.cli.printing import (
+    print_accuracies,
+    print_events,
+    print_json,
+    print_measures,
+    train_packages,
+    unfitted,
+)
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.files import as_builtin
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import goal, number
+from neuralcollapse.runs.records import Record, goal, number
 from neuralcollapse.training.config import TrainConfig
 
 _SECTIONS = {
@@ -146,13 +154,22 @@ def run(options: argparse.Namespace) -> int:
         budget = number(environment["decay_budget"])
         print(f"decay budget {budget}: |1'W|, the sum of the classifier's rows, ends at {left} of its start by the law")
     print(f"run   {folder.path}\npage  {page}")
-    if not options.resume and config.frame == "learned":
-        print(
-            "next  open the page; or fix the classifier: add --frame simplex --feature-dim K, K the number of classes"
-        )
-    else:
-        print("next  open the page; or compare with another frame, loss or optimiser: neuralcollapse train --help")
+    print(f"next  {next_step(read_config(folder), folder.path, last, environment['num_classes'])}")
     return 0
+
+
+def next_step(config: TrainConfig, path: Path, last: Record, num_classes: int) -> str:
+    """What to do after a run; collapse comes after the data are fitted, so that comes first."""
+    accuracy = last.train.get("accuracy", math.nan)
+    if accuracy < 1:
+        more = f"neuralcollapse train --resume {path} --epochs {2 * config.epochs}"
+        how = "start again with more --epochs" if config.schedule == "cosine" else f"go on: {more}"
+        noise = "; wrong labels take long" if config.label_noise or config.random_labels else ""
+        return f"not fitted yet ({unfitted(accuracy)}{noise}): {how}; or try another --learning-rate"
+    if config.frame == "learned":
+        fixed = f"--frame simplex --feature-dim {num_classes}"
+        return f"open the page; or fix the classifier: the same command with {fixed} and another --out"
+    return "open the page; or compare with another frame, loss or optimiser: neuralcollapse train --help"
 
 
 def _check_trusted(config: TrainConfig, code: str | None, sources: Mapping[str, Path]) -> None:

@@ -14,6 +14,7 @@ from neuralcollapse.data.idx_cifar import cifar_folder, idx_folder
 from neuralcollapse.data.image_folder import image_folder
 from neuralcollapse.data.splits import ImageSet, Split, resize
 from neuralcollapse.errors import InputError, did_you_mean, listed
+from neuralcollapse.extras import needed_by
 
 DATA_FOLDER = "NEURALCOLLAPSE_DATA"  # the environment variable that names a folder of data sets
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
@@ -112,8 +113,9 @@ def _digits(folder: Path | None, size: int | None) -> ImageSet:
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels; a fixed stratified fifth is the test set."""
     if folder is not None:
         raise InputError(f"digits come with scikit-learn, without a folder, got {str(folder)!r}: leave it out")
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
+    with needed_by("digits"):
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
 
     pixels, labels = load_digits(return_X_y=True)
     train, test, train_labels, test_labels = train_test_split(

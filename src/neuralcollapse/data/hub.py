@@ -14,6 +14,7 @@ import torch
 from neuralcollapse.data.image_folder import stack_pictures
 from neuralcollapse.data.splits import ImageSet, Split, empty_split, list_folder
 from neuralcollapse.errors import InputError, listed, one_line
+from neuralcollapse.extras import needed_by
 
 HUB = {
     "mnist": "ylecun/mnist",
@@ -27,7 +28,8 @@ def from_hub(
     name: str, size: int | None, class_names: Sequence[str] | None = None, label_column: str | None = None
 ) -> ImageSet:
     """A data set of the hub, or a local folder in one of its layouts, such as parquet files."""
-    import datasets
+    with needed_by("the Hugging Face hub"):
+        import datasets
 
     if name.startswith(("/", ".", "~")):
         name = str(Path(name).expanduser())

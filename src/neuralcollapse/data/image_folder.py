@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neuralcollapse.data.splits import ImageSet, Split, empty_split, list_folder, resize
 from neuralcollapse.errors import InputError, listed, one_line
+from neuralcollapse.extras import needed_by
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 _TRAIN = ("train", "training")
@@ -103,8 +104,8 @@ def stack_pictures(pictures: Iterable[tuple[str, Path | IO[bytes]]], count: int,
 
 
 def _decoded(title: str, file: Path | IO[bytes]) -> Tensor:
-    from PIL import Image
-
+    with needed_by("a data set of image files"):
+        from PIL import Image
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):

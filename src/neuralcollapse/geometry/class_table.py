@@ -39,6 +39,7 @@ class ClassTable:
         alignment: (R,) cosine between :math:`w_k - \bar w` and :math:`\mu_k - \mu_G`.
         mean_logit: (R,) :math:`b_k + w_k^\top \mu_G`, less its mean over the classes.
         accuracy: (R,) share of the samples that are predicted right; None if it is not known.
+        test_accuracy: (R,) the same of the samples of a test set.
         names: the names of the classes, by their numbers; None if they are not known.
         sorted_by: the column by which the rows are sorted, the worst first; None in the order of the classes.
     """
@@ -55,6 +56,7 @@ class ClassTable:
     alignment: Tensor | None = None
     mean_logit: Tensor | None = None
     accuracy: Tensor | None = None
+    test_accuracy: Tensor | None = None
     names: Mapping[int, str] | None = None
     sorted_by: str | None = None
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import Undefined
+from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw, pair_distances, tile_distances
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root
+from neuralcollapse.geometry.undefined import Reasons
 
 _APART = 2.0  # the least squared distance of two means, as a multiple of what their noise explains
 
@@ -32,14 +35,26 @@ def directional_cdnv(moments: ClassMoments, *, pairwise: bool | int = True, corr
         pairwise: True for every pair of classes; a number P for a sample of P pairs.
         corrected: whether the noise of the means is subtracted.
 
-    Raises:
-        Undefined: fewer than two classes, or two means that are equal or no further apart than their noise explains.
+    Returns:
+        NaN, with a warning that says why, for fewer than two classes, a class of one sample where it is corrected, and
+        two means that are equal or no further apart than their noise explains.
 
     Source: Luthra, Salunkhe, Galanti, arXiv 2603.03530, in the normalisation of `nc1_cdnv`: with (S_i + S_j)/2 for S.
     """
     check_moments(moments)
-    means = CentredMeans(moments)
-    matrix = means.matrix
+    draw(2, pairwise, moments.device)  # refuses what it cannot take before anything is undefined
+    if pairwise is False:
+        raise InputError("expected pairwise True or a number of pairs, got False: nothing would be left to measure")
+    reasons = Reasons()
+    value = reasons.attempt(
+        ["directional_cdnv"], lambda: _over_pairs(CentredMeans(moments), pairwise, corrected), math.nan
+    )
+    reasons.warn()
+    return value
+
+
+def _over_pairs(means: CentredMeans, pairwise: bool | int, corrected: bool) -> float:
+    moments, matrix = means.moments, means.matrix
     covariance = moments.scatter / means.counts.sum()
     inflation, across = torch.zeros_like(means.counts), torch.zeros_like(means.counts)
     if corrected:

@@ -23,11 +23,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count
-from neuralcollapse.errors import InputError, Undefined
+from neuralcollapse.checks import check_count, check_finite
+from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root, unbiased_square_trace
+from neuralcollapse.geometry.undefined import Reasons
 
 _SETS = 200  # sets of classes that are drawn where there are more
 _QUERIES = 256  # classes of the sample x that are looked at, where there are more
@@ -75,28 +76,33 @@ def few_shot_error(
     `(tr S_k / tr S) S`.
 
     Args:
-        moments: of the features of the new classes, at least two samples a class.
+        moments: of the features of the new classes, at least two samples of each that has any.
         shots: m, the labelled samples of each class in an episode.
         ways: the number of classes of an episode; None for all that have samples.
         scatters: (K, d, d) the covariance of each class, divided by n_k - 1, in place of the pooled one.
 
     Returns:
-        The error, in [0, 1], with its limit for many shots.
+        The error, in [0, 1], with its limit for many shots. NaN, with a warning that says why, for fewer than two
+        classes with samples, a class of one sample, or means that all coincide.
 
     Raises:
-        InputError: fewer than two classes with two samples each, shots below 1, or more ways than classes.
+        InputError: shots below 1, more ways than classes, or scatters of the wrong shape or not finite.
 
     Source: the two-class formula follows Luthra, Salunkhe, Galanti, arXiv 2603.03530.
     """
     check_moments(moments)
     shots = check_count(shots, "shots", 1)
-    episodes = _Episodes(moments, scatters)
-    count = len(episodes.means.seen)
+    means, reasons = CentredMeans(moments), Reasons()
+    count = len(means.seen)
     ways = count if ways is None else check_count(ways, "ways", 2)
-    if ways > count:
+    if ways > max(count, 2):
         raise InputError(
             f"expected ways up to the {count} classes with samples, got {ways}: give fewer, or None for all"
         )
+    episodes = reasons.attempt(["few_shot_error"], lambda: _Episodes(means, scatters), None)
+    reasons.warn()
+    if episodes is None:
+        return FewShotError(math.nan, math.nan, shots, ways)
     errors = [episodes.of_two(each) if ways == 2 else episodes.of_many(each, ways) for each in (shots, _MANY)]
     return FewShotError(errors[0], min(errors), shots, ways)
 
@@ -112,15 +118,10 @@ class _Margins(NamedTuple):
 
 
 class _Episodes:
-    """The classes of the moments, ready for episodes."""
+    """The classes of the moments, ready for episodes; `Undefined` where they have no distances or no variances."""
 
-    def __init__(self, moments: ClassMoments, scatters: Tensor | None) -> None:
-        self.means = CentredMeans(moments)
-        try:
-            self.matrix = self.means.matrix
-            self.noise = SamplingNoise(self.means)
-        except Undefined as reason:
-            raise InputError(f"no few-shot error: {reason}") from None
+    def __init__(self, means: CentredMeans, scatters: Tensor | None) -> None:
+        self.means, self.matrix, self.noise = means, means.matrix, SamplingNoise(means)
         self.rows = self.matrix.block(slice(None))
         self.scatters = None if scatters is None else self._checked(scatters)
         if self.scatters is None:
@@ -140,6 +141,7 @@ class _Episodes:
             raise InputError(
                 f"expected scatters of shape (K, d, d) = {shape}, got {got}: one covariance for each class"
             )
+        check_finite(scatters, "scatters")
         return scatters.to(self.rows)[self.means.seen]
 
     def along(self, query: int, others: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
-from neuralcollapse.geometry.moments import ClassMoments, packed_size
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import packed_size
 from neuralcollapse.geometry.products import add_gram
 
 GROUPS, _FEWEST = 20, 10

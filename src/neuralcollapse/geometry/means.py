@@ -69,24 +69,34 @@ class Directions(NamedTuple):
 class CentredMeans:
     """The matrix M of rows mu_k - mu_G over the classes seen, mu_G the mean of the samples.
 
+    Args:
+        moments: of the features.
+        numbers: (K,) by which the user knows the classes of the moments, where they are some of more.
+
     Attributes:
-        seen: (K',) the numbers of the classes that have samples.
-        unseen: the numbers of the others.
+        seen: (K',) the places in the moments of the classes that have samples.
+        unseen: the others, as the user knows them.
         counts: (K',) the samples of the classes seen, float64.
         single: whether no class has more than one sample.
         left_out: which directions were left out as rounding, in words, once `directions` has been read.
     """
 
-    def __init__(self, moments: ClassMoments) -> None:
+    def __init__(self, moments: ClassMoments, numbers: Tensor | None = None) -> None:
         self.moments = moments
+        self.numbers = numbers
         counts = moments.counts
         every = counts.cpu()
         self.complete = bool((every > 0).all())
         self.seen = torch.arange(len(counts), device=counts.device) if self.complete else counts.nonzero().flatten()
-        self.unseen = (every == 0).nonzero().flatten().tolist()
+        self.unseen = self.called((every == 0).nonzero().flatten())
         self.single = int(every.max()) == 1  # whether every class has one sample
         self.counts = (counts if self.complete else counts[self.seen]).double()
         self.left_out = ""
+
+    def called(self, places: Tensor) -> list[int]:
+        """The classes at these places of the moments, as the user knows them."""
+        found: list[int] = (places if self.numbers is None else self.numbers[places.to(self.numbers.device)]).tolist()
+        return found
 
     @cached_property
     def matrix(self) -> BlockedMatrix:
@@ -95,7 +105,9 @@ class CentredMeans:
         if len(self.seen) == 0:
             raise Undefined("no samples were seen")
         if len(self.seen) == 1:
-            raise Undefined(f"only class {int(self.seen[0])} has samples, and a spread between classes needs two")
+            raise Undefined(
+                f"only class {self.called(self.seen)[0]} has samples, and a spread between classes needs two"
+            )
         rounding = _ROUNDING[moments.means.dtype] * float(largest(moments.means))
         index = None if self.complete else self.seen
         matrix = BlockedMatrix(moments.means, index, self.centre, math.sqrt(moments.feature_dim) * rounding)

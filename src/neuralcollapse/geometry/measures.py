@@ -31,6 +31,7 @@ from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
+from neuralcollapse.geometry.undefined import Reasons
 
 FEATURE_MEASURES = (
     "nc1",
@@ -79,23 +80,41 @@ def measures(
     return _measures(moments, weight, bias, pairwise)
 
 
-def held_out_measures(
-    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool | int = True
+def measures_of(
+    moments: ClassMoments,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    pairwise: bool | int = True,
+    held_out: bool = False,
+    numbers: Tensor | None = None,
 ) -> dict[str, float]:
-    """Those of `measures` that depend on features, of a test set about its own means; its warnings say so.
+    """`measures` of what a pass has seen.
 
-    The classifier is that of the training set, whose measures of the weight alone are left out.
+    Args:
+        moments: of the K classes that were measured.
+        weight: (K, d) of these classes, or None.
+        bias: (K,), or None.
+        pairwise: as there.
+        held_out: the features are those of a test set, and the classifier that of the training set: the measures of the
+            weight alone are left out, and warnings say whose they are.
+        numbers: (K,) by which warnings name the classes, where they are some of more.
     """
-    return _measures(moments, weight, bias, pairwise, "test set: ")
+    return _measures(moments, weight, bias, pairwise, "test set: " if held_out else "", numbers)
 
 
 def _measures(
-    moments: ClassMoments, weight: Tensor | None, bias: Tensor | None, pairwise: bool | int, held_out: str = ""
+    moments: ClassMoments,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    pairwise: bool | int,
+    held_out: str = "",
+    numbers: Tensor | None = None,
 ) -> dict[str, float]:
-    """`measures`, or, with words to begin warnings with, `held_out_measures`."""
+    """`measures_of`, with words to begin warnings about a test set with."""
     weight, bias = in_one_piece(weight), in_one_piece(bias)
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
-    means = CentredMeans(moments)
+    means = CentredMeans(moments, numbers)
     sample = draw(len(means.seen), pairwise, means.seen.device)
     jobs: dict[str, Callable[[], Tensor | Estimate]] = {
         "nc1": lambda: _nc1(means),
@@ -128,30 +147,28 @@ def _measures(
         warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
         return dict.fromkeys(jobs, math.nan)
     found: dict[str, Tensor] = {}
-    undefined: dict[str, list[str]] = {}
+    undefined = Reasons()
     for name, job in jobs.items():
-        try:
-            value = job()
-            if isinstance(value, Estimate):
-                value, error = value
-                if error is not None:
-                    found[f"{name}_error"] = error
+        value = undefined.attempt([name], job, None)
+        if isinstance(value, Estimate):
+            value, error = value
+            if error is not None:
+                found[f"{name}_error"] = error
+        if value is not None:
             found[name] = value
-        except Undefined as reason:
-            undefined.setdefault(str(reason), []).append(name)
     read = torch.stack(list(found.values())).tolist() if found else []  # the device is waited for once
     values = dict.fromkeys(jobs, math.nan) | dict(zip(found, read, strict=True))
     for name in jobs:
         if name in found and not math.isfinite(values[name]):
             values[name] = math.nan
-            undefined.setdefault(OVERFLOW, []).append(name)
+            undefined.add(OVERFLOW, [name])
     if sample is not None:
         values["num_pairs"] = float(len(sample.first))
     _warn(means, undefined, held_out)
     return values
 
 
-def _warn(means: CentredMeans, undefined: dict[str, list[str]], held_out: str) -> None:
+def _warn(means: CentredMeans, undefined: Reasons, held_out: str) -> None:
     if means.unseen:
         warnings.warn(
             f"{held_out}no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
@@ -166,8 +183,7 @@ def _warn(means: CentredMeans, undefined: dict[str, list[str]], held_out: str) -
             NeuralCollapseWarning,
             stacklevel=4,
         )
-    for reason, names in undefined.items():
-        warnings.warn(f"{held_out}undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=4)
+    undefined.warn(5, about=f"{held_out}undefined (NaN)")
     if means.left_out:
         warnings.warn(held_out + means.left_out, NeuralCollapseWarning, stacklevel=4)
     count, dim = len(means.seen), means.moments.feature_dim

@@ -61,7 +61,6 @@ MORE_MEASURES = {
 """The meaning of each of `more_measures`, in the order of tables."""
 
 
-@torch.no_grad()
 def more_measures(
     moments: ClassMoments,
     weight: Tensor | None = None,
@@ -90,6 +89,20 @@ def more_measures(
     Raises:
         InputError: a weight of the wrong shape or dtype, or not finite; moments that do not fit together; s of 0.
     """
+    return more_measures_of(moments, weight, unit=unit, s=s, pairwise=pairwise)
+
+
+@torch.no_grad()
+def more_measures_of(
+    moments: ClassMoments,
+    weight: Tensor | None,
+    *,
+    unit: ClassMoments | None = None,
+    s: float = 2.0,
+    pairwise: bool | int = True,
+    numbers: Tensor | None = None,
+) -> dict[str, float]:
+    """`more_measures` of what a pass has seen; `numbers` (K,) are as of `neuralcollapse.geometry.measures`."""
     check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     check_power(s)
@@ -97,13 +110,13 @@ def more_measures(
         raise InputError(
             f"expected unit as moments of K, d = {moments.shape[:2]}, got {unit.shape[:2]}: use the same features"
         )
-    means, reasons = CentredMeans(moments), Reasons()
+    means, reasons = CentredMeans(moments, numbers), Reasons()
     draw(2, pairwise, means.seen.device)  # refuses what it cannot take
     found: dict[str, float] = {}
     if pairwise is not False:
         found |= _uniformity(means, s, pairwise, reasons)
     if unit is not None:
-        found["gnc1"] = reasons.attempt(["gnc1"], lambda: gnc1_of(CentredMeans(unit)), math.nan)
+        found["gnc1"] = reasons.attempt(["gnc1"], lambda: gnc1_of(CentredMeans(unit, numbers)), math.nan)
     if weight is not None:
         rows, nothing = rows_of(means, weight), UniformDuality(*[math.nan] * 3)
         names = ["uniform_duality", "uniform_duality_deviation", "uniform_duality_variation"]
@@ -115,14 +128,14 @@ def more_measures(
     found |= spectra_of(means, weight, reasons).values()
     if means.unseen and len(means.seen):
         _warn_unseen(means)
-    reasons.warn()
+    reasons.warn(5)
     order = {name: place for place, name in enumerate(MORE_MEASURES)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 
 
 def _uniformity(means: CentredMeans, s: float, pairwise: bool | int, reasons: Reasons) -> dict[str, float]:
     nothing = Uniformity(math.nan, math.nan, math.nan, math.nan, s, 0)
-    job = lambda: uniformity_of(means.matrix, means.seen, s, pairwise)  # noqa: E731
+    job = lambda: uniformity_of(means.matrix, means.called(means.seen), s, pairwise)  # noqa: E731
     value = reasons.attempt(list(UNIFORMITY_KEYS), job, nothing)
     found = dict(zip(UNIFORMITY_KEYS, value[:4], strict=True))
     if draw(len(means.seen), pairwise, means.seen.device) is not None:
@@ -152,5 +165,5 @@ def _warn_unseen(means: CentredMeans) -> None:
         f"no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
         f"{len(means.seen)} class{'es' * (len(means.seen) > 1)} seen",
         NeuralCollapseWarning,
-        stacklevel=3,
+        stacklevel=5,
     )

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
+from neuralcollapse.geometry.intake import waits_for_nothing
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
 from neuralcollapse.geometry.means import CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments, waits_for_nothing
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise
 
 _CHUNK_VALUES = 2**20  # values of the rows of sampled pairs held in memory at a time
@@ -285,7 +286,7 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: 
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break
-    names = f"classes {int(means.seen[pair[0]])} and {int(means.seen[pair[1]])}"
+    names = "classes {} and {}".format(*means.called(means.seen[list(pair)]))
     if noisy:
         return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
     return Undefined(f"{names} have the same mean")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -80,7 +80,15 @@ _other = _Setting("mkldnn") if _NEW else _cuda  # the old setting is the same fo
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """Inside this context float32 products on the device have full precision; the user's settings are restored."""
-    automatic = torch.is_autocast_enabled(device.type)
     setting = _cuda if device.type == "cuda" else _other
-    with torch.autocast(device.type, enabled=False) if automatic else nullcontext(), setting.full():
+    with without_autocast(device), setting.full():
         yield
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context without autocast on the device.
+
+    Devices such as the meta device have none, and torch raises when it is asked about it there.
+    """
+    on = torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if on else nullcontext()

@@ -31,7 +31,7 @@ class SamplingNoise:
 
     def __init__(self, means: CentredMeans) -> None:
         if bool((means.counts < 2).any()):
-            alone = means.seen[means.counts < 2].tolist()
+            alone = means.called(means.seen[means.counts < 2])
             raise Undefined(
                 f"the variance of a class needs two samples, and class{'es' * (len(alone) > 1)} {listed(alone)} "
                 f"{'have' if len(alone) > 1 else 'has'} one"

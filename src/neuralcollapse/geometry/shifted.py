@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from neuralcollapse.geometry.packed import State
 from neuralcollapse.geometry.products import add_gram, add_single, add_unchecked, in_float32, scratch, unfit
 
 # Rows pass through float64 so many values at a time: more would leave the cache, and with fewer the threads of each
@@ -32,16 +33,6 @@ _FAR = 0.9
 MARKS = 2**14
 
 
-class State(NamedTuple):
-    """The parts of a packed state, as float64 views (means perhaps float32); `upper` is (d, d), its upper triangle."""
-
-    counts: Tensor
-    spreads: Tensor
-    means: Tensor
-    upper: Tensor
-    coarsest: Tensor
-
-
 class ShiftedSums:
     """While samples are added, the state holds t in place of the spreads, s of the means and Q of the scatter.
 
@@ -49,7 +40,7 @@ class ShiftedSums:
     """
 
     def __init__(self, state: State, features: Tensor, *, fresh: bool) -> None:
-        self._state = state
+        self.state = state
         self.single = True  # whether every product so far may run in float32
         num_classes, dim = state.means.shape
         wide = torch.promote_types(features.dtype, torch.float32)
@@ -62,7 +53,7 @@ class ShiftedSums:
 
     def add(self, features: Tensor, labels: Tensor) -> None:
         """Add a block of checked rows on the CPU."""
-        state, single = self._state, self._in_float32(features)
+        state, single = self.state, self._in_float32(features)
         counts = torch.bincount(labels, minlength=len(state.counts))
         # A block of few rows looks at its own classes alone.
         classes = counts.nonzero().flatten() if len(counts) > len(labels) else None
@@ -113,7 +104,7 @@ class ShiftedSums:
             sound: 1 if the whole of a batch that is larger than a block is right, else infinite or NaN.
         """
         self._in_float32(features)
-        state, references = self._state, self.references
+        state, references = self.state, self.references
         last = len(references) - 1
         clamped = labels.clamp(0, last - 1)
         exact = features.to(torch.float64, copy=True)
@@ -143,7 +134,7 @@ class ShiftedSums:
 
     def fold(self) -> None:
         """Turn the sums into spreads, means and scatter, in place."""
-        state = self._state
+        state = self.state
         for part in self._parts():
             counts = state.counts[part].clamp(min=1)[:, None]
             shift = state.means[part] / counts  # in float32 for float32 means
@@ -154,7 +145,7 @@ class ShiftedSums:
 
     def _unfold(self) -> None:
         """Turn spreads, means and scatter into sums about references that are the means, rounded."""
-        state = self._state
+        state = self.state
         for part in self._parts():
             self.references[:-1][part] = state.means[part]
             shift = state.means[part].double() - self.references[:-1][part]
@@ -165,7 +156,7 @@ class ShiftedSums:
     def _add_gram(self, rows: Tensor, sign: int) -> Tensor:
         """Add `sign R'R` for float64 rows; returns the squared length of each row."""
         squares = torch.linalg.vector_norm(rows, dim=1).square_()
-        upper = self._state.upper
+        upper = self.state.upper
         if rows.device.type == "cpu" and self.single and len(rows) > 1 and in_float32(1.0, rows.shape[1]):
             heavy, light = unfit(squares) or (slice(0), slice(None))
             add_gram(upper, rows[heavy], sign)
@@ -175,7 +166,7 @@ class ShiftedSums:
         return squares
 
     def _parts(self) -> list[slice]:
-        return [slice(start, start + MEANS_ROWS) for start in range(0, len(self._state.means), MEANS_ROWS)]
+        return [slice(start, start + MEANS_ROWS) for start in range(0, len(self.state.means), MEANS_ROWS)]
 
     def _in_float32(self, features: Tensor) -> bool:
         """Whether this block's products may run in float32; float64 features get float64 references."""
@@ -228,7 +219,7 @@ class ShiftedSums:
         places: Tensor | slice,
     ) -> bool:
         """Move the references that lie far from the mean of what was seen with this block; whether any was."""
-        state = self._state
+        state = self.state
         total = before + counts
         sums = block.sums
         if bool(before.any()):  # in memory that is there: fresh pages would cost more than the sum

@@ -12,6 +12,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.code_search import search
 from neuralcollapse.geometry.frames import haar_rows, orthoplex, simplex_etf
 from neuralcollapse.geometry.matrix import as_matrix, tiles
+from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.geometry.sharp_codes import known_codes, sharp_code
 
 _COSINES = 2**24  # cosines held in memory at a time
@@ -117,7 +118,7 @@ def _descent(num_classes: int, dim: int, steps: int, generator: torch.Generator,
     rows = _unit(torch.randn(num_classes, dim, generator=generator, dtype=working, device="cpu").to(device))
     speed = torch.zeros_like(rows)
     first, last = _TEMPERATURES
-    with torch.autocast(rows.device.type, enabled=False):
+    with without_autocast(rows.device):
         for step in range(steps):
             temperature = first * (last / first) ** (step / max(1, steps - 1))
             speed = _MOMENTUM * speed - _RATE * temperature * _tangent(_push(rows, temperature), rows)

@@ -12,22 +12,24 @@ For groups of one size these are the usual formulas; for others, those of Busing
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
+from neuralcollapse.errors import InputError, Undefined, listed
 from neuralcollapse.geometry.corrected import Corrected
 from neuralcollapse.geometry.groups import joined, without
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
+from neuralcollapse.geometry.undefined import Reasons
 
 _LEFT = 2  # samples that a class must keep when a group is left out, so that it has a variance
 _Value = Tensor | Estimate
-_JOBS: dict[str, Callable[[Corrected, Sample | None], _Value]] = {
+_Job = Callable[[Corrected, Sample | None], _Value]
+_JOBS: dict[str, _Job] = {
     "nc1": lambda corrected, sample: corrected.nc1(),
     "nc1_quotient": lambda corrected, sample: corrected.nc1_quotient(),
     "nc1_cdnv": lambda corrected, sample: corrected.nc1_cdnv(sample),
@@ -68,48 +70,60 @@ def standard_errors(groups: Sequence[ClassMoments], *, pairwise: bool | int = Tr
 
 
 @torch.no_grad()
-def errors_of(whole: ClassMoments, groups: Sequence[ClassMoments], *, pairwise: bool | int = True) -> dict[str, float]:
-    """`standard_errors`, given the moments of all groups together too; NaN for fewer than two groups."""
+def errors_of(
+    whole: ClassMoments,
+    groups: Sequence[ClassMoments],
+    *,
+    pairwise: bool | int = True,
+    held_out: bool = False,
+    numbers: Tensor | None = None,
+) -> dict[str, float]:
+    """`standard_errors`, given the moments of all groups together too; NaN for fewer than two groups.
+
+    `held_out` and `numbers` are what warnings say, as of `measures_of`.
+    """
     groups = [group for group in groups if group.num_samples > 0]
-    means = CentredMeans(whole)
+    means, undefined = CentredMeans(whole, numbers), Reasons()
     sample = draw(len(means.seen), pairwise, means.seen.device)
     names = [name for name in _JOBS if pairwise is not False or name != "nc1_cdnv"]
     values = {f"{name}_{kind}": math.nan for name in names for kind in ("corrected", "error")}
-    undefined: dict[str, list[str]] = {}
     try:
-        _check_enough(whole, groups)
-        left = [CentredMeans(without(whole, group)) for group in groups]
+        _check_enough(means, groups)
+        left = [CentredMeans(without(whole, group), numbers) for group in groups]
         basis = means.basis
         every = [Corrected(means, basis), *(Corrected(each, basis, strict=False) for each in left)]
     except Undefined as reason:
-        undefined[str(reason)], names = names, []
+        undefined.add(str(reason), names)
+        names = []
     shares = torch.tensor(
         [group.num_samples / whole.num_samples for group in groups], dtype=torch.float64, device="cpu"
     )
     for name in names:
-        try:
-            found = [_JOBS[name](each, sample) for each in every]
-        except Undefined as reason:
-            undefined.setdefault(str(reason), []).append(name)
+        found = undefined.attempt([name], partial(_each, _JOBS[name], every, sample), None)
+        if found is None:
             continue
-        numbers = torch.stack([value.mean if isinstance(value, Estimate) else value for value in found]).cpu()
-        value, error = _jackknife(numbers, shares)
+        taken = torch.stack([value.mean if isinstance(value, Estimate) else value for value in found]).cpu()
+        value, error = _jackknife(taken, shares)
         of_pairs = found[0].error if isinstance(found[0], Estimate) else None
         if of_pairs is not None:
             error = math.hypot(error, float(of_pairs))
         values[f"{name}_corrected"], values[f"{name}_error"] = value, error
-    for why, lost in undefined.items():
-        text = f"no bias-corrected value and no standard error (NaN): {why}: {', '.join(lost)}"
-        warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
+    whose = "test set: " if held_out else ""
+    undefined.warn(6, about=f"{whose}no bias-corrected value and no standard error (NaN)")
     return values | {"num_groups": float(len(groups))}
 
 
-def _check_enough(whole: ClassMoments, groups: Sequence[ClassMoments]) -> None:
+def _each(job: _Job, every: Sequence[Corrected], sample: Sample | None) -> list[_Value]:
+    return [job(each, sample) for each in every]
+
+
+def _check_enough(means: CentredMeans, groups: Sequence[ClassMoments]) -> None:
     """`Undefined` unless there are groups, and enough samples of each class without any of them."""
     if len(groups) < 2:
         raise Undefined("fewer than two groups have samples")
     most = torch.stack([group.counts for group in groups]).amax(0)
-    few = ((whole.counts - most < _LEFT) & (whole.counts > 0)).nonzero().flatten().tolist()
+    counts = means.moments.counts
+    few = means.called(((counts - most < _LEFT) & (counts > 0)).nonzero().flatten())
     if few:
         raise Undefined(
             f"too few samples of class{'es' * (len(few) > 1)} {listed(few)} to leave some out, which takes three of "

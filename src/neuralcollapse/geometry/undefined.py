@@ -22,12 +22,14 @@ class Reasons:
         try:
             return job()
         except Undefined as reason:
-            self._names.setdefault(str(reason), []).extend(names)
+            self.add(str(reason), names)
             return otherwise
 
-    def warn(self, stacklevel: int = 4) -> None:
+    def add(self, reason: str, names: Sequence[str]) -> None:
+        """Keep a reason for the names."""
+        self._names.setdefault(reason, []).extend(names)
+
+    def warn(self, stacklevel: int = 4, *, about: str = "undefined (NaN)") -> None:
         """One warning for each reason, as if from the caller of a public function that `torch.no_grad` wraps."""
         for reason, names in self._names.items():
-            warnings.warn(
-                f"undefined (NaN): {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=stacklevel
-            )
+            warnings.warn(f"{about}: {reason}: {', '.join(names)}", NeuralCollapseWarning, stacklevel=stacklevel)

@@ -10,7 +10,7 @@ Sources: [Liu 2023] Liu et al., Generalizing and Decoupling Neural Collapse via 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,7 +90,7 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
     names = None
     if isinstance(vectors, ClassMoments):
         means = CentredMeans(vectors)
-        device, names = vectors.device, means.seen
+        device, names = vectors.device, means.called(means.seen)
     else:
         given = as_matrix(vectors)
         device = vectors.device
@@ -115,17 +115,17 @@ def check_power(s: float) -> None:
         )
 
 
-def uniformity_of(matrix: BlockedMatrix, names: Tensor | None, s: float, pairwise: bool | int) -> Uniformity:
+def uniformity_of(matrix: BlockedMatrix, names: Sequence[int] | None, s: float, pairwise: bool | int) -> Uniformity:
     """`uniformity` of the rows of a matrix; `names` are the numbers of their classes, by default their own."""
     at_least_two(matrix).with_directions()
     least = (matrix.noise_squares + matrix.rounding**2 / 2) / matrix.norms.square()
-    names = torch.arange(matrix.count, device="cpu") if names is None else names
+    names = range(matrix.count) if names is None else names
     sample = draw(matrix.count, pairwise, matrix.norms.device)
     log, riesz = _Moments(), _Moments()
     for squares, first, second in _all(matrix) if sample is None else _drawn(matrix, *sample):
         equal = (squares <= least[first] + least[second]).nonzero()
         if len(equal):
-            i, j = (int(names[int(each[int(equal[0, 0])])]) for each in (first, second))
+            i, j = (names[int(each[int(equal[0, 0])])] for each in (first, second))
             raise Undefined(f"classes {i} and {j} have the same direction")
         logs = squares.log().div_(-2)
         log.add(logs)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse.checks import check_count
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
-from neuralcollapse.geometry.frames import frame_name
+from neuralcollapse.errors import InputError
+from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.heads.constants import Constants, Ready, Source, is_kept
 from neuralcollapse.heads.fast_rotation import FastRotation
+from neuralcollapse.heads.named_frame import NamedFrame
 from neuralcollapse.heads.products import Scaled, is_plain
 
 # Below these sizes a product with the K x d matrix is faster than the structure, as measured on one CPU core. The
@@ -39,7 +39,7 @@ _QUICK = ("cpu",)
 _FEW = 2**12
 
 
-class FixedClassifier(nn.Module):
+class FixedClassifier(NamedFrame):
     """Logits `s W h + b` with fixed unit rows W: bias, scale, rotation and checkpoints. A subclass gives the rows.
 
     Arguments and shapes are those of `ETFClassifier`; `rotations` are those that a subclass accepts.
@@ -57,7 +57,6 @@ class FixedClassifier(nn.Module):
         InputError: a scale that is not positive and finite, an axis that is not negative, or an unknown rotation.
     """
 
-    frame = ""
     rotations: tuple[str, ...] = ("none", "fast")
     _stored = False  # whether the rows are in a buffer
     _keeps = False  # whether the features of the last pass in training mode are kept, to follow their means
@@ -118,7 +117,7 @@ class FixedClassifier(nn.Module):
     @property
     def weight(self) -> Tensor:
         """(K, d) the matrix `s W` of the layer, computed on each access."""
-        with torch.autocast(self.scale.device.type, enabled=False):
+        with without_autocast(self.scale.device):
             rows = self._rows()
             return self.scale * (rows if self.rotation is None else self.rotation.inverse(rows))
 
@@ -143,7 +142,7 @@ class FixedClassifier(nn.Module):
         if self._keeps and self.training:
             self._kept = features.detach()
         if autocast and not self._stored:
-            with torch.autocast(features.device.type, enabled=False):  # without stored rows, logits keep their dtype
+            with without_autocast(features.device):  # without stored rows, logits keep their dtype
                 logits = self._logits(features, scale)
         else:
             logits = self._logits(features, scale)
@@ -301,65 +300,6 @@ class FixedClassifier(nn.Module):
             f"rotation={self.rotation_name!r}{axis}"
         )
 
-    def frame_words(self) -> str:
-        """The frame in full, as the state dict names it: two layers with the same words have the same rows."""
-        return _words(self.frame, self._rotation_kept(), self.num_classes, self.in_features)
-
-    def _rotation_kept(self) -> str:
-        """The name of the rotation, the same for two rotations that give the same rows."""
-        return self.rotation_name
-
-    def get_extra_state(self) -> Tensor:
-        """The frame in full as UTF-8 bytes in a tensor: file formats that hold only tensors can keep it."""
-        return torch.tensor(list(self.frame_words().encode()), dtype=torch.uint8, device="cpu")
-
-    def set_extra_state(self, state: Any) -> None:
-        """Nothing to set: the name was compared before anything was loaded."""
-
-    def check_frame(self, held: Mapping[str, Any], where: str = "") -> None:
-        """Raise unless the entries of a state dict were saved by a layer with these rows.
-
-        Args:
-            held: name in this layer ("scale", "bias", "_extra_state", ...) to tensor.
-            where: what errors call the layer, such as "fc".
-
-        Raises:
-            InputError: another frame, rotation, K or d.
-        """
-        own, place = self.frame_words(), f"the state dict's {where or 'layer'}"
-        named = held.get("_extra_state")
-        if isinstance(named, Tensor):
-            if named.device.type == "meta":
-                return
-            found = bytes(named.flatten().to(torch.uint8).tolist()).decode(errors="replace")
-        elif "scale" in held:
-            found, place = self._unnamed(held), f"{place} (of version 0.1.0, which did not name it)"
-        else:
-            if "bias" in held:
-                warnings.warn(
-                    f"{place} does not say of which frame it is: taken to be of {own}",
-                    NeuralCollapseWarning,
-                    stacklevel=2,
-                )
-            return
-        if found != own:
-            turned = [name for name in self.rotations if own.replace(repr(self._rotation_kept()), repr(name)) == found]
-            how = f"with rotation={turned[0]!r} (--rotation {turned[0]})" if turned else "as it was when saved"
-            raise InputError(f"{place} has the frame {found}, and this layer {own}: build it {how}")
-
-    def _unnamed(self, held: Mapping[str, Any]) -> str:
-        """The frame of a state dict of version 0.1.0, from the buffers of its rotation and from K and d."""
-        rotation, dim, classes = "none", self.in_features, self.num_classes
-        if "rows" in held:
-            return _words("softmax_code", rotation, *held["rows"].shape)
-        if "bias" in held:
-            classes = held["bias"].shape[0]
-        if "rotation.signs" in held:
-            rotation, dim = "fast", held["rotation.signs"].shape[-1]
-        elif "nearest.rows" in held:
-            rotation, (classes, dim) = "nearest", held["nearest.rows"].shape
-        return _words(frame_name(classes, dim), rotation, classes, dim)
-
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_constants": Constants(), "_ready": None, "_turned": None, "_turned_from": None}
 
@@ -371,27 +311,6 @@ class FixedClassifier(nn.Module):
             turned = "nearest" if getattr(self, "nearest", None) is not None else "none"
             self.rotation_name = "fast" if self.rotation is not None else turned
         self._turn()
-
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        weight = state_dict.get(prefix + "weight")
-        if weight is not None:
-            own = self.weight.to(device=weight.device, dtype=weight.dtype)
-            flat = weight.flatten(1) if weight.dim() > 2 and weight.shape[2:].numel() == 1 else weight
-            if flat.shape != own.shape or not bool((flat - own).norm() <= 1e-2 * own.norm()):
-                raise InputError(
-                    f"the checkpoint's {prefix}weight {tuple(weight.shape)} is not this layer's frame ({self.frame}) "
-                    f"{tuple(own.shape)}: load it into the layer that was saved, or drop that key to train with the "
-                    "fixed frame"
-                )
-            state_dict.pop(prefix + "weight")
-            for name, value in self.state_dict().items():
-                if name != "bias":
-                    state_dict.setdefault(prefix + name, value)
-        held = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-        self.check_frame(held, prefix.rstrip("."))
-        if "scale" in held:
-            state_dict.setdefault(prefix + "_extra_state", self.get_extra_state())
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 def _make_again(layer: FixedClassifier, _: Any) -> None:
@@ -418,7 +337,3 @@ def _scaled(logits: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor:
 def _is_one(scale: Tensor) -> bool:
     """Whether a scale is 1, where looking does not wait for a device."""
     return scale.device.type == "cpu" and bool(scale == 1)
-
-
-def _words(frame: str, rotation: str, num_classes: int, dim: int) -> str:
-    return f"{frame}, rotation={rotation!r}, K={num_classes}, d={dim}"

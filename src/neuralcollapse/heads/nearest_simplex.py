@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.frames import nearest_simplex_etf
-from neuralcollapse.geometry.moments import kept_rows
+from neuralcollapse.geometry.intake import kept_rows
+from neuralcollapse.geometry.precision import without_autocast
 
 
 class NearestSimplex(nn.Module):
@@ -24,6 +25,7 @@ class NearestSimplex(nn.Module):
     means: Tensor
     seen: Tensor
     calls: Tensor
+    _known: tuple[int, int] | None
 
     def __init__(self, rows: Tensor, momentum: float, update_every: int) -> None:
         super().__init__()
@@ -37,7 +39,7 @@ class NearestSimplex(nn.Module):
         self.register_buffer("means", torch.zeros_like(wide))
         self.register_buffer("seen", torch.zeros(len(rows), dtype=torch.bool, device=rows.device))
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=rows.device))
-        self._known: tuple[int, int] | None = (0, self.calls._version)
+        self._remember(0)
         self._refused: Tensor | None = None
 
     @torch.no_grad()
@@ -53,7 +55,7 @@ class NearestSimplex(nn.Module):
         if count % self.update_every == 0:
             self._raise_if_refused()
             if bool(self.seen.all()):
-                with torch.autocast(self.rows.device.type, enabled=False):
+                with without_autocast(self.rows.device):
                     # A new tensor, not in place: a backward pass still to come needs the old rows.
                     self.rows = nearest_simplex_etf(self.means - self.means.mean(0))[0]
 
@@ -103,11 +105,20 @@ class NearestSimplex(nn.Module):
 
     def _count(self) -> int:
         """Count a call. The number is read from the device only when something else has changed it."""
-        known = self._known
-        number = known[0] if known is not None and known[1] == self.calls._version else int(self.calls)
+        number = self._remembered()
+        number = 1 + (int(self.calls) if number is None else number)
         self.calls += 1
-        self._known = (number + 1, self.calls._version)
-        return number + 1
+        self._remember(number)
+        return number
+
+    def _remember(self, number: int) -> None:
+        """Keep the number of calls with the version of the tensor that holds it, if that counts versions."""
+        self._known = None if self.calls.is_inference() else (number, self.calls._version)
+
+    def _remembered(self) -> int | None:
+        """The number of calls, if it is known that nothing else has changed it."""
+        known = None if self.calls.is_inference() else self._known
+        return known[0] if known is not None and known[1] == self.calls._version else None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_known": None, "_refused": None}
@@ -125,8 +136,10 @@ class NearestSimplex(nn.Module):
             half = moved.is_floating_point() and moved.dtype.itemsize < 4
             return value.to(moved.device) if half else moved
 
-        number = self._known[0] if self._known is not None and self._known[1] == self.calls._version else None
+        number = self._remembered()
         super()._apply(wide, recurse)
         self._refused = None if self._refused is None else self._refused.to(self.calls.device)
-        self._known = None if number is None else (number, self.calls._version)
+        self._known = None  # the version is that of another tensor
+        if number is not None:
+            self._remember(number)
         return self

@@ -24,12 +24,13 @@ from neuralcollapse.heads.constants import is_kept
 _transforms_active = torch._C._are_functorch_transforms_active
 _is_batched = torch._C._functorch.is_legacy_batchedtensor  # of `autograd.grad` with is_grads_batched
 _is_compiling = torch.compiler.is_compiling
+_is_traced = torch._C._is_tracing  # private, but what `torch.jit.is_tracing` asks, some calls later
 _READ_AT_ONCE = ("cpu",)  # devices from which a number is read without waiting
 
 
 def is_plain() -> bool:
-    """Whether the plain operations are wanted: a compiler, a transform or forward-mode derivatives look on."""
-    return _is_compiling() or _transforms_active() or forward_ad._current_level >= 0
+    """Whether plain operations are wanted: a compiler, a tracer, a transform or forward-mode derivatives look on."""
+    return _is_compiling() or _transforms_active() or _is_traced() or forward_ad._current_level >= 0
 
 
 def is_differentiated(pull: Tensor) -> bool:

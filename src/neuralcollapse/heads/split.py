@@ -132,14 +132,17 @@ def whole_head(module: nn.Module) -> WholeHead | None:
 def whole_heads(modules: Iterable[nn.Module], tensor_dims: Mapping[int, int]) -> Iterator[None]:
     """Keep copies with whole weights of the modules that have split ones. All processes must call this alike.
 
+    Weights that FSDP2 keeps whole for the moment are copied too: it frees their memory when it splits them again.
+
     Args:
         modules: heads.
-        tensor_dims: by `id` of a parameter, the first dimension of its mesh that is not FSDP's.
+        tensor_dims: by `id` of a parameter of FSDP2's, the first dimension of its mesh that is not FSDP2's.
     """
     kept = []
     try:
         for module in modules:
-            if module not in _WHOLE and any(is_split(value) for value in module.parameters()):
+            parts = any(is_split(value) or id(value) in tensor_dims for value in module.parameters())
+            if parts and module not in _WHOLE:
                 _WHOLE[module] = _made_whole(module, tensor_dims)
                 kept.append(module)
         yield

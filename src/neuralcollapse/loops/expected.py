@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.geometry.moments import ClassMoments
@@ -85,3 +87,9 @@ def squares(moments: ClassMoments) -> float:
 def frame_of(head: nn.Module) -> str | None:
     """The name of the frame of a last layer with fixed rows."""
     return head.frame if isinstance(head, FixedClassifier) else None
+
+
+def is_cross_entropy(loss: Any) -> bool:
+    """Whether a loss is plain cross-entropy: torch's function, or its module with the default options that count."""
+    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean"
+    return loss is F.cross_entropy or (plain and loss.label_smoothing == 0)

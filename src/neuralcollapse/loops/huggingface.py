@@ -18,7 +18,6 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
 from neuralcollapse.heads.split import check_not_flat
-from neuralcollapse.loops.fresh_page import FreshPage
 from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
@@ -33,9 +32,10 @@ class CollapseTrainerCallback(TrainerCallback):
         trainer.add_callback(nc.CollapseTrainerCallback(trainer, out="runs/mine"))
         trainer.train()
 
-    Every integration of the trainer (`report_to`) gets every measurement, as "collapse/nc1" and so on. Training itself
-    goes as it would without. Training that goes on from a checkpoint goes on in its run folder. What is measured are
-    the weights in their own precision: mixed precision (`bf16`, `fp16`) does not reach the measuring.
+    Every integration of the trainer (`report_to`) gets every measurement, as "collapse/nc1" and so on; TensorBoard, W&B
+    and MLflow get figures too. Training itself goes as it would without. Training that goes on from a checkpoint goes
+    on in its run folder. What is measured are the weights in their own precision: mixed precision (`bf16`, `fp16`) does
+    not reach the measuring. In a notebook `show` shows the figures while the training goes on.
 
     Args:
         trainer: the trainer that the callback is added to.
@@ -76,7 +76,7 @@ class CollapseTrainerCallback(TrainerCallback):
     ) -> None:
         self.every = every if every in ("epoch", "save") else check_count(every, "every ('epoch', 'save' or steps)", 1)
         known = options_of(CollapseTrainerCallback, Recorder, without=("loader", "test_loader"))
-        check_names(options, known, "CollapseTrainerCallback", ("resume", "sharded", "unit", "writes"))
+        check_names(options, known, "CollapseTrainerCallback", ("resume", "sharded", "unit", "writes", "loggers"))
         check_values({"out": out, "classifier": classifier, "force": force, **options})
         if not isinstance(trainer, Trainer):
             got = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
@@ -92,7 +92,7 @@ class CollapseTrainerCallback(TrainerCallback):
         self.force = force
         self.options = options
         self.recorder: Recorder | None = None
-        self._page = FreshPage()
+        self._shows = False
         self._rate = math.nan
         self._measured: int | None = None
 
@@ -107,6 +107,9 @@ class CollapseTrainerCallback(TrainerCallback):
         """Find the data, make or reopen the run folder, and measure the network as training begins."""
         retry = self.recorder is not None and args.auto_find_batch_size
         self.recorder = self._recorder(args, resume=state.global_step > 0, force=self.force or retry)
+        self.recorder.views.others = lambda: (_loggers(self.trainer), self.trainer.state.global_step)
+        if self._shows:
+            self.recorder.show()
         self._measured = None
         self._note_rate(kwargs.get("optimizer"))
         if state.global_step > 0:
@@ -142,9 +145,16 @@ class CollapseTrainerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Write the last page, and let others write in the run folder."""
-        self._page.finish()
-        if self.recorder is not None and self.recorder.folder is not None:
-            self.recorder.folder.unlock()
+        if self.recorder is not None:
+            self.recorder.finish()
+            if self.recorder.folder is not None:
+                self.recorder.folder.unlock()
+
+    def show(self) -> None:
+        """Show the figures in this cell of a notebook, and keep them up to date while the trainer trains."""
+        self._shows = True
+        if self.recorder is not None:
+            self.recorder.show()
 
     def _count(self, state: TrainerState) -> float:
         return (state.epoch or 0.0) if self.every == "epoch" else state.global_step
@@ -224,8 +234,16 @@ class CollapseTrainerCallback(TrainerCallback):
         wanted = control.should_log
         self.trainer.log(dict(record.flat()))
         control.should_log = wanted  # `log` cleared it, and the trainer's own numbers would not be logged
-        if recorder.folder is not None:
-            self._page.update(recorder.folder)
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            recorder.views.flush()  # as the training ends, the integrations close their loggers
+
+
+def _loggers(trainer: Any) -> list[Any]:
+    """What the trainer's integrations log to, which they keep in private places."""
+    places = {"TensorBoardCallback": "tb_writer", "WandbCallback": "_wandb", "MLflowCallback": "_ml_flow"}
+    found = [(each, places.get(type(each).__name__)) for each in trainer.callback_handler.callbacks]
+    loggers = [getattr(each, place, None) for each, place in found if place is not None]
+    return [logger for logger in loggers if logger is not None]
 
 
 def _check_dataset(data: Any, name: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from neuralcollapse.capture.class_by_class import confused, measured_names
+from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.errors import InputError
 from neuralcollapse.loops.expected import HeadDecay, decays_of, squares
@@ -56,6 +57,13 @@ def certified(capture: Capture, decay: HeadDecay) -> dict[str, float]:
         bias_decay=bias_decay,
         features_sign="nonnegative" if capture.nonnegative else "real",
     ).record()
+
+
+def names_of(model: nn.Module, loader: Any, capture: Capture) -> tuple[str, ...]:
+    """The names of the classes: the capture's or, where it was not made by a pass over the loader, the data set's."""
+    if capture.class_names or capture.classes is not None:
+        return capture.class_names or ()
+    return find_class_names(model, loader, capture.moments.num_classes) or ()
 
 
 def geometry_of(epoch: int, capture: Capture) -> Geometry | None:

@@ -20,7 +20,6 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.split import check_not_flat
 from neuralcollapse.loops.expected import HeadDecay
-from neuralcollapse.loops.fresh_page import FreshPage
 from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
@@ -43,8 +42,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
     labels, by keyword. A batch goes through the precision plugin and the module's (or data module's) transfer hooks
     first, as in validation; a module of another precision (`bf16-true`, `64-true`) is measured in that precision, one
     under mixed precision in that of its weights. Every logger of the trainer gets every measurement, as "collapse/nc1"
-    and so on. Training itself goes as it would without. A fit that goes on from a checkpoint (`ckpt_path`) goes on in
-    its run folder.
+    and so on; TensorBoard, W&B and MLflow get figures too. Training itself goes as it would without. A fit that goes on
+    from a checkpoint (`ckpt_path`) goes on in its run folder. In a notebook `show` shows the figures while it fits.
 
     Args:
         loader: the un-augmented training set; when not given, the trainer's own training data in order, of a data set
@@ -55,8 +54,8 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         classifier: dotted name of the last layer within the LightningModule, or the layer itself; found when not
             given.
         every: epochs between measurements, or a function that says of an epoch whether it is measured.
-        out: the run folder, with report.html kept up to date; without it no folder is made. A
-            `RunFolder` of the caller's gets the records, and no page.
+        out: the run folder, with report.html kept up to date; without it no folder is made. In a
+            `RunFolder` of the caller's that page is there only while the training goes on for long enough.
         force: overwrite an earlier run in `out`.
         sharded: in each of several processes the loaders given here give its own share of the samples; without it
             they are split, each sample for one process, and must be DataLoaders.
@@ -90,7 +89,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         known = options_of(CollapseCallback, Recorder)
-        check_names(options, known, "CollapseCallback", ("resume", "unit", "writes"))
+        check_names(options, known, "CollapseCallback", ("resume", "unit", "writes", "loggers"))
         options |= {"classifier": classifier, "layers": layers, "head_decay": head_decay, "force": force}
         made = isinstance(out, RunFolder)
         check_values({**options, "out": None if made else out, "sharded": sharded, "progress": progress})
@@ -104,7 +103,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         self.progress = progress
         self.options = options
         self.recorder: Recorder | None = None
-        self._page = FreshPage()
+        self._shows = False
         self._rate = math.nan
         self._measured: int | None = None  # the last epoch that was
         self._seconds: float | None = None  # what the run had taken where this fit goes on from it
@@ -157,8 +156,34 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         """Measure the end, if training stopped between two measurements, and let others write in the run folder."""
         if self._measured not in (None, trainer.current_epoch):
             self._measure(pl_module, trainer.current_epoch)
-        self._page.finish()
-        if self.recorder is not None and self.recorder.folder is not None and self.recorder.folder is not self.out:
+        assert self.recorder is not None
+        self.recorder.views.flush()
+        self._close(finished=True)
+
+    def on_exception(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave no page that says that the run goes on."""
+        if self.recorder is not None:
+            self._close(finished=False)
+
+    def show(self) -> None:
+        """Show the figures in this cell of a notebook, and keep them up to date while the trainer fits."""
+        self._shows = True
+        if self.recorder is not None:
+            self.recorder.show()
+
+    def _close(self, *, finished: bool) -> None:
+        """Write the last page, and let others write in the run folder, unless it is the caller's."""
+        assert self.recorder is not None
+        own = self.recorder.folder is not None and self.recorder.folder is not self.out
+        if not finished:
+            self.recorder.views.abandon()
+        elif own:
+            self.recorder.finish()
+        else:
+            self.recorder.views.settle()
+        if own and finished and self.recorder.folder is not None:
             self.recorder.folder.unlock()
 
     def _stop_if_asked(self, trainer: lightning.Trainer) -> None:
@@ -182,6 +207,9 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
             progress=self.progress and trainer.is_global_zero,
             **{**self.options, "config": {**_settings(trainer, module), **(self.options.get("config") or {})}},
         )
+        recorder.views.others = lambda: (trainer.loggers, trainer.global_step)
+        if self._shows:
+            recorder.show()
         if self._measured is not None:
             recorder.resume(self._measured, seconds=self._seconds)
             self._seconds = None  # from here on the recorder counts
@@ -220,8 +248,6 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         for logger in trainer.loggers:  # as Lightning logs what a module does: with "epoch", and written at once
             logger.log_metrics({**_numbers(record), "epoch": trainer.current_epoch}, step=trainer.global_step)
             logger.save()
-        if recorder.folder is not None and recorder.folder is not self.out:
-            self._page.update(recorder.folder)
         return record
 
 

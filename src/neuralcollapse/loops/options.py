@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from neuralcollapse.capture.arguments import check_device
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.checks import as_tensor, check_count, check_real
-from neuralcollapse.errors import InputError, did_you_mean, listed
+from neuralcollapse.errors import InputError, listed
 from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.runs.events import check_patience
+from neuralcollapse.runs.other_tools import option_hint
 from neuralcollapse.runs.records import check_key
 from neuralcollapse.ufm.losses import find_loss
 
@@ -39,7 +40,7 @@ def check_names(options: Iterable[str], known: Sequence[str], owner: str, taken:
         if name in taken:
             raise InputError(f"{owner} sets the option {name!r} itself: leave it out")
         if name not in known:
-            hint = did_you_mean(name, known) or f": expected one of {listed(known, len(known))}"
+            hint = option_hint(name, known) or f": expected one of {listed(known, len(known))}"
             raise InputError(f"{owner} has no option {name!r}{hint}")
 
 
@@ -129,7 +130,9 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "inside": (lambda value: isinstance(value, str), "as the dotted name of a part of the network"),
     "ignore_index": (lambda value: isinstance(value, Integral) and not isinstance(value, bool), "as an integer"),
     "means_dtype": (lambda value: value in (torch.float32, torch.float64), "torch.float64 or torch.float32"),
-    **dict.fromkeys(("force", "resume", "nc4", "test_measures", "writes", "next_token", "sharded", "progress"), _FLAG),
+    **dict.fromkeys(
+        ("force", "resume", "nc4", "test_measures", "writes", "next_token", "sharded", "progress", "page"), _FLAG
+    ),
     **dict.fromkeys(("on_record", "on_checkpoint", "online", "loss"), _FUNCTION),
 }
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import math
 import time
+import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,27 @@ from torch import nn
 from torch.nn import functional as F
 
 from neuralcollapse.capture.arguments import check_model, find_classifier
-from neuralcollapse.capture.class_names import data_behind, find_class_names
+from neuralcollapse.capture.class_by_class import measured_names
+from neuralcollapse.capture.class_names import data_behind
 from neuralcollapse.capture.collect import Capture, collect, collect_test
 from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.capture.team import Team
-from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.split import own_part
-from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training
-from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, spread
+from neuralcollapse.loops.asked import asked
+from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training, is_cross_entropy
+from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, names_of, spread
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
+from neuralcollapse.loops.trackers import check_loggers
 from neuralcollapse.loops.undisturbed import undisturbed
+from neuralcollapse.loops.views import Views
+from neuralcollapse.report.glance import Glance
 from neuralcollapse.runs.events import StopMode, StopRule, Watch
 from neuralcollapse.runs.files import as_builtin, nan_to_none
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import MEASURES, Record
+from neuralcollapse.runs.records import MEASURES, Geometry, Record
 
 
 class Recorder:
@@ -43,8 +47,9 @@ class Recorder:
     Everything in this package that measures while a network trains does so through a Recorder. The folder gets a record
     of each measurement; class means and classifier of at most 60 of them, spread over the run, if there are at most 200
     classes and K d is at most 2^20; the numbers of each class (`neuralcollapse.per_class`) at the last one, if there
-    are at most 10,000 classes; config.yaml and environment.json. `neuralcollapse report` and
-    `neuralcollapse.write_page` turn it into a page.
+    are at most 10,000 classes; config.yaml and environment.json. While the training goes on, for at most 5 % of its
+    time, report.html there shows how far it is and reloads itself; `finish` writes the page of the end, as
+    `neuralcollapse report` and `neuralcollapse.write_page` do. In a notebook `show` shows the figures in place.
 
     Measuring leaves the training as it was: gradients, buffers, train and eval modes, autocast, and the random states
     of torch, numpy and Python are untouched.
@@ -85,6 +90,9 @@ class Recorder:
             trained, for example. The records then have the source "online".
         writes: False in all processes but one, where several share the run folder.
         on_record: called with each record and the capture that it was made from.
+        page: keep report.html in `out` up to date.
+        loggers: get the numbers of each record, and figures (cosines between class means as a map and as a histogram,
+            NC1 with its band): SummaryWriters of TensorBoard, runs of wandb, mlflow, or loggers of Lightning.
         options: of the measuring pass, as for `neuralcollapse.measure` (layers, ignore_index, sharded, device, ...),
             and `loss`, a function of logits (N, K) and labels (N,). With `sharded`, all processes measure the buffers
             of the first.
@@ -124,6 +132,8 @@ class Recorder:
         online: Callable[[nn.Module], Capture] | None = None,
         writes: bool = True,
         on_record: Callable[[Record, Capture], None] | None = None,
+        page: bool = True,
+        loggers: Sequence[Any] = (),
         **options: Any,
     ) -> None:
         check_names(options, options_of(Recorder), "Recorder")
@@ -149,7 +159,7 @@ class Recorder:
         self.online = online
         self.writes = writes
         self.on_record = on_record
-        check_values({**vars(self), "resume": resume, **options})
+        check_values({**vars(self), "resume": resume, "page": page, **options})
         self.loader = check_loader(loader)
         self.test_loader = None if test_loader is None else check_loader(test_loader, "test_loader")
         self.out = out.path if isinstance(out, RunFolder) else None if out is None else Path(out)
@@ -160,13 +170,17 @@ class Recorder:
         self.records: list[Record] = []
         self._watch = Watch(None if stop_on is None else StopRule(stop_on, patience, stop_mode, min_delta))
         self._spread: list[int] = []  # the epochs that keep their geometry
+        self._glance: Glance | None = None
+        self._names: Any = None  # of the classes, once they were looked for
+        self.views = Views(page=page, loggers=check_loggers(loggers))
+        weakref.finalize(self, self.views.abandon)
         self.folder = self._made if writes else None
         if inside:
             layers = options.get("layers", ())
             options["layers"] = [f"{inside}.{name}" for name in ([layers] if isinstance(layers, str) else layers)]
         if decays is None:
             self.decays = head_decay
-        if loss_name is None and _is_cross_entropy(options.get("loss", F.cross_entropy)):
+        if loss_name is None and is_cross_entropy(options.get("loss", F.cross_entropy)):
             self.loss_name = "cross_entropy"
         if head_decay is not None and self.loss_name != "cross_entropy":
             given = self.loss_name or "a loss without a name"
@@ -209,7 +223,7 @@ class Recorder:
             InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
         """
         team = Team.of(model, sharded=bool(self.options.get("sharded")))
-        team.agree(None, lambda: self._asked(model, epoch, learning_rate))
+        team.agree(None, lambda: asked(self, model, epoch, learning_rate))
         model = check_model(model)
         parts = (own_part(value) for value in model.parameters())
         if not all(team.exchanged(lambda: all(bool(torch.isfinite(part).all()) for part in parts))):
@@ -222,7 +236,7 @@ class Recorder:
                 capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             else:
                 capture = self.online(model)
-            test = self._test(model, capture)
+            test = capture.test = self._test(model, capture)
         values = capture.measures(pairwise=self.pairwise)
         minimizer, untrained = self._expected(model, capture, values)
         tested = {} if test is None else self._tested(test)
@@ -245,23 +259,32 @@ class Recorder:
         if not follows:  # measured again, or out of order
             self._watch.restart(self.records[:place])
         record = replace(record, events=self._watch.see(record, self.unit))
-        team.exchanged(lambda: self._keep(record, model, capture, test))
+        geometry = geometry_of(epoch, capture)
+        if self._names is None:
+            self._names = self.class_names or names_of(model, self.loader, capture)
+        team.exchanged(lambda: self._keep(record, model, capture, test, geometry))
         if not follows:
             self._watch.restart(self.records)
         if self.on_record is not None:
             self.on_record(record, capture)
+        if self.writes:
+            names = measured_names(self._names, capture.classes, capture.moments.num_classes)
+            self._glance = Glance(self.records, geometry, names or (), self.unit, self.folder)
+            self.views.log(record, self.unit)
+            self.views.update(self._glance)
         return record
 
-    def _asked(self, model: nn.Module, epoch: int, learning_rate: float) -> dict[str, object]:
-        """What all processes that measure together must say alike."""
-        check_model(model)
-        check_count(epoch, "epoch", 0)
-        if not isinstance(learning_rate, Real):
-            raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
-        names = ("unit", "head_decay", "decays", "loss_name", "pairwise", "test_measures", "stop_on", "patience")
-        said = {name: getattr(self, name) for name in (*names, "stop_mode", "min_delta", "inside")}
-        given = {"epoch": int(epoch), "test_loader": self.test_loader is not None, "online": self.online is not None}
-        return {**said, **given, "sharded": self.options.get("sharded")}
+    def show(self) -> None:
+        """Show the figures in this cell of a notebook, and keep them up to date from here on.
+
+        Raises:
+            InputError: there is no notebook.
+        """
+        self.views.show(self._glance)
+
+    def finish(self) -> None:
+        """Show the last record everywhere: on the page, in the loggers and in the notebook. More may follow."""
+        self.views.finish()
 
     def resume(self, epoch: float = math.inf, *, seconds: float | None = None) -> None:
         """Continue the run in `out` after `epoch`, dropping what was measured later; if there is none, begin one.
@@ -338,7 +361,9 @@ class Recorder:
         prefix = f"{self.inside}." if self.inside else ""
         return {name.removeprefix(prefix): values for name, values in layers.items()}
 
-    def _keep(self, record: Record, model: nn.Module, capture: Capture, test: Capture | None) -> None:
+    def _keep(
+        self, record: Record, model: nn.Module, capture: Capture, test: Capture | None, geometry: Geometry | None
+    ) -> None:
         """Add the record to those in memory and, in the process that writes, to the folder."""
         place = bisect_left(self.records, record.epoch, key=lambda each: each.epoch)
         follows = place == len(self.records)
@@ -348,12 +373,10 @@ class Recorder:
             return
         folder = self.folder = self.folder or self._create(model)
         if not (folder.path / "environment.json").exists():
-            names = self.class_names or capture.class_names or self._found_names(model, capture)
             tested = 0 if test is None else test.moments.num_samples
-            environment = environment_of(model, capture, names, tested, self.environment)
+            environment = environment_of(model, capture, self._names, tested, self.environment)
             folder.write_text("environment.json", json.dumps(as_builtin(environment), indent=2) + "\n")
         folder.append(record)
-        geometry = geometry_of(record.epoch, capture)
         if geometry is not None:
             folder.write_geometry(geometry)
             # what stays follows from what stayed before: the work for a record does not grow with the run
@@ -367,21 +390,9 @@ class Recorder:
             if classes is not None:
                 folder.write_classes(classes)
 
-    def _found_names(self, model: nn.Module, capture: Capture) -> tuple[str, ...] | None:
-        """For a capture that was not made by a pass over the loader."""
-        if capture.classes is not None:
-            return None
-        return find_class_names(model, self.loader, capture.moments.num_classes)
-
     def _create(self, model: nn.Module) -> RunFolder:
         assert self.out is not None
         folder = RunFolder.create(self.out, force=self.force)
         config = nan_to_none(as_builtin(self.describe(model)))
         folder.write_text("config.yaml", json.dumps(config, indent=2) + "\n")  # JSON is YAML
         return folder
-
-
-def _is_cross_entropy(loss: Any) -> bool:
-    """Whether a loss is plain cross-entropy: torch's function, or its module with the default options that count."""
-    plain = isinstance(loss, nn.CrossEntropyLoss) and loss.weight is None and loss.reduction == "mean"
-    return loss is F.cross_entropy or (plain and loss.label_smoothing == 0)

@@ -13,6 +13,7 @@ from neuralcollapse.heads.fix import fix_classifier
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.networks.external import external_network
 from neuralcollapse.networks.resnet import ResNet
+from neuralcollapse.runs.other_tools import option_hint
 
 
 class MLP(nn.Module):
@@ -175,7 +176,7 @@ def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str
     for option in options:
         if option not in known:
             raise InputError(
-                f"{name} has no option {option!r}{did_you_mean(option, known)}; it takes {', '.join(known)}"
+                f"{name} has no option {option!r}{option_hint(option, known)}; it takes {', '.join(known)}"
             )
     if not isinstance(options.get("bias", True), bool):  # which nn.Linear would take for true
         raise InputError(f"expected bias of {name} to be true or false, got {options['bias']!r:.40}")

@@ -13,6 +13,7 @@ from neuralcollapse.errors import Undefined
 
 _TABLE = 2048  # up to so many classes the table is small (16 MB in float32)
 _PROBES = 3
+_NEIGHBOURS = 3
 _SPACINGS = 4  # of the weight's dtype: rows this near, in their own length, are equal
 _SIMPLEX = 64  # the same for distances that count as one
 _FINEST = 1e-12  # what float64 products of some thousand terms may be off
@@ -28,8 +29,7 @@ class Boundaries:
         eps: spacing of the dtype that they were stored in.
 
     Attributes:
-        merged: the number of classes whose row equals that of another class, so that they have no boundary with it;
-            counted where there is a table.
+        merged: the number of classes whose row equals that of another class, so that they have no boundary with it.
         common: the distance of all pairs of rows if that is one, as for a simplex; else None.
 
     Raises:
@@ -51,6 +51,8 @@ class Boundaries:
             table = self._computed(torch.arange(len(weight), device=weight.device))
             self.merged = int((table == 0).sum(1).gt(1).sum())  # each is at distance 0 from itself
             self._tables[table.device, table.dtype] = table
+        elif self.common is None:
+            self.merged = self._equal_neighbours()
 
     def inverse(self, classes: Tensor, dtype: torch.dtype) -> Tensor:
         """`1 / |w_k - w_j|` over the number of classes that have a boundary with k; 0 where there is none.
@@ -66,6 +68,22 @@ class Boundaries:
             return self._tables[classes.device, dtype][classes]
         different, places = classes.unique(return_inverse=True)
         return self._computed(different.to(self._rows.device)).to(dtype=dtype, device=classes.device)[places]
+
+    def _equal_neighbours(self) -> int:
+        """The number of rows that equal another, without looking at all pairs.
+
+        Equal rows lie side by side in the order of their products with a random vector. Another row may come between
+        two of them by chance, so that the next few are looked at.
+        """
+        probe = torch.randn(self._rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        order = (self._rows @ probe.to(self._rows.device)).argsort()
+        equal = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        for step in range(1, _NEIGHBOURS + 1):
+            for first, second in zip(order[:-step].split(_TABLE), order[step:].split(_TABLE), strict=True):
+                squares = (self._rows[first] - self._rows[second]).square().sum(1)
+                same = squares <= self._equal * (self._sizes[first] + self._sizes[second])
+                equal[first[same]] = equal[second[same]] = True
+        return int(equal.sum())
 
     def _computed(self, classes: Tensor) -> Tensor:
         """(n, K) float64, for the numbers (n,) of classes."""

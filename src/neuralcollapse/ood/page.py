@@ -159,10 +159,11 @@ def _histogram(name: str, inside: Mapping[str, np.ndarray], outside: Mapping[str
         for (place, each), color in zip(values.items(), colors, strict=True)
     ]
     means = ", ".join(f"{place} {float(np.mean(each)):.4g}" for place, each in values.items())
+    meaning = SCORES[name]
     return Figure(
         name.replace("_", "-"),
         NAMES[name],
-        f"{SCORES[name].capitalize()}: share of the inputs by value. Drawn is where 99 % of each set lie.",
+        f"{meaning[0].upper()}{meaning[1:]}: share of the inputs by value. Drawn is where 99 % of each set lie.",
         f"Histogram of the score for inside and outside inputs. Means: {means}.",
         marks,
         Axis(title=NAMES[name]),

@@ -41,7 +41,9 @@ def captured_batches(
     are not looked at. `team` are the processes that run the model together, where its weights are split or the batches
     are. The other arguments are as for `neuralcollapse.measure`.
     """
-    model, loader, device = check_model(model), check_loader(loader), check_device(device)
+    model, device = check_model(model), check_device(device)
+    if labels or not _are_inputs(loader):
+        loader = check_loader(loader)
     head, others = find_classifier(model, classifier, None)
     ignore_index = ignore_index if labels else PADDING
     team = Team.of(model, sharded=False) if team is None else team
@@ -59,7 +61,7 @@ def captured_batches(
                     except ToldError:
                         raise
                     except InputError as wrong:
-                        raise InputError(f"batch {number + 1}: {wrong}") from None
+                        raise InputError(f"batch {number + 1}: {wrong}") from wrong.__cause__
                     yield captured
             except Exception as caught:
                 error = caught
@@ -70,6 +72,11 @@ def _end(error: Exception | None) -> None:
     """The end of a pass, with or without an error."""
     if error is not None:
         raise error
+
+
+def _are_inputs(loader: object) -> bool:
+    """Whether this is a list of batches of inputs alone, which with labels would be taken for (inputs, labels)."""
+    return isinstance(loader, list | tuple) and len(loader) > 0 and all(isinstance(each, Tensor) for each in loader)
 
 
 def with_labels(batch: Any) -> tuple[Any, Tensor]:

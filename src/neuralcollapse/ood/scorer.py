@@ -16,8 +16,9 @@ from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.collect import collect
 from neuralcollapse.capture.team import Team
 from neuralcollapse.checks import as_tensor, check_features, check_finite
-from neuralcollapse.errors import InputError, NeuralCollapseWarning
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.geometry.precision import full_precision
 from neuralcollapse.ood.blocks import Blocks
 from neuralcollapse.ood.evaluation import evaluate
@@ -245,7 +246,12 @@ class OODScorer:
         Args:
             inside: (N, d) features of validation inputs like the training set.
             outside: (M, d) features of validation outliers, not those that are to be told apart in the end.
+
+        Raises:
+            InputError: the scorer has no NCI; features of a wrong shape, none, or not finite.
         """
+        if "nci" not in self.scores:
+            raise InputError(f"expected a scorer with the score 'nci', got {listed(self.scores)}: fit it with that too")
         found: list[tuple[Tensor, Tensor]] = []
         options = replace(self.options, nci_alpha=0.0)
         self._set_options(options)

@@ -74,6 +74,13 @@ class Covariances:
         """The directions of a (d, d) covariance along which there is more than rounding."""
         return self._kept(*_falling(matrix), self.noise if noise is None else noise)
 
+    def rank_about(self, shift: Tensor) -> int:
+        """The number of directions, beyond rounding, of `S_T + shift shift'`."""
+        directions = self.spectrum(self.total).directions
+        outside = shift - directions @ (directions.T @ shift)
+        rounding = (self.noise.sum() + _DOUBLE * self.squares.sum()).sqrt()
+        return directions.shape[1] + int(bool(torch.linalg.vector_norm(outside) > rounding))
+
     @cached_property
     def within_spectrum(self) -> Spectrum:
         """That of S_W."""
@@ -209,8 +216,11 @@ def head_origin(weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 def residual_directions(covariances: Covariances, origin: Tensor, wanted: int | None) -> Tensor:
     """(d, d - q) the eigenvectors of the second moment about the origin beyond the q largest.
 
+    By default q is no more than the rank: beyond it all eigenvalues are rounding, and any choice among their vectors
+    would be one by chance.
+
     Raises:
-        Undefined: there are none.
+        Undefined: there are none, or q is above the rank.
     """
     dim = len(origin)
     count = wanted or default_vim_dim(dim)
@@ -218,6 +228,13 @@ def residual_directions(covariances: Covariances, origin: Tensor, wanted: int | 
         hint = "" if wanted is None else ": give a smaller one"
         raise Undefined(f"vim_dim={count} leaves none of the d={dim} directions of the features{hint}")
     shift = covariances.mean - origin
+    rank = covariances.rank_about(shift)
+    if wanted is not None and wanted > rank:
+        raise Undefined(
+            f"vim_dim={wanted} is above {rank}, the number of directions from the origin in which training features "
+            "lie: give a smaller one"
+        )
+    count = min(count, rank)
     if bool(shift.square().sum() < _FAR * covariances.total.trace()):
         return torch.linalg.eigh(covariances.total + shift[:, None] * shift)[1][:, : dim - count]
     # Beside the square of a far origin the sum would lose the digits of the covariance; its root keeps twice as many.

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.geometry.moments import ClassMoments, packed_size
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import packed_size
 from neuralcollapse.ood.options import ScoreOptions
 from neuralcollapse.runs.files import parse_json
 from neuralcollapse.runs.tensors import read_tensors, write_tensors

@@ -19,6 +19,9 @@ from neuralcollapse.runs.records import Geometry
 _MAPS, _MOTIONS = 40, 50  # steps at most, of the heat map and of the motion
 _ALL_STEPS = 60  # of all runs that one figure lets one choose from, together
 _HEAT_MAP_VALUES = 200_000  # in all steps together, so that the page stays small
+_MAPPED = 240  # classes at most on the heat map, whose cells are finer than a pixel beyond
+_MOTION_VALUES = 100_000  # in all steps together
+_NUMBERED = 12  # up to so many classes, cells show their numbers
 _NAMED = 30  # with more classes than that, names are shown only under the pointer
 _LETTERS = 24  # of a class's name beside the heat map
 
@@ -43,19 +46,34 @@ def cosine_map(
     """Cosines between centred class means, at no more than `most` epochs (or steps, as `unit` says)."""
     geometries, class_names = _without_empty_classes(geometries, class_names)
     count = len(class_names)
-    steps = max(2, min(most, _HEAT_MAP_VALUES // max(count, 1) ** 2))
-    chosen = [geometries[i] for i in evenly(len(geometries), steps)]
     target = -1 / (max(count, 2) - 1)
-    cosines = np.array([_cosines(geometry.centred) for geometry in chosen])
-    cosines[:, range(count), range(count)] = math.nan
-    away = np.abs(cosines - target)
+    shown = evenly(count, _MAPPED) if count else []
+    steps = max(2, min(most, _HEAT_MAP_VALUES // max(len(shown), 1) ** 2))
+    chosen = [geometries[i] for i in evenly(len(geometries), steps)]
+    cosines = np.array([_cosines(geometry.centred[shown]) for geometry in chosen])
+    cosines[:, range(len(shown)), range(len(shown))] = math.nan
+    away = np.abs(cosines[-1] - target)  # the scale is that of the end, where differences are small
     reach = max(float(away[np.isfinite(away)].max(initial=0.0)), 0.01)
-    names = _short(class_names)
-    heat = HeatMap(names, names, cosines, target - reach, target + reach, "cos", "{y} and {x}: cos {z:.3f}")
+    names = _short([class_names[i] for i in shown])
+    heat = HeatMap(
+        names,
+        names,
+        cosines,
+        target - reach,
+        target + reach,
+        "cos",
+        "{y} and {x}: cos {z:.3f}",
+        numbers=count <= _NUMBERED,
+    )
 
     off = cosines[-1][np.isfinite(cosines[-1])]
     span = f"off the diagonal from {off.min():.3f} to {off.max():.3f}" if len(off) else "undefined"
-    caption = f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale."
+    caption = (
+        f"In a simplex ETF every pair has cosine -1/(K-1) = {target:.3f}, the middle of the scale, which is that of "
+        f"the last {unit}."
+    )
+    if len(shown) < count:
+        caption += f" Shown: {len(shown):,} of the {count:,} classes, evenly spread."
     caption += "" if count <= _NAMED else " Classes are named under the pointer."
     alt = (
         f"Heat map of the cosines between {count} class means at {unit} {chosen[-1].epoch}: {span}, where a simplex "
@@ -71,7 +89,8 @@ def simplex_motion(
 ) -> Figure:
     """Class means and classifier rows in three dimensions, moving to the vertices of the simplex."""
     geometries, names = _without_empty_classes(geometries, class_names)
-    geometries = [geometries[i] for i in evenly(len(geometries), most)]
+    steps_there = max(2, min(most, _MOTION_VALUES // (6 * max(len(names), 1))))
+    geometries = [geometries[i] for i in evenly(len(geometries), steps_there)]
     project, vertices = _view(geometries[-1])
     colors = [COLORS[i % len(COLORS)] for i in range(len(names))]
     means = np.array([project(geometry.centred) for geometry in geometries])
@@ -91,11 +110,11 @@ def simplex_motion(
     if vertices is not None:
         marks.append(Points3D("vertices of the simplex", vertices, "#94a3b8", size=12, symbol="ring"))
     seen_in = (
-        "projected to three dimensions so that the simplex's vertices lie apart (angles are not the true ones)"
+        "projected so that the simplex's vertices lie apart (angles are not true)"
         if vertices is not None
         else "in the three directions of their largest spread (d < K-1 holds no simplex)"
     )
-    press = " Press play." if len(geometries) > 1 else ""
+    press = " Drag to turn, press play." if len(geometries) > 1 else ""
     caption = f"Class means about their common mean, each {unit} at the same total length, {seen_in}.{press}"
     alt = f"Three-dimensional view of {len(names)} class means and classifier rows by {unit}, {seen_in}."
     steps = [str(geometry.epoch) for geometry in geometries]

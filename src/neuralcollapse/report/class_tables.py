@@ -21,6 +21,7 @@ from neuralcollapse.runs.csv_text import csv_text
 from neuralcollapse.runs.reading import Run
 
 _ROWS = 200  # that a page draws
+_KEPT = 10_000  # that a page holds as a file: compressed, less than a megabyte
 _LETTERS = 60  # of a class's name
 
 
@@ -32,11 +33,13 @@ def class_tables(run: Run) -> list[Table]:
     names = run.class_names
     by = deciding(classes.columns)
     rows = classes.rows(names)
-    drawn = worst_first(rows, by)[:_ROWS]
+    worst = worst_first(rows, by)
+    drawn, kept = worst[:_ROWS], rows if len(rows) <= _KEPT else worst[:_KEPT]
     keys = [key for key in SHOWN if key in rows[0]]
     note = f"The worst by {COLUMNS[by].label} first. {_meanings(keys)}"
     if len(rows) > len(drawn):
-        note += f" Drawn are the {len(drawn):,} worst of {len(rows):,} classes; the CSV file has all."
+        has = "all" if kept is rows else f"the {len(kept):,} worst; the run folder has all"
+        note += f" Drawn are the {len(drawn):,} worst of {len(rows):,} classes; the CSV file has {has}."
     return [
         Table(
             f"Class by class at {run.unit} {classes.epoch:,}",
@@ -46,9 +49,10 @@ def class_tables(run: Run) -> list[Table]:
             sortable=True,
             names=[keys.index("nearest") + 1] if "nearest" in keys else [],
             sorted_by=(keys.index(by) + 1, COLUMNS[by].large_is_worse),
-            csv=("classes.csv", csv_text(map(_shortened, rows))),
-            csv_label=f"Download all {len(rows):,} classes (CSV)",
+            csv=("classes.csv", csv_text(map(_shortened, kept))),
+            csv_label=f"Download {'all' if kept is rows else 'the worst'} {len(kept):,} classes (CSV)",
             tall=True,
+            fold_note=True,
             beside=_pairs(classes, names),
         )
     ]
@@ -58,7 +62,7 @@ def _pairs(classes: ClassRecord, names: Sequence[str]) -> Table | None:
     rows = [(_name(row), _name(row, "nearest"), short("cdnv", row["cdnv"])) for row in classes.pair_rows(names)]
     note = "The pairs of classes with the largest CDNV of all."
     header = ("class", "and", "CDNV")
-    return Table("Hardest to tell apart", rows, header, note, names=[1], tall=True) if rows else None
+    return Table("Hardest to tell apart", rows, header, note, names=[1], tall=True, foldable=True) if rows else None
 
 
 def _meanings(keys: Sequence[str]) -> str:

@@ -1,50 +1,59 @@
-"""Numbers by epoch (or step): several of one run, or one of several runs side by side."""
+"""Numbers of one run by epoch (or step), and what people call a number on a page."""
 
 from __future__ import annotations
 
 import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 
-from neuralcollapse.report.expected import Curve, of_records, reference_lines
+from neuralcollapse.report.collapsed import FITS, SIMPLEX, WITHIN
+from neuralcollapse.report.expected import of_records, reference_lines
 from neuralcollapse.report.figure import COLORS, Axis, Band, Figure, Line
-from neuralcollapse.report.thinning import POINTS, evenly, kept_points
+from neuralcollapse.report.thinning import kept_points
 from neuralcollapse.runs.events import collapse_begun, stopped
 from neuralcollapse.runs.head_lines import features_words
-from neuralcollapse.runs.reading import Group, common_unit
 from neuralcollapse.runs.records import MEASURES, Record, interval, label, number
 
 _KeyLine = tuple[str, str, str, str]  # the key of a number, the name of its line, its colour and dash
 
-_PERCENT = Axis(percent=True)
+_PERCENT = Axis(percent=True, page_log=True)
 
 
 def run_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figure]:
     """The curves of one run, in reading order; `unit` is what its records count."""
+    collapsed = f"collapsed: at most {WITHIN:g}"
     figures = [
         split_curve(records, unit, "loss", "Cross-entropy in eval mode.", Axis(log=True)),
-        split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
-        measure_curve(
-            records,
-            unit,
-            "variability",
-            ("nc1", "nc1_quotient", "nc1_cdnv"),
-            "NC1: variability within classes",
-            "Spread of the features within classes against spread between them. Falls to 0.",
-            Axis(log=True),
+        replace(
+            split_curve(records, unit, "accuracy", "Share of samples classified correctly.", _PERCENT),
+            levels=[(FITS, f"fitted: at least {FITS:g}")],
         ),
-        measure_curve(
-            records,
-            unit,
-            "simplex",
-            ("nc2", "nc2_means", "nc3"),
-            "NC2 and NC3: distance from the simplex",
-            "How far the classifier's rows, the class means, and the two together are from a simplex ETF. Fall to 0 "
-            "where classes are equal.",
-            Axis(from_zero=True),
+        replace(
+            measure_curve(
+                records,
+                unit,
+                "variability",
+                ("nc1", "nc1_quotient", "nc1_cdnv"),
+                "NC1: within-class spread",
+                "Spread of the features within classes against that between them. Falls to 0.",
+                Axis(log=True),
+            ),
+            levels=[(WITHIN, collapsed)],
+        ),
+        replace(
+            measure_curve(
+                records,
+                unit,
+                "simplex",
+                ("nc2", "nc2_means", "nc3"),
+                "NC2, NC3: off the simplex",
+                "Distance of the classifier's rows (NC2), the class means, and both together (NC3) from a simplex ETF. "
+                "Falls to 0 where classes are equal.",
+                Axis(from_zero=True, page_log=True),
+            ),
+            levels=[(SIMPLEX, f"a simplex: at most {SIMPLEX:g}")],
         ),
     ]
     figures += [head_curve(records, unit)] if any(record.head for record in records) else []
@@ -74,11 +83,8 @@ def nearest_curves(records: Sequence[Record], unit: str = "epoch") -> list[Figur
     places = {f"layers.{name}.": name for name in records[-1].layers} | {"": "features"}
     keys = {f"{place}ncc_accuracy": name for place, name in places.items()}
     lines = _with_test(records, keys)
-    caption = (
-        "Share of samples whose nearest class mean is that of their label. The means are those of the training set, "
-        "for test samples too. Goes to 1, in early layers last."
-    )
-    title = "NCC accuracy: the nearest class mean"
+    caption = "Share of samples that are nearest to the class mean (of the training set) of their label. Goes to 1."
+    title = "NCC accuracy: nearest mean"
     figure = _figure(_thinned(records, [key for key, *_ in lines]), unit, lines, "nearest", title, caption, _PERCENT)
     return _with_events([figure], records, unit)
 
@@ -134,46 +140,18 @@ def head_curve(records: Sequence[Record], unit: str) -> Figure:
     records = _thinned(records, [f"head.{key}" for key in names])
     lines = [(f"head.{key}", text, color, "solid") for (key, text), color in zip(names.items(), COLORS, strict=False)]
     caption = (
-        f"The last layer as a point of the unconstrained feature model with {kind}: its objective, the {exact} for "
-        "its class counts and decays, and the lower bound that its class means certify. "
-        f"At {when}, {number(last['ratio'])} times {'the minimum' if last.get('exact', 1) else 'that bound'}."
+        f"The last layer in the unconstrained feature model with {kind}: its objective, the {exact}, and the lower "
+        f"bound that it certifies. At {when}, {number(last['ratio'])} times "
+        f"{'the minimum' if last.get('exact', 1) else 'that bound'}."
     )
-    return _figure(records, unit, lines, "head", "The head against the exact optimum", caption, Axis(log=True))
-
-
-def comparison_curve(groups: Sequence[Group], key: str, *, log: bool = False) -> Figure:
-    """A number by epoch, a line for each group: the mean over its seeds, in the range that they span."""
-    unit = common_unit(run for group in groups for run in group.runs)
-    marks: list[Band | Line] = []
-    beside: list[Curve] = []
-    for group, color in zip(groups, itertools.cycle(COLORS), strict=False):
-        all_epochs, all_rows = _by_epoch(group, key)
-        low, high = ([extreme(row, default=math.nan) for row in all_rows] for extreme in (min, max))
-        kept = kept_points([low, high])
-        epochs, rows = [all_epochs[i] for i in kept], [all_rows[i] for i in kept]
-        if len(group.runs) > 1:
-            marks.append(Band(group.name, epochs, [low[i] for i in kept], [high[i] for i in kept], color))
-        marks.append(Line(group.name, epochs, [mean(row) for row in rows], color))
-        even = evenly(len(all_epochs), POINTS)  # the same of all groups of this length: their lines may be one
-        beside.append((group.name, color, [all_epochs[i] for i in even], partial(_means, group, even)))
-    ends = "; ".join(f"{group.name} {number(group.mean(key))}" for group in groups)
-    seeds = max(len(group.runs) for group in groups)
-    over = f" Lines: means over {seeds} seeds; bands: their range." if seeds > 1 else ""
-    return Figure(
-        figure_name("curve", key),
-        key_title(key),
-        f"{key_meaning(key)}{over}",
-        f"{key_title(key)} by {unit}. At the end: {ends}.",
-        [*marks, *reference_lines({key: beside}, log=log)],
-        Axis(unit, whole=True),
-        key_axis(key, log),
-        read_together=True,
-    )
+    return _figure(records, unit, lines, "head", "The head against its optimum", caption, Axis(log=True))
 
 
 def key_axis(key: str, log: bool) -> Axis:
-    """The axis of the number `key`."""
-    return Axis(label(key), log=log, from_zero=not log)
+    """The axis of the number `key`; a page begins with a logarithm where numbers fall to 0 or rise to 1."""
+    if key.endswith("accuracy"):
+        return Axis(label(key), percent=True, page_log=key == "train.accuracy")
+    return Axis(label(key), log=log, from_zero=not log, page_log=key in MEASURES)
 
 
 def key_title(key: str) -> str:
@@ -216,10 +194,20 @@ def _figure(
     axis: Axis,
 ) -> Figure:
     epochs = [record.epoch for record in records]
-    marks = [Line(text, epochs, [each.value(key) for each in records], color, dash) for key, text, color, dash in lines]
+    names = {text for _, text, *_ in lines}
+    marks = [
+        Line(text, epochs, [each.value(key) for each in records], color, dash, part_of=_main(text, names))
+        for key, text, color, dash in lines
+    ]
     ends = ", ".join(f"{mark.name} from {number(mark.y[0])} to {number(mark.y[-1])}" for mark in marks)
     alt = f"{title} from {unit} {epochs[0]} to {epochs[-1]}: {ends}."
     return Figure(name, title, caption, alt, marks, Axis(unit, whole=True), axis, read_together=True)
+
+
+def _main(name: str, names: Container[str]) -> str:
+    """The name of the line that this one is the test set's part of; empty for one of its own."""
+    main = name.removesuffix(", test")
+    return main if main != name and main in names else ""
 
 
 def _with_test(records: Sequence[Record], keys: Mapping[str, str]) -> list[_KeyLine]:
@@ -237,16 +225,3 @@ def _thinned(records: Sequence[Record], keys: Sequence[str]) -> Sequence[Record]
     """The records that the curves of these numbers are drawn from."""
     kept = kept_points([[record.value(key) for record in records] for key in keys])
     return [records[i] for i in kept]
-
-
-def _means(group: Group, kept: Sequence[int], key: str) -> list[float]:
-    rows = _by_epoch(group, key)[1]
-    return [mean(rows[i]) for i in kept]
-
-
-def _by_epoch(group: Group, key: str) -> tuple[list[int], list[list[float]]]:
-    """Epochs that every run of the group has, and the runs' values there; those that are undefined are left out."""
-    found = [{record.epoch: record.value(key) for record in run.records} for run in group.runs]
-    epochs = [epoch for epoch in found[0] if all(epoch in other for other in found)]
-    rows = [[x for values in found if not math.isnan(x := values[epoch])] for epoch in epochs]
-    return epochs, rows

@@ -43,7 +43,8 @@ def reference_lines(curves: Mapping[str, Sequence[Curve]], *, log: bool = False)
             lines.append(Line(name, found[0][2], found[0][3], GREY, dash, width=1))
         elif found:
             lines += [
-                Line(f"{curve}, {name}", x, y, color, dash, legend=False, width=1) for curve, color, x, y in found
+                Line(f"{curve}, {name}", x, y, color, dash, legend=False, width=1, part_of=curve)
+                for curve, color, x, y in found
             ]
             nowhere = [math.nan] * len(found[0][2])  # stands for all of them in the legend
             lines.append(Line(name, found[0][2], nowhere, GREY, dash, hover="", width=1))
@@ -104,7 +105,7 @@ def budget_table(run: Run) -> list[Table]:
             f" B is below {ENOUGH_BUDGET:g}: {late} had no time to reach what theory expects. Train "
             "longer, with a larger decay, or drop the learning rate later."
         )
-    return [Table("What the decay had time for", rows, note=note)]
+    return [Table("What the decay had time for", rows, note=note, foldable=True)]
 
 
 def decay_budget(run: Run) -> float | None:

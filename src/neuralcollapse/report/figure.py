@@ -1,6 +1,6 @@
 """A figure as data: lines, bands, bars, heat maps and points on two axes, with the words around them.
 
-Nothing here knows how a figure is drawn: `plotly_spec` makes it interactive on a page, `paper` draws it for print.
+Nothing here knows how a figure is drawn: the script of a page draws what `figure_data` makes of it, `paper` prints it.
 All texts are plain; a line break is a newline.
 """
 
@@ -13,6 +13,7 @@ import numpy as np
 
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ec4899", "#8b5cf6", "#06b6d4", "#ef4444", "#84cc16", "#f97316", "#64748b")
 GREY = "#64748b"
+BLUE_TO_RED = ("#2166ac", "#67a9cf", "#f7f7f7", "#ef8a62", "#b2182b")  # of heat maps, evenly; plot.js has them too
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Line:
     legend: bool = True  # whether the legend names it
     digits: int = 6  # significant digits that a page keeps
     width: float = 2  # in pixels
+    part_of: str = ""  # the line that it belongs to, such as "NC1" of "NC1, test": they are shown and hidden together
+    selected_by: Sequence[str] = ()  # the runs and groups that a page selects it by; other selections fade it
+    only_selected: bool = False  # drawn only while it is selected, and never on paper
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Dots:
     texts: Sequence[str] = ()
     hover: str = "{text}"
     digits: int = 9
+    labels: Sequence[str] = ()  # written beside the points, where there is room
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Band:
     high: Sequence[float]
     color: str
     digits: int = 6
+    selected_by: Sequence[str] = ()  # as of a `Line`
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Bars:
 
 @dataclass(frozen=True, eq=False)
 class HeatMap:
-    """Coloured cells, from blue at `low` to red at `high`; NaN is left blank.
+    """Coloured cells, from blue at `low` to red at `high` and beyond; NaN is left blank.
 
     `z` is (rows, columns), or (steps, rows, columns) where it moves. With names on both axes it is a square matrix.
     """
@@ -86,6 +92,7 @@ class HeatMap:
     title: str
     hover: str = "{z:.3f}"
     digits: int = 3
+    numbers: bool = False  # whether each cell shows its value
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +120,7 @@ class Axis:
 
     title: str = ""  # beside it
     log: bool = False
+    page_log: bool = False  # a page begins with a logarithm: of the values or, of `percent`, of what is missing to 1
     range: tuple[float, float] | None = None  # from and to
     ticks: Sequence[float] = ()  # where to put ticks, each labelled with its number; chosen to fit where none are given
     percent: bool = False  # ticks are labelled in percent
@@ -135,8 +143,10 @@ class Figure:
     y: Axis = field(default_factory=Axis)  # the vertical axis
     read_together: bool = False  # the pointer reads all lines at the same x
     events: Sequence[tuple[float, str]] = ()  # where on the horizontal axis something happened, and what: a thin line
+    levels: Sequence[tuple[float, str]] = ()  # thresholds on the vertical axis, and what they mean: a thin line
     steps: Sequence[str] = ()  # the names of the steps of marks that move; the last is shown first
     step: str = "epoch"  # what the steps count, such as "epoch"
+    size: str = ""  # on a page: a third of its width; "wide": half of it; "large": half of it and tall
     # The same figure for other runs, by the name of the run; a page lets one choose. `own` is the run shown here.
     others: Mapping[str, Figure] = field(default_factory=dict)
     own: str = ""

@@ -22,12 +22,12 @@ def files(format: str, out: Path, figures: Iterable[str]) -> list[Path]:
     return [out, *(out.parent / _IMAGES / f"{name}.png" for name in figures if format == "markdown")]
 
 
-def save_page(page: Page, format: str, out: Path) -> list[Path]:
+def save_page(page: Page, format: str, out: Path, *, shared_assets: bool = False) -> list[Path]:
     """Write a page; returns the files, the page first. `out` is the file, or for png, svg and pdf the folder."""
     if format == "html":
-        return [save_text(page.html(), out)]
+        return [page.write(out, shared_assets=shared_assets)]
     if format in KINDS:
-        return save_figures(page.figures, out, format)
+        return save_figures(page.figures, out, format, page.panels)
     images = save_figures(page.figures, out.parent / _IMAGES, "png")
     names = {image.stem: f"{_IMAGES}/{image.name}" for image in images}
     return [save_text(markdown(page, names), out), *images]

@@ -13,8 +13,9 @@ import numpy as np
 
 from neuralcollapse.report.class_means import simplex_motion
 from neuralcollapse.report.figure import COLORS, Axis, Dots, Figure, HeatMap, Line
-from neuralcollapse.report.page import Page, Table
-from neuralcollapse.runs.records import Geometry, number
+from neuralcollapse.report.landscape_tables import atlas_tables, certificate_table, decays, loss_words, model_table
+from neuralcollapse.report.page import Page
+from neuralcollapse.runs.records import Geometry
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.survey import Survey
@@ -22,32 +23,30 @@ from neuralcollapse.ufm.survey import Survey
 Numbers = Mapping[str, Any]
 """A survey in plain numbers, as `Survey.record` gives them; a `name` and `labels` tell it from others."""
 
-LANDSCAPE_FIGURES = ("energy", "gaps", "spectrum", "way-out", "phase")
+LANDSCAPE_FIGURES = ("energy", "way-out", "gaps", "spectrum", "phase")
 _VERDICTS = {
     "global_minimum": "#10b981",
     "strict_saddle": "#f59e0b",
     "undecided": "#8b5cf6",
     "not_critical": "#94a3b8",
 }
+_LOW_RANK = {"strict_saddle": "#3b82f6", "undecided": "#ec4899"}  # where they differ from the others of their verdict
+_ENDS = 20  # of the random starts, that a table lists
+_LONG_DESCENT = 300  # iterations, from which on their axis is logarithmic
 _FLOOR = 1e-16  # where smaller gaps are drawn on a log axis
 
 
 def landscape_page(found: Survey) -> Page:
     """The page of a survey."""
     model = found.model
-    counts = model.counts[0] if model.balanced else ", ".join(map(str, model.counts))
-    features = "features >= 0" if model.nonnegative else "features"
     return Page(
         title=f"Landscape of the unconstrained feature model, K = {model.num_classes}, d = {model.feature_dim}",
-        subtitle=(
-            f"{model.loss.name.replace('_', ' ')}, samples a class: {counts}; decay of weights {model.weight_decay:g}, "
-            f"{features} {model.feature_decay:g}, "
-            f"bias {f'{model.bias_decay:g}' if model.bias else 'none (no bias)'}"
-        ),
+        subtitle=f"{loss_words(model)}; decay of {decays(model)}",
         verdict=summary(found),
         cards=_cards(found),
         figures=landscape_figures(found),
-        tables=_tables(found),
+        tables=[model_table(found), *atlas_tables(found), certificate_table(found, ends(found)[:_ENDS])],
+        lead=1,
     )
 
 
@@ -86,41 +85,22 @@ def _cards(found: Survey) -> list[tuple[str, str, str]]:
     return cards
 
 
-def _tables(found: Survey) -> list[Table]:
-    tables = []
-    if found.atlas:
-        rows = [
-            (
-                entry.name,
-                f"{entry.objective:.8f}",
-                entry.certificate.verdict.replace("_", " "),
-                entry.index,
-                entry.rank,
-                f"{entry.least_eigenvalue:.3g}",
-                number(entry.measures["nc2"]),
-                f"{max(entry.certificate.gap, 0):.1e}",
-            )
-            for entry in found.atlas
-        ]
-        header = ("groups or shape", "objective", "verdict", "index", "rank", "least eigenvalue", "NC2", "gap")
-        note = "NC1 is 0 at every critical point, saddles included: it certifies nothing. " + found.coverage
-        tables.append(Table("Atlas", rows, header, note.strip()))
-    lines = [(value, verdict.replace("_", " "), len(gaps)) for value, verdict, gaps in ends(found)[:20]]
-    tables.append(Table("Where the starts end", lines, ("objective", "verdict", "starts"), narrow=True))
-    return tables
-
-
 def landscape_figures(found: Survey) -> list[Figure]:
     """The figures of a survey, those that apply."""
     models = [found.record()]
-    figures = [
-        energy_figure(models),
+    energy, way = energy_figure(models), way_figure(found) if found.way is not None else None
+    if energy and way:  # side by side, and so of one height
+        energy = replace(energy, size="large")
+    others = [
         gap_figure(models),
         spectrum_figure(found) if found.spectra else None,
-        way_figure(found) if found.way is not None else None,
         phase_figure(found) if found.phase is not None else None,
     ]
-    return [figure for figure in figures if figure is not None]
+    first = [figure for figure in (energy, way) if figure is not None]
+    rest = [figure for figure in others if figure is not None]
+    if (len(first) % 2 + len(rest)) % 3:  # thirds of the page would leave a gap
+        rest = [replace(figure, size="wide") for figure in rest]
+    return [*first, *rest]
 
 
 def survey_name(survey: Numbers) -> str:
@@ -140,7 +120,10 @@ def energy_figure(surveys: Sequence[Numbers]) -> Figure | None:
     if len(surveys) == 1:
         entries = surveys[0]["atlas"]
         high, low = (pick(entries, key=lambda entry: entry["objective"]) for pick in (max, min))
-        caption = "The critical points of the atlas, which says what was searched. Index 0: no way down."
+        caption = (
+            "Each critical point of the atlas by its objective and its index, the number of independent directions "
+            "down: 0 at a minimum. Named by its groups of classes (2+1+1: two of them tied) or by its rank."
+        )
         alt = (
             f"{len(entries)} critical points: the lowest at {low['objective']:.6g} with index {low['index']}, "
             f"the highest at {high['objective']:.6g} with index {high['index']}."
@@ -150,7 +133,7 @@ def energy_figure(surveys: Sequence[Numbers]) -> Figure | None:
         counts = (f"{mark.name}: {len(mark.x)} points, index up to {max(mark.x)}" for mark in marks)
         alt = f"Critical points. {'; '.join(counts)}."
     y = Axis("objective" if len(surveys) == 1 else "objective / minimum")
-    return Figure("energy", "Energy against index", caption, alt, marks, Axis("index (negative eigenvalues)"), y)
+    return Figure("energy", "Energy against index", caption, alt, marks, Axis("index: directions down"), y)
 
 
 def _by_verdict(entries: Sequence[Numbers]) -> list[Dots]:
@@ -161,7 +144,9 @@ def _by_verdict(entries: Sequence[Numbers]) -> list[Dots]:
             name = verdict.replace("_", " ") + (", low rank" if low_rank else "")
             hover = "{text}\nindex {x}, objective {y:.6f}"
             texts = [_entry_name(entry) for entry in group]
-            marks.append(Dots(name, *_energies(group), color, low_rank, texts, hover))
+            labels = [f"rank {entry['rank']}" if low_rank else str(entry["name"]) for entry in group]
+            shade = _LOW_RANK.get(verdict, color) if low_rank else color
+            marks.append(Dots(name, *_energies(group), shade, low_rank, texts, hover, labels=labels))
     return marks
 
 
@@ -208,15 +193,16 @@ def gap_figure(surveys: Sequence[Numbers]) -> Figure | None:
         alt = "; ".join(f"{mark.name} ends at {mark.y[-1]:.1e}" for mark in marks)
     else:
         caption = (
-            "Solid: the gap certified from the point alone. Dotted: the true distance to the minimum. "
-            "The certified gap is first order in the distance, the true one second order."
+            "A colour for each of some random starts. Solid: the gap certified from the point alone, first order in "
+            "the distance; dotted: the true one, objective less minimum, second order."
             if certified
             else "Distance to the minimum; this loss is not convex, so no gap can be certified."
         )
         what = "certified gaps" if certified else "distances to the minimum"
         alt = f"{len(ends)} starts end at {what} from {min(ends):.1e} to {max(ends):.1e}"
     kind = "Certified gap" if several else "Gap"
-    x, y = Axis("iteration", log=True), Axis(kind.lower(), log=True)
+    last = max(max(mark.x) for mark in marks)
+    x, y = Axis("iteration", log=last > _LONG_DESCENT, whole=True), Axis(kind.lower(), log=True)
     return Figure("gaps", f"{kind} by iteration", caption, f"{kind} by iteration: {alt}.", marks, x, y)
 
 
@@ -226,13 +212,15 @@ def _gaps_of_starts(survey: Numbers) -> list[Line]:
         color = COLORS[i % len(COLORS)]
         steps = [step for step in path if step[0] > 0] or list(path)
         x = [iteration for iteration, _, _ in steps]
-        if any(_finite(gap) for _, _, gap in path):
+        certified, own = any(_finite(gap) for _, _, gap in path), f"start {i}"
+        if certified:
             gaps = [_shown_gap(gap) for _, _, gap in steps]
-            marks.append(Line(f"start {i}", x, gaps, color, hover="certified gap {y:.2e}", legend=False))
+            marks.append(Line(own, x, gaps, color, hover="certified gap {y:.2e}"))
         if survey["minimum"] is not None:
             above = [_shown_gap(objective - survey["minimum"]) for _, objective, _ in steps]
-            hover = "above the minimum {y:.2e}"
-            marks.append(Line(f"start {i}, true", x, above, color, "dot", hover=hover, legend=False))
+            hover, name = "above the minimum {y:.2e}", f"{own}, true" if certified else own
+            part_of = own if certified else ""
+            marks.append(Line(name, x, above, color, "dot", hover=hover, legend=not certified, part_of=part_of))
     return marks
 
 

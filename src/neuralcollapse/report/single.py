@@ -9,10 +9,13 @@ from pathlib import Path
 from neuralcollapse.errors import listed
 from neuralcollapse.report.class_means import geometry_figures
 from neuralcollapse.report.class_tables import class_tables
+from neuralcollapse.report.collapsed import FITS, SIMPLEX, WITHIN, limits, state, within
 from neuralcollapse.report.curves import happened, nearest_curves, run_curves
 from neuralcollapse.report.expected import BUDGET, budget_table, expected_columns, expected_note
 from neuralcollapse.report.figure import Figure
-from neuralcollapse.report.page import Cell, Page, Table, save_text
+from neuralcollapse.report.formulas import formula
+from neuralcollapse.report.live import Live, ends_early
+from neuralcollapse.report.page import Card, Cell, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.scree import geometry_scree
 from neuralcollapse.runs.folder import RunFolder
@@ -20,7 +23,6 @@ from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.runs.records import MEASURES, Record, describe_epoch, format_value, goal, number
 
-FITS, WITHIN, SIMPLEX = 0.99, 0.1, 0.2  # what the verdict calls collapsed: train accuracy, NC1, NC2 and NC3
 _SOURCES = {
     "eval": "On the training set, in eval mode.",
     "online": "From the features of the epoch's training steps, while the weights moved (measured online).",
@@ -31,12 +33,14 @@ _SHOWN = 20  # values of a list
 _CARDS = ("nc1", "nc2", "nc2_means", "nc3", "nc4")
 
 
-def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Path:
+def write_page(run: str | Path | RunFolder, out: str | Path | None = None, *, shared_assets: bool = False) -> Path:
     """Write the page of a run, as `neuralcollapse report` does.
 
     Args:
         run: the run folder.
         out: the file; report.html in the run folder when not given.
+        shared_assets: keep the script that draws the figures in one file beside the page, neuralcollapse-HASH.js, for
+            all pages of that folder. Pages without it are whole in themselves.
 
     Returns:
         The file.
@@ -45,17 +49,19 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None) -> Pa
         InputError: no run or no records there, damaged files, a file that cannot be written, or packages missing.
     """
     path = Path(run.path if isinstance(run, RunFolder) else run)
-    return save_text(single_page(read_run(path)).html(), Path(out or path / "report.html"))
+    page = single_page(read_run(path))
+    return page.write(Path(out or path / "report.html"), shared_assets=shared_assets)
 
 
-def single_page(run: Run) -> Page:
-    """The page of a run."""
+def single_page(run: Run, live: Live | None = None) -> Page:
+    """The page of a run, with `live` of one that is going on."""
     options = [(name, shown(item)) for name, item in run.config.items() if given(item)]
     places = [(name, shown(item)) for name, item in run.environment.items() if name not in BUDGET]
+    said = [verdict(run.records, run.unit), *happened(run.records, run.unit), "" if live else ends_early(run)]
     return Page(
         title=f"Neural collapse: {_title(run)}",
         subtitle=_subtitle(run),
-        verdict=" ".join([verdict(run.records, run.unit), *happened(run.records, run.unit)]),
+        verdict=" ".join(sentence for sentence in said if sentence),
         cards=_cards(run.last),
         figures=run_figures(run),
         tables=[
@@ -64,11 +70,15 @@ def single_page(run: Run) -> Page:
             *_layers(run),
             *class_tables(run),
             *budget_table(run),
-            Table("Configuration", options, note="Options that were left out are not listed.", narrow=True),
-            Table("Where it ran", places, narrow=True),
+            Table(
+                "Configuration", options, note="Options that were left out are not listed.", narrow=True, folded=True
+            ),
+            Table("Where it ran", places, narrow=True, folded=True),
         ],
+        mood="good" if state(run.last) == "Collapsed to a simplex" else "open" if within(run.last) else "bad",
         csv=("records.csv", records_csv([run])),
         csv_label=csv_label([run]),
+        live=live,
     )
 
 
@@ -93,26 +103,6 @@ def verdict(records: Sequence[Record], unit: str = "epoch") -> str:
     if len(records) > 1 and now > 0 and start > 0:
         change = f"NC1 went from {number(start)} to {number(now)} ({_ratio(start, now)})"
     return f"{state(last)} {describe_epoch(last, unit)}: {accuracy}; {change}."
-
-
-def state(record: Record) -> str:
-    """In words how far collapse has come, by the limits FITS, WITHIN and SIMPLEX."""
-    nc1, nc2, nc3 = (record.measures.get(name, math.nan) for name in ("nc1", "nc2_means", "nc3"))
-    if not (nc1 <= WITHIN and record.value("train.accuracy") >= FITS):
-        return "Not collapsed"
-    if nc2 <= SIMPLEX and nc3 <= SIMPLEX:
-        return "Collapsed to a simplex"
-    if max(record.value("minimizer.nc2_means"), record.value("minimizer.nc3")) > SIMPLEX:  # of unequal classes
-        return "Collapsed to the class means, which are no simplex (nor are they at the exact minimum),"
-    return "Collapsed to the class means, which are no simplex yet,"
-
-
-def limits() -> str:
-    """The limits behind the words of `state`."""
-    return (
-        f"Called collapsed to the class means: train accuracy of at least {FITS:g} and NC1 of at most {WITHIN:g}; to a "
-        f"simplex: NC2 of the means and NC3 of at most {SIMPLEX:g} too."
-    )
 
 
 def data_name(data: object) -> str:
@@ -156,7 +146,7 @@ def _measures(run: Run) -> Table:
     beside = [("test set", last.test)] * tested + expected_columns(last)
     rows: list[tuple[Cell | str, ...]] = [
         (
-            Cell(label, f"{name}: {meaning}"),
+            Cell(label, f"{name}: {meaning}", formula=formula(name)),
             _estimate(first, name),
             _estimate(last, name),
             *(number(values[name]) if name in values else "" for _, values in beside),
@@ -176,9 +166,12 @@ def _measures(run: Run) -> Table:
         "Every measure",
         rows,
         ("measure", f"{run.unit} {first.epoch:,}", f"{run.unit} {last.epoch:,}", *(heading for heading, _ in beside)),
-        f"{_SOURCES[last.source]} Under collapse {goal(last)}. W: the classifier's rows; M: the class means "
-        f"about their mean mu_G; S_W, S_B: covariance within and between K classes. {limits()}{sampled}{held_out}"
+        f"{_SOURCES[last.source]} Under collapse {goal(last)}. W: the classifier's rows w, with "
+        f"biases b; M: the rows m, class means about the mean μ_G of all samples; S_W, S_B: covariance within and "
+        f"between K classes; σ²: variance within a class. {limits()}{sampled}{held_out}"
         f"{expected_note(run)}",
+        tall=True,
+        fold_note=True,
     )
 
 
@@ -195,7 +188,7 @@ def _head(run: Run) -> list[Table]:
     rows = [tuple(line.split("  ", 1)) for line in head_lines(last.head)] if last.head else []
     heading = f"The head against its optimum at {run.unit} {last.epoch:,}"
     note = "The last layer as a point of the unconstrained feature model. Its ratio goes to 1 under collapse."
-    return [Table(heading, rows, note=note, words=True)] if rows else []
+    return [Table(heading, rows, note=note, words=True, foldable=True)] if rows else []
 
 
 def _layers(run: Run) -> list[Table]:
@@ -225,13 +218,19 @@ def _ratio(start: float, now: float) -> str:
     return f"{factor:,.3g} times {'less' if now < start else 'more'}"
 
 
-def _cards(last: Record) -> list[tuple[str, str, str]]:
-    cards = [("train accuracy", _accuracy(last, "train"), "")]
+def _cards(last: Record) -> list[Card]:
+    """The numbers that decide, each with its limit."""
+    fitted = last.value("train.accuracy")
+    cards = [Card("train accuracy", _accuracy(last, "train"), "", f"at least {FITS:g}", fitted >= FITS)]
     if last.test:
-        cards.append(("test accuracy", _accuracy(last, "test"), ""))
-    cards += [
-        (MEASURES[name][0], number(last.measures[name]), MEASURES[name][1]) for name in _CARDS if name in last.measures
-    ]
+        cards.append(Card("test accuracy", _accuracy(last, "test")))
+    bounds = {"nc1": WITHIN, "nc2_means": SIMPLEX, "nc3": SIMPLEX}
+    for name in _CARDS:
+        if name in last.measures:
+            (label, meaning), value = MEASURES[name], last.measures[name]
+            bound = bounds.get(name)
+            limit, holds = ("", None) if bound is None else (f"at most {bound:g}", value <= bound)
+            cards.append(Card(label, number(value), meaning, limit, holds))
     if last.head:
-        cards.append(("head ratio", number(last.head.get("ratio")), model_words(last.head)))
+        cards.append(Card("head ratio", number(last.head.get("ratio")), model_words(last.head), "goes to 1"))
     return cards

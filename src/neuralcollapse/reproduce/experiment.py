@@ -87,6 +87,21 @@ class Experiment:
     checks: tuple[Mapping[str, Any], ...]
     figures: tuple[Mapping[str, Any], ...]
 
+    def chosen(self, only: Sequence[str] = (), part: tuple[int, int] = (1, 1)) -> list[str]:
+        """The names of the runs in `only` (default: all) that fall to part I of N: every N-th of them, from the I-th.
+
+        Raises:
+            InputError: there is no such run, or no such part.
+        """
+        names = [run.name for run in self.runs]
+        for name in only:
+            if name not in names:
+                raise InputError(f"no run {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
+        index, count = part
+        if not 1 <= index <= count:
+            raise InputError(f"expected a part from 1/{count} to {count}/{count}, got {index}/{count}")
+        return [name for name in names if name in (only or names)][index - 1 :: count]
+
 
 def names() -> list[str]:
     """The experiments that come with the package."""

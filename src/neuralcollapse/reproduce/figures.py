@@ -7,8 +7,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from neuralcollapse.report.curves import comparison_curve, figure_name, key_axis, key_meaning, key_title, mean
+from neuralcollapse.report.curves import figure_name, key_axis, key_meaning, key_title, mean
 from neuralcollapse.report.figure import COLORS, GREY, Axis, Bars, Figure, Line
+from neuralcollapse.report.group_curves import comparison_curve
 from neuralcollapse.report.landscape import energy_figure, gap_figure
 from neuralcollapse.reproduce.checks import validate_item
 from neuralcollapse.reproduce.minority import cosine_at_minimum, minority_cosine
@@ -43,8 +44,8 @@ _COSTS = {  # title, unit, how many of it in a number, format, caption
 
 
 def curve(results: Results, key: str, log: bool = False) -> Figure:
-    """A number by epoch, a line for each group."""
-    return comparison_curve(group_runs(results.runs), key, log=log)
+    """A number by epoch, a line for each group; without `log` the axis is chosen by the numbers."""
+    return comparison_curve(group_runs(results.runs), key, log=log or None)
 
 
 def along(results: Results, axis: str, key: str, log: bool = False) -> Figure:

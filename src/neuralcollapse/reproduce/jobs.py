@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -21,20 +21,29 @@ IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of 
 _POLL = 0.05  # seconds between looks at the processes
 
 OnMessage = Callable[[str], None]
+Look = Callable[[Collection[str], bool], None]
 
 
 class AllStopped(Stopped):
-    """A signal ended runs side by side; each has saved its state."""
+    """A signal ended runs side by side; each has saved its state, or goes on in the queue of a cluster."""
 
-    def __init__(self, signum: int) -> None:
-        Exception.__init__(self, "all runs stopped, and saved")
+    def __init__(self, signum: int, said: str = "all runs stopped, and saved") -> None:
+        Exception.__init__(self, said)
         self.signum = signum
 
 
 def side_by_side(
-    path: Path, names: Sequence[str], jobs: int, *, progress: bool, on_message: OnMessage
+    path: Path,
+    names: Sequence[str],
+    jobs: int,
+    *,
+    progress: bool,
+    on_message: OnMessage,
+    look: Look = lambda failed, now: None,
 ) -> tuple[list[str], dict[str, str]]:
     """Run some of the runs of an experiment's folder, at most `jobs` at a time, dividing the threads among them.
+
+    `look` is called at each look at the processes with the names of those that failed, and whether it is the last.
 
     SIGINT and SIGTERM end all processes after their current step, when they save; a second SIGINT kills them at once.
 
@@ -58,7 +67,7 @@ def side_by_side(
         for job in running.values():
             job.process.terminate()  # SIGTERM, which also ends a process that has not begun to train
 
-    with _handled(passed_on):
+    with handled(passed_on):
         try:
             while running or (waiting and not received):
                 while waiting and len(running) < jobs and not received:
@@ -68,6 +77,7 @@ def side_by_side(
                     if received:  # it came between the two looks, before the process was among those it goes on to
                         running[name].process.terminate()
                 time.sleep(_POLL)
+                look(failed, False)
                 for name in [name for name, job in running.items() if job.process.poll() is not None]:
                     job = running.pop(name)
                     code, said = job.end()
@@ -80,6 +90,7 @@ def side_by_side(
             for job in running.values():
                 job.process.kill()
                 job.end()
+        look(failed, True)
     if received:
         raise AllStopped(received[0])
     return elsewhere, failed
@@ -129,7 +140,7 @@ class _Job:
 
 
 @contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
     """Handle SIGINT and SIGTERM inside (in the main thread, where Python lets one)."""
     if threading.current_thread() is not threading.main_thread():
         yield

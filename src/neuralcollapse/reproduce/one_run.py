@@ -1,4 +1,7 @@
-"""`python -m neuralcollapse.reproduce.one_run FOLDER RUN PROGRESS`: one run of an experiment, for `jobs`."""
+"""One run of an experiment: `run_one` from Python or as a job, `python -m neuralcollapse.reproduce.one_run` for `jobs`.
+
+python -m neuralcollapse.reproduce.one_run FOLDER RUN [show]
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,40 @@ import sys
 from pathlib import Path
 
 from neuralcollapse.errors import InputError
+from neuralcollapse.reproduce.finish import finish
 from neuralcollapse.reproduce.jobs import IN_USE
 from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.runs.locks import InUse
 from neuralcollapse.training.resume import Stopped
 
 
-def main(path: str, name: str, progress: str) -> int:
-    """One run of an experiment's folder, in this process."""
+def run_one(folder: str | Path, name: str, *, progress: bool = False) -> Path | None:
+    """Run one run of an experiment, or go on with it; once no run is missing, write the experiment's page.
+
+    Meant for schedulers: call it for each run, in any order, anywhere that sees the folder, as often as you like. A run
+    that is whole is left as it is. `neuralcollapse reproduce NAME --out FOLDER --only` makes the folder, and
+    `ExperimentFolder.open(folder).missing()` are the runs to call it for.
+
+    Args:
+        folder: of an experiment, which `neuralcollapse reproduce` has begun.
+        name: of the run, as its folder is called.
+        progress: print a line for each epoch.
+
+    Returns:
+        The page, where this was the last run; None while others are missing.
+
+    Raises:
+        InputError: the folder holds no experiment, the experiment no such run, or the run fails.
+        InUse: another process has the run.
+        Stopped: a signal came; the state is in the folder.
+    """
+    experiment = ExperimentFolder.open(Path(folder))
+    experiment.take(name, progress=progress)
+    return finish(experiment)
+
+
+def main(path: str, name: str, progress: str = "") -> int:
+    """One run of an experiment's folder, in this process; whoever waits for all of them writes the page."""
     try:
         ExperimentFolder.open(Path(path)).take(name, progress=bool(progress))
     except InUse:

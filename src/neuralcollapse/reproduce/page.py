@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.class_means import geometry_figures
-from neuralcollapse.report.comparison import run_table, setting_tables
+from neuralcollapse.report.comparison import collapse_panels, differences, run_table, shared_tables
 from neuralcollapse.report.figure import Figure
 from neuralcollapse.report.page import Claim, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
@@ -17,7 +18,7 @@ from neuralcollapse.reproduce.runner import ExperimentFolder
 from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
 
-_SMOKE = "A smoke run, which tests the machinery on something tiny and not the claim. "
+_SMOKE = "A smoke run, which tests the machinery on something tiny and proves nothing of the claim: "
 
 
 def experiment_page(folder: ExperimentFolder) -> Page:
@@ -27,21 +28,25 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
     verdict, tables = judge(experiment.checks, results), _tables(results)
+    smoke = experiment.scale == "smoke"
+    sentence = _SMOKE + verdict.sentence.partition(": ")[2] if smoke else verdict.sentence
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
+    drawn = figures(experiment.figures, results, experiment.name)
     return Page(
         title=experiment.title,
         subtitle=f"{experiment.name}, {experiment.scale} scale; {there} runs{missing}{_time(results)}",
-        verdict=f"{_SMOKE if experiment.scale == 'smoke' else ''}{verdict.sentence}",
+        verdict=sentence,
         cards=[],
-        figures=figures(experiment.figures, results, experiment.name),
+        figures=drawn,
         tables=tables,
-        claim=Claim(experiment.claim, experiment.source, verdict.word, verdict.findings),
+        claim=Claim(experiment.claim, experiment.source, "not tested" if smoke else verdict.word, verdict.findings),
         lead=2 if any(table.heading == THEORY for table in tables) else 1,
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),
         ),
         csv_label=csv_label(results.runs),
+        panels=collapse_panels([figure.name for figure in drawn]),
     )
 
 
@@ -56,7 +61,10 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
         if figure is not None:
             drawn[figure.name] = figure  # each once
-    return [*drawn.values(), *geometry_figures([group.runs[0] for group in group_runs(results.runs)])]
+    geometry = geometry_figures([group.runs[0] for group in group_runs(results.runs)])
+    if not geometry and len(drawn) in (2, 4):  # thirds of the page would leave a gap
+        return [replace(figure, size="wide") for figure in drawn.values()]
+    return [*drawn.values(), *geometry]
 
 
 def _tables(results: Results) -> list[Table]:
@@ -66,7 +74,7 @@ def _tables(results: Results) -> list[Table]:
     tables = [group_table(groups), *theory_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))
-    return [*tables, run_table(results.runs), *setting_tables(results.runs)]
+    return [*tables, run_table(results.runs, groups), *differences(groups), *shared_tables(results.runs)]
 
 
 def _time(results: Results) -> str:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.events import stopped
 from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.locks import InUse, hold
+from neuralcollapse.runs.locks import InUse, check_unlocked, hold
 from neuralcollapse.runs.ownership import is_in_use
 from neuralcollapse.runs.reading import Run, read_run
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, check_names
@@ -38,6 +39,7 @@ FILE, COSTS = "experiment.yaml", "costs.json"
 _POLL = 1.0  # seconds between looks at the runs of others
 
 OnMessage = Callable[[str], None]
+Launch = Callable[[list[str]], tuple[list[str], dict[str, str]]]
 
 
 @dataclass(frozen=True)
@@ -89,11 +91,27 @@ class ExperimentFolder:
         """The runs that are not whole yet, in order."""
         return [run for run in self.experiment.runs if not self._whole(run)]
 
-    def run(self, *, progress: bool = True, on_message: OnMessage = lambda text: None, jobs: int = 1) -> None:
-        """Run what is missing, `jobs` runs at a time.
+    def run(
+        self,
+        names: Sequence[str] | None = None,
+        *,
+        progress: bool = True,
+        on_message: OnMessage = lambda text: None,
+        jobs: int = 1,
+        launch: Launch | None = None,
+    ) -> None:
+        """Run what is missing, or what is missing of the runs in `names`.
 
         Several processes can run the same experiment in the same folder: each takes runs that no other has taken, and
-        all stay until every run is complete, so that one process finishes what another leaves unfinished.
+        all stay until every run in `names` is complete, so that one finishes what another leaves unfinished.
+
+        Args:
+            names: of runs (default: all).
+            progress: a line for each epoch, or a bar.
+            on_message: called with what happens.
+            jobs: runs at a time, each in a process of its own where there are several.
+            launch: called with names in place of that: it runs them somewhere and waits, and returns the names of those
+                that another process has, and for those that failed why.
 
         Raises:
             InputError: as `training.run.train`, or a run there with another configuration; of several jobs, when the
@@ -101,15 +119,18 @@ class ExperimentFolder:
             Stopped: a signal came; to be called again.
         """
         done, began = 0, time.monotonic()
-        waiting, announced = self.missing(), False
+        mine = [run for run in self.experiment.runs if names is None or run.name in names]
+        waiting, announced = [run for run in mine if not self._whole(run)], False
+        if launch is None and jobs > 1:
+            launch = partial(side_by_side, self.path, jobs=jobs, progress=progress, on_message=on_message)
         failed: dict[str, str] = {}
         while waiting:
             elsewhere: list[Planned] = []
-            if jobs > 1:
-                own = [run.name for run in waiting]
-                busy, new = side_by_side(self.path, own, jobs, progress=progress, on_message=on_message)
+            if launch is not None:
+                free = [run for run in waiting if self._is_free(run)]
+                busy, new = launch([run.name for run in free]) if free else ([], {})
                 failed |= new
-                elsewhere, waiting = [run for run in waiting if run.name in busy], []
+                elsewhere, waiting = [run for run in waiting if run not in free or run.name in busy], []
             for at, run in enumerate(waiting):
                 left = ""
                 if done:
@@ -121,16 +142,17 @@ class ExperimentFolder:
                     elsewhere.append(run)
             if elsewhere and len(elsewhere) >= len(waiting):
                 if not announced:
-                    names = listed([run.name for run in elsewhere], 3)
-                    on_message(f"waiting for {names}, which another process runs")
+                    those = listed([run.name for run in elsewhere], 3)
+                    on_message(f"waiting for {those}, which another process runs")
                 announced = True
                 time.sleep(_POLL)
-            waiting = [run for run in self.missing() if run in elsewhere]
+            waiting = [run for run in elsewhere if not self._whole(run)]
         if failed:
             first, why = next(iter(failed.items()))
-            raise InputError(
-                f"{len(failed)} of {len(self.experiment.runs)} runs failed: {listed(list(failed), 3)} ({first}: {why})"
-            )
+            raise InputError(f"{len(failed)} of {len(mine)} runs failed: {listed(list(failed), 3)} ({first}: {why})")
+
+    def measure_costs(self, on_message: OnMessage = lambda text: None) -> None:
+        """Measure what a training step costs where the experiment asks it, unless it is known by now."""
         announced = False
         wanted = [plan.name for plan in self.experiment.costs]
         while wanted and [cost["name"] for cost in self._costs()] != wanted:
@@ -147,12 +169,22 @@ class ExperimentFolder:
             finally:
                 held.release()
 
+    def _is_free(self, run: Planned) -> bool:
+        """Whether no other process has a run now."""
+        try:
+            check_unlocked(self.path / run.name)
+        except InUse:
+            return False
+        return True
+
     def take(self, name: str, *, progress: bool = True) -> bool:
         """Run one by its name, unless it is complete; returns whether it ran.
 
         Raises:
             InUse: another process has it.
+            InputError: there is no such run.
         """
+        (name,) = self.experiment.chosen([name])
         (planned,) = [run for run in self.experiment.runs if run.name == name]
         return self._take(planned, progress, _unsaid, "")
 
@@ -182,7 +214,7 @@ class ExperimentFolder:
                 # its configuration is that of the experiment, which `create` made sure of
                 resume(place, progress=progress, on_message=_unsaid, trust_code=True)
             else:
-                train(planned.config, place, force=True, progress=progress, on_message=_unsaid)
+                train(planned.config, place, force=True, progress=progress, on_message=_unsaid, page=False)
             return True
         finally:
             held.release()

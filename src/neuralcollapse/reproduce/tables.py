@@ -11,6 +11,7 @@ from typing import Any
 
 from neuralcollapse.report.comparison import NUMBERS, as_number
 from neuralcollapse.report.expected import decay_budget, row_sum_left, row_sum_left_predicted
+from neuralcollapse.report.group_curves import group_colors
 from neuralcollapse.report.landscape import Numbers, survey_name
 from neuralcollapse.report.page import Cell, Table
 from neuralcollapse.reproduce.figures import COST_PARTS, MIB, device
@@ -23,19 +24,22 @@ def group_table(groups: Sequence[Group]) -> Table:
     keys = [key for key in NUMBERS if any(not math.isnan(group.mean(key)) for group in groups)]
     seeds = max(len(group.runs) for group in groups)
     axes = axes_of(groups)
-    counted = all(isinstance(group.runs[0].environment.get("parameters"), int) for group in groups)
+    counts = [group.runs[0].environment.get("parameters") for group in groups]
+    counted = all(isinstance(count, int) for count in counts) and len(set(counts)) > 1
     rows = []
-    for group in groups:
+    for group, color in zip(groups, group_colors(groups), strict=True):
+        first, *others = _label_cells(group, axes) or [Cell(group.name)]
         parameters = group.runs[0].environment.get("parameters")
         rows.append(
             [
-                *_label_cells(group, axes),
+                first._replace(select=group.name, color=color),
+                *others,
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
                 *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
             ]
         )
-    header = (*axes, "seeds", *(["parameters"] if counted else []), *map(label, keys))
+    header = (*(axes or ["runs"]), "seeds", *(["parameters"] if counted else []), *map(label, keys))
     note = "At the end, on the training set but for the test accuracy."
     if seeds > 1:
         note += " Mean ± standard deviation over seeds."
@@ -164,10 +168,14 @@ def survey_tables(surveys: Sequence[Numbers]) -> list[Table]:
         for entry in survey["atlas"]
     ]
     columns = ("model", "groups or shape", "objective", "verdict", "index", "least eigenvalue", "NC2")
-    note = "NC1 is 0 at every critical point, saddles included: it certifies nothing."
+    note = (
+        "Groups: the classes of a group share one class mean and one row of the classifier; points of low rank are "
+        "named by their shape. Index: the number of negative eigenvalues of the Hessian, 0 at a minimum. NC1 is 0 at "
+        "every critical point, saddles included: it certifies nothing."
+    )
     return [
         Table("The models", rows, header, sortable=True),
-        Table("Critical points", points, columns, note, sortable=True),
+        Table("Critical points", points, columns, note, sortable=True, tall=True, names=[1]),
     ]
 
 

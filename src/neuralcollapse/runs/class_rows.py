@@ -34,6 +34,7 @@ COLUMNS: dict[str, Column] = {
     "count": Column("samples", "samples of the class", False),
     "cdnv": Column("CDNV", "(V_k + V_j) / (2 |mu_k - mu_j|^2) for the nearest class j; goes to 0", True),
     "accuracy": Column("accuracy", "share of the samples of the class that are predicted right", False),
+    "test_accuracy": Column("test acc.", "share of the test samples of the class that are predicted right", False),
     "alignment": Column("cos", "cosine of the centred row and the centred mean of the class; goes to 1", False),
     "variance": Column("variance", "V_k: mean of |h - mu_k|^2 within the class; goes to 0", True),
     "mean_norm": Column("|mu|", "length of mu_k - mu_G", False),
@@ -44,7 +45,7 @@ COLUMNS: dict[str, Column] = {
 }
 """Heading, meaning and worse end of each number of a class, in the order of tables."""
 
-SHOWN = ("count", "cdnv", "nearest", "accuracy", "alignment", "variance", "mean_norm", "weight_norm")
+SHOWN = ("count", "cdnv", "nearest", "accuracy", "test_accuracy", "alignment", "variance", "mean_norm", "weight_norm")
 """The columns of a table on the terminal or a page; "nearest" is a class. CSV and JSON have all."""
 
 
@@ -62,7 +63,7 @@ def short(key: str, value: Any) -> str:
         return ""
     if key == "alignment":
         return f"{round(value, 3) + 0.0:.3f}"  # no -0.000
-    return f"{value:.4f}" if key == "accuracy" else f"{value:.3g}"
+    return f"{value:.4f}" if key.endswith("accuracy") else f"{value:.3g}"
 
 
 def without_undefined(row: Row) -> dict[str, Any]:

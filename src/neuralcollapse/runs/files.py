@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from neuralcollapse.errors import InputError, one_line
+from neuralcollapse.extras import needed_by
 
 _TEXT_BYTES = 64 * 2**20
 _YAML_CHARACTERS = 2**18  # PyYAML reads a thousand times more slowly than json
@@ -59,12 +60,12 @@ def parse_yaml(text: str) -> Any:
     Raises:
         ValueError: it is not YAML, too long, nested too deep, or its aliases expand to too many values.
     """
-    import yaml
-
     try:
         return as_builtin(json.loads(text))
     except (ValueError, RecursionError):
         pass
+    with needed_by("a YAML file"):
+        import yaml
     if len(text) > _YAML_CHARACTERS:
         raise ValueError(f"expected at most {_YAML_CHARACTERS:,} characters of YAML, got {len(text):,}")
     try:

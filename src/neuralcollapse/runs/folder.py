@@ -27,6 +27,7 @@ from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs import locks, ownership
 from neuralcollapse.runs.class_record import ClassRecord, read_class_record
 from neuralcollapse.runs.files import read_text, write_atomically
+from neuralcollapse.runs.html import as_table, named_values
 from neuralcollapse.runs.record_lines import append_record, keep_records, read_records
 from neuralcollapse.runs.records import Geometry, Record, read_geometry
 
@@ -48,6 +49,25 @@ class RunFolder:
 
     def __fspath__(self) -> str:
         return str(self.path)
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r})"
+
+    def _repr_html_(self) -> str:
+        """The folder in a notebook: what it holds."""
+        if not (self.path / _RECORDS).is_file():
+            return as_table(f"Run folder {self.path}", [], note="It holds no run.")
+        try:
+            epochs = [record.epoch for record in self.records(allow_none=True)]
+        except InputError as error:
+            return as_table(f"Run folder {self.path}", [], note=str(error))
+        page = self.path / "report.html"
+        rows = {
+            "records": f"{len(epochs):,}" + (f", from {epochs[0]:,} to {epochs[-1]:,}" if epochs else ""),
+            "checkpoints": f"{len(self.checkpoints()):,}",
+            "page": page if page.is_file() else f"none yet: neuralcollapse report {self.path}",
+        }
+        return as_table(f"Run folder {self.path}", named_values(rows))
 
     @classmethod
     def create(cls, path: str | Path, *, force: bool = False, given: Iterable[str | Path] = ()) -> RunFolder:
@@ -110,6 +130,8 @@ class RunFolder:
             InputError: the folder does not exist or holds no run.
         """
         run = cls(path)
+        if run.path.is_file():
+            raise InputError(f"expected a run folder, got the file {run.path}: name the folder that a run wrote")
         if not run.path.is_dir():
             raise InputError(f"no run folder {run.path}: make one with 'neuralcollapse train --out {run.path}'")
         if not (run.path / _RECORDS).is_file():

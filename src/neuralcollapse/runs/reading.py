@@ -13,11 +13,12 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.runs.class_record import ClassRecord
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.folder import RunFolder
-from neuralcollapse.runs.records import Geometry, Record, format_value
+from neuralcollapse.runs.html import as_table, named_values
+from neuralcollapse.runs.records import Geometry, Record, describe_epoch, format_value
 from neuralcollapse.runs.renamed import with_new_names
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """What a run folder holds, but for its weights.
 
@@ -53,6 +54,16 @@ class Run:
     def unit(self) -> str:
         """What its records count: "epoch", "step" or "checkpoint"."""
         return str(self.config.get("unit") or "epoch")
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {len(self.records):,} records, the last {describe_epoch(self.last, self.unit)})"
+
+    def _repr_html_(self) -> str:
+        """The run in a notebook: what it was, and its last record."""
+        known = {name: self.config.get(name) for name in ("data", "network", "frame", "optimizer", "loss", "seed")}
+        known |= {name: self.environment.get(name) for name in ("num_classes", "feature_dim", "train_samples")}
+        known["records"] = f"{len(self.records):,}, the last {describe_epoch(self.last, self.unit)}"
+        return as_table(f"Run {self.name}", named_values(known)) + self.last._repr_html_()
 
     @property
     def class_names(self) -> list[str]:

@@ -50,6 +50,25 @@ def read_records(file: Path) -> list[Record]:
     return records
 
 
+def last_record(file: Path) -> Record | None:
+    """The record that was appended last, from the end of the file alone; None where there is none yet.
+
+    Raises:
+        InputError: the file cannot be read, or its end is no record.
+    """
+    try:
+        with file.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(max(0, size - _LINE_BYTES))
+            lines = source.read(_LINE_BYTES).decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+    whole = [line for line in lines[:-1] if line.strip()]  # what follows the last newline is being written
+    return _one_by_one(file, whole[-1:], 0, True)[0] if whole else None
+
+
 def keep_records(file: Path, epoch: float) -> None:
     """Write the file again, in order, without what came after an epoch."""
     lines: dict[int, str] = {}

@@ -18,6 +18,7 @@ import numpy as np
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.arrays import check_shapes, read_arrays
 from neuralcollapse.runs.files import as_builtin, as_float, nan_to_none, parse_json
+from neuralcollapse.runs.html import as_table
 from neuralcollapse.runs.ownership import epoch_of
 
 _SOURCES = ("eval", "online")
@@ -166,6 +167,24 @@ class Record:
             ValueError: the line is not a record.
         """
         return cls.from_dict(parse_json(line))
+
+    def _repr_html_(self) -> str:
+        """The record in a notebook: every measure with its meaning, training set beside test set."""
+        tested = bool(self.test)
+        numbers = [("accuracy", "accuracy", "share classified correctly"), ("loss", "loss", "mean over the samples")]
+        numbers += [(name, *words) for name, words in MEASURES.items()]
+        rows = []
+        for name, called, meaning in numbers:
+            values = self.train if name in self.train else self.measures
+            if name in values or name in self.test:
+                shown = [number(part[name]) if name in part else "" for part in (values, self.test)[: 1 + tested]]
+                rows.append((called, *shown, meaning))
+        rows += (
+            [("head / exact minimum", number(self.head["ratio"]), *[""] * tested, "")] if "ratio" in self.head else []
+        )
+        header = ("measure", "training set", *["test set"] * tested, "meaning")
+        happened = " ".join(f"{name.replace('_', ' ')}: {text}." for name, text in self.events.items())
+        return as_table(f"Record {self.epoch:,}", rows, header, happened)
 
     def __eq__(self, other: object) -> bool:
         return _same(asdict(self), asdict(other)) if isinstance(other, Record) else NotImplemented

@@ -73,4 +73,4 @@ def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
 
 
 def _new_value(name: str, value: Any) -> Any:
-    return RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, str) else value
+    return RENAMED_VALUES.get(name, {}).get(value.lower(), value) if isinstance(value, str) else value

@@ -34,6 +34,8 @@ def check_combinations(config: Any) -> None:
         raise InputError("certify_head needs a coupled decay, which is part of the objective: use sgd, adam or lbfgs")
     if config.imbalance and config.random_labels:
         raise InputError("imbalance does not go with random_labels, which give each class as often: choose one")
+    if config.measure == "online" and config.errors:
+        raise InputError("standard errors are taken in the eval pass only: leave out measure=online, or errors")
     if config.measure == "online" and config.layers:
         raise InputError("layers are measured in the eval pass only: leave out measure=online, or the layers")
     if config.measure == "online" and config.optimizer == "lbfgs":

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.events import StopMode, StopRule
+from neuralcollapse.runs.other_tools import needless, option_hint
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
 from neuralcollapse.training.combinations import check_combinations
 from neuralcollapse.training.values import choices, described, fits, read
@@ -99,6 +100,8 @@ class TrainConfig:
             which is cheap, but of weights that move (and of augmented images).
         layers: inner layers to measure too, by dotted name in the network.
         test_measures: measure the features of the test set too, and not its loss and accuracy alone.
+        errors: add values of NC1, its quotient and its CDNV without the bias of few samples, and standard errors, which
+            the page draws as bands (needs measure=eval).
         certify_head: compare the last layer with the exact optimum of the unconstrained feature model, each time
             (needs feature_dim >= classes - 1, weight_decay above 0, cross_entropy), at the decays after a warm-up.
         stop_on: end the training when this number of the records gets no better, such as nc1, test.accuracy or
@@ -165,6 +168,7 @@ class TrainConfig:
     measure: Literal["eval", "online"] = "eval"
     layers: tuple[str, ...] = ()
     test_measures: bool = True
+    errors: bool = False
     certify_head: bool = False
     stop_on: str | None = None
     patience: int = 5
@@ -275,6 +279,7 @@ CHANGEABLE = (
     "measure_at",
     "layers",
     "test_measures",
+    "errors",
     "certify_head",
     "stop_on",
     "patience",
@@ -350,10 +355,9 @@ def check_names(values: Mapping[str, object], source: str) -> None:
     """Raise if `values` holds a name that is no field of TrainConfig, offering the nearest one."""
     for name in values:
         if name not in types():
-            raise InputError(
-                f"{source}: no option {name!r}{did_you_mean(str(name), types())}; 'neuralcollapse train --help' lists "
-                "them"
-            )
+            why = needless(str(name))
+            hint = f" ({why})" if why else option_hint(str(name), types())
+            raise InputError(f"{source}: no option {name!r}{hint}; 'neuralcollapse train --help' lists them")
 
 
 def check_value(name: str, value: object) -> None:

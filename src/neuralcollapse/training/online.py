@@ -15,7 +15,8 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.capture.processes import merged, summed
 from neuralcollapse.capture.sums import exact, least_feature
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.training.step import Classification
 from neuralcollapse.training.trainer import is_primary
@@ -25,7 +26,8 @@ class OnlineFeatures(lightning.Callback):
     """Adds up the features of each epoch's steps, and is called for the capture of them (`Recorder(online=...)`).
 
     Cheap, but not what a pass in eval mode measures: the weights move during the epoch, the images may be augmented,
-    batch normalisation and dropout are in training mode. There is no record of epoch 0, and no NC4.
+    batch normalisation and dropout are in training mode. There is no record of epoch 0, and no NC4 of the
+    training set; the test set, in eval mode, is compared with the class means of the steps.
 
     `sharded`: several processes train, and each adds up its own share.
     """

@@ -46,8 +46,11 @@ def train(
     progress: bool = True,
     on_message: OnMessage | None = None,
     given: Iterable[str | Path] = (),
+    page: bool = True,
 ) -> RunFolder:
     """Train a network as a configuration says, measure collapse meanwhile, and leave a run folder.
+
+    While it trains, for at most 5 % of the time, report.html in the folder shows how far it is and reloads itself.
 
     SIGTERM and a first SIGINT end the training after the current step; `resume` goes on from there.
 
@@ -61,6 +64,7 @@ def train(
             thing; when not given, the sentence goes to stderr with the progress.
         given: files that are still needed, such as that of the configuration: a folder that holds one of them, or the
             data or the network's files that `config` names, is not overwritten.
+        page: keep that page while it trains.
 
     Returns:
         The run folder; `neuralcollapse.read_run` reads it, and `neuralcollapse.write_page` makes its page.
@@ -85,7 +89,7 @@ def train(
 
     if is_primary():
         RunFolder.check_free(out, force=force, given=needed)
-    return _train(config, out, folder, None, progress, on_message, fresh=True)
+    return _train(config, out, folder, None, progress, on_message, fresh=True, page=page)
 
 
 def resume(
@@ -200,6 +204,7 @@ def _train(
     on_message: OnMessage | None,
     *,
     fresh: bool,
+    page: bool = True,
 ) -> RunFolder:
     """The part that `train` (fresh) and `resume` share; `folder` makes the run folder, or makes it ready again."""
     loss = loss_function(config.loss)  # an unknown one is refused before the data are read
@@ -235,6 +240,7 @@ def _train(
         loss_name=config.loss,
         inside=NETWORK,
         test_measures=config.test_measures,
+        errors=config.errors,
         stop_on=config.stop_on,
         patience=config.patience,
         stop_mode=config.stop_mode,
@@ -242,6 +248,7 @@ def _train(
         out=run,
         loss=loss,
         online=online,
+        page=page,
         sharded=True,
         progress=progress and primary,
         environment={  # what only the configuration and the data set can say

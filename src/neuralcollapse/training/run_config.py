@@ -13,15 +13,33 @@ from neuralcollapse.training.config import TrainConfig, check_names, completed
 
 _WITH_PATHS = ("idx", "imagefolder", "mnist", "fashion-mnist", "cifar10", "cifar100", "hf", "transformers")
 
+_OF_OTHER_LOOPS = {"unit", "layer"}  # entries of the configuration that a Recorder writes for a loop of its own
+
 
 def read_config(run: RunFolder) -> TrainConfig:
     """The configuration of a run."""
-    values = completed(read_mapping(run.path / "config.yaml"))
+    found = read_mapping(run.path / "config.yaml")
+    if _OF_OTHER_LOOPS & set(found):
+        raise InputError(_other_loop(run.path))
+    values = completed(found)
     check_names(values, str(run.path / "config.yaml"))
     try:
         return TrainConfig(**values)
     except TypeError as error:
         raise InputError(f"{run.path / 'config.yaml'}: {error}") from None
+
+
+def _other_loop(path: Path) -> str:
+    """How to go on with a run that no `train` began."""
+    if (path / "checkpoints.json").is_file():
+        return (
+            f"{path} is of measured checkpoints, and the command that made it adds new ones: 'neuralcollapse measure "
+            f"--network NAME --data DATA --checkpoints GLOB --out {path}'"
+        )
+    return (
+        f"{path} is of a training loop in Python, which alone has its weights and optimiser: go on there, with "
+        f"nc.Recorder(..., out={str(path)!r}, resume=True), or from a checkpoint of Lightning or the Trainer"
+    )
 
 
 def needs_trust(config: TrainConfig) -> str | None:

@@ -38,6 +38,7 @@ _ROUNDING = 1e-15  # of a canonical gradient, whose parts are of order 1 at a sa
 _SEARCHED_UP_TO = 6  # classes up to which every rank is searched by default
 _THOROUGH_UP_TO = 5  # classes up to which that search continues as long as it finds points
 _STARTS = 300  # random points for each rank with more classes
+_RANK_WORK = 40  # partitions that take about as long as the search of a rank
 _LABELLED_UP_TO = 6  # classes up to which unequal counts get every labelled partition (203 of them)
 _LARGEST = 20  # classes up to which partitions are listed at all (627 of them)
 
@@ -111,6 +112,7 @@ def atlas(
     *,
     ranks: Sequence[int] | None = None,
     starts: int | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> list[Entry]:
     """Critical points of a model, the highest first: those of partitions, and those of low rank that a search finds.
 
@@ -127,6 +129,7 @@ def atlas(
             method on the gradient. By default, for K <= 5, twice as many as were needed for the last new point, between
             200 and 1,600; for larger K 300. Points that differ only by a rotation of the features or by swaps of
             classes with equal counts are the same.
+        on_progress: called with the share of the work that is done, from 0 to 1, as far as that can be told.
 
     For partitions of unequal classes, the tied minimum is polished to the nearest critical point; those from which none
     is reached are left out.
@@ -157,7 +160,9 @@ def atlas(
     entries: list[Entry] = []
     known: list[Tensor] = []
     missed: list[str] = []
-    for partition in partitions:
+    work = len(partitions) + _RANK_WORK * len(ranks)
+    for done, partition in enumerate(partitions):
+        on_progress(done / work)
         _check_partition(partition, model.num_classes)
         point = _critical_point(units, partition)
         if point is None:
@@ -178,7 +183,8 @@ def atlas(
     marks = Known()
     for entry in entries:
         marks.add(invariants(small, units.enter(entry.point)))
-    for rank in ranks:
+    for done, rank in enumerate(ranks):
+        on_progress((len(partitions) + _RANK_WORK * done) / work)
         for reduced in search(units, rank, starts):
             point = padded(small, reduced)
             if marks.add(invariants(small, point)):

@@ -22,7 +22,8 @@ from neuralcollapse.checks import (
     check_real,
 )
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm.duality import lower_bound
 from neuralcollapse.ufm.losses import CrossEntropy

@@ -23,7 +23,8 @@ from torch import Tensor
 from neuralcollapse.checks import check_count, check_real
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
 from neuralcollapse.geometry.measures import measures
-from neuralcollapse.geometry.moments import ClassMoments, state_device
+from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.ufm.columns import Columns, class_counts
 from neuralcollapse.ufm.losses import Loss, find_loss
 from neuralcollapse.ufm.points import Point, check_parts, check_signs

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.moments import state_device
+from neuralcollapse.geometry.packed import state_device
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,6 +25,8 @@ from neuralcollapse.ufm.units import Units
 METHODS = ("lbfgs", "newton", "gd", "sgd", "adam")
 _BATCH_VALUES = 2**22  # entries of all points that descend together
 _BOUNDED = 1e-7  # the same as SOLVED with features >= 0, where no Newton step gives the last digits
+_DESCENT = 0.7  # share of the time of many starts that their descent takes; certificates take the rest
+_HALFWAY = {"lbfgs": 40, "newton": 20}  # iterations after which a descent counts as half done; 2500 for the others
 _RECORDS = 60  # about as many steps of a trajectory are recorded
 
 
@@ -79,6 +82,7 @@ def minimize(
     batch_size: int = 32,
     seed: int = 0,
     escapes: int = 10,
+    on_iteration: Callable[[int], None] = lambda iteration: None,
 ) -> Solution:
     """Descend from a point, and from strict saddles on along their way down.
 
@@ -100,6 +104,7 @@ def minimize(
         batch_size: samples in a step of sgd.
         seed: seed of the batches of sgd.
         escapes: maximum number of saddles to leave; 0 stops at the first.
+        on_iteration: called with the number of each iteration.
 
     Raises:
         InputError: an unknown method, newton with features >= 0, or a start that does not fit the model.
@@ -115,7 +120,7 @@ def minimize(
     limit = (300 if method == "newton" else 5000) if iterations is None else check_count(iterations, "iterations", 1)
     if learning_rate is not None:
         check_real(learning_rate, "learning_rate")
-    record = _Recorder(model, limit)
+    record = _Recorder(model, limit, on_iteration)
     units = Units(model)
     scales = units.scales()
     # |g| <= |scales g| / min(scales)
@@ -197,8 +202,9 @@ def leave(model: Model, saddle: Point, certificate: Certificate) -> Point:
 class _Recorder:
     """Records about `_RECORDS` steps of a trajectory, and the best lower bound."""
 
-    def __init__(self, model: Model, limit: int) -> None:
+    def __init__(self, model: Model, limit: int, on_iteration: Callable[[int], None]) -> None:
         self.model = model
+        self.on_iteration = on_iteration
         self.bound = -math.inf
         self.iteration = -1  # the start is number 0
         self.steps: list[Step] = []
@@ -207,6 +213,7 @@ class _Recorder:
     def __call__(self, vector: Tensor, last: bool = False) -> None:
         self.iteration += not last
         iteration = self.iteration
+        self.on_iteration(iteration)
         if not (last or iteration in self.due):
             return
         if last and self.steps and self.steps[-1].iteration == iteration:
@@ -304,6 +311,11 @@ def _batches(model: Model, batch_size: int, seed: int) -> Iterator[Model]:
             yield model.with_columns(replace(model.columns, weights=weights))
 
 
+def within(iteration: int, method: str = "lbfgs") -> float:
+    """The share of a descent that is done: a guess, as nobody knows where it ends."""
+    return iteration / (iteration + _HALFWAY.get(method, 2500))
+
+
 @dataclass(frozen=True)
 class Starts:
     """The ends of many descents: objectives and certified gaps (B,), verdicts, and the points as (B, n) vectors."""
@@ -324,12 +336,15 @@ def many_starts(
     tolerance: float | None = None,
     iterations: int = 5000,
     device: torch.device | str | None = None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Starts:
     """L-BFGS from `count` random points at once; each end is polished and certified.
 
     All points descend together as one batch (in parts if large), which costs a fraction of so many separate runs; with
     features >= 0 one after another, by L-BFGS-B. On a `device` other than the CPU, by default the model's, the batch
     descends there; the ends, few numbers each, are polished and certified on the CPU, and come back to the device.
+
+    `on_progress` is called with the share of the work that is done, from 0 to 1, as far as that can be told.
     """
     model = model if device is None else model.on(device)
     check_count(count, "count", 1)
@@ -340,21 +355,29 @@ def many_starts(
     scales, objective = units.scales(), units.objective
     goal = SOLVED * units.mu if tolerance is None else tolerance * float(scales.min())
     vectors = model.random_vectors(count, seed, scale)
-    ends, most = [], 0
-    if model.nonnegative:
-        descents = [bounded_lbfgs(units, each / scales, tolerance=goal, iterations=iterations) for each in vectors]
-        ends = [(descent.points * scales)[None] for descent in descents]
-        vectors, most = vectors[:0], max(descent.iterations for descent in descents)
-    for part in vectors.split(max(1, _BATCH_VALUES // model.size)):
-        ended = lbfgs(objective, part / scales, tolerance=goal, iterations=iterations)
-        ends.append(ended.points * scales)
-        most = max(most, ended.iterations)
+    ends: list[Tensor] = []
+    most = done = 0
+
+    def descended(rows: int) -> Callable[[Tensor], None]:
+        iterations = itertools.count(1)
+        return lambda points: on_progress(_DESCENT * (done + rows * within(next(iterations))) / count)
+
+    batches = vectors.split(1 if model.nonnegative else max(1, _BATCH_VALUES // model.size))
+    for part in batches:
+        watch = descended(len(part))
+        if model.nonnegative:
+            ended = bounded_lbfgs(units, part[0] / scales, tolerance=goal, iterations=iterations, watch=watch)
+        else:
+            ended = lbfgs(objective, part / scales, tolerance=goal, iterations=iterations, watch=watch)
+        ends.append((ended.points * scales).reshape(len(part), -1))
+        most, done = max(most, ended.iterations), done + len(part)
     found, certificates = torch.cat(ends).cpu(), []
     units = Units(model.on("cpu"))
     for i, vector in enumerate(found):
         point = _finished(units, units.model.point(vector))
         found[i] = point.vector()
         certificates.append(certify(units.model, point))
+        on_progress(_DESCENT + (1 - _DESCENT) * (i + 1) / count)
     numbers = [
         [certificate.objective for certificate in certificates],
         [certificate.gap for certificate in certificates],

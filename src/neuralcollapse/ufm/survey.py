@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError
@@ -16,10 +17,12 @@ from neuralcollapse.ufm.hessian import Hessian
 from neuralcollapse.ufm.minimizers import collapsed_minimizer, global_minimum
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.points import Point
-from neuralcollapse.ufm.solvers import Solution, Starts, leave, many_starts, minimize
+from neuralcollapse.ufm.solvers import Solution, Starts, leave, many_starts, minimize, within
 
-_TRAJECTORIES = 8  # starts whose trajectories are kept
+TRAJECTORIES = 8  # starts whose trajectories are kept
 _FRAMES = 40  # points kept of a way out of a saddle
+LARGEST_SPECTRUM = 4500  # variables up to which the whole Hessian is taken apart: half a minute on a core
+_EIGENVALUES = 400  # of a spectrum that are kept
 _PHASE = 11  # grid points on each side of the phase diagram
 _PHASE_CLASSES = 10  # the phase diagram has K classes, but at most this many
 
@@ -88,12 +91,20 @@ def survey(
     method: str = "lbfgs",
     seed: int = 0,
     on_message: Callable[[str], None] = lambda text: None,
+    on_progress: Callable[[float], None] = lambda share: None,
 ) -> Survey:
     """Survey the landscape of a model: `starts` random starts, some of them recorded step by step by `method`.
 
     With features >= 0 there is no atlas, and so no way out of a saddle; spectra and phase diagram are left out too.
+    Spectra are left out as well where the collapsed model has more than 4,500 variables (K > 45 at d = K + 2).
 
-    `on_message` is called with the name of each stage as it begins.
+    Args:
+        model: the model.
+        starts: random starts.
+        method: of the trajectories that are recorded, as for `minimize`.
+        seed: of the starts.
+        on_message: called with the name of each stage as it begins, and with what is left out and why.
+        on_progress: called with the share of the stage that is done, from 0 to 1, as far as that can be told.
     """
     minimum, lowest = None, None
     on_message("the global minimum")
@@ -104,14 +115,13 @@ def survey(
     entries: list[Entry] = []
     on_message("the atlas of critical points")
     try:
-        entries = atlas(model)
+        entries = atlas(model, on_progress=on_progress)
     except InputError as error:
         on_message(f"no atlas: {error}")
     on_message(f"{starts} random starts")
-    ends = many_starts(model, starts, seed=seed)
+    ends = many_starts(model, starts, seed=seed, on_progress=on_progress)
     on_message(f"trajectories by {method}")
-    begin = [model.random_point(seed + i) for i in range(min(starts, _TRAJECTORIES))]
-    trajectories = [minimize(model, point, method, seed=seed) for point in begin]
+    trajectories = _trajectories(model, min(starts, TRAJECTORIES), method, seed, on_progress)
 
     tied = [entry for entry in entries if entry.family == "partition"]
     saddles = [entry for entry in tied if entry.certificate.verdict == "strict_saddle"]
@@ -119,8 +129,15 @@ def survey(
     chosen = {name: model.collapse(point) for name, point in chosen.items()}
     if lowest is not None and not model.nonnegative:
         chosen["global minimum"] = lowest
+    spectra: dict[str, Tensor] = {}
     small = model.collapsed()
-    spectra = {name: Hessian(small, point).eigenvalues(min(small.size, 400)) for name, point in chosen.items()}
+    if chosen and small.size > LARGEST_SPECTRUM:
+        on_message(f"no spectra: {small.size:,} variables are too many")
+    elif chosen:
+        on_message("the spectra of the Hessian")
+        for name, point in chosen.items():
+            spectra[name] = torch.linalg.eigvalsh(Hessian(small, point).dense())[:_EIGENVALUES]
+            on_progress(len(spectra) / len(chosen))
     way = None
     if saddles and model.feature_dim >= model.num_classes - 1:
         on_message("the way out of a saddle")
@@ -129,8 +146,22 @@ def survey(
     phase = None
     if not model.balanced and model.loss.convex and not model.nonnegative:
         on_message("the phase diagram of minority collapse")
-        phase = minority_phase(model)
+        phase = minority_phase(model, on_progress=on_progress)
     return Survey(model, minimum, entries, coverage(model) if entries else "", ends, trajectories, spectra, way, phase)
+
+
+def _trajectories(
+    model: Model, count: int, method: str, seed: int, on_progress: Callable[[float], None]
+) -> list[Solution]:
+    """The first random starts again, step by step."""
+    found: list[Solution] = []
+
+    def show(iteration: int) -> None:
+        on_progress((len(found) + within(iteration, method)) / count)
+
+    for i in range(count):
+        found.append(minimize(model, model.random_point(seed + i), method, seed=seed, on_iteration=show))
+    return found
 
 
 def way_out(model: Model, saddle: Entry) -> list[Point]:
@@ -148,7 +179,7 @@ def way_out(model: Model, saddle: Entry) -> list[Point]:
     return [model.expand(path[i]) for i in picks]
 
 
-def minority_phase(model: Model) -> Phase:
+def minority_phase(model: Model, *, on_progress: Callable[[float], None] = lambda share: None) -> Phase:
     """Minority collapse over imbalance ratio R and decay, from exact minimisers.
 
     Half of the classes (of at most 10) are large, with n samples each, and half are small, with n/R. The rows of the
@@ -179,6 +210,7 @@ def minority_phase(model: Model) -> Phase:
             except InputError:  # the decay of this cell is too small for the solver
                 row.append(math.nan)
         cosines.append(row)
+        on_progress(len(cosines) / len(ratios))
     return Phase(ratios, decays, cosines, large + small, top, getattr(model.loss, "smoothing", 0.0))
 
 

@@ -1,0 +1,70 @@
+"""The step before the build: which pages there are, and links between files that become links between pages."""
+
+import ast
+import re
+
+import pytest
+
+from tests.test_docs import ROOT
+
+
+@pytest.mark.parametrize(
+    ("page", "link", "wanted"),
+    [
+        ("index.md", "guides/measure.md", "guides/measure.md"),
+        ("guides/measure.md", "../measures.md#nc1", "../measures.md#nc1"),
+        ("guides/measure.md", "../../CHANGELOG.md", "../changelog.md"),
+        ("changelog.md", "docs/guides/measure.md", "guides/measure.md"),
+        ("benchmarks.md", "../docs/theory.md#the-model", "theory.md#the-model"),
+        ("training.md", "../examples/plain_loop.py", "examples.md#plain_looppy"),
+        ("index.md", "#here", "#here"),
+        ("index.md", "https://example.org/a.md", "https://example.org/a.md"),
+    ],
+)
+def test_links_lead_to_pages(page, link, wanted):
+    from docs_pages import with_links
+
+    assert with_links(f"See [this]({link}).", page) == f"See [this]({wanted})."
+
+
+def test_every_page_of_the_navigation_is_written_and_no_other():
+    from docs_pages import pages
+
+    navigation = re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(pages()) == sorted(navigation)
+
+
+def test_the_examples_are_on_a_page_with_their_words_and_their_code():
+    from docs_pages import examples
+
+    text = examples()
+    for file in (ROOT / "examples").glob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert f"## {file.name}\n" in text
+        assert ast.get_docstring(ast.parse(source)) in text
+        assert source.strip().splitlines()[-1] in text
+
+
+def test_what_is_written_is_what_a_page_needs(tmp_path, monkeypatch):
+    import docs_pages
+
+    monkeypatch.setattr(docs_pages, "TARGET", tmp_path / "docs")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/old.md").write_text("gone")
+    docs_pages.main()
+    written = {file.relative_to(tmp_path / "docs") for file in (tmp_path / "docs").rglob("*") if file.is_file()}
+    assert {file.suffix for file in written} <= {".md", *docs_pages.COPIED}
+    assert not (tmp_path / "docs/old.md").exists()
+    assert (tmp_path / "docs/index.md").read_text().startswith("---\nhide: [navigation]\n---\n")
+
+
+def test_docstrings_become_the_markdown_of_the_site():
+    pytest.importorskip("griffe", reason="the docs extra is not installed")
+    from docs_griffe import rewritten
+
+    text = "The\n:math:`a_1\n b`.\n\n.. math:: \\frac{a}{b}\n    + c\n\nSee `measures`.\n\n>>> 1 + 1\n2\n"
+    made = rewritten(text, {"measures": "neuralcollapse.measures"})
+    assert "$a_1 b$" in made
+    assert "$$\\frac{a}{b} + c$$" in made
+    assert "[`measures`][neuralcollapse.measures]" in made
+    assert "```pycon\n>>> 1 + 1\n2\n```" in made
