@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels
+from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels, in_one_piece
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf, gram
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
@@ -112,6 +112,7 @@ def _measures(
     numbers: Tensor | None = None,
 ) -> dict[str, float]:
     """`measures_of`, with words to begin warnings about a test set with."""
+    weight, bias = in_one_piece(weight), in_one_piece(bias)
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     means = CentredMeans(moments, numbers)
     sample = draw(len(means.seen), pairwise, means.seen.device)

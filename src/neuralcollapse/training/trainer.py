@@ -38,7 +38,10 @@ def _has_bfloat16() -> bool:
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there."""
     if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
+        raise InputError(
+            f"expected a strategy that keeps the weights whole, got {config.strategy}: use ddp, or shard a network in "
+            "a loop of your own, where a Recorder measures it"
+        )
     if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
         raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
     try:
