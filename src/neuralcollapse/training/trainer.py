@@ -20,7 +20,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.extras import to_install
 from neuralcollapse.training.config import TrainConfig
 
 
@@ -92,7 +91,7 @@ def make_logger(name: str, path: Path) -> Logger:
         logger.experiment  # noqa: B018  makes it
         return logger
     except ModuleNotFoundError as error:
-        raise InputError(f"the logger {name} is not installed ({error}): {to_install(error)}") from None
+        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
     except OSError:
         raise
     except Exception as error:  # each service has kinds of its own
