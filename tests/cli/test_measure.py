@@ -327,7 +327,7 @@ def load_file_of(path):
 
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "neuralcollapse[train]" in refused(capsys, "measure", *MLP, "--checkpoints", "ckpts/*.pt")
 
 

@@ -109,6 +109,7 @@ def test_few_samples_do_not_flatter_the_prediction(classes):
     assert sum(errors) / 8 == pytest.approx(many.error, rel=0.06)
 
 
+@pytest.mark.slow
 def test_classes_with_covariances_of_their_own(classes):
     means, roots = classes
     scales = torch.linspace(0.5, 1.6, 12, dtype=torch.float64)

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import re
+import signal
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
@@ -51,8 +52,10 @@ def add(commands: Any) -> None:
         "  neuralcollapse train --data fashion-mnist --network resnet18 --stem small --optimizer adam\n"
         "  neuralcollapse train --print-config > run.yaml\n"
         "  neuralcollapse train --config run.yaml --seed 1\n"
-        "  neuralcollapse train --resume runs/simplex\n",
-        usage="neuralcollapse train [--config FILE ...] [--out RUN] [--force] [--json] [--resume RUN] [--trust-code] "
+        "  neuralcollapse train --resume runs/simplex\n"
+        "  neuralcollapse train --config run.yaml --out runs/mine --resume      begin or go on\n",
+        usage="neuralcollapse train [--config FILE ...] [--out RUN] [--force] [--json] [--resume [RUN]] [--requeue] "
+        "[--trust-code] "
         "[--OPTION VALUE ...]",
         allow_abbrev=False,
     )
@@ -66,7 +69,19 @@ def add(commands: Any) -> None:
     parser.add_argument("--print-config", action="store_true", help="print the options as YAML for --config, and stop")
     parser.add_argument("--out", metavar="RUN", help="the run folder (default: runs/DATA-NETWORK-FRAME)")
     parser.add_argument("--force", action="store_true", help="overwrite an earlier run in that folder")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="go on with a run that was stopped; without RUN: go on with that in the folder of --out, or begin it if "
+        "there is none, so that one command does both",
+    )
+    parser.add_argument(
+        "--requeue",
+        action="store_true",
+        help="with --resume: after SIGUSR1 (of SLURM's --signal=USR1@90) queue the SLURM job again",
+    )
     parser.add_argument(
         "--trust-code",
         action="store_true",
@@ -99,16 +114,24 @@ def run(options: argparse.Namespace) -> int:
         raise SystemExit(0)  # as --help does
     with train_packages(format="html"):
         from neuralcollapse.report.single import write_page
+        from neuralcollapse.training.processes import LostProcess
         from neuralcollapse.training.resume import Stopped
         from neuralcollapse.training.run import resume, train
         from neuralcollapse.training.run_config import needs_trust, read_config
+        from neuralcollapse.training.slurm import requeue
         from neuralcollapse.training.trainer import is_primary
     for flag in ("resume", "out"):
         if getattr(options, flag) == "":
             raise InputError(f"expected the path of a run folder after --{flag}, got an empty text")
-    if options.resume:
+    if options.requeue and not options.resume:
+        raise InputError("--requeue has the same command run again: add --resume, so that it goes on with the run")
+    named = isinstance(options.resume, str)  # a run folder that is there; without one --out names it
+    if named:
         if options.out or options.force:
-            raise InputError("--resume goes on in the run's own folder: leave out --out and --force")
+            raise InputError(
+                "--resume RUN goes on in the run's own folder: leave out --out and --force (--out RUN --resume, with "
+                "no path after it, begins the run or goes on with it)"
+            )
         out = Path(options.resume)
     else:
         config = TrainConfig(**values)
@@ -118,18 +141,25 @@ def run(options: argparse.Namespace) -> int:
         out = Path(options.out or f"runs/{name}")
 
     try:
-        if options.resume:
+        if named:
             folder = resume(out, values, trust_code=options.trust_code)
         else:
             # a run's own configuration may be given for the run that takes its place, which writes it again
             own = (out / "config.yaml").resolve()
             files = [file.resolve() for file in options.config or ()]
-            folder = train(config, out, force=options.force, given=[file for file in files if file != own])
+            given = [file for file in files if file != own]
+            folder = train(config, out, force=options.force, resume=bool(options.resume), given=given)
     except Stopped as stopped:
         if is_primary():
             trust = " --trust-code" if needs_trust(read_config(RunFolder(out))) else ""
             print(f"neuralcollapse: {stopped}; to go on: neuralcollapse train --resume {out}{trust}", file=sys.stderr)
+            asked = options.requeue and signal.Signals(stopped.signum).name == "SIGUSR1"
+            if asked and (said := requeue()):
+                print(f"neuralcollapse: {said}", file=sys.stderr)
         return 128 + stopped.signum
+    except LostProcess as lost:
+        print(f"neuralcollapse: {lost}; to go on: neuralcollapse train --resume {out}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt as interrupt:
         if interrupt.args or not (out / "config.yaml").is_file():
             raise

@@ -24,7 +24,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels
+from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels, in_one_piece
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.class_shard import ClassShard, local_rows
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf
@@ -124,6 +124,7 @@ def _measures(
         weight, bias = local_rows(weight), local_rows(bias)
         means: CentredMeans = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
     else:
+        weight, bias = in_one_piece(weight), in_one_piece(bias)
         check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
         means = CentredMeans(moments, numbers)
     sample = draw(len(means.seen), pairwise, means.seen.device)

@@ -15,7 +15,7 @@ from types import FrameType
 
 import torch
 
-from neuralcollapse.training.resume import Stopped
+from neuralcollapse.training.resume import SIGNALS, Stopped
 
 IN_USE = 75  # exit code of a process whose run another one has: EX_TEMPFAIL of sysexits.h
 _POLL = 0.05  # seconds between looks at the processes
@@ -45,7 +45,8 @@ def side_by_side(
 
     `look` is called at each look at the processes with the names of those that failed, and whether it is the last.
 
-    SIGINT and SIGTERM end all processes after their current step, when they save; a second SIGINT kills them at once.
+    SIGINT, SIGTERM and SIGUSR1 end all processes after their current step, when they save; a second SIGINT kills them
+    at once.
 
     Returns:
         The runs that another process has, and those that failed, with the last line that each printed.
@@ -141,11 +142,11 @@ class _Job:
 
 @contextmanager
 def handled(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle SIGINT and SIGTERM inside (in the main thread, where Python lets one)."""
+    """Handle SIGINT, SIGTERM and SIGUSR1 inside (in the main thread, where Python lets one)."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {signum: signal.signal(signum, handler) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, handler) for signum in SIGNALS}
     try:
         yield
     finally:

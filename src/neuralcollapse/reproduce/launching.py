@@ -58,7 +58,7 @@ def launched(
 ) -> tuple[list[str], dict[str, str]]:
     """Hand runs over as jobs and wait until all have ended; `look` is called as by `jobs.side_by_side`.
 
-    SIGINT and SIGTERM end jobs of this machine, which save; jobs in SLURM's queue go on.
+    SIGINT, SIGTERM and SIGUSR1 end jobs of this machine, which save; jobs in SLURM's queue go on.
 
     Returns:
         The runs that another process has, and those that failed, with the last line that each printed.

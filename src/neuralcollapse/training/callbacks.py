@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import lightning
+import torch
 from tqdm import tqdm
 
 from neuralcollapse.data.batches import Batches
@@ -91,12 +91,14 @@ class SaveState(lightning.Callback):
             self._write(trainer, pl_module, epoch, 0)
 
     def _end_if_asked(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
-        asked = self.stop.signum is not None
-        if trainer.world_size > 1:
-            asked = trainer.strategy.reduce_boolean_decision(asked, all=False)
-        if asked:
+        signum = self.stop.signum or 0
+        if trainer.world_size > 1 and trainer.strategy.reduce_boolean_decision(signum > 0, all=False):
+            # of several signals that which asks for most: SIGTERM (15) before SIGUSR1 (10) before SIGINT (2)
+            signums = torch.tensor(float(signum), device=trainer.strategy.root_device)
+            signum = int(trainer.strategy.reduce(signums, reduce_op="max"))
+        if signum:
             self._write(trainer, module, epoch, step)
-            raise Stopped(self.stop.signum or signal.SIGTERM, epoch, step)
+            raise Stopped(signum, epoch, step)
 
     def _write(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
         measured = self.measuring()  # in all processes: it may join their sums
@@ -110,6 +112,7 @@ class SaveState(lightning.Callback):
                 trainer.precision_plugin.state_dict(),
                 measured,
                 origin_of(self.config),
+                trainer.world_size,
             ).write(self.run.state)
         self._written = time.monotonic()
 

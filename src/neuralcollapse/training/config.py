@@ -116,6 +116,8 @@ class TrainConfig:
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: processes on this machine, one a device.
         nodes: machines.
+        timeout: seconds that a process waits for the others before it gives the run up; more than it takes the first
+            one to write a record.
         strategy: "auto", "ddp" or another of Lightning's that keeps the weights whole.
         precision: "auto" ("bf16-mixed" on CUDA GPUs that have bfloat16, except for lbfgs; else "32-true"), "32-true",
             "bf16-mixed", "16-mixed", "64-true" or another of Lightning's.
@@ -180,6 +182,7 @@ class TrainConfig:
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
+    timeout: float = 600.0
     strategy: str = "auto"
     precision: str = "auto"
     cuda_graph: Literal["auto", "on", "off"] = "auto"
@@ -198,7 +201,7 @@ class TrainConfig:
             value = getattr(self, name)
             _require(self, name, value is None or value >= 1, "at least 1")
             _require(self, name, value is None or value < 2**31, "below 2^31")
-        for name in ("learning_rate", "decay_factor", "gradient_clip"):
+        for name in ("learning_rate", "decay_factor", "gradient_clip", "timeout"):
             value = getattr(self, name)
             _require(self, name, value is None or _positive(value), "positive and finite")
         for name in ("weight_decay", "feature_decay", "bias_decay", "min_delta", "save_seconds"):
@@ -291,6 +294,7 @@ CHANGEABLE = (
     "accelerator",
     "devices",
     "nodes",
+    "timeout",
     "strategy",
     "cuda_graph",
 )

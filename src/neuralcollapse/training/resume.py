@@ -15,7 +15,7 @@ from typing import Any
 import lightning
 import torch
 
-from neuralcollapse.data.batches import Batches
+from neuralcollapse.data.batches import Batches, training_starts
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.files import as_float, parse_json
@@ -23,6 +23,9 @@ from neuralcollapse.runs.tensors import read_state, write_state
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.step import Classification
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
+"""What ends a run after the step at hand; SIGUSR1 is what SLURM's --signal=USR1@90 sends before the time is up."""
 
 
 class Stopped(Exception):
@@ -34,6 +37,9 @@ class Stopped(Exception):
         self.signum = signum
         self.epoch = epoch
         self.step = step
+
+
+_KINDS = {"epoch": int, "step": int, "total_steps": int, "processes": int, "origin": str}
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class State:
         precision: the state of the precision plugin (the scale of 16-mixed).
         collapse: the states of the callbacks that measure.
         origin: the options that made the weights and so may not change, as JSON (`origin_of`).
+        processes: how many trained; 0 if an earlier version wrote the state, which did not say.
     """
 
     epoch: int
@@ -59,6 +66,7 @@ class State:
     precision: dict[str, Any]
     collapse: dict[str, Any]
     origin: str
+    processes: int = 0
 
     def check_origin(self, config: TrainConfig) -> None:
         """Raise unless the state was made with these options, apart from those that may change."""
@@ -86,10 +94,11 @@ class State:
         except (OSError, ValueError) as error:
             raise InputError(_no_state(path, getattr(error, "strerror", None) or str(error))) from None
         names = [item.name for item in fields(cls)]
+        values = {"processes": 0, **values} if isinstance(values, dict) else values
         if not isinstance(values, dict) or sorted(map(str, values)) != sorted(names):
             raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
         for name in names:
-            value, kind = values[name], {"epoch": int, "step": int, "total_steps": int, "origin": str}.get(name, dict)
+            value, kind = values[name], _KINDS.get(name, dict)
             if not isinstance(value, kind) or isinstance(value, bool) or (isinstance(value, int) and value < 0):
                 raise InputError(_no_state(path, f"expected {name} of type {kind.__name__}, got {value!r:.40}"))
         return cls(**values)
@@ -109,7 +118,7 @@ def origin_of(config: TrainConfig) -> str:
 
 
 class StopSignal:
-    """Notes SIGINT and SIGTERM, so that a step ends whole; a second SIGINT interrupts at once."""
+    """Notes SIGINT, SIGTERM and SIGUSR1, so that a step ends whole; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -126,7 +135,7 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
         self.install()
         try:
             yield
@@ -137,7 +146,7 @@ class StopSignal:
     def install(self) -> None:
         """Take the signals, over what Lightning put there: its own handler would end a run between two processes."""
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in SIGNALS:
                 signal.signal(signum, self)
 
 
@@ -149,8 +158,14 @@ def restore(
     collapse: CollapseCallback,
     online: OnlineFeatures | None,
 ) -> None:
-    """Put a trainer that has not started where the state was."""
-    if state.step > len(batches):
+    """Put a trainer that has not started where the state was.
+
+    Another number of processes divides each batch anew. Where it makes one step of the last two of an epoch, or two of
+    one (see `Batches`), an epoch of which all steps were done stays done, and one that was cut between those two goes
+    without the few samples of the last.
+    """
+    step = _step_here(state, batches)
+    if step > len(batches):
         raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
     _check_optimizer(state.optimizer, module)
     try:
@@ -158,7 +173,7 @@ def restore(
     except (RuntimeError, InputError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the state is of another network: {one_line(error)}") from None
     module.optimizer_state = state.optimizer
-    module.step = batches.skip = state.step
+    module.step = batches.skip = step
     try:
         trainer.precision_plugin.load_state_dict(state.precision)
         as_float(state.collapse["seconds"])
@@ -174,6 +189,16 @@ def restore(
     loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = state.epoch
     loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = state.total_steps
     loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = state.total_steps
+
+
+def _step_here(state: State, batches: Batches) -> int:
+    """How many of this epoch's steps are done, as these processes divide it."""
+    if state.processes in (0, batches.world) or not state.step:
+        return state.step
+    before = len(training_starts(len(batches.split.labels), batches.batch_size, state.processes))
+    if state.step == before:
+        return len(batches)
+    return min(state.step, len(batches)) if state.step < before else state.step
 
 
 def _check_optimizer(saved: dict[str, Any], module: Classification) -> None:

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from neuralcollapse.training.config import TrainConfig, resumed
 from neuralcollapse.training.graph import CudaRecording, refusal, unfit_operation
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
+from neuralcollapse.training.processes import Together, as_launched, counts_by_epoch, lost
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
@@ -43,6 +44,7 @@ def train(
     out: str | Path,
     *,
     force: bool = False,
+    resume: bool = False,
     progress: bool = True,
     on_message: OnMessage | None = None,
     given: Iterable[str | Path] = (),
@@ -52,13 +54,16 @@ def train(
 
     While it trains, for at most 5 % of the time, report.html in the folder shows how far it is and reloads itself.
 
-    SIGTERM and a first SIGINT end the training after the current step; `resume` goes on from there.
+    SIGTERM, SIGUSR1 and a first SIGINT end the training after the current step; `resume` goes on from there.
 
     Args:
         config: the run.
         out: the run folder; it must be new or empty.
         force: overwrite an earlier run in `out`, if the folder holds nothing else. The earlier run is deleted when the
             new one has its first record.
+        resume: go on with the run in `out` if there is one, as `neuralcollapse.resume` does with the options of
+            `config`: the same call begins the run and goes on with it, however often it was stopped. What made the
+            weights must be as it was.
         progress: show how far the training is.
         on_message: called before the training with a sentence that says what it cannot reach, if there is such a
             thing; when not given, the sentence goes to stderr with the progress.
@@ -73,13 +78,21 @@ def train(
         InputError: an unknown data set or network, files that are not as they should be, d < K-1 for an ETF classifier,
             a folder in use, training that diverged (a run folder with no state to resume from is removed).
         Stopped: a signal came; the state is in the folder.
+        LostProcess: another process of the run died or did not answer for `config.timeout` seconds.
     """
     if not isinstance(config, TrainConfig):
         raise InputError(
             f"expected a TrainConfig first, as in train(TrainConfig(epochs=3), 'runs/mine'), got {config!r:.80}"
         )
-    config = with_precision(config)
+    if resume and force:
+        raise InputError("resume goes on with the run in the folder, and force overwrites it: give one of the two")
     out = RunFolder(out).path
+    if resume and (out / "config.yaml").is_file():
+        # no code is imported that the caller's own configuration does not name: any other is refused before that
+        return _open_and_resume(out, asdict(config), progress, on_message, trust_code=True)
+    if resume and not _has_records(out):
+        force = True  # of a process that was killed while it made the folder
+    config = as_launched(with_precision(config))
     needed = [*given, *named_paths(config)]
 
     def folder() -> RunFolder:
@@ -119,14 +132,26 @@ def resume(
         InputError: there is no run or another process writes it, its state is damaged, it names code and `trust_code`
             is not set, a change concerns what made the weights, or more epochs were trained than are asked for.
         Stopped: a signal came again.
+        LostProcess: as for `train`.
     """
     if changes is not None and not isinstance(changes, Mapping):
         raise InputError(f"expected changes as a mapping of options, such as {{'epochs': 300}}, got {changes!r:.80}")
+    return _open_and_resume(path, changes or {}, progress, on_message, trust_code=trust_code)
+
+
+def _open_and_resume(
+    path: str | Path,
+    changes: Mapping[str, Any],
+    progress: bool,
+    on_message: OnMessage | None,
+    *,
+    trust_code: bool,
+) -> RunFolder:
     run = RunFolder.open(path)
     if is_primary():
         run.lock()
     try:
-        return _resume(run, changes or {}, progress, on_message, trust_code)
+        return _resume(run, changes, progress, on_message, trust_code)
     finally:
         run.unlock()
 
@@ -140,8 +165,9 @@ def _resume(
         changes = {name: value for name, value in changes.items() if name != "precision"}
     config = resumed(old, changes)
     state = State.read(run.state) if run.state.exists() else None
+    as_it_is = replace(config, devices=old.devices, nodes=old.nodes) == old
     whole = state is None and _is_whole(run, old)
-    if whole and config == old:
+    if whole and as_it_is:
         return run
     if whole or (state is None and len(run.checkpoints()) > 2):  # a run killed before its first state has fewer
         raise InputError(
@@ -151,7 +177,7 @@ def _resume(
     if state is not None:
         state.check_origin(old)
         reason = _stop_reason(run, config, state.epoch) if state.step == 0 else ""
-        if config == old and (state.epoch == old.epochs or reason):
+        if as_it_is and (state.epoch == old.epochs or reason):
             return run
         if reason:
             raise InputError(
@@ -163,6 +189,8 @@ def _resume(
                 f"{run.path} was trained for {done} already, got epochs={config.epochs}: give more, or measure the "
                 f"checkpoints it has with 'neuralcollapse measure {run.path}'"
             )
+
+    config = as_launched(config)
 
     def folder() -> RunFolder:
         run.remove_temporary()
@@ -184,12 +212,13 @@ def _of_budget(budget: Budget) -> dict[str, float | None]:
     return {"decay_budget": budget.decay_budget, "row_sum_left": budget.row_sum_left}
 
 
-def _update_environment(run: RunFolder, values: Mapping[str, Any]) -> None:
+def _update_environment(run: RunFolder, state: State | None, world: int, values: Mapping[str, Any]) -> None:
     """Write what has changed since the run began, such as what follows from another number of epochs."""
     file = run.path / "environment.json"
     if not file.is_file():
         return  # the first record will bring it
     old = read_mapping(file)
+    values = {**values, "processes": counts_by_epoch(old.get("processes"), state.epoch if state else 0, world)}
     if old != {**old, **values}:
         run.write_text(file.name, json.dumps({**old, **values}, indent=2) + "\n")
 
@@ -254,6 +283,7 @@ def _train(
         environment={  # what only the configuration and the data set can say
             **_of_budget(budget),
             "precision": config.precision,
+            "processes": {"0": trainer.world_size},
             "cuda_graph": graph,
             "test_samples": len(data.test.labels),
             "image_shape": list(data.image_shape),
@@ -269,6 +299,7 @@ def _train(
         return collapse.state_dict() | (online.state_dict() if online else {})
 
     callbacks = [
+        Together(*((state.epoch, state.step, state.total_steps) if state else ())),
         EpochSchedule(batches),
         collapse,
         *([online] if online else []),
@@ -286,13 +317,16 @@ def _train(
             if budget.advice:
                 (on_message or bar.say)(budget.advice)
             if not fresh:
-                _update_environment(run, {**_of_budget(budget), "cuda_graph": graph})
+                _update_environment(run, state, trainer.world_size, {**_of_budget(budget), "cuda_graph": graph})
             trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except Stopped:
         raise
     except Exception as error:
+        gone = lost(error, config.timeout) if trainer.world_size > 1 else None
+        if gone:
+            raise gone from None
         kept = run.state.is_file()
         if fresh and made and not kept:
             made.discard()
@@ -350,6 +384,11 @@ def known_decays(config: TrainConfig) -> tuple[float, float | None, float | None
     """The decays of the objective that a run minimises, None where it has none: without decay, or under AdamW."""
     coupled = config.weight_decay > 0 and config.optimizer != "adamw"
     return head_decay(config) if coupled and (config.decay_on == "all" or config.feature_decay > 0) else None
+
+
+def _has_records(path: Path) -> bool:
+    file = path / "records.jsonl"
+    return file.is_file() and file.stat().st_size > 0
 
 
 def _is_whole(run: RunFolder, config: TrainConfig) -> bool:

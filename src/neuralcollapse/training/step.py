@@ -72,8 +72,10 @@ class Classification(lightning.LightningModule):
         """What the network sees of (N, C, H, W) uint8 images when they are not augmented."""
         return self.pixels(images).contiguous(memory_format=self._format)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], index: int) -> Tensor:
-        """The mean loss of a batch, plus the decays that the optimiser does not add."""
+    def training_step(self, batch: tuple[Tensor, Tensor] | None, index: int) -> Tensor:
+        """The mean loss of a batch, plus the decays that the optimiser does not add; of None a 0 of all parameters."""
+        if batch is None:
+            return torch.stack([0 * value.sum().float() for value in self.parameters() if value.requires_grad]).sum()
         self._seed_step()
         images, labels = batch
         inputs = self.pixels(images)

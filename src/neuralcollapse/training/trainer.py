@@ -8,18 +8,18 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.extras import to_install
 from neuralcollapse.training.config import TrainConfig
 
 
@@ -38,11 +38,16 @@ def _has_bfloat16() -> bool:
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there."""
     if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
+        raise InputError(
+            f"expected a strategy that keeps the weights whole, got {config.strategy}: use ddp, or shard a network in "
+            "a loop of your own, where a Recorder measures it"
+        )
     if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
         raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
+    # Lightning itself would requeue a SLURM job from its own checkpoints. torchrun may run inside of one.
+    slurm = not TorchElasticEnvironment.detect() and SLURMEnvironment.detect()
     try:
-        return lightning.Trainer(
+        trainer = lightning.Trainer(
             max_epochs=config.epochs,
             accelerator=config.accelerator,
             devices=config.devices,
@@ -53,7 +58,7 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             deterministic="warn" if config.deterministic else False,
             logger=False,
             default_root_dir=path,
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=[SLURMEnvironment(auto_requeue=False)] if slurm else None,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -63,6 +68,9 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
             f"strategy={config.strategy}, precision={config.precision}: {one_line(error)}"
         ) from None
+    if hasattr(trainer.strategy, "_timeout"):  # in Lightning an argument of each strategy's class, not of the trainer
+        trainer.strategy._timeout = timedelta(seconds=config.timeout)
+    return trainer
 
 
 def make_logger(name: str, path: Path) -> Logger:
@@ -83,7 +91,7 @@ def make_logger(name: str, path: Path) -> Logger:
         logger.experiment  # noqa: B018  makes it
         return logger
     except ModuleNotFoundError as error:
-        raise InputError(f"the logger {name} is not installed ({error}): {to_install(error)}") from None
+        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
     except OSError:
         raise
     except Exception as error:  # each service has kinds of its own
