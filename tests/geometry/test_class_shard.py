@@ -250,6 +250,16 @@ def test_ignored_labels_and_dtensors_of_rows(alone):
     assert nc.ClassShard.zeros(40, 8, group=mesh).classes == range(40)
 
 
+def test_the_default_device_does_not_matter(alone):
+    features, labels, weight, bias = data(40, 8)
+    one, shard = one_and_shard(features, labels, 40)
+    with torch.device("meta"):
+        shard = nc.ClassShard.zeros(40, 8).update(features, labels)
+        assert shard.nearest_means(features).device.type == "cpu"
+        ours, theirs = (measured(each, weight, bias, 20)[0] for each in (shard, one))
+    assert ours == pytest.approx(theirs, rel=1e-9)
+
+
 def test_without_processes_the_error_says_what_to_call():
     with pytest.raises(nc.InputError, match="init_process_group first"):
         nc.ClassShard.zeros(4, 3)

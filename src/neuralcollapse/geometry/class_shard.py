@@ -147,7 +147,8 @@ class ClassShard:
             features, labels = self._checked(features, labels, ignore_index)
             dtype = features.dtype
         except InputError as error:
-            problem, features, labels = str(error), torch.zeros(0, self.feature_dim), torch.zeros(0, dtype=torch.int64)
+            problem, features = str(error), self.moments.means.new_zeros(0, self.feature_dim)
+            labels = torch.zeros(0, dtype=torch.int64, device=features.device)
         own = [len(labels), str(dtype).removeprefix("torch.")]
         if not self._split:
             size = torch.linalg.vector_norm(features, dtype=torch.float64)
@@ -220,9 +221,11 @@ class ClassShard:
         problem = ""
         try:
             check_features(features)
-            features, _ = self._checked(features, torch.zeros(len(features), dtype=torch.int64), None)
+            features, _ = self._checked(
+                features, torch.zeros(len(features), dtype=torch.int64, device=features.device), None
+            )
         except InputError as error:
-            problem, features = str(error), torch.zeros(0, self.feature_dim)
+            problem, features = str(error), self.moments.means.new_zeros(0, self.feature_dim)
         own = self.moments
         counts = self.ranks.exchange("ClassShard.nearest_means", problem, {"rows": len(features)}, own.num_samples)
         if sum(counts) == 0:

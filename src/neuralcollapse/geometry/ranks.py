@@ -60,7 +60,7 @@ class Ranks:
     def exchange(self, call: str, problem: str, options: dict[str, Any], own: Any = None) -> list[Any]:
         """As `agree`; returns `own` of every rank, a small value that JSON can hold."""
         text = json.dumps({"call": call, "problem": problem[:_LONGEST_PROBLEM], "options": options, "own": own})
-        sent = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8)
+        sent = torch.zeros(_MESSAGE_BYTES, dtype=torch.uint8, device="cpu")
         sent[: len(text)] = torch.frombuffer(bytearray(text.encode("ascii")), dtype=torch.uint8)
         sent = self._moved(sent)
         received = [torch.empty_like(sent) for _ in range(self.size)]
@@ -75,7 +75,9 @@ class Ranks:
 
     def most(self, value: float) -> float:
         """The largest of the ranks' numbers."""
-        return float(self._reduced(torch.tensor(value, dtype=torch.float64), torch.distributed.ReduceOp.MAX))
+        return float(
+            self._reduced(torch.tensor(value, dtype=torch.float64, device="cpu"), torch.distributed.ReduceOp.MAX)
+        )
 
     def sent(self, values: Tensor, source: int) -> Tensor:
         """The values of the rank `source`; the others give a tensor of the same shape and dtype, which is overwritten.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, cast
 
 import torch
@@ -152,7 +152,7 @@ class ShardedMeans(CentredMeans):
         super().__init__(cast(ClassMoments, shard.joined()))
         own = (self.seen >= shard.classes.start) & (self.seen < shard.classes.stop)
         self._index = self.seen[own] - shard.classes.start
-        firsts = torch.tensor([0, *shard.sizes]).cumsum(0).tolist()
+        firsts = list(accumulate(shard.sizes, initial=0))
         seen = self.moments.counts.cpu() > 0
         self._seen_of_ranks = [int(seen[a:b].sum()) for a, b in pairwise(firsts)]
 
