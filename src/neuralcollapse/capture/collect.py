@@ -307,7 +307,7 @@ def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num
             counts.add_(label_counts(forward.labels(batch).to(forward.device), num_classes))
 
     team.run(count)
-    return torch.tensor(team.summed(*counts.tolist()), dtype=torch.float64).to(counts)
+    return torch.tensor(team.summed(*counts.tolist()), dtype=torch.float64, device=counts.device).to(counts.dtype)
 
 
 def _add_all(sums: Sums, forward: Forward, batches: Iterable[Any]) -> None:
