@@ -109,7 +109,7 @@ def _distributed(folder: Path) -> dict[str, Tensor]:
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"{name} has no type")
         _check_declared(folder, name, shape, dtype, entry.chunks)
-        whole = torch.empty(shape, dtype=dtype)
+        whole = torch.empty(shape, dtype=dtype, device="cpu")
         for chunk in entry.chunks:
             offsets, sizes = tuple(chunk.offsets), tuple(chunk.sizes)
             part = _read_part(folder, places[name, offsets])
