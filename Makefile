@@ -7,6 +7,7 @@ PIP_FLAGS ?=
 QUIET := --quiet --disable-pip-version-check
 # The environment with the lowest versions that pyproject.toml allows, and the tests that run in it.
 LOWEST ?= .venv-lowest
+LOWEST_PINS ?= constraints-lowest.txt
 CORE := tests/capture tests/checkpoints tests/geometry tests/heads tests/loops tests/report tests/runs/test_reading.py \
 	tests/data/test_catalog.py tests/ufm/test_certificate.py tests/ufm/test_head.py tests/ufm/test_solvers.py \
 	tests/test_imports.py tests/test_examples.py
@@ -18,11 +19,11 @@ TEST_FLAGS ?=
 # The environment with torchvision, timm and peft, whose torch is another than that of constraints.txt, and its tests.
 NETWORKS ?= .venv-networks
 NETWORKS_PINS := torch==2.14.1 torchvision==0.29.1 timm==1.0.31 peft==0.21.2
-NETWORKS_TESTS := tests/networks tests/heads/test_linear.py tests/checkpoints/test_weights.py
+NETWORKS_TESTS := tests/networks tests/heads/test_linear.py -k "torchvision or timm or transformers or peft"
 # Options of the demo's run, such as --epochs 3.
 DEMO ?=
 
-.PHONY: demo test test-all test-lowest test-networks lint bench docs docs-both dist clean
+.PHONY: demo test test-all test-lowest test-networks test-python lint bench docs docs-both dist clean
 
 demo: $(VENV)/.demo
 	$(BIN)/neuralcollapse train --out runs/demo --force --certify-head $(DEMO)
@@ -38,6 +39,10 @@ test-lowest: $(LOWEST)/.ready
 
 test-networks: $(NETWORKS)/.ready
 	OMP_NUM_THREADS=1 $(NETWORKS)/bin/python -m pytest -n 2 --dist loadfile -rs $(NETWORKS_TESTS)
+
+# The core with another Python: make test-python PYTHON=python3.12
+test-python:
+	$(MAKE) test-lowest LOWEST=.venv-$(notdir $(PYTHON)) LOWEST_PINS=constraints.txt
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .
@@ -79,9 +84,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints.txt -e '.[all]'
 	touch $(VENV)/.demo $@
 
-$(LOWEST)/.ready: pyproject.toml constraints-lowest.txt
+$(LOWEST)/.ready: pyproject.toml $(LOWEST_PINS)
 	test -x $(LOWEST)/bin/python || $(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install $(QUIET) $(PIP_FLAGS) -c constraints-lowest.txt \
+	$(LOWEST)/bin/python -m pip install $(QUIET) $(PIP_FLAGS) -c $(LOWEST_PINS) \
 		-e '.[train,hub]' accelerate hypothesis pytest pytest-xdist transformers
 	touch $@
 

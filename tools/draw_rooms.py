@@ -24,7 +24,7 @@ ROOMS = {
     "loops": ("measure while training", 2),
     "ood": ("outlier scores", 0.5),
     "capture": ("model and loader in", 0.8),
-    "networks": ("built by name", 2.2),
+    "networks": ("built by name", 2.65),
     "report": ("figures and pages", 4.2),
     "heads": ("last layers, fixed frames", 0.8),
     "ufm": ("the theory's model", 2.2),
@@ -32,6 +32,7 @@ ROOMS = {
     "data": ("image sets by name", 3.2),
     "runs": ("folders and records", 4.2),
     "checks": ("of what users hand in", 1.5),
+    "extras": ("optional packages", 3.2),
     "errors": ("what users are shown", 2.2),
 }
 

@@ -9,6 +9,7 @@ from .capture.metric import NeuralCollapse as NeuralCollapse
 from .checkpoints.series import measure_checkpoints as measure_checkpoints
 from .errors import InputError as InputError
 from .errors import NeuralCollapseWarning as NeuralCollapseWarning
+from .geometry.class_shard import ClassShard as ClassShard
 from .geometry.classes import frequent_classes as frequent_classes
 from .geometry.directional import directional_cdnv as directional_cdnv
 from .geometry.few_shot import FewShotError as FewShotError

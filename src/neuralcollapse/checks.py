@@ -18,9 +18,22 @@ def as_tensor(values: Any, name: str) -> Tensor:
     """An array or list of numbers as a tensor; `name` is what errors call it."""
     try:
         # Not `as_tensor` for tensors: it moves them to the default device of whoever has set one.
-        return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
+        return in_one_piece(values) if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"expected {name} as an array of numbers: {one_line(error)}") from None
+
+
+def is_dtensor(value: object) -> bool:
+    """Whether a tensor is a part of one that FSDP2 or tensor parallelism has split over processes.
+
+    By its name: `torch.distributed.tensor` takes long to import, and whoever has a DTensor has imported it.
+    """
+    return isinstance(value, Tensor) and type(value).__name__ == "DTensor"
+
+
+def in_one_piece(value: Any) -> Any:
+    """A DTensor gathered; anything else as it is. All processes that hold parts of it must call this."""
+    return value.full_tensor() if is_dtensor(value) else value
 
 
 def default_device() -> torch.device:

@@ -61,7 +61,7 @@ def work(rank, world_size, folder):
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
+@pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_process_computes_the_value_of_all_samples_and_goes_on_with_its_own(world_size, tmp_path):
     mp.spawn(work, args=(world_size, str(tmp_path)), nprocs=world_size)
     results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
@@ -111,6 +111,7 @@ def work_in_two_types(rank, world_size, folder):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_the_type_of_one_process_is_known_to_all(tmp_path):
     mp.spawn(work_in_two_types, args=(2, str(tmp_path)), nprocs=2)
     _, labels, truth = normalised()

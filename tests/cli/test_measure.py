@@ -242,16 +242,16 @@ class Bomb:
             "is missing 105 of the model's",
         ),
         ([*MLP, "--data", "digit", *ALL], "did you mean 'digits'"),
-        ([*MLP, "--network-options", "width=3", *ALL], "expected network_options to be a mapping"),
-        ([*MLP, "--network-options", "[1]", *ALL], "expected network_options to be a mapping"),
+        ([*MLP, "--network-options", "width=3", *ALL], "expected --network-options to be a mapping"),
+        ([*MLP, "--network-options", "[1]", *ALL], "expected --network-options to be a mapping"),
         ([*MLP, "--network-options", '{"widht": 3}', *ALL], "did you mean 'width'"),
         ([*MLP, "--feature-dim", "17", *ALL], "(17, 32), got float32 (16, 32)"),
-        ([*MLP, "--feature-dim", "0", *ALL], "feature_dim to be at least 1"),
+        ([*MLP, "--feature-dim", "0", *ALL], "--feature-dim to be at least 1"),
         ([*MLP, "--layer", "head", *ALL], "no layer 'head'"),
         ([*MLP, "--layers", "featurs.1", *ALL], "did you mean 'features"),
         ([*MLP, "--frame", "fixed", *ALL], "expected frame to be one of 'learned', 'simplex'"),
         ([*MLP, "--frame", "simplex", *ALL], "fc.scale"),
-        ([*MLP, "--learn-scale", *ALL], "learn_scale is for a fixed frame"),
+        ([*MLP, "--learn-scale", *ALL], "--learn-scale is for a fixed frame"),
         ([*MLP, "--stem", "small", *ALL], "only the ResNets"),
         ([*MLP, "--normalize", "imagnet", *ALL], "expected --normalize to be data, imagenet"),
         ([*MLP, "--normalize", "imagenet", *ALL], "sees 1 channels: give 1 of each"),
@@ -261,10 +261,10 @@ class Bomb:
         ([*MLP, "--num-classes", "9", *ALL], "at least 10"),
         ([*MLP, "--channels", "2", *ALL], "channels to be 1 or 3"),
         ([*MLP, "--image-size", "16", *ALL], "got float32 (32, 64)"),
-        ([*MLP, "--samples-per-class", "1000", *ALL], "samples_per_class of at most"),
-        ([*MLP, "--samples-per-class", "0", *ALL], "samples_per_class to be at least 1"),
+        ([*MLP, "--samples-per-class", "1000", *ALL], "--samples-per-class of at most"),
+        ([*MLP, "--samples-per-class", "0", *ALL], "--samples-per-class to be at least 1"),
         ([*MLP, "--batch-size", "0", *ALL], "--batch-size to be at least 1"),
-        ([*MLP, "--batch-size", "many", *ALL], "invalid int"),
+        ([*MLP, "--batch-size", "many", *ALL], "expected --batch-size as a whole number"),
         ([*MLP, "--prefix", "modul", *ALL], "under the prefix 'modul.'"),
         ([*MLP, "--device", "gpu", *ALL], "expected --device to be one that this machine has"),
         ([*MLP, "--out", "ckpts", *ALL], "not empty"),
@@ -301,7 +301,7 @@ def test_the_same_folder_with_another_question_is_refused(place, capsys):
     flags = [*MLP, "--checkpoints", "ckpts/*.pt"]
     for change, message in [
         (["--normalize", "unit"], "normalize='data', got 'unit'"),
-        (["--samples-per-class", "20"], "samples_per_class=None, got 20"),
+        (["--samples-per-class", "20"], "--samples-per-class None, got 20"),
         (["--no-pairwise"], "pairwise=True, got False"),
         (["--layers", "features.1"], r"layers=[], got ['features.1']"),
     ]:
@@ -327,7 +327,7 @@ def load_file_of(path):
 
 
 def test_missing_packages_name_the_extra(place, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "neuralcollapse.data.batches", None)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     assert "neuralcollapse[train]" in refused(capsys, "measure", *MLP, "--checkpoints", "ckpts/*.pt")
 
 

@@ -87,7 +87,7 @@ def classes():
     return means, root.expand(12, 48, 48)
 
 
-@pytest.mark.parametrize("ways", [2, 5, None])
+@pytest.mark.parametrize("ways", [2, pytest.param(5, marks=pytest.mark.slow), None])
 @pytest.mark.parametrize("shots", [1, 5, 20])
 def test_the_prediction_is_near_drawn_episodes(classes, shots, ways):
     means, roots = classes
@@ -98,6 +98,7 @@ def test_the_prediction_is_near_drawn_episodes(classes, shots, ways):
     assert found.error == pytest.approx(drawn, abs=0.025)
 
 
+@pytest.mark.slow
 def test_few_samples_do_not_flatter_the_prediction(classes):
     means, roots = classes
     many = nc.few_shot_error(nc.ClassMoments.from_batch(*features(means, roots, 2000), 12), 1, None)
@@ -108,6 +109,7 @@ def test_few_samples_do_not_flatter_the_prediction(classes):
     assert sum(errors) / 8 == pytest.approx(many.error, rel=0.06)
 
 
+@pytest.mark.slow
 def test_classes_with_covariances_of_their_own(classes):
     means, roots = classes
     scales = torch.linspace(0.5, 1.6, 12, dtype=torch.float64)
@@ -120,6 +122,7 @@ def test_classes_with_covariances_of_their_own(classes):
         assert found.error == pytest.approx(drawn_error(means, own, shots, ways, 300), abs=0.025)
 
 
+@pytest.mark.slow
 def test_more_shots_err_less_and_more_ways_more(classes):
     moments = nc.ClassMoments.from_batch(*features(*classes, 60), 12)
     by_shots = [nc.few_shot_error(moments, shots, 12) for shots in (1, 2, 5, 20, 100)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from neuralcollapse.errors import Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions, inverse_gram, quadratic_forms, triangle
+from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions, inverse_gram, quadratic_forms
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_the_triangle_has_the_singular_values_and_right_vectors_of_all_rows(monk
     monkeypatch.setattr("neuralcollapse.geometry.matrix._TILE", tile)
     torch.manual_seed(0)
     vectors = torch.randn(29, 6, dtype=torch.float64) @ torch.diag(torch.tensor([1, 1, 1e-3, 1e-6, 1e-9, 0.0]).double())
-    upper = triangle(BlockedMatrix(vectors))
+    upper = BlockedMatrix(vectors).triangle
     assert upper.shape == (6, 6)
     assert torch.allclose(upper.T @ upper, vectors.T @ vectors, rtol=1e-12, atol=1e-15)
     found, expected = torch.linalg.svdvals(upper), torch.linalg.svdvals(vectors)

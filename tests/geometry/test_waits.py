@@ -8,7 +8,7 @@ import torch
 import neuralcollapse as nc
 from neuralcollapse.errors import NeuralCollapseWarning, Undefined
 from neuralcollapse.geometry import pairs
-from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
+from neuralcollapse.geometry.matrix import BlockedMatrix
 from tests.helpers import Dispatched
 
 
@@ -65,5 +65,5 @@ def test_measures_makes_no_tensor_without_naming_its_device(monkeypatch, num_cla
 def test_an_accelerator_reads_a_matrix_in_few_large_blocks():
     on_device = BlockedMatrix(torch.empty(20_000, 1024, device="meta"))
     assert len(on_device.parts()) == 1
-    assert len(list(tiles(on_device))) == 6
+    assert len(list(on_device.tiles())) == 6
     assert len(BlockedMatrix(torch.zeros(20_000, 1)).parts()) == 20

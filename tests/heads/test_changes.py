@@ -163,7 +163,10 @@ COMPILED = {
 }
 
 
-@pytest.fixture(params=COMPILED)
+# to compile takes long: the quick tests do it for two frames
+@pytest.fixture(
+    params=[name if name in ("blocks", "fast") else pytest.param(name, marks=pytest.mark.slow) for name in COMPILED]
+)
 def build(request):
     torch.compiler.reset()
     return COMPILED[request.param]

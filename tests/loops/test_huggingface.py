@@ -299,6 +299,7 @@ if trainer.is_world_process_zero():
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_each_sample_once_and_one_writes(tmp_path):
     (tmp_path / "script.py").write_text(TWO)
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}

@@ -290,6 +290,7 @@ def measure_in_two(rank: int, world: int, folder: str) -> None:
         json.dump({"measures": record.measures, "after": after}, file)
 
 
+@pytest.mark.slow
 def test_processes_measure_the_buffers_of_the_first_and_keep_their_own(tmp_path):
     mp.spawn(measure_in_two, args=(2, str(tmp_path)), nprocs=2)
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))

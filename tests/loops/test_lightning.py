@@ -258,6 +258,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_two_processes_measure_each_sample_once_and_one_writes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DDP)
@@ -283,6 +284,7 @@ def environment():
     return {**clean, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": ""}
 
 
+@pytest.mark.slow
 def test_the_package_of_the_other_name_is_served_too():
     code = """
 import pytorch_lightning, torch

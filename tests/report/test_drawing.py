@@ -16,7 +16,7 @@ from PIL import Image
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import Run
 from tests.helpers import made_record
-from tests.report.test_browser import browser, files, pytestmark, runs, visit  # noqa: F401
+from tests.report.test_browser import files, runs, visit  # noqa: F401
 
 CURVES = ("loss", "accuracy", "variability", "simplex", "nearest")
 

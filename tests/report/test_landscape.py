@@ -118,6 +118,7 @@ def test_gaps_fall_below_the_tolerance_and_never_under_the_true_gap(balanced):
             assert step.gap >= step.objective - balanced.minimum - 1e-12
 
 
+@pytest.mark.slow
 def test_minority_rows_coincide_exactly_beyond_the_line():
     phase = minority_phase(Model(4, 4, [9, 9, 2, 2], 0.01, 0.004, 0.01))
     for ratio, row in zip(phase.ratios, phase.cosines, strict=True):
@@ -137,6 +138,7 @@ def test_the_page_states_what_the_survey_found(unequal):
     assert len(page.encode()) < 2_000_000
 
 
+@pytest.mark.slow
 def test_focal_and_low_dimensions_are_surveyed_without_claims():
     focal = survey(Model(3, 3, 3, 0.01, 0.01, loss="focal"), starts=4)
     assert "no bound exists" in summary(focal)

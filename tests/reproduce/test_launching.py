@@ -58,7 +58,7 @@ def test_the_parts_of_an_experiment_are_all_of_it_each_once(tmp_path):
 
 
 def test_run_one_writes_the_page_with_the_last_run(alone, tmp_path):
-    folder = begun(tmp_path / "out")
+    folder = begun(str(tmp_path / "out"))
     assert run_one(folder.path, NAMES[1]) is None
     assert not (folder.path / "report.html").exists()
     page = run_one(folder.path, NAMES[0])
@@ -150,6 +150,7 @@ def test_jobs_leave_the_records_of_one_process_and_one_that_is_killed_goes_on(al
     assert (folder.path / LOGS).is_dir()
 
 
+@pytest.mark.slow
 def test_a_signal_stops_local_jobs_which_save(tmp_path):
     pytest.importorskip("submitit")
     folder = begun(tmp_path / "out", {"epochs": 500, "decay_warmup": 0})

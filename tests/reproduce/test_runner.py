@@ -264,6 +264,7 @@ def test_a_job_that_dies_is_named_and_the_others_go_on(tmp_path):
     assert any(text.startswith(f"{name} failed, the others go on: ") for text in said)
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_jobs_and_they_go_on_later(folders, tmp_path):
     folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", FEW)
     left = [signal.SIGINT]

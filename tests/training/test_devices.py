@@ -30,7 +30,7 @@ STARTS = {
 }
 
 
-@pytest.fixture(scope="module", params=STARTS)
+@pytest.fixture(scope="module", params=["train", pytest.param("torchrun", marks=pytest.mark.slow)])
 def two(request, tmp_path_factory) -> tuple[RunFolder, str, str]:
     """A run of two processes, started each way."""
     out = tmp_path_factory.mktemp("two") / "run"
@@ -132,10 +132,7 @@ def measure(rank: int, world: int, folder: str) -> None:
     found = {}
     for shares in SHARES:
         batches = loader(rank, world, shares)
-        try:
-            found[shares] = nc.measure(network(), batches, layers=["body"], sharded=True, progress=False)
-        except nc.InputError as error:
-            found[shares] = {"error": str(error)}
+        found[shares] = nc.measure(network(), batches, layers=["body"], sharded=True, progress=False)
     body = torch.nn.Sequential(nn.Identity(), nn.Linear(D, K))  # its features are the inputs
     signed = [(inputs.abs() - 9 * (rank == 1), labels) for inputs, labels in loader(rank, world, "even")]
     positive = [(inputs.abs(), labels) for inputs, labels in signed]
@@ -156,7 +153,7 @@ def sharded(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-@pytest.mark.parametrize("shares", ["even", "uneven"])
+@pytest.mark.parametrize("shares", SHARES)
 def test_sharded_over_two_processes_the_measures_are_those_of_one(shares, sharded):
     expected = nc.measure(network(), loader(0, 1, "even"), layers=["body"], progress=False)
     assert expected["num_samples"] == N
@@ -166,8 +163,7 @@ def test_sharded_over_two_processes_the_measures_are_those_of_one(shares, sharde
         values = found[shares]
         assert set(values) == set(expected)
         assert values["layers"] == {"body": pytest.approx(expected["layers"]["body"], rel=1e-9)}
-        assert values["loss"] == pytest.approx(expected["loss"], rel=1e-6)  # each batch's is a float32
-        others = set(values) - {"layers", "loss"}
+        others = set(values) - {"layers"}
         assert {name: values[name] for name in others} == pytest.approx(
             {name: expected[name] for name in others}, rel=1e-9
         )
@@ -188,8 +184,3 @@ def test_standard_errors_are_those_of_each_group_over_all_processes(sharded):
 
 def test_features_are_nonnegative_if_they_are_in_every_process(sharded):
     assert [(found["one signed"], found["none signed"]) for found in sharded] == [(False, True)] * 2
-
-
-def test_a_process_without_samples_is_an_error_in_both(sharded):
-    for found in sharded:
-        assert "only 1 of 2 processes got samples" in found["none on the second"]["error"]

@@ -180,6 +180,7 @@ def in_a_process_of_its_own(function, folder: Path) -> dict:
     return json.loads(result.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_twenty_moments_a_run_ends_as_one_never_killed(tmp_path):
     result = in_a_process_of_its_own(kill_twenty_times, tmp_path)

@@ -25,6 +25,7 @@ from tests.conftest import SHORT
 BARE = replace(SHORT, loggers=())
 
 
+@pytest.mark.slow
 def test_the_default_run_collapses(default_run):
     last = default_run.records()[-1]
     assert last.train["accuracy"] == 1.0
@@ -35,6 +36,7 @@ def test_the_default_run_collapses(default_run):
     assert last.measures["nc4"] <= 0.001
 
 
+@pytest.mark.slow
 def test_the_fixed_classifier_is_as_accurate_as_the_learned_one(default_run, tmp_path):
     fixed = train(TrainConfig(frame="simplex", feature_dim=10), tmp_path / "etf", progress=False).records()[-1]
     assert fixed.train["accuracy"] == 1.0
@@ -148,6 +150,7 @@ def test_measure_at_names_the_epochs_beside_the_first_and_the_last(tmp_path):
 # What is trained
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
@@ -195,6 +198,7 @@ def test_with_its_own_decays_the_head_is_certified_against_them(tmp_path):
     assert head["minimum"] == pytest.approx(expected.minimum, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_narrow_resnet_trains_on_the_digits(tmp_path):
     config = TrainConfig(network="resnet18_width", width=4, stem="small", epochs=1, samples_per_class=20)
     run = train(config, tmp_path / "run", progress=False)
@@ -387,7 +391,7 @@ def refused(config: TrainConfig, out: Path, message: str) -> None:
         ({"loggers": ("wandb",)}, "the logger wandb is not installed .*: pip install wandb"),
         ({"loggers": ("csv", "mlflow")}, "the logger mlflow is not installed .*: pip install mlflow"),
         ({"optimizer": "lbfgs", "devices": 2, "accelerator": "cpu"}, "lbfgs runs in one process"),
-        ({"strategy": "fsdp"}, "strategy fsdp splits the weights.*use ddp"),
+        ({"strategy": "fsdp"}, "keeps the weights whole, got fsdp: use ddp"),
         ({"strategy": "dpp"}, "cannot train with .*strategy=dpp"),
         ({"accelerator": "cdua"}, "cannot train with accelerator=cdua"),
         ({"precision": "31-true"}, "cannot train with .*precision=31-true"),

@@ -25,6 +25,7 @@ def verdicts():
     del sys.modules[spec.name]
 
 
+@pytest.mark.slow
 def test_thirty_random_models_give_no_false_verdict(verdicts):
     count, rng = verdicts.Count(), random.Random(11)
     for _ in range(30):

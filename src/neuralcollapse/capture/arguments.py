@@ -12,8 +12,9 @@ from torch.utils.data import Dataset
 
 from neuralcollapse.capture.hooks import Head
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.heads.linear import head_outputs, head_tensors
+from neuralcollapse.heads.linear import head_outputs, head_shape
 from neuralcollapse.heads.search import head_names, main_heads, named_head
+from neuralcollapse.heads.split import check_not_flat
 
 
 def check_model(model: Any) -> nn.Module:
@@ -40,6 +41,7 @@ def check_model(model: Any) -> nn.Module:
         elif isinstance(model, str):
             got, hint = f"the text {model!r}", "make the network and load its weights into it"
         raise InputError(f"expected the network as a torch.nn.Module, got {got}: {hint}")
+    check_not_flat(model)
     inner = getattr(model, "_orig_mod", model)  # private to torch: where torch.compile keeps the module it wraps
     return inner if isinstance(inner, nn.Module) else model
 
@@ -105,7 +107,7 @@ def find_classifier(
         model.get_submodule(main_heads(model, num_classes)[0]) if classifier is None else named_head(model, classifier)
     )
     head = Head(paths[id(module)], module)
-    outputs = head_outputs(module) or len(head_tensors(module)[0])
+    outputs = head_outputs(module) or head_shape(module)[0]
     if outputs == 1:
         raise InputError(
             f"expected a classifier with an output for each class, got one output at {head.name!r}: a binary head of a "

@@ -80,22 +80,22 @@ def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """The inputs with their tensors on the device."""
-    return _mapped(lambda tensor: tensor.to(device, non_blocking=True), value)
+    return mapped(lambda tensor: tensor.to(device, non_blocking=True), value)
 
 
 def truncated(value: Any, count: int, axis: int = 0) -> Any:
     """The first `count` samples of the inputs, whose samples are along `axis`."""
-    return _mapped(lambda tensor: tensor.narrow(axis, 0, count) if tensor.dim() > axis else tensor, value)
+    return mapped(lambda tensor: tensor.narrow(axis, 0, count) if tensor.dim() > axis else tensor, value)
 
 
-def _mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+def mapped(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The function of tensors, alone or in mappings, lists and tuples; other values stay as they are."""
     if isinstance(value, Tensor):
         return function(value)
     if isinstance(value, Mapping):
-        return {name: _mapped(function, item) for name, item in value.items()}
+        return {name: mapped(function, item) for name, item in value.items()}
     if type(value) in (list, tuple):
-        return type(value)(_mapped(function, item) for item in value)
+        return type(value)(mapped(function, item) for item in value)
     return value
 
 

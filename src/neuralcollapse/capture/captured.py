@@ -51,12 +51,13 @@ class CapturedBatch:
         into the range here.
         """
         size = max(1, _LOGITS // self.logits.shape[1])
-        total, start = self.logits.new_zeros((), dtype=torch.float32), 0
+        dtype = torch.promote_types(self.logits.dtype, torch.float32)
+        total, start = self.logits.new_zeros((), dtype=dtype), 0
         parts: Iterable[slice | Tensor] = [slice(first, first + size) for first in range(0, len(self.targets), size)]
         if self.kept is not None:
             parts = self.kept.split(size) if len(self.kept) else ()
         for rows in parts:
-            logits = self.logits[rows].float()
+            logits = self.logits[rows].to(dtype)
             targets = self.targets[start : start + len(logits)]
             total = total + loss(logits, targets.clamp(0, logits.shape[1] - 1)) * len(targets)
             start += len(targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,21 @@ from tqdm import tqdm
 
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.class_names import find_class_names
-from neuralcollapse.capture.forward import Forward, HeadMismatch
+from neuralcollapse.capture.forward import Forward
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
 from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
 from neuralcollapse.capture.result import Capture
+from neuralcollapse.capture.shared_head import head_of_all
 from neuralcollapse.capture.sums import Sums
+from neuralcollapse.capture.team import HeadMismatch, Team
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
 from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.heads.linear import head_tensors
+from neuralcollapse.heads.meshes import split_again, tensor_dims
+from neuralcollapse.heads.split import whole_heads
 
 
 def measure(
@@ -119,8 +123,14 @@ def measure(
         InputError: no layer of that name, a head that is not a linear map of its input, an empty loader, an inner layer
             with ambiguous axes, or features, labels or batches of a wrong kind (the message names the batch).
     """
-    if test_loader is not None:
-        test_loader = check_loader(test_loader, "test_loader")
+
+    def given() -> dict[str, object]:
+        """The options that the pass knows nothing of."""
+        if test_loader is not None:
+            check_loader(test_loader, "test_loader")
+        return {"test_loader": test_loader is not None, "pairwise": pairwise, "sharded": sharded}
+
+    Team.of(model, sharded=sharded).agree(None, given)
     options: dict[str, Any] = {
         "num_classes": num_classes,
         "layers": layers,
@@ -169,26 +179,38 @@ def collect(
     `loss` takes logits (N, K) and labels (N,) and returns their mean loss. With `exact_sums`, the moments of the
     features are sums of float64 products whatever their dtype: for what divides by the least variances.
     """
+    team = Team.of(model, sharded=sharded)
+
+    def given() -> dict[str, object]:
+        """The options that must be the same in all processes."""
+        check_model(model), check_loader(loader), check_device(device), check_errors(errors)
+        if reference is not None and not nc4:
+            raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
+        named = {"classifier": _said(classifier), "layers": [layers] if isinstance(layers, str) else list(layers)}
+        numbers = {"num_classes": num_classes, "min_count": min_count, "errors": errors, "means_dtype": means_dtype}
+        samples = {"ignore_index": ignore_index, "next_token": next_token, "classes": _said(classes)}
+        return {**named, **numbers, **samples, "nc4": nc4, "reference": reference is not None, "sharded": sharded}
+
+    team.agree(model, given)
     model, loader, device = check_model(model), check_loader(loader), check_device(device)
-    check_errors(errors)
-    if reference is not None and not nc4:
-        raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
 
     def batches(text: str) -> Iterable[Any]:
         return tqdm(loader, desc=text, unit="batch", leave=False, disable=None if progress else True)
 
     def first_pass(classifier: str | nn.Module | None) -> tuple[Forward, Sums]:
         head, others = find_classifier(model, classifier, num_classes)
+        kept.enter_context(whole_heads([each.module for each in (head, *others)], tensor_dims(model)))
         weight, bias = head_tensors(head.module)
         count = len(weight) if num_classes is None else num_classes
         check_classifier(weight, bias, count, weight.shape[1])
         inner, chosen = inner_layers(model, layers), classifier is not None
-        forward = Forward(model, head, others, inner, ignore_index, device, next_token=next_token, chosen=chosen)
+        passes: dict[str, Any] = {"next_token": next_token, "chosen": chosen, "team": team}
+        forward = Forward(model, head, others, inner, ignore_index, device, **passes)
         if min_count is not None and iter(loader) is loader:
             raise InputError(
                 "expected a loader that can be run through twice with min_count, got an iterator: give a list"
             )
-        counts = partial(_label_counts, forward, batches, count, sharded)
+        counts = partial(_label_counts, forward, batches, count, team)
         forward.subset = chosen_classes(classes, min_count, count, counts)
         nearest = None
         if reference is not None:
@@ -204,30 +226,33 @@ def collect(
             errors=errors,
         )
         with forward:
-            _add_all(sums, forward, batches("measuring"))
+            team.run(lambda: _add_all(sums, forward, batches("measuring")), forward.idle)
         return forward, sums
 
-    try:
-        forward, sums = first_pass(classifier)
-    except HeadMismatch as other:  # the first batch shows that another layer makes the logits, and nobody named one
-        if iter(loader) is loader:
-            raise
-        forward, sums = first_pass(other.name)
-    if sharded:
-        sums.join(forward)
-    capture = _result(forward, sums, loader)
-    if sums.nearest is not None:
-        warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
-    if nc4:
-        nearest = sums.nearest or NearestCounts(capture.all_moments)
-        with forward:
-            if sums.nearest is None:
-                again = (Rows.of(forward(batch), forward.subset) for batch in batches("measuring nc4"))
-                nearest.add_all(again if sums.kept is None else sums.kept)
-            shares = nearest.shares(by_model=forward.by_model, device=forward.device if sharded else None)
-        _check_seen(nearest.seen, capture, shares)
-        capture.nc4, capture.ncc_accuracy = shares[HEAD]["nc4"], shares.pop(HEAD)["ncc_accuracy"]
-        capture.layers_nearest = shares
+    with ExitStack() as kept:
+        kept.enter_context(split_again(model))
+        try:
+            forward, sums = first_pass(classifier)
+        except HeadMismatch as other:  # the first batch shows that another layer makes the logits, and nobody named one
+            if any(team.exchanged(lambda: iter(loader) is loader)):
+                raise HeadMismatch(other.name) from None
+            forward, sums = first_pass(other.name)
+        team.check_whole({name: part.means for name, part in sums.layers.items()})
+        sums.join(forward, team)
+        capture = _result(forward, sums, loader, team)
+        if sums.nearest is not None:
+            warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
+        if nc4:
+            nearest = sums.nearest or NearestCounts(capture.all_moments)
+            with forward:
+                if sums.nearest is None:
+                    again = (Rows.of(forward(batch), forward.subset) for batch in batches("measuring nc4"))
+                    rows = again if sums.kept is None else sums.kept
+                    team.run(lambda: nearest.add_all(rows), forward.idle)
+                shares = nearest.shares(by_model=forward.by_model, summed=team.summed)
+            _check_seen(nearest.seen, capture, shares)
+            capture.nc4, capture.ncc_accuracy = shares[HEAD]["nc4"], shares.pop(HEAD)["ncc_accuracy"]
+            capture.layers_nearest = shares
     return capture
 
 
@@ -266,14 +291,23 @@ def collect_test(
         raise InputError(f"test_loader: {error}") from error.__cause__  # that of the network, if there is one
 
 
-def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, sharded: bool) -> Tensor:
+def _said(value: Any) -> object:
+    """An option as the processes compare it."""
+    return (
+        type(value).__name__ if isinstance(value, nn.Module) else value.tolist() if isinstance(value, Tensor) else value
+    )
+
+
+def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, team: Team) -> Tensor:
     """(K,) the number of samples of each class, over all processes, from a pass over the labels alone."""
     counts = torch.zeros(num_classes, dtype=torch.int64, device=forward.device)
-    for batch in batches("counting labels"):
-        counts += label_counts(forward.labels(batch).to(forward.device), num_classes)
-    if sharded:
-        torch.distributed.all_reduce(counts)
-    return counts
+
+    def count() -> None:
+        for batch in batches("counting labels"):
+            counts.add_(label_counts(forward.labels(batch).to(forward.device), num_classes))
+
+    team.run(count)
+    return torch.tensor(team.summed(*counts.tolist()), dtype=torch.float64, device=counts.device).to(counts.dtype)
 
 
 def _add_all(sums: Sums, forward: Forward, batches: Iterable[Any]) -> None:
@@ -296,7 +330,7 @@ def _numbered(batch: int) -> Iterator[None]:
         raise InputError(f"batch {batch}: {error}") from error.__cause__
 
 
-def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
+def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> Capture:
     """The measured head with its moments, accuracy, loss and class names.
 
     Raises:
@@ -305,7 +339,7 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any]) -> Capture:
     moments = sums.moments
     if moments is None or moments.num_samples == 0:
         raise InputError("the loader gave no samples: check its data set, drop_last and ignore_index")
-    weight, bias = forward.tensors()  # only now: parametrised layers compute their weight in the forward pass
+    weight, bias = head_of_all(forward, team)  # only now: parametrised layers compute their weight in the pass
     check_classifier(weight, bias, *weight.shape)
     subset, count = forward.subset, moments.num_samples
     correct = sums.correct

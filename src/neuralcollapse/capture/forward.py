@@ -25,6 +25,7 @@ from neuralcollapse.capture.layers import InnerLayer, first_tensor
 from neuralcollapse.capture.logits import candidates, num_outputs
 from neuralcollapse.capture.positions import one_position
 from neuralcollapse.capture.returned import Relation
+from neuralcollapse.capture.team import HeadMismatch, Team
 from neuralcollapse.checks import check_features, check_labels
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
@@ -32,14 +33,6 @@ from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.heads.search import head_names
 
 _NO_TOKEN = -100  # what libraries of language models, and torch's cross-entropy, take for "no label"
-
-
-class HeadMismatch(InputError):
-    """No head was named, and the logits are not made by the layer that was found but by the layer `name`."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(f"the model's logits are made by {name!r}: name it")
-        self.name = name
 
 
 class Forward:
@@ -64,6 +57,7 @@ class Forward:
         *,
         next_token: bool,
         chosen: bool,
+        team: Team | None = None,
     ) -> None:
         self.model = model
         self.head = head
@@ -73,6 +67,7 @@ class Forward:
         self.next_token = next_token
         self.chosen = chosen
         self.subset: ClassSubset | None = None
+        self._team = team or Team(joins=False, in_step=False)
         self._agreement = Agreement(head)
         self._hooks: Hooks | None = None
         self._batches = 0
@@ -82,6 +77,10 @@ class Forward:
         self.spacing = max((torch.finfo(dtype).eps for dtype in half), default=0.0)
         first = next(model.parameters(), None)
         self.device = device or (torch.device("cpu") if first is None else first.device)
+        mesh = getattr(first, "device_mesh", None)
+        if device is None and mesh is not None and mesh.device_type != self.device.type:  # weights that wait on the CPU
+            self.device = torch.empty(0, device=mesh.device_type).device
+        self._team.inputs_on = self.device
 
     def __call__(self, batch: Any) -> CapturedBatch:
         """Run a batch.
@@ -152,6 +151,12 @@ class Forward:
             )
         return self._agreement.tensors(self.model, notes)
 
+    def tell(self, head: str, *, by_model: bool) -> None:
+        """What the other processes found, for one that has seen no batch."""
+        self.head = Head(head, self.model.get_submodule(head))
+        self._agreement = Agreement(self.head)
+        self._agreement.by_model = by_model
+
     @property
     def by_model(self) -> bool:
         """Whether the logits that the model returned are those of what is measured."""
@@ -171,13 +176,20 @@ class Forward:
         if hooks is not None:
             hooks.__exit__(*exc)
 
+    def idle(self, inputs: Any) -> None:
+        """Run the model on inputs that this process has no use for, because others cannot run it alone."""
+        self._hooked().run(inputs, idle=True)
+
     def _traced(self, inputs: Any) -> Trace:
+        return self._hooked().run(inputs)
+
+    def _hooked(self) -> Hooks:
         others = tuple(self.others) if self._agreement.comparison.needs_others else ()
         if self._hooks is None or (self._hooks.head, self._hooks.others) != (self.head, others):
             self.__exit__()
             layers = {name: layer.module for name, layer in self.layers.items()}
-            self._hooks = Hooks(self.model, self.head, others, layers).__enter__()
-        return self._hooks.run(inputs)
+            self._hooks = Hooks(self.model, self.head, others, layers, self._team.before_pass).__enter__()
+        return self._hooks
 
     def _shifted(self, labels: Tensor) -> Tensor:
         """With `next_token`, the labels shifted by one position, so that the last position has none."""
@@ -218,7 +230,7 @@ class Forward:
             return
         everything = head_names(self.model)
         heads = [Head(name, self.model.get_submodule(name)) for name in everything if name != self.head.name]
-        with Hooks(self.model, self.head, heads) as hooks:
+        with Hooks(self.model, self.head, heads, before=self._team.before_pass) as hooks:
             again = hooks.run(inputs)
         for name in reversed(everything):
             called = again.heads.get(name)
@@ -334,7 +346,8 @@ class Forward:
 
     def _sequence_first(self, inputs: Any, count: int, name: str, output: Tensor) -> bool:
         """Whether samples are on axis 1 of a layer's output, if its shape does not say: by a run on fewer samples."""
-        for axis in (0, 1):  # of the inputs, which may be sequences first too
+        # A run that ends in an error would leave the other processes waiting in the middle of theirs.
+        for axis in () if self._team.in_step else (0, 1):  # of the inputs, which may be sequences first too
             try:
                 trace = self._traced(truncated(inputs, count - 1, axis))
             except Exception:  # any error of the network, on inputs cut along the wrong axis

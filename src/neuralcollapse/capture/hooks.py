@@ -6,7 +6,7 @@ would keep its whole base tensor alive. The outputs of a head may be large and a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,7 +17,10 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.batches import call
 from neuralcollapse.capture.layers import first_tensor
-from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
+from neuralcollapse.capture.logits import replaced, tensors_in
+from neuralcollapse.checks import in_one_piece, is_dtensor
+from neuralcollapse.heads.linear import eval_mode, head_axis, head_shape
+from neuralcollapse.heads.split import whole_head
 
 ROWS = 8  # rows of a batch, evenly spread, from which it is checked how the outputs of a head come about
 
@@ -37,7 +40,7 @@ class Head:
     @cached_property
     def _dim(self) -> int:
         """d, read once: a layer may recompute its weight each time that it is read."""
-        return head_tensors(self.module)[0].shape[1]
+        return head_shape(self.module)[1]
 
     def taken(self, given: Sequence[Any]) -> Tensor | None:
         """The features (..., d) among the arguments of a call; None if none fits the weight."""
@@ -50,6 +53,13 @@ class Head:
                 if value.dim() > 2 and value[:1].numel() == dim:  # a head that flattens its input itself
                     return value.detach().flatten(1)
         return None
+
+    def gathered(self, outputs: Tensor) -> Tensor:
+        """Its outputs for all classes, where tensor parallelism gives this process those for some."""
+        copy = whole_head(self.module)
+        if copy is None:
+            return in_one_piece(outputs)
+        return copy.gathered(outputs, head_axis(self.module) if outputs.dim() > 2 else -1)
 
     def last(self, values: Tensor) -> Tensor:
         """Inputs or outputs of the head, with the features or classes moved to the last axis."""
@@ -99,7 +109,11 @@ class Trace:
 
 
 class Hooks:
-    """A model in eval mode with hooks on `head`, other heads and inner layers, while this context is open."""
+    """A model in eval mode with hooks on `head`, other heads and inner layers, while this context is open.
+
+    `before` is called with the inputs before each pass that is not idle. What tensor parallelism has split is put
+    together in the hooks, by all processes alike, since each of them calls the layer.
+    """
 
     def __init__(
         self,
@@ -107,11 +121,14 @@ class Hooks:
         head: Head,
         others: Iterable[Head] = (),
         layers: Mapping[str, nn.Module] | None = None,
+        before: Callable[[Any], None] | None = None,
     ) -> None:
         self.head = head
         self.others = tuple(others)
         self._model = model
         self._layers = layers or {}
+        self._before = before
+        self._part: torch.Size | None = None  # the shape of logits for some classes, as the head gave them
         self._trace: Trace | None = None  # of the pass that runs
         self._plain: list[tuple[Tensor, Tensor, int] | None] | None = None  # calls of the head in `run_plain`
         self._open = ExitStack()
@@ -128,12 +145,13 @@ class Hooks:
     def __exit__(self, *exc: object) -> None:
         self._open.close()
 
-    def run(self, inputs: Any) -> Trace:
-        """A pass without gradients."""
+    def run(self, inputs: Any, *, idle: bool = False) -> Trace:
+        """A pass without gradients; an `idle` one is for the other processes alone, which cannot do without it."""
         trace = self._trace = Trace()
+        self._part = None
         try:
             with torch.no_grad():
-                trace.returned = self._called(inputs)
+                trace.returned = self._put_together(self._called(inputs, idle=idle))
         finally:
             self._trace = None
         return trace
@@ -156,10 +174,23 @@ class Hooks:
         same = getattr(returned, "logits", returned) is output and output._version == version
         return (features, output) if same else None
 
-    def _called(self, inputs: Any) -> Any:
+    def _called(self, inputs: Any, *, idle: bool = False) -> Any:
+        if self._before is not None and not idle:
+            self._before(inputs)
         if self._model.training:  # a loader that uses the model, too, has changed that since the last batch
             self._model.eval()
         return call(self._model, inputs)
+
+    def _put_together(self, returned: Any) -> Any:
+        """What the model returned, with tensors that tensor parallelism has split in one piece."""
+
+        def is_part(value: Tensor) -> bool:
+            return is_dtensor(value) or value.shape == self._part
+
+        def together(value: Tensor) -> Tensor:
+            return self.head.gathered(value) if value.shape == self._part else in_one_piece(value)
+
+        return replaced(returned, together) if any(map(is_part, tensors_in(returned))) else returned
 
     def _on_layer(self, name: str, _: nn.Module, __: tuple[Any, ...], output: Any) -> None:
         if self._trace is not None:
@@ -172,8 +203,12 @@ class Hooks:
         trace = self._trace
         if trace is None:
             return
-        given = each.last(first_tensor(output, each.name))
-        taken = each.taken([*args, *kwargs.values()])
+        made = first_tensor(output, each.name)
+        whole = each.gathered(made)
+        if each is self.head and whole is not made:
+            self._part = made.shape
+        given = each.last(whole)
+        taken = each.taken([in_one_piece(value) for value in (*args, *kwargs.values())])
         if taken is None or taken.shape[:-1] != given.shape[:-1]:
             trace.unlike[each.name] = tuple(given.shape)
             return
@@ -220,7 +255,7 @@ def spot_rows(count: int, device: torch.device, most: int = ROWS) -> Tensor:
 def _copied(output: Any) -> Any:
     """The output of a layer with its tensors copied, since a layer that works in place may overwrite them next."""
     if isinstance(output, Tensor):
-        return output.detach().clone()
+        return in_one_piece(output.detach()).clone()
     if isinstance(output, Mapping):
         return {name: _copied(value) for name, value in output.items()}
     if isinstance(output, Sequence) and not isinstance(output, str):

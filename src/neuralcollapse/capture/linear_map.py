@@ -26,6 +26,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.rounding import rounding
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
+from neuralcollapse.heads.split import whole_head
 
 _CLASSES = 256  # classes that are compared in a batch; each batch takes others
 _KEPT = 64  # rows kept over all batches, to find the map again if the first rows did not determine it
@@ -188,8 +189,10 @@ class HeadMap:
     def _outputs(self, vectors: Tensor) -> Tensor:
         """(n, K) the outputs of the head for (n, d) inputs."""
         tail = (1,) * (-1 - head_axis(self.head))  # the positions of a convolution
-        with eval_mode(self.head):
-            return self.head(vectors.reshape(*vectors.shape, *tail)).reshape(len(vectors), -1)
+        copy = whole_head(self.head)
+        head = self.head if copy is None else copy.module
+        with eval_mode(head):
+            return head(vectors.reshape(*vectors.shape, *tail)).reshape(len(vectors), -1)
 
     def _with_more(self, inputs: Tensor, outputs: Tensor) -> tuple[Tensor, Tensor]:
         """The rows, and more of other lengths and directions: a single sample cannot distinguish a scale from |h|."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -21,15 +21,26 @@ def candidates(returned: Any, shape: Sequence[int], num_classes: int) -> list[Te
         shape: the shape of the labels, (N,) or (N, T).
         num_classes: K.
     """
-    return [rows for value in _tensors(returned) for rows in _rows(value, tuple(shape), num_classes)]
+    return [rows for value in tensors_in(returned) for rows in _rows(value, tuple(shape), num_classes)]
 
 
 def num_outputs(returned: Any) -> int | None:
     """The number of classes in the output of a model; None if it has no tensor that could be logits."""
-    return next((value.shape[-1] for value in _tensors(returned)), None)
+    return next((value.shape[-1] for value in tensors_in(returned)), None)
 
 
-def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
+def replaced(returned: Any, function: Callable[[Tensor], Tensor], depth: int = _DEPTH) -> Any:
+    """The output of a model with the function of its tensors, by name or number."""
+    if isinstance(returned, Tensor):
+        return function(returned)
+    if depth == 0 or isinstance(returned, str | bytes):
+        return returned
+    named = _named(returned)
+    return {key: replaced(value, function, depth - 1) for key, value in named.items()} if named else returned
+
+
+def tensors_in(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
+    """The floating-point tensors of at least two axes in the output of a model; `logits` alone, if there are some."""
     if isinstance(returned, np.ndarray):
         returned = torch.as_tensor(returned, device="cpu")
     if isinstance(returned, Tensor):
@@ -38,17 +49,22 @@ def _tensors(returned: Any, depth: int = _DEPTH) -> Iterator[Tensor]:
         return
     if depth == 0 or isinstance(returned, str | bytes):
         return
-    named: Mapping[Any, Any] = {}
-    if isinstance(returned, Mapping):
-        named = returned
-    elif is_dataclass(returned) and not isinstance(returned, type):
-        named = {each.name: getattr(returned, each.name) for each in fields(returned)}
-    elif isinstance(returned, Sequence):
-        named = returned._asdict() if hasattr(returned, "_asdict") else dict(enumerate(returned))
-    if any(True for _ in _tensors(named.get("logits"), depth - 1)):  # trust the name
+    named = _named(returned)
+    if any(True for _ in tensors_in(named.get("logits"), depth - 1)):  # trust the name
         named = {"logits": named["logits"]}
     for value in named.values():
-        yield from _tensors(value, depth - 1)
+        yield from tensors_in(value, depth - 1)
+
+
+def _named(returned: Any) -> Mapping[Any, Any]:
+    """What a model returned, by name or number; nothing where it holds nothing."""
+    if isinstance(returned, Mapping):
+        return returned
+    if is_dataclass(returned) and not isinstance(returned, type):
+        return {each.name: getattr(returned, each.name) for each in fields(returned)}
+    if isinstance(returned, Sequence):
+        return returned._asdict() if hasattr(returned, "_asdict") else dict(enumerate(returned))
+    return {}
 
 
 def _rows(logits: Tensor, shape: tuple[int, ...], num_classes: int) -> Iterator[Tensor]:

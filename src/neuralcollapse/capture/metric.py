@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels
+from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels, in_one_piece
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures_of
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.packed import state_device
-from neuralcollapse.heads.linear import head_tensors
+from neuralcollapse.heads.linear import head_shape, head_tensors
+from neuralcollapse.heads.split import is_split
 
 
 class NeuralCollapse(Metric):
@@ -32,7 +33,9 @@ class NeuralCollapse(Metric):
         num_classes: K.
         feature_dim: d.
         classifier: a module with `.weight` (K, d) and perhaps `.bias` (K,), read by `compute`; without it only the
-            features are measured. It is neither copied nor registered as a submodule.
+            features are measured. It is neither copied nor registered as a submodule. One that FSDP2 or tensor
+            parallelism has split over processes is gathered by `compute` and `forward`, which all processes must then
+            call alike.
         ignore_index: samples with this label are left out.
         pairwise: False leaves out the measures whose cost grows with K^2; a number takes a sample of that many pairs of
             classes (see `neuralcollapse.measures`).
@@ -79,7 +82,7 @@ class NeuralCollapse(Metric):
         self.pairwise = pairwise
         self._classifier = None if classifier is None else _Shared(classifier)
         if classifier is not None:
-            check_classifier(*head_tensors(classifier), num_classes, feature_dim)
+            _check_head(classifier, num_classes, feature_dim)
         self.classes = None if classes is None else ClassSubset(classes, num_classes)
         measured = num_classes if self.classes is None else len(self.classes)
         self._shape = (measured, feature_dim, means_dtype)
@@ -115,7 +118,7 @@ class NeuralCollapse(Metric):
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; on wrong input nothing is added."""
-        self._add(self._held, features, labels, self._update_count)
+        self._add(self._held, in_one_piece(features), in_one_piece(labels), self._update_count)
 
     def forward(self, features: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Add a batch and return the measures of that batch alone; on wrong input nothing is added."""
@@ -123,7 +126,7 @@ class NeuralCollapse(Metric):
             return super().forward(features, labels)
         classes, dim, means_dtype = self._shape
         batch = ClassMoments.zeros(classes, dim, self._held.device, means_dtype=means_dtype)
-        self._add(batch, features, labels, self._update_count + 1)
+        self._add(batch, in_one_piece(features), in_one_piece(labels), self._update_count + 1)
         values = self._measures(batch)
         # Private to torchmetrics: its own `forward` keeps these three up to date, and MetricCollection reads them.
         self._update_count += 1
@@ -152,6 +155,8 @@ class NeuralCollapse(Metric):
 
     def _measures(self, moments: ClassMoments) -> dict[str, Tensor]:
         weight, bias = (None, None) if self._classifier is None else head_tensors(self._classifier.module)
+        if weight is not None and torch.distributed.is_available() and torch.distributed.is_initialized():
+            weight, bias = weight.clone(), None if bias is None else bias.clone()  # FSDP2 frees what it has made whole
         if self.classes is not None and weight is not None:
             weight, bias = self.classes.rows(weight), None if bias is None else self.classes.rows(bias)
         numbers = None if self.classes is None else self.classes.classes
@@ -252,6 +257,19 @@ class _Shared:
 
     def __getstate__(self) -> dict[str, Any]:
         return {"_module": self.module, "_copies": None}
+
+
+def _check_head(classifier: nn.Module, num_classes: int, feature_dim: int) -> None:
+    """Raise unless a classifier fits; one whose weight is split is not gathered for it."""
+    if any(map(is_split, classifier.parameters())):
+        shape = head_shape(classifier)
+        if shape != (num_classes, feature_dim):
+            raise InputError(
+                f"expected weight of shape (K, d) = ({num_classes}, {feature_dim}), got {shape}: it must fit the "
+                "features and labels"
+            )
+    else:
+        check_classifier(*head_tensors(classifier), num_classes, feature_dim)
 
 
 def _first(states: Tensor) -> Tensor:

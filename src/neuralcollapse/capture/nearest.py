@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from neuralcollapse.capture.captured import CapturedBatch
-from neuralcollapse.capture.processes import summed
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import ClassSubset
 from neuralcollapse.geometry.moments import ClassMoments
@@ -87,12 +86,14 @@ class NearestCounts:
             self.add(rows)
         return self
 
-    def shares(self, *, by_model: bool, device: torch.device | None = None) -> dict[str, dict[str, float]]:
+    def shares(
+        self, *, by_model: bool, summed: Callable[..., list[float]] | None = None
+    ) -> dict[str, dict[str, float]]:
         """Name -> "nc4" and "ncc_accuracy" of all samples so far, NaN without any.
 
         Args:
             by_model: whether "nc4" is of the classes that the model predicted, and not of those that the head did.
-            device: with one, the counts of all processes of torch.distributed are added up there.
+            summed: adds up each of some numbers over the processes that measure together.
 
         Raises:
             InputError: features that are not finite.
@@ -101,13 +102,13 @@ class NearestCounts:
         names = list(self._moments)
         none = torch.zeros(3, dtype=torch.float64, device="cpu")
         counts = torch.stack([self._counts.get(name, none).cpu() for name in names]).flatten().tolist()
-        if any(map(math.isnan, counts)):
+        if summed is not None:
+            *counts, seen = summed(*counts, self.seen)
+            self.seen = int(seen)
+        if any(map(math.isnan, counts)):  # after the sum, which is NaN in all processes if it is in one
             raise InputError(
                 "expected finite features in the second pass, got NaN or infinity: check the data and the model"
             )
-        if device is not None:
-            *counts, seen = summed(device, *counts, self.seen)
-            self.seen = int(seen)
         total = self.seen or math.nan
         found = {}
         for place, name in enumerate(names):

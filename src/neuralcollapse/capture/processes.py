@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 import torch.distributed
 from torch import nn
 
+from neuralcollapse.checks import is_dtensor
 from neuralcollapse.geometry.moments import ClassMoments
 
 
@@ -19,15 +20,15 @@ def summed(device: torch.device, *values: float) -> list[float]:
     return numbers.tolist()
 
 
-def merged(moments: ClassMoments) -> ClassMoments:
+def merged(moments: ClassMoments, ranks: Sequence[int] | None = None) -> ClassMoments:
     """The moments of the samples of all processes, joined in their order; all of them must call this.
 
-    One process after another sends its own, so no process ever holds more than three.
+    One process after another sends its own, so no process ever holds more than three. With `ranks`, only these do.
     """
     joined = ClassMoments.zeros(
         moments.num_classes, moments.feature_dim, moments.packed.device, means_dtype=moments.means.dtype
     )
-    for rank in range(torch.distributed.get_world_size()):
+    for rank in range(torch.distributed.get_world_size()) if ranks is None else ranks:
         part = moments.packed if rank == torch.distributed.get_rank() else torch.empty_like(moments.packed)
         torch.distributed.broadcast(part, rank)
         joined.absorb(ClassMoments(part, *moments.shape))
@@ -41,7 +42,9 @@ def first_buffers(model: nn.Module) -> Iterator[None]:
     The running means and variances of batch normalisation differ between processes, as each of them sees its own
     samples; a network that is measured must be the same in all.
     """
-    buffers = [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+    # Those that tensor parallelism keeps as DTensors are the same, or parts of the same, in all processes already.
+    # `.data` has a count of changes of its own: a backward pass that is still to come must not miss its buffers.
+    buffers = [each.data for each in model.buffers() if each.is_floating_point() and not is_dtensor(each)]
     own = [buffer.clone() for buffer in buffers]
     for buffer in buffers:
         torch.distributed.broadcast(buffer, 0)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.distributed
 from torch import Tensor
 
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.capture.hooks import ROWS, spot_rows
 from neuralcollapse.capture.nearest import NearestCounts, Rows
-from neuralcollapse.capture.processes import merged, summed
+from neuralcollapse.capture.team import Team
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
 from neuralcollapse.geometry.moments import ClassMoments
@@ -25,6 +25,15 @@ from neuralcollapse.geometry.packed import state_device
 _KEEP_BYTES = 512 * 2**20
 # Plain batches wait until there are so many rows, or so many logits.
 _PLAIN_ROWS, _PLAIN_LOGITS = 2048, 2**20
+
+
+class _Shapes(NamedTuple):
+    """What one process has measured."""
+
+    samples: int
+    head: str
+    dim: int
+    layers: dict[str, int]
 
 
 class Sums:
@@ -154,35 +163,49 @@ class Sums:
             self._kept_bytes += rows.num_bytes
             self.kept = self.kept if self._kept_bytes <= _KEEP_BYTES else None
 
-    def join(self, forward: Forward) -> None:
-        """Join the sums of all processes of torch.distributed; all of them must call this.
+    def join(self, forward: Forward, team: Team) -> None:
+        """Join the sums of all processes; all of them must call this.
 
         Raises:
-            InputError: some processes had no samples, and others had.
+            InputError: the processes do not measure the same layers, or do not get the same batches where they must.
         """
-        moments = self.moments
-        if moments is None:
-            self._begin(forward.tensors()[0].shape[1], forward.device)
-        with_samples, keep, signed, loss, *correct = summed(
-            forward.device,
-            moments is not None and moments.num_samples > 0,
-            self.kept is not None,
-            not self.nonnegative,
-            self.total_loss,
-            *self.correct.tolist(),
+        if not team.joins:
+            return
+        told = team.exchanged(partial(self._shapes, forward))
+        first = next((each for each in told if each.samples), None)
+        if first is None:
+            return  # an error that all processes find
+        for rank, each in enumerate(told):
+            if each.samples and (each.head, each.dim, each.layers) != (first.head, first.dim, first.layers):
+                raise InputError(
+                    f"expected the same layers in all processes, got {each.head!r} (d = {each.dim}) in process {rank} "
+                    f"and {first.head!r} (d = {first.dim}) in process {told.index(first)}: name the classifier"
+                )
+        if self._features is None:
+            self._begin(first.dim, forward.device)
+        for name, dim in first.layers.items():
+            if name not in self.layers:
+                self.layers[name] = self._empty(dim, forward.device)
+        kept, signed, loss, *correct = team.summed(
+            self.kept is None, not self.nonnegative, self.total_loss, *self.correct.tolist()
         )
         self._loss_sum = torch.tensor(loss, dtype=torch.float64, device="cpu")
         self._correct = torch.tensor(correct, dtype=torch.float64, device="cpu").to(torch.int64)
-        everywhere = torch.distributed.get_world_size()
-        if 0 < with_samples < everywhere:
-            raise InputError(f"only {with_samples:.0f} of {everywhere} processes got samples: make smaller batches")
-        self.kept = self.kept if keep == everywhere else None
+        self.kept = self.kept if kept == 0 else None
         self._elsewhere = signed == 0
         if self.grouped is not None:
-            self.grouped.mapped(merged)
+            self.grouped.mapped(team.merged)
         elif self._ungrouped is not None:
-            self._ungrouped = merged(self._ungrouped)
-        self.layers = {name: merged(part) for name, part in self.layers.items()}
+            self._ungrouped = team.merged(self._ungrouped)
+        self.layers = {name: team.merged(self.layers[name]) for name in first.layers}
+
+    def _shapes(self, forward: Forward) -> _Shapes:
+        """What the processes must have in common, if they have samples."""
+        moments = self.moments
+        if moments is None or moments.num_samples == 0:
+            return _Shapes(0, "", 0, {})
+        layers = {name: part.feature_dim for name, part in self.layers.items()}
+        return _Shapes(moments.num_samples, forward.head.name, moments.feature_dim, layers)
 
     def _summed(self, features: Tensor) -> Tensor:
         """The features in the dtype whose products are summed."""

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from neuralcollapse.checkpoints.sharded import is_sharded
 from neuralcollapse.checkpoints.weights import check_kind
-from neuralcollapse.errors import InputError
+from neuralcollapse.errors import InputError, listed
 
 _PARTS = 3  # of a path, from its end, that name a checkpoint
-_PRETRAINED = ("model.safetensors", "pytorch_model.bin")  # as Hugging Face's save_pretrained calls them
+# As Hugging Face's save_pretrained calls them.
+_PRETRAINED = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
 _WORDS = {
     "epoch": ("epoch", "epochs", "ep"),
     "step": ("step", "steps", "iter", "iters", "iteration", "iterations", "checkpoint", "ckpt"),
@@ -100,13 +102,13 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> list[Pat
 
 
 def _weights_in(path: Path) -> Path:
-    if not path.is_dir():
+    if not path.is_dir() or is_sharded(path):
         return path
     for name in _PRETRAINED:
         if (path / name).is_file():
             return path / name
     raise InputError(
-        f"expected a checkpoint, got the folder {path} without {' or '.join(_PRETRAINED)}: give the files in it, as in "
+        f"expected a checkpoint, got the folder {path} without {listed(_PRETRAINED)}: give the files in it, as in "
         f"'{path}/*.safetensors'"
     )
 

@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from neuralcollapse.capture.arguments import check_model
+from neuralcollapse.capture.team import Team
 from neuralcollapse.checkpoints.ledger import NAME, Done, append_to_ledger, read_ledger, write_ledger
 from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
+from neuralcollapse.checkpoints.sharded import METADATA
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
+from neuralcollapse.heads.meshes import split_at_once
 from neuralcollapse.loops.loaders import check_loader
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
@@ -135,9 +138,29 @@ def measure_checkpoints(
         **options,
     )
     recorder.describe(model)  # an early error where there is no such classifier
-    with _locked(out, recorder):
-        run = _Run(recorder, {}) if out is None else _Run.opened(recorder, model, Path(out), [*given, *files])
-        return _measured(run, model, files, prefix, on_checkpoint)
+    team = Team.of(model, sharded=bool(options.get("sharded")))
+    team.agree(None, lambda: {"checkpoints": files, "out": out is not None})
+    mine = out if team.rank == 0 else None  # one process writes, and tells the others what was measured before
+    with _locked(mine, recorder):
+        run = _opened(team, recorder, model, mine, [*given, *files])
+        records = _measured(run, model, files, prefix, on_checkpoint)
+        return team.exchanged(lambda: records)[0]
+
+
+def _opened(
+    team: Team, recorder: Recorder, model: nn.Module, out: str | Path | None, given: Sequence[str | Path]
+) -> _Run:
+    """The run, with what was measured before in all processes."""
+    own = _Run(recorder, {}, given)
+
+    def done() -> dict[str, Done]:
+        nonlocal own
+        if out is not None:
+            own = _Run.opened(recorder, model, Path(out), given)
+        return own.done
+
+    before = team.exchanged(done)[0]
+    return own if out is not None else replace(own, done=before)
 
 
 def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterator[Record]:
@@ -151,7 +174,8 @@ def measure_run(recorder: Recorder, model: nn.Module, run: RunFolder) -> Iterato
 
 
 def _measure_file(recorder: Recorder, model: nn.Module, number: int, path: Path, prefix: str | None = None) -> Record:
-    fit_weights(model, read_weights(path), path, prefix=prefix)
+    team = Team.of(model, sharded=bool(recorder.options.get("sharded")))
+    team.exchanged(lambda: fit_weights(model, read_weights(path), path, prefix=prefix))
     try:
         return recorder.measure(model, number)
     except InputError as error:
@@ -274,12 +298,16 @@ class _Run:
         try:
             record = _measure_file(self.recorder, model, number, path, prefix)
             done = self.done[short_name(path)] = Done(*stamp, record)
-            if self.recorder.out is not None and not append_to_ledger(self._place / NAME, short_name(path), done):
-                write_ledger(self._place / NAME, self.done)
+            team = Team.of(model, sharded=bool(self.recorder.options.get("sharded")))
+            team.exchanged(lambda: self._write(short_name(path), done))
         except InputError as error:
             raise InputError(f"{error}{self._kept()}") from None
         except OSError as error:
             raise InputError(f"{path}: {error.strerror or error} ({error.filename}){self._kept()}") from None
+
+    def _write(self, name: str, done: Done) -> None:
+        if self.recorder.out is not None and not append_to_ledger(self._place / NAME, name, done):
+            write_ledger(self._place / NAME, self.done)
 
     def _kept(self) -> str:
         if self.recorder.out is None or not self.done:
@@ -291,7 +319,7 @@ class _Run:
 
 def _stamp(path: Path) -> tuple[int, int]:
     try:
-        stat = path.stat()
+        stat = (path / METADATA if path.is_dir() else path).stat()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
     return stat.st_size, stat.st_mtime_ns
@@ -331,6 +359,7 @@ def _locked(out: str | Path | None, recorder: Recorder) -> Iterator[None]:
 @contextmanager
 def _weights_restored(model: nn.Module) -> Iterator[None]:
     """Afterwards the model's parameters and buffers are what they were."""
+    split_at_once(model)
     own: list[Tensor] = list(chain(model.parameters(), model.buffers()))
     copies = [value.detach().to("cpu", copy=True) for value in own]
     try:

@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse.checkpoints.sharded import is_sharded, read_sharded
+from neuralcollapse.checks import is_dtensor
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed, one_line
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.runs.tensors import read_tensors
@@ -31,8 +33,8 @@ _FEW = 4  # names in a message
 
 
 def check_kind(path: Path) -> None:
-    """Raise unless a file of this name can hold weights."""
-    if path.suffix.lower() not in SUFFIXES:
+    """Raise unless a file of this name, or a folder of torch.distributed.checkpoint, can hold weights."""
+    if not is_sharded(path) and path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"expected weights in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {path}: leave it out, or {_HOW}"
         )
@@ -45,7 +47,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     "state_dict.fc.weight", a prefix that `fit_weights` finds. States of optimisers are left out.
 
     Args:
-        path: a .safetensors file, or one written by `torch.save` (.pt, .pth, .ckpt, .bin, .tar).
+        path: a .safetensors file, or one written by `torch.save` (.pt, .pth, .ckpt, .bin, .tar); a folder written by
+            torch.distributed.checkpoint; or the index of several .safetensors files (.safetensors.index.json).
 
     Returns:
         Name to tensor. Tensors of a torch file may be memory-mapped: keep the file while they are in use.
@@ -55,9 +58,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     check_kind(path)
-    if not path.is_file():
+    if not path.is_file() and not is_sharded(path):
         raise InputError(f"no file {path}: expected a checkpoint with the weights of a model")
-    content = _safetensors(path) if path.suffix.lower() == ".safetensors" else _torch(path)
+    if is_sharded(path):
+        content: Any = read_sharded(path)
+    else:
+        content = _safetensors(path) if path.suffix.lower() == ".safetensors" else _torch(path)
     weights = dict(_flat(content, ""))
     if not weights:
         raise InputError(f"{path} holds no tensors by name: expected the state dict of a model: {_HOW}")
@@ -161,7 +167,21 @@ def fit_weights(
         )
     with torch.no_grad():
         for name, key in chosen.keys.items():
-            named[name].copy_(weights[key])
+            _fill(named[name], weights[key])
+
+
+def _fill(own: Any, value: Tensor) -> None:
+    """Copy a whole tensor into one of the model's, or this process's part of it into its part."""
+    if not is_dtensor(own):
+        own.copy_(value)
+        return
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = own.device_mesh
+    given = DTensor.from_local(
+        value.to(own.device, own.dtype), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )  # every process has it, so that nothing is sent
+    own.copy_(given.redistribute(placements=own.placements))
 
 
 def _is_extra_state(name: str) -> bool:
@@ -279,7 +299,8 @@ def _match(
 
 def _memory(value: Tensor) -> object:
     """A key that tensors share if they share their memory."""
-    pointer = value.data_ptr()
+    split: Any = value
+    pointer = split.to_local().data_ptr() if is_dtensor(value) else value.data_ptr()
     return (pointer, value.shape, value.stride()) if pointer else id(value)
 
 

@@ -184,11 +184,11 @@ def run(options: argparse.Namespace) -> int:
         budget = number(environment["decay_budget"])
         print(f"decay budget {budget}: |1'W|, the sum of the classifier's rows, ends at {left} of its start by the law")
     print(f"run   {folder.path}\npage  {page}")
-    print(f"next  {next_step(read_config(folder), folder.path, last, environment['num_classes'])}")
+    print(f"next  {next_step(read_config(folder), folder.path, last, environment.get('num_classes'))}")
     return 0
 
 
-def next_step(config: TrainConfig, path: Path, last: Record, num_classes: int) -> str:
+def next_step(config: TrainConfig, path: Path, last: Record, num_classes: int | None) -> str:
     """What to do after a run; collapse comes after the data are fitted, so that comes first."""
     accuracy = last.train.get("accuracy", math.nan)
     if accuracy < 1:
@@ -197,7 +197,7 @@ def next_step(config: TrainConfig, path: Path, last: Record, num_classes: int) -
         noise = "; wrong labels take long" if config.label_noise or config.random_labels else ""
         return f"not fitted yet ({unfitted(accuracy)}{noise}): {how}; or try another --learning-rate"
     if config.frame == "learned":
-        fixed = f"--frame simplex --feature-dim {num_classes}"
+        fixed = f"--frame simplex --feature-dim {num_classes or 'K, K the number of classes,'}"
         return f"open the page; or fix the classifier: the same command with {fixed} and another --out"
     return "open the page; or compare with another frame, loss or optimiser: neuralcollapse train --help"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError, Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
+from neuralcollapse.geometry.matrix import BlockedMatrix
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw, pair_distances, tile_distances
@@ -75,7 +75,7 @@ def _over_pairs(means: CentredMeans, pairwise: bool | int, corrected: bool) -> f
     sample = draw(matrix.count, pairwise, inflation.device)
     if sample is None:
         sums = []
-        for first, second in tiles(matrix):
+        for first, second in matrix.tiles():
             places = numbers[first, None], numbers[None, second]
             distances, forms = (tile_distances(each, first, second) for each in (matrix, along))
             values = ratios(distances, forms, *places)

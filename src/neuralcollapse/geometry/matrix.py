@@ -19,7 +19,7 @@ from neuralcollapse.geometry.products import add_gram
 
 _TILE = 1024  # rows of a block on a CPU, so that a tile of class pairs takes 8 MB of float64
 # On an accelerator, where each operation has its price, blocks have more rows: values of a block, rows of a tile.
-_DEVICE_VALUES, _DEVICE_TILE = 2**25, 8192
+_DEVICE_VALUES, TILE_ROWS = 2**25, 8192
 _MIRRORED = 128  # rows of a block in which a triangle is mirrored on a CPU
 _LOST = 16  # float64 spacings that a matrix product may lose, relative to the sizes of its factors
 _EXACT_SVD = 512  # up to this many directions a full SVD costs less than a second
@@ -77,10 +77,43 @@ class BlockedMatrix:
         rows = taken.to(torch.float64)
         return rows if self._shift is None else rows - self._shift
 
+    def joined(self, found: Tensor) -> Tensor:
+        """The sum over all rows, given that over the rows of this process: those are all, but in a `ShardedMatrix`."""
+        return found
+
+    def least(self, found: float) -> float:
+        """The least over all rows, given that over the rows of this process."""
+        return found
+
+    def settled(self, *found: Tensor) -> tuple[Tensor, ...]:
+        """What was computed from numbers of the whole matrix, the same bits in every process."""
+        return found
+
+    def total(self, of: Callable[[slice], Tensor]) -> Tensor:
+        """The sum over all rows of what a function gives for a block of them."""
+        first, *others = self.parts()
+        return self.joined(sum((of(part) for part in others), of(first)))
+
+    def rowwise(self, of: Callable[[slice], Tensor]) -> Tensor:
+        """(K,) what a function gives for each row of a block."""
+        return torch.cat([of(part) for part in self.parts()])
+
     @cached_property
     def gram(self) -> Tensor:
         """(d, d) `M'M`."""
-        return gram(map(self.block, self.parts()))
+        return self.gram_of(self.block)
+
+    def gram_of(self, rows: Callable[[slice], Tensor]) -> Tensor:
+        """(d, d) `R'R` of what becomes of the rows, block by block."""
+        return gram(map(rows, self.parts()))
+
+    @cached_property
+    def triangle(self) -> Tensor:
+        """R (d, d) of a QR decomposition, block by block, with the singular values and right vectors of the matrix."""
+        upper = torch.zeros(0, self.dim, dtype=torch.float64, device=self._vectors.device)
+        for part in self.parts():
+            upper = below(upper, self.block(part))
+        return upper
 
     @cached_property
     def polar(self) -> Polar:
@@ -111,7 +144,7 @@ class BlockedMatrix:
         if self.small:
             norms = self.polar.lengths
         else:
-            norms = torch.cat([torch.linalg.vector_norm(self.block(part), dim=1) for part in self.parts()])
+            norms = self.rowwise(lambda part: torch.linalg.vector_norm(self.block(part), dim=1))
         return torch.where(norms > self.noise_squares.sqrt().clamp(min=self.rounding), norms, 0.0)
 
     @cached_property
@@ -134,7 +167,7 @@ class BlockedMatrix:
         """(K,) the matrix times a vector (d,)."""
         if self.small:
             return self.polar.lengths * (self.polar.unit @ vector)
-        return torch.cat([self.block(part) @ vector for part in self.parts()])
+        return self.rowwise(lambda part: self.block(part) @ vector)
 
     @cached_property
     def directed(self) -> int:
@@ -155,9 +188,17 @@ class BlockedMatrix:
 
     def parts(self, most: int | None = None) -> list[slice]:
         """Slices of so many rows, or as suits the device, that cover the matrix."""
-        on_cpu = self._vectors.device.type == "cpu"
-        size = min(most or self.count, _TILE if on_cpu else max(_TILE, _DEVICE_VALUES // self.dim))
+        size = self._block_rows(most)
         return [slice(start, min(start + size, self.count)) for start in range(0, self.count, size)]
+
+    def _block_rows(self, most: int | None) -> int:
+        on_cpu = self._vectors.device.type == "cpu"
+        return min(most or self.count, _TILE if on_cpu else max(_TILE, _DEVICE_VALUES // self.dim))
+
+    def tiles(self) -> Iterator[tuple[slice, slice]]:
+        """Pairs of slices that cover the upper triangle of the K x K pairs of rows."""
+        parts = self.parts(TILE_ROWS)
+        return ((first, second) for i, first in enumerate(parts) for second in parts[i:])
 
 
 def as_matrix(vectors: Tensor) -> BlockedMatrix:
@@ -234,21 +275,23 @@ def distance_to_etf(left: BlockedMatrix, right: BlockedMatrix | None = None) -> 
     # |A|_F^2 = <left'left, right'right> needs no K x K matrix.
     norm = (left.gram * other.gram).sum().sqrt()
     if right is not None:
-        columns, sizes = (
-            torch.stack([(matrix.block(part) / matrix.largest).square().sum(0) for part in matrix.parts()]).sum(0)
-            for matrix in (left, right)
-        )
+        columns, sizes = _column_squares(left), _column_squares(right)
         lost = _LOST * torch.finfo(torch.float64).eps  # of the square, which is itself a sum that cancels
         square = (norm / left.largest / right.largest).square()
         _check_product(square, columns, sizes.sum(), lost, right.noise, right.largest)
-    trace, sums = torch.zeros_like(norm), [torch.zeros_like(left.gram[0])] * 2
-    for part in left.parts():
+
+    def columns_of(part: slice) -> Tensor:
         first = left.block(part)
         second = first if right is None else right.block(part)
-        trace = trace + (first * second).sum()
-        sums = [sums[0] + first.sum(0), sums[1] + second.sum(0)]
-    total = sums[0] @ sums[1]
-    return (2 - 2 * (trace - total / count) / (math.sqrt(count - 1) * norm)).sqrt()
+        return torch.stack([(first * second).sum(0), first.sum(0), second.sum(0)])
+
+    products, ours, theirs = left.total(columns_of)
+    return (2 - 2 * (products.sum() - ours @ theirs / count) / (math.sqrt(count - 1) * norm)).sqrt()
+
+
+def _column_squares(matrix: BlockedMatrix) -> Tensor:
+    """(d,) the squared length of each column, over the square of the largest entry."""
+    return matrix.total(lambda part: (matrix.block(part) / matrix.largest).square().sum(0))
 
 
 def _check_product(
@@ -283,7 +326,7 @@ def between_directions(
     keep = min(means.count - 1 if most is None else most, means.dim)
     wide = means.dim < means.count
     if many_directions(means):
-        squares, vectors = torch.linalg.eigh(means.gram if wide else _small_gram(means))
+        squares, vectors = means.settled(*torch.linalg.eigh(means.gram if wide else _small_gram(means)))
         squares, vectors = squares[-keep:].clamp(min=0), vectors[:, -keep:]
         unsure = squares <= NARROW * squares[-1]
         doubts = bool(unsure.any())
@@ -292,12 +335,12 @@ def between_directions(
             sizes = torch.where(unsure, torch.linalg.vector_norm(vectors, dim=0), squares.sqrt()) if doubts else None
             vectors /= squares.sqrt() if sizes is None else sizes.clamp(min=1e-300)
         if doubts:  # the Gram matrix has lost their digits: take them from the rows
-            measured = [(means.block(part) @ vectors[:, unsure]).square().sum(0) for part in means.parts()]
-            squares[unsure] = torch.stack(measured).sum(0)
-        left_out = rounding_alone(vectors, squares)
+            squares[unsure] = means.total(lambda part: (means.block(part) @ vectors[:, unsure]).square().sum(0))
+        (left_out,) = means.settled(rounding_alone(vectors, squares))
         if not (doubts and bool((unsure & ~left_out).any())):
             return vectors, squares, left_out
-    _, singular, right = torch.linalg.svd(triangle(means) if wide else means.block(slice(None)), full_matrices=False)
+    whole = means.triangle if wide else means.block(slice(None))
+    singular, right = means.settled(*torch.linalg.svd(whole, full_matrices=False)[1:])
     real = int((singular[:keep] > singular[0] * max(means.count, means.dim) * torch.finfo(singular.dtype).eps).sum())
     vectors, squares = right[:real].T, singular[:real].square()  # in descending order
     return vectors, squares, rounding_alone(vectors, squares)
@@ -329,7 +372,8 @@ def inverse_gram(matrix: BlockedMatrix, null: Tensor) -> tuple[Tensor, Tensor, T
     factor = torch.where(failed > 0, ones, factor)
     inverse = gram([torch.linalg.solve_triangular(factor, ones, upper=False)])  # cholesky_inverse is slow on 2 threads
     least = torch.where(failed > 0, 0.0, 1 / torch.linalg.vector_norm(inverse))
-    return inverse, least, torch.linalg.vector_norm(whole)
+    settled = matrix.settled(inverse, least, torch.linalg.vector_norm(whole))
+    return settled[0], settled[1], settled[2]
 
 
 def _small_gram(matrix: BlockedMatrix) -> Tensor:
@@ -338,18 +382,9 @@ def _small_gram(matrix: BlockedMatrix) -> Tensor:
     return matrix.cosines * lengths[:, None] * lengths
 
 
-def triangle(matrix: BlockedMatrix) -> Tensor:
-    """R (d, d) of a QR decomposition, block by block: it has the singular values and right vectors of the matrix."""
-    upper = matrix.block(slice(0, 0))
-    for part in matrix.parts():
-        _, upper = torch.linalg.qr(torch.cat([upper, matrix.block(part)]), mode="r")
-    return upper
-
-
-def tiles(matrix: BlockedMatrix) -> Iterator[tuple[slice, slice]]:
-    """Pairs of slices that cover the upper triangle of the K x K pairs of rows."""
-    parts = matrix.parts(_DEVICE_TILE)
-    return ((first, second) for i, first in enumerate(parts) for second in parts[i:])
+def below(upper: Tensor, rows: Tensor) -> Tensor:
+    """R of a QR decomposition of the rows (n, d) below another R."""
+    return torch.linalg.qr(torch.cat([upper, rows]), mode="r")[1]
 
 
 def largest(values: Tensor) -> Tensor:

@@ -51,10 +51,8 @@ _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
 def check_moments(moments: object, name: str = "moments") -> None:
     """Raise unless these are `ClassMoments`."""
     if not isinstance(moments, ClassMoments):
-        raise InputError(
-            f"expected {name} as ClassMoments, got {type(moments).__name__}: take ClassMoments.from_batch(features, "
-            "labels, num_classes)"
-        )
+        way = "its gather()" if hasattr(moments, "gather") else "ClassMoments.from_batch(features, labels, num_classes)"
+        raise InputError(f"expected {name} as ClassMoments, got {type(moments).__name__}: take {way}")
 
 
 class Directions(NamedTuple):
@@ -108,9 +106,8 @@ class CentredMeans:
             raise Undefined(
                 f"only class {self.called(self.seen)[0]} has samples, and a spread between classes needs two"
             )
-        rounding = _ROUNDING[moments.means.dtype] * float(largest(moments.means))
-        index = None if self.complete else self.seen
-        matrix = BlockedMatrix(moments.means, index, self.centre, math.sqrt(moments.feature_dim) * rounding)
+        rounding = _ROUNDING[moments.means.dtype] * self._largest
+        matrix = self.rows(moments.means, self.centre, math.sqrt(moments.feature_dim) * rounding)
         size = matrix.largest
         if not math.isfinite(size * size * matrix.count * matrix.dim):
             raise Undefined(OVERFLOW)
@@ -134,7 +131,20 @@ class CentredMeans:
     @cached_property
     def _given(self) -> BlockedMatrix:
         """The class means as they are."""
-        return BlockedMatrix(self.moments.means, None if self.complete else self.seen)
+        return self.rows(self.moments.means)
+
+    def rows(self, vectors: Tensor, shift: Tensor | None = None, rounding: float = 0.0) -> BlockedMatrix:
+        """The rows of the classes seen, less a shift, of a matrix with a row for each class, such as a weight."""
+        return BlockedMatrix(vectors, None if self.complete else self.seen, shift, rounding)
+
+    def values(self, vector: Tensor) -> Tensor:
+        """(K',) those of the classes seen, of a vector with a value for each class, such as a bias."""
+        return vector[self.seen]
+
+    @cached_property
+    def _largest(self) -> float:
+        """The largest absolute entry of the class means."""
+        return float(largest(self.moments.means))
 
     @cached_property
     def variances(self) -> Tensor:
@@ -253,11 +263,12 @@ class CentredMeans:
     def _sizes(self) -> tuple[Tensor, Tensor]:
         """(d,) `E h_j^2` and the variance of h_j: over samples, or with equal weight for each class if that is more."""
         weights = torch.stack([self.counts / self.counts.sum(), torch.full_like(self.counts, 1 / len(self.counts))])
-        size, spread = torch.zeros((2, 2, len(self.centre)), dtype=torch.float64, device=self.centre.device)
-        for part in self._given.parts():
+
+        def squares(part: slice) -> Tensor:
             means = self._given.block(part)
-            size += weights[:, part] @ means.square()
-            spread += weights[:, part] @ (means - self.centre).square_()
+            return torch.stack([weights[:, part] @ means.square(), weights[:, part] @ (means - self.centre).square_()])
+
+        size, spread = self._given.total(squares)
         return torch.maximum(size[0] + self.variances, size[1]), torch.maximum(spread[0] + self.variances, spread[1])
 
     @cached_property

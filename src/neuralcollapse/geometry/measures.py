@@ -24,13 +24,15 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels
+from neuralcollapse.checks import check_classifier, check_features, check_finite, check_labels, in_one_piece
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
-from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf, gram
+from neuralcollapse.geometry.class_shard import ClassShard, local_rows
+from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
+from neuralcollapse.geometry.sharded import ShardedMeans
 from neuralcollapse.geometry.undefined import Reasons
 
 FEATURE_MEASURES = (
@@ -59,12 +61,18 @@ PAIRWISE_MEASURES = ("nc1_cdnv", "max_equiangularity_means", "max_equiangularity
 
 
 def measures(
-    moments: ClassMoments, weight: Tensor | None = None, bias: Tensor | None = None, *, pairwise: bool | int = True
+    moments: ClassMoments | ClassShard,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    pairwise: bool | int = True,
 ) -> dict[str, float]:
     """All measures of the class moments and of the classifier, by name.
 
     Args:
-        moments: moments of the features that the classifier receives.
+        moments: moments of the features that the classifier receives. With a `ClassShard` all its ranks call this
+            together and get the same result; weight and bias are then the rows of the rank's own classes, or DTensors
+            that are split by rows.
         weight: (K, d) rows w_k of the classifier. Without it, the measures of the classifier are left out.
         bias: (K,); zero by default.
         pairwise: False leaves out the three measures over pairs of classes (`PAIRWISE_MEASURES`), whose cost grows
@@ -104,16 +112,21 @@ def measures_of(
 
 
 def _measures(
-    moments: ClassMoments,
+    moments: ClassMoments | ClassShard,
     weight: Tensor | None,
     bias: Tensor | None,
     pairwise: bool | int,
     held_out: str = "",
     numbers: Tensor | None = None,
 ) -> dict[str, float]:
-    """`measures_of`, with words to begin warnings about a test set with."""
-    check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
-    means = CentredMeans(moments, numbers)
+    """`measures_of`, also of a `ClassShard`, with words to begin warnings about a test set with."""
+    if isinstance(moments, ClassShard):
+        weight, bias = local_rows(weight), local_rows(bias)
+        means: CentredMeans = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
+    else:
+        weight, bias = in_one_piece(weight), in_one_piece(bias)
+        check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
+        means = CentredMeans(moments, numbers)
     sample = draw(len(means.seen), pairwise, means.seen.device)
     jobs: dict[str, Callable[[], Tensor | Estimate]] = {
         "nc1": lambda: _nc1(means),
@@ -125,7 +138,7 @@ def _measures(
         "max_equiangularity_means": lambda: excess_cosine(means.matrix, sample),
     }
     if weight is not None:
-        weights = BlockedMatrix(weight.detach().to(means.seen.device), None if means.complete else means.seen)
+        weights = means.rows(weight.detach().to(means.seen.device))
         logits = cache(lambda: _mean_logits(weights, means, bias))
         jobs |= {
             "nc2": lambda: distance_to_etf(weights),
@@ -328,15 +341,16 @@ def nc4_disagreements(features: Tensor, predicted: Tensor, moments: ClassMoments
 def _nc0(weight: BlockedMatrix) -> Tensor:
     if weight.largest == 0:
         raise Undefined("the classifier's weight is all zero")
-    common, squares = [], []
+
+    def columns(part: slice) -> Tensor:
+        rows = weight.block(part) / weight.largest  # whose squares cannot overflow
+        return torch.stack([rows.sum(0), rows.square().sum(0)])
+
     if weight.small:
-        common, squares = [weight.polar.shares @ weight.polar.unit], [weight.polar.shares.square().sum()]
+        common, squares = weight.polar.shares @ weight.polar.unit, weight.polar.shares.square()
     else:
-        for part in weight.parts():
-            rows = weight.block(part) / weight.largest  # whose squares cannot overflow
-            common.append(rows.sum(0))
-            squares.append(rows.square().sum())
-    share = torch.stack(common).sum(0).square().sum() / torch.stack(squares).sum() / weight.count
+        common, squares = weight.total(columns)
+    share = common.square().sum() / squares.sum() / weight.count
     return share.clamp(max=1)  # above 1 by rounding alone
 
 
@@ -356,8 +370,8 @@ def _nc3_distance(weight: BlockedMatrix, means: BlockedMatrix) -> Tensor:
         rows = weight.polar.unit * (weight.polar.lengths / sizes[0])[:, None]
         rows.addcmul_(means.polar.unit, (means.polar.lengths / sizes[1])[:, None], value=-1)
         return torch.linalg.vector_norm(rows)
-    squares = [(weight.block(part) / sizes[0] - means.block(part) / sizes[1]).square().sum() for part in weight.parts()]
-    return torch.stack(squares).sum().sqrt()
+    apart = weight.total(lambda part: (weight.block(part) / sizes[0] - means.block(part) / sizes[1]).square().sum())
+    return apart.sqrt()
 
 
 def _equinorm(matrix: BlockedMatrix) -> Tensor:
@@ -373,9 +387,9 @@ def _equiangularity(matrix: BlockedMatrix) -> Tensor:
         cosines = matrix.with_directions().cosines
         mean = (cosines.sum() - cosines.trace()) / pairs
         return (cosines - mean).fill_diagonal_(0).square_().sum().div(pairs).sqrt()
-    total = torch.stack([matrix.unit(part).sum(0) for part in matrix.parts()]).sum(0).square().sum()
+    total = matrix.total(lambda part: matrix.unit(part).sum(0)).square().sum()
     mean = (total - matrix.count) / pairs
-    squares = (gram(map(matrix.unit, matrix.parts())).square().sum() - matrix.count) / pairs
+    squares = (matrix.gram_of(matrix.unit).square().sum() - matrix.count) / pairs
     return (squares - mean * mean).clamp(min=0).sqrt()
 
 
@@ -403,4 +417,4 @@ def _logits_of(moments: ClassMoments, weight: Tensor, bias: Tensor | None) -> Te
 def _mean_logits(weight: BlockedMatrix, means: CentredMeans, bias: Tensor | None) -> Tensor:
     """(K',) `b + W mu_G` of the classes seen, the rows of `weight`."""
     logits = weight.times(means.centre)
-    return logits if bias is None else logits + bias.detach().to(means.centre)[means.seen]
+    return logits if bias is None else logits + means.values(bias.detach().to(means.centre))

@@ -16,11 +16,11 @@ from neuralcollapse.geometry.moments import ClassMoments
 class NearestMeans:
     """The means of the classes that have samples, about the mean of all samples, ready to be compared with features.
 
-    The moments must hold samples.
+    The moments must hold samples. Scores are taken about `centre` (d,), by default the mean of these samples.
     """
 
-    def __init__(self, moments: ClassMoments) -> None:
-        self._centre = moments.global_mean
+    def __init__(self, moments: ClassMoments, centre: Tensor | None = None) -> None:
+        self._centre = moments.global_mean if centre is None else centre
         self._seen = moments.counts.nonzero().flatten()
         all_seen = len(self._seen) == moments.num_classes
         self._means = BlockedMatrix(moments.means, None if all_seen else self._seen, self._centre)
@@ -69,7 +69,14 @@ class NearestMeans:
         return nearest
 
     def _nearest(self, features: Tensor) -> Tensor:
-        """(N,) the class of the mean that lies nearest to each row; not all scores of many classes at once."""
+        """(N,) the class of the mean that lies nearest to each row."""
+        return self.nearest(features)[0]
+
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N,) the class of the mean nearest to each of the (N, d) features, and a score, larger the nearer it is.
+
+        Not all scores of many classes are held at once.
+        """
         centred = features.to(device=self._centre.device, dtype=torch.float64) - self._centre
         best = centred.new_full((len(centred),), -math.inf)
         nearest = torch.zeros(len(centred), dtype=torch.int64, device=centred.device)
@@ -77,4 +84,4 @@ class NearestMeans:
             score, place = (centred @ self._means.block(part).T).sub_(halves).max(1)
             nearest = torch.where(score > best, self._seen[part][place], nearest)
             best = torch.maximum(best, score)
-        return nearest
+        return nearest, best

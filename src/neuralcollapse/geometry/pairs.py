@@ -13,8 +13,8 @@ from torch import Tensor
 from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.intake import waits_for_nothing
-from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
-from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
+from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise
 
@@ -117,6 +117,7 @@ def worst_pairs(
         InputError: fewer than two classes with samples, all class means equal, a count below 1, or names of another
             number of classes.
     """
+    check_moments(moments)
     check_count(count, "count", 1)
     known = None if names is None else check_class_names(names, moments.num_classes)
     means = CentredMeans(moments)
@@ -135,7 +136,7 @@ def worst_pairs(
 
     sample = draw(matrix.count, pairwise, matrix.norms.device)
     if sample is None:
-        for first, second in tiles(matrix):
+        for first, second in matrix.tiles():
             distances = tile_distances(matrix, first, second)
             distances[distances <= least[first, None] + least[None, second]] = 0
             cdnvs = ratios(distances, variances[first, None], variances[None, second])
@@ -192,11 +193,11 @@ def cdnv(
         return (variances[first] + variances[second]) / (2 * (distances - inflation[first] - inflation[second]))
 
     found = _mean(matrix, sample, on_tile, on_pairs)
-    near_ones, equal_ones = flags.tolist()  # the device is waited for once, not for every tile
+    near_ones, equal_ones = matrix.joined(flags.double()).tolist()  # the device is waited for once, not for every tile
     if near_ones and sample is None and not at_once:
         flags = torch.zeros_like(flags)
         found = _mean(matrix, sample, partial(on_tile, exact=True), on_pairs)
-        equal_ones = bool(flags[1])
+        equal_ones = float(matrix.joined(flags[1].double()))
     if equal_ones:
         raise _coincide(means, sample, least, noise is not None)
     return found
@@ -225,8 +226,9 @@ def _mean(
     on_pairs: Callable[[Tensor, Tensor], Tensor],
 ) -> Estimate:
     if sample is None:
-        sums = [on_tile(*tile).sum() * (1 if tile[0] == tile[1] else 2) for tile in tiles(matrix)]
-        return Estimate(torch.stack(sums).sum() / (matrix.count * (matrix.count - 1)))
+        sums = [on_tile(*tile).sum() * (1 if tile[0] == tile[1] else 2) for tile in matrix.tiles()]
+        total = torch.stack([torch.zeros_like(matrix.norms[0]), *sums]).sum()
+        return Estimate(matrix.joined(total) / (matrix.count * (matrix.count - 1)))
     values = torch.cat([on_pairs(*chunk) for chunk in sample.chunks(matrix.dim)])
     return Estimate(values.mean(), values.std() / math.sqrt(len(values)))
 
@@ -255,9 +257,12 @@ def _expanded(matrix: BlockedMatrix, first: slice, second: slice) -> tuple[Tenso
 
 def _correct(matrix: BlockedMatrix, distances: Tensor, near: Tensor, first: slice, second: slice) -> None:
     """Replace the distances that cancel by those of differences, which do not."""
-    for pairs in near.nonzero().split(max(1, _CHUNK_VALUES // matrix.dim)):
-        left, right = matrix.block(first.start + pairs[:, 0]), matrix.block(second.start + pairs[:, 1])
-        distances[pairs[:, 0], pairs[:, 1]] = (left - right).square().sum(1)
+    found = near.nonzero()
+    if len(found) == 0:
+        return
+    left, right = matrix.block(first), matrix.block(second)
+    for pairs in found.split(max(1, _CHUNK_VALUES // matrix.dim)):
+        distances[pairs[:, 0], pairs[:, 1]] = (left[pairs[:, 0]] - right[pairs[:, 1]]).square().sum(1)
 
 
 def pair_distances(matrix: BlockedMatrix, first: Tensor, second: Tensor) -> Tensor:
@@ -274,12 +279,14 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: 
     """Which classes have the same mean, or one within the noise, looked for again now that some do."""
     matrix = means.matrix
     if sample is None:
-        for first, second in tiles(matrix):
+        place = math.inf
+        for first, second in matrix.tiles():
             distances = tile_distances(matrix, first, second)
             equal = (distances <= least[first, None] + least[None, second]).nonzero()
             if len(equal):
-                pair = first.start + int(equal[0, 0]), second.start + int(equal[0, 1])
-                break
+                ordered = (equal + equal.new_tensor([first.start, second.start])).sort(1).values
+                place = min(place, int((ordered[:, 0] * matrix.count + ordered[:, 1]).min()))
+        pair = divmod(int(matrix.least(place)), matrix.count)
     else:
         for left, right in sample.chunks(matrix.dim):
             equal = (pair_distances(matrix, left, right) <= least[left] + least[right]).nonzero()

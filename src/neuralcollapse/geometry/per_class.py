@@ -16,7 +16,7 @@ from torch import Tensor
 from neuralcollapse.checks import as_tensor, check_class_names, check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, listed
 from neuralcollapse.geometry.class_table import ClassTable
-from neuralcollapse.geometry.matrix import BlockedMatrix, tiles
+from neuralcollapse.geometry.matrix import BlockedMatrix
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import pair_distances, ratios, rounding_squares, tile_distances
@@ -160,7 +160,7 @@ def nearest_means(matrix: BlockedMatrix) -> tuple[Tensor, Tensor]:
         best[rows] = torch.where(better, values, best[rows])
         near[rows] = torch.where(better, others.start + places, near[rows])
 
-    for first, second in tiles(matrix):  # for each row the others come in ascending order
+    for first, second in matrix.tiles():  # for each row the others come in ascending order
         distances = tile_distances(matrix, first, second)
         distances.masked_fill_(distances <= least[first, None] + least[None, second], 0)
         keep(first, second, distances, 1)

@@ -11,7 +11,7 @@ from neuralcollapse.checks import check_count, default_device
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.code_search import search
 from neuralcollapse.geometry.frames import haar_rows, orthoplex, simplex_etf
-from neuralcollapse.geometry.matrix import as_matrix, tiles
+from neuralcollapse.geometry.matrix import as_matrix
 from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.geometry.sharp_codes import known_codes, sharp_code
 
@@ -139,7 +139,7 @@ def coherence(rows: Tensor) -> float:
     if matrix.count < 2 or not bool(matrix.norms.all()):
         raise InputError("expected at least two rows, none of zero length: they have no angles otherwise")
     largest = -1.0
-    for first, second in tiles(matrix):
+    for first, second in matrix.tiles():
         cosines = matrix.unit(first) @ matrix.unit(second).T
         if first == second:
             cosines.fill_diagonal_(-1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import InputError, Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, tiles
+from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
 from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw
@@ -181,7 +181,7 @@ class _Moments:
 
 def _all(matrix: BlockedMatrix) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """(P,) squared distances of unit rows i < j, and (P,) i and (P,) j, tile by tile."""
-    for first, second in tiles(matrix):
+    for first, second in matrix.tiles():
         left, right = matrix.unit(first), matrix.unit(second)
         squares = torch.addmm(left.new_full((), 2.0), left, right.T, alpha=-2)
         rows, columns = squares.shape

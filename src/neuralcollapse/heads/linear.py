@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.split import is_split, outline, whole, whole_head, whole_shape
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {nn.Conv1d: -2, nn.Conv2d: -3, nn.Conv3d: -4}  # type -> axis of channels
 
@@ -20,13 +21,26 @@ def head_tensors(module: nn.Module) -> tuple[Tensor, Tensor | None]:
 
     Heads are nn.Linear and any other module with a `.weight` of shape (K, d); the fixed layers of this package; 1x1
     convolutions, whose (K, d, 1, ...) is read as (K, d); transformers' Conv1D, whose (d, K) is transposed; torch's
-    quantised Linear, whose weight is a method.
+    quantised Linear, whose weight is a method. Weights that are split over processes are gathered, so that all of them
+    must call this, unless `whole_heads` keeps a copy.
 
     Raises:
         InputError: the module has no such weight, or a lazy one that the first batch has yet to create.
     """
+    return _tensors(module, whole)
+
+
+def head_shape(module: nn.Module) -> tuple[int, int]:
+    """(K, d) of what `head_tensors` returns; nothing is gathered. Raises as that does."""
+    count, dim = _tensors(module, outline)[0].shape
+    return count, dim
+
+
+def _tensors(module: nn.Module, read: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor | None]:
+    copy = whole_head(module)
+    module = module if copy is None else copy.module
     with eval_mode(module):  # in training mode, reading the weight of a spectral norm changes it
-        weight, bias = (_tensor(module, name) for name in ("weight", "bias"))
+        weight, bias = (_tensor(module, name, read) for name in ("weight", "bias"))
         # An adapter that `eval` merges into the weight is taken out again, in place, by `train`.
         if any(_sets_more(part) for part in module.modules()):
             weight, bias = (None if value is None or is_lazy(value) else value.clone() for value in (weight, bias))
@@ -101,9 +115,10 @@ def head_outputs(module: nn.Module) -> int | None:
         return None
     # torch's private dicts, since reading `.weight` of a parametrised or lazy layer may compute it or raise.
     weight = module._parameters.get("weight") if "parametrizations" not in module._modules else module.weight
-    if not isinstance(weight, Tensor) or is_lazy(weight) or weight.dim() != 2 or not weight.is_floating_point():
+    if not isinstance(weight, Tensor) or is_lazy(weight) or not weight.is_floating_point():
         return None
-    return weight.shape[0]
+    shape = whole_shape(weight)
+    return shape[0] if len(shape) == 2 else None
 
 
 def tuned_layer(module: nn.Module) -> nn.Module | None:
@@ -132,12 +147,14 @@ def _is_transposed(module: nn.Module) -> bool:
     )
 
 
-def _tensor(module: nn.Module, name: str) -> Tensor | None:
+def _tensor(module: nn.Module, name: str, read: Callable[[Tensor], Tensor]) -> Tensor | None:
     value = getattr(module, name, None)
     if callable(value) and not isinstance(value, nn.Module | Tensor):
         value = value()  # torch's quantised layers
     if not isinstance(value, Tensor):
         return None
+    if is_split(value):
+        return read(value)
     return value.dequantize() if value.is_quantized else value
 
 

@@ -17,6 +17,7 @@ from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, listed
 from neuralcollapse.heads.search import find_head
+from neuralcollapse.heads.split import check_not_flat
 from neuralcollapse.loops.loaders import MappedBatches, check_restarts, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
 from neuralcollapse.loops.recorder import Recorder
@@ -58,7 +59,7 @@ class CollapseTrainerCallback(TrainerCallback):
 
     Raises:
         InputError: an option that does not exist, or a value of the wrong kind. As training begins: `out` is in use,
-            no such layer, data that cannot be split over processes, or weights that are. Later: training that diverged.
+            no such layer, data that cannot be split over processes, weights under FSDP1. Later: training that diverged.
     """
 
     def __init__(
@@ -164,10 +165,7 @@ class CollapseTrainerCallback(TrainerCallback):
     def _recorder(self, args: TrainingArguments, *, resume: bool, force: bool) -> Recorder:
         trainer = self.trainer
         model: Any = trainer.model
-        deepspeed = getattr(args, "hf_deepspeed_config", None)
-        zero3 = trainer.is_deepspeed_enabled and deepspeed is not None and deepspeed.is_zero3()
-        if trainer.is_fsdp_enabled or zero3:
-            raise InputError("expected each process to hold all weights, got FSDP or ZeRO-3: train with DDP or ZeRO-2")
+        check_not_flat(model)
         dataset: Any = trainer.train_dataset if self.dataset is None else self.dataset
         if dataset is None:
             raise InputError("expected a data set to measure on, got none: give dataset=, or the trainer train_dataset")

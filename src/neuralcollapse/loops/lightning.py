@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError
+from neuralcollapse.heads.split import check_not_flat
 from neuralcollapse.loops.expected import HeadDecay
 from neuralcollapse.loops.loaders import MappedBatches, check_loader, sequential
 from neuralcollapse.loops.options import check_names, check_values, options_of
@@ -27,7 +28,6 @@ from neuralcollapse.runs.records import Record
 
 # Trainers of the package's other name take callbacks of that name alone.
 _OTHER = tuple(filter(None, [getattr(sys.modules.get("pytorch_lightning"), "Callback", None)]))
-_SPLIT = ("FSDP", "DeepSpeed", "ModelParallel")  # strategies that split the weights
 
 
 class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
@@ -195,9 +195,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
         trainer.should_stop = trainer.should_stop or asked
 
     def _recorder(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> Recorder:
-        strategy = type(trainer.strategy).__name__
-        if strategy.startswith(_SPLIT):
-            raise InputError(f"expected each process to hold all weights, got {strategy}: train with strategy='ddp'")
+        check_not_flat(module)
         train, test = self._loaders(trainer)
         recorder = Recorder(
             _prepared(train, trainer, module),
@@ -219,7 +217,7 @@ class CollapseCallback(lightning.Callback, *_OTHER):  # type: ignore[misc]
 
     def _loaders(self, trainer: lightning.Trainer) -> tuple[Any, Any]:
         """The data to measure on: the share of this process."""
-        place = (trainer.global_rank, trainer.world_size)
+        place = _place(trainer)
         as_given = self.sharded or trainer.world_size == 1
         if self.loader is None:
             train = _own(trainer.train_dataloader, trainer, trainer.num_training_batches)
@@ -262,6 +260,12 @@ def _learning_rate(trainer: lightning.Trainer) -> float:
     return float(trainer.optimizers[0].param_groups[0]["lr"]) if trainer.optimizers else math.nan
 
 
+def _place(trainer: lightning.Trainer) -> tuple[int, int]:
+    """Which share of the samples this process has, and of how many: those that share layers have the same."""
+    sampler = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+    return sampler.get("rank", trainer.global_rank), sampler.get("num_replicas", trainer.world_size)
+
+
 def _own(loader: Any, trainer: lightning.Trainer, batches: float) -> Iterable[Any]:
     """The trainer's own data, in order; of a stream, which may have no end, as many batches as the trainer takes."""
     several = isinstance(loader, Sequence | Mapping)  # to Lightning that means a batch of each
@@ -271,7 +275,7 @@ def _own(loader: Any, trainer: lightning.Trainer, batches: float) -> Iterable[An
         stream = check_loader(loader, "the trainer's data")
     else:
         check_loader(loader, "the trainer's data")
-        stream = sequential(loader, trainer.global_rank, trainer.world_size)
+        stream = sequential(loader, *_place(trainer))
         if not isinstance(loader.dataset, IterableDataset):
             return stream
     return stream if math.isinf(batches) else MappedBatches(stream, lambda batch: batch, int(batches))

@@ -10,7 +10,6 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +22,11 @@ from neuralcollapse.capture.class_by_class import measured_names
 from neuralcollapse.capture.class_names import data_behind
 from neuralcollapse.capture.collect import Capture, collect, collect_test
 from neuralcollapse.capture.processes import first_buffers
-from neuralcollapse.checks import check_count
+from neuralcollapse.capture.team import Team
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
+from neuralcollapse.heads.split import own_part
+from neuralcollapse.loops.asked import asked
 from neuralcollapse.loops.expected import HeadDecay, at_minimum, before_training, is_cross_entropy
 from neuralcollapse.loops.kept import certified, classes_of, environment_of, geometry_of, names_of, spread
 from neuralcollapse.loops.loaders import check_loader
@@ -221,11 +222,11 @@ class Recorder:
         Raises:
             InputError: as `neuralcollapse.measure`; weights that are not finite; `out` is in use or cannot be written.
         """
+        team = Team.of(model, sharded=bool(self.options.get("sharded")))
+        team.agree(None, lambda: asked(self, model, epoch, learning_rate))
         model = check_model(model)
-        epoch = check_count(epoch, "epoch", 0)
-        if not isinstance(learning_rate, Real):
-            raise InputError(f"expected learning_rate as a number, got {learning_rate!r}: give one, or leave it out")
-        if not all(bool(torch.isfinite(value).all()) for value in model.parameters()):
+        parts = (own_part(value) for value in model.parameters())
+        if not all(team.exchanged(lambda: all(bool(torch.isfinite(part).all()) for part in parts))):
             raise InputError(
                 f"training diverged by {self.unit} {epoch} (weights are not finite): lower the learning rate"
             )
@@ -261,7 +262,7 @@ class Recorder:
         geometry = geometry_of(epoch, capture)
         if self._names is None:
             self._names = self.class_names or names_of(model, self.loader, capture)
-        self._keep(record, model, capture, test, geometry)
+        team.exchanged(lambda: self._keep(record, model, capture, test, geometry))
         if not follows:
             self._watch.restart(self.records)
         if self.on_record is not None:

@@ -6,6 +6,8 @@ that the rows of the classes that a block of inputs is taken for are computed wi
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -75,7 +77,8 @@ class Boundaries:
         Equal rows lie side by side in the order of their products with a random vector. Another row may come between
         two of them by chance, so that the next few are looked at.
         """
-        probe = torch.randn(self._rows.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        host: dict[str, Any] = {"generator": torch.Generator().manual_seed(0), "device": "cpu"}
+        probe = torch.randn(self._rows.shape[1], dtype=torch.float64, **host)
         order = (self._rows @ probe.to(self._rows.device)).argsort()
         equal = torch.zeros(len(order), dtype=torch.bool, device=order.device)
         for step in range(1, _NEIGHBOURS + 1):

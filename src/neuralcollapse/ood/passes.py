@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,10 @@ from neuralcollapse.capture.arguments import check_device, check_loader, check_m
 from neuralcollapse.capture.batches import LABEL_KEYS
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.forward import Forward
+from neuralcollapse.capture.team import Team, ToldError
 from neuralcollapse.errors import InputError
+from neuralcollapse.heads.meshes import split_again, tensor_dims
+from neuralcollapse.heads.split import whole_heads
 
 PADDING = -100
 
@@ -29,27 +33,45 @@ def captured_batches(
     device: torch.device | str | None = None,
     progress: bool = True,
     labels: bool = True,
+    team: Team | None = None,
 ) -> Iterator[CapturedBatch]:
     """Each batch as the head sees it: features, and logits.
 
     `text` is what the progress bar says. Without `labels`, batches may have none, or those of other classes, and they
-    are not looked at. The other arguments are as for `neuralcollapse.measure`.
+    are not looked at. `team` are the processes that run the model together, where its weights are split or the batches
+    are. The other arguments are as for `neuralcollapse.measure`.
     """
     model, device = check_model(model), check_device(device)
     if labels or not _are_inputs(loader):
         loader = check_loader(loader)
     head, others = find_classifier(model, classifier, None)
     ignore_index = ignore_index if labels else PADDING
-    forward = Forward(model, head, others, {}, ignore_index, device, next_token=next_token, chosen=True)
-    with torch.no_grad(), forward:
-        for number, batch in enumerate(
-            tqdm(loader, text, unit="batch", leave=False, disable=None if progress else True)
-        ):
+    team = Team.of(model, sharded=False) if team is None else team
+    passes: dict[str, Any] = {"next_token": next_token, "chosen": True, "team": team}
+    error: Exception | None = None
+    with torch.no_grad(), split_again(model), whole_heads([head.module], tensor_dims(model)):
+        forward = Forward(model, head, others, {}, ignore_index, device, **passes)
+        with forward:
             try:
-                captured = forward(batch if labels else with_labels(batch))
-            except InputError as error:
-                raise InputError(f"batch {number + 1}: {error}") from error.__cause__
-            yield captured
+                for number, batch in enumerate(
+                    tqdm(loader, text, unit="batch", leave=False, disable=None if progress else True)
+                ):
+                    try:
+                        captured = forward(batch if labels else with_labels(batch))
+                    except ToldError:
+                        raise
+                    except InputError as wrong:
+                        raise InputError(f"batch {number + 1}: {wrong}") from wrong.__cause__
+                    yield captured
+            except Exception as caught:
+                error = caught
+            team.run(partial(_end, error), forward.idle)
+
+
+def _end(error: Exception | None) -> None:
+    """The end of a pass, with or without an error."""
+    if error is not None:
+        raise error
 
 
 def _are_inputs(loader: object) -> bool:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.captured import CapturedBatch
 from neuralcollapse.capture.collect import collect
-from neuralcollapse.capture.processes import summed
+from neuralcollapse.capture.team import Team
 from neuralcollapse.checks import as_tensor, check_features, check_finite
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.geometry.moments import ClassMoments
@@ -153,10 +153,12 @@ class OODScorer:
         found = collect(model, loader, classifier, num_classes, **passed, **shared)
         scorer = cls(found.moments, found.weight, found.bias, given, found.layer)
         if scorer._fitted.need_alpha:
-            batches = captured_batches(model, loader, found.layer, "fitting vim", progress=progress, **shared)
-            scorer._fit_alpha(
-                (batch.features for batch in batches), sharded=sharded, expected=found.moments.num_samples
+            team = Team.of(model, sharded=sharded)
+            team.agree(model, lambda: {"options": given})
+            batches = captured_batches(
+                model, loader, found.layer, "fitting vim", progress=progress, team=team, **shared
             )
+            scorer._fit_alpha((batch.features for batch in batches), team, expected=found.moments.num_samples)
         scorer._fitted.check()
         return scorer
 
@@ -341,7 +343,7 @@ class OODScorer:
             self._blocks[key] = Blocks(self._fitted, names, self.vim_alpha, device, dtype)
         return self._blocks[key]
 
-    def _fit_alpha(self, parts: Iterable[Tensor], *, sharded: bool = False, expected: int | None = None) -> None:
+    def _fit_alpha(self, parts: Iterable[Tensor], team: Team | None = None, *, expected: int | None = None) -> None:
         """ViM's alpha, from blocks of the training features."""
         sums = torch.zeros(2, dtype=torch.float64)
         seen = 0.0
@@ -350,7 +352,7 @@ class OODScorer:
             sums += torch.stack([found[name].cpu().double().sum() for name in ("max_logit", "residual")])
             seen += len(rows)
         totals = (*sums.tolist(), seen)
-        largest, outside, seen = summed(self.moments.device, *totals) if sharded else totals
+        largest, outside, seen = totals if team is None else team.summed(*totals)
         outside = -outside
         if seen == 0 or (expected is not None and seen != expected):
             raise InputError(

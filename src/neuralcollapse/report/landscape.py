@@ -41,7 +41,7 @@ def landscape_page(found: Survey) -> Page:
     model = found.model
     return Page(
         title=f"Landscape of the unconstrained feature model, K = {model.num_classes}, d = {model.feature_dim}",
-        subtitle=f"{loss_words(model)}; decay of {decays(model)}",
+        subtitle=f"{loss_words(model)}{', features >= 0' if model.nonnegative else ''}; decay of {decays(model)}",
         verdict=summary(found),
         cards=_cards(found),
         figures=landscape_figures(found),

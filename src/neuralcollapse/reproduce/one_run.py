@@ -36,7 +36,7 @@ def run_one(folder: str | Path, name: str, *, progress: bool = False) -> Path | 
         InUse: another process has the run.
         Stopped: a signal came; the state is in the folder.
     """
-    experiment = ExperimentFolder.open(Path(folder))
+    experiment = ExperimentFolder.open(folder)
     experiment.take(name, progress=progress)
     return finish(experiment)
 
@@ -44,7 +44,7 @@ def run_one(folder: str | Path, name: str, *, progress: bool = False) -> Path | 
 def main(path: str, name: str, progress: str = "") -> int:
     """One run of an experiment's folder, in this process; whoever waits for all of them writes the page."""
     try:
-        ExperimentFolder.open(Path(path)).take(name, progress=bool(progress))
+        ExperimentFolder.open(path).take(name, progress=bool(progress))
     except InUse:
         return IN_USE
     except InputError as error:

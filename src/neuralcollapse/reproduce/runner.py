@@ -50,8 +50,21 @@ class ExperimentFolder:
     experiment: Experiment
 
     @classmethod
-    def create(cls, name: str, scale: str, out: Path, changes: Mapping[str, Any] | None = None) -> ExperimentFolder:
-        """The folder of an experiment, new or one to go on with."""
+    def create(
+        cls, name: str, scale: str, out: str | Path, changes: Mapping[str, Any] | None = None
+    ) -> ExperimentFolder:
+        """The folder of an experiment, new or one to go on with.
+
+        Args:
+            name: of the experiment, or a YAML file of your own.
+            scale: "smoke", "laptop" or "paper".
+            out: the folder.
+            changes: options of `TrainConfig`, which win over those of the file in every run.
+
+        Raises:
+            InputError: there is no such experiment or scale, or the folder holds something else.
+        """
+        out = Path(out)
         text = text_of(name)
         title = Path(name).stem
         experiment = parse(text, title, scale, changes)
@@ -77,8 +90,13 @@ class ExperimentFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> ExperimentFolder:
-        """An existing experiment."""
+    def open(cls, path: str | Path) -> ExperimentFolder:
+        """An existing experiment.
+
+        Raises:
+            InputError: the folder holds none.
+        """
+        path = Path(path)
         there = _read(path)
         return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"], quiet=True))
 

@@ -20,7 +20,6 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.extras import to_install
 from neuralcollapse.training.config import TrainConfig
 
 
@@ -39,7 +38,10 @@ def _has_bfloat16() -> bool:
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there."""
     if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
-        raise InputError(f"strategy {config.strategy} splits the weights, which are measured whole: use ddp")
+        raise InputError(
+            f"expected a strategy that keeps the weights whole, got {config.strategy}: use ddp, or shard a network in "
+            "a loop of your own, where a Recorder measures it"
+        )
     if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
         raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
     # Lightning itself would requeue a SLURM job from its own checkpoints. torchrun may run inside of one.
@@ -89,7 +91,7 @@ def make_logger(name: str, path: Path) -> Logger:
         logger.experiment  # noqa: B018  makes it
         return logger
     except ModuleNotFoundError as error:
-        raise InputError(f"the logger {name} is not installed ({error}): {to_install(error)}") from None
+        raise InputError(f"the logger {name} is not installed ({error}): pip install {name}") from None
     except OSError:
         raise
     except Exception as error:  # each service has kinds of its own
