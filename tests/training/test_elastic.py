@@ -100,8 +100,6 @@ class Killer(threading.Thread):
 def kill_ten_times(folder: Path) -> None:
     """In a process of its own: prints what the first test looks at."""
     torch.set_num_threads(1)
-    import sklearn.datasets
-    import sklearn.model_selection
 
     import neuralcollapse.report.single
     import neuralcollapse.training.run  # noqa: F401
@@ -128,8 +126,6 @@ def kill_ten_times(folder: Path) -> None:
 def go_on_with_fewer(folder: Path) -> None:
     """In a process of its own: three processes, one of them killed, then two of the same command."""
     torch.set_num_threads(1)
-    import sklearn.datasets
-    import sklearn.model_selection
 
     import neuralcollapse.report.single
     import neuralcollapse.training.run  # noqa: F401
@@ -147,8 +143,6 @@ def go_on_with_fewer(folder: Path) -> None:
 def stop_one(folder: Path) -> None:
     """In a process of its own: one of two processes hangs."""
     torch.set_num_threads(1)
-    import sklearn.datasets
-    import sklearn.model_selection
 
     import neuralcollapse.report.single
     import neuralcollapse.training.run  # noqa: F401
