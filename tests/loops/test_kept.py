@@ -140,7 +140,7 @@ MACHINE = {"python", "neuralcollapse", "torch", "torchmetrics", "numpy", "lightn
 DATA = {"class_names", "class_counts", "num_classes", "feature_dim", "train_samples", "test_samples", "parameters"}
 IMAGES = {"image_shape", "pixel_mean", "pixel_std"}
 BUDGET = {"decay_budget", "row_sum_left"}
-STEP = {"cuda_graph", "precision"}  # only `train` decides about the step
+STEP = {"cuda_graph", "precision", "processes"}  # only `train` decides about the step
 
 
 def test_every_loop_keeps_the_same_record_geometry_and_environment(loop):
