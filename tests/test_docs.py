@@ -137,7 +137,7 @@ def test_a_command_of_the_docs_is_one(line, monkeypatch, tmp_path):
         return
     seen = []
 
-    def train(config, out, *, force, given):
+    def train(config, out, *, force, given, resume):
         seen.append(config)
         raise nc.InputError("far enough")
 

@@ -733,7 +733,7 @@ def test_a_wrong_value_of_training_is_one_line_in_our_words(arguments, message, 
 def test_lists_and_flags_are_read_as_people_write_them(monkeypatch, tmp_path):
     seen = []
 
-    def train(config, out, *, force, given):
+    def train(config, out, *, force, given, resume):
         seen.append(config)
         raise KeyboardInterrupt
 
