@@ -132,6 +132,8 @@ def test_a_command_of_the_docs_is_one(line, monkeypatch, tmp_path):
     if len(arguments) == 1:  # a list of the commands
         assert re.search(rf"^ +{arguments[0]}\s", cli._parser().format_help(), re.MULTILINE)
         return
+    (tmp_path / "run.yaml").write_text("epochs: 3\n")
+    monkeypatch.chdir(tmp_path)
     if arguments[0] != "train" or "--resume" in arguments:
         assert callable(cli.parse(arguments).run)
         return
@@ -141,8 +143,6 @@ def test_a_command_of_the_docs_is_one(line, monkeypatch, tmp_path):
         seen.append(config)
         raise nc.InputError("far enough")
 
-    (tmp_path / "run.yaml").write_text("epochs: 3\n")
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("neuralcollapse.training.run.train", train)
     if "--print-config" in arguments:
         with pytest.raises(SystemExit):

@@ -280,7 +280,7 @@ def test_the_printed_config_keeps_the_run_folder_and_not_what_is_for_the_command
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(printed))
     asked = []
 
-    def stop(config, out, *, force, given):
+    def stop(config, out, *, force, given, resume):
         asked.append((out, force))
         raise nc.InputError("not run")
 

@@ -310,6 +310,7 @@ OTHER = {
     "accelerator": "cpu",
     "devices": 2,
     "nodes": 2,
+    "timeout": 60.0,
     "strategy": "ddp",
     "precision": "64-true",
     "cuda_graph": "off",
