@@ -28,6 +28,16 @@ pytestmark = [
 ]
 
 
+def ready_to_fork() -> None:
+    """Import what a run does, and compute nothing: torch has no threads then."""
+    torch.set_num_threads(1)
+    import sklearn.datasets
+    import sklearn.model_selection  # noqa: F401
+
+    import neuralcollapse.report.single
+    import neuralcollapse.training.run  # noqa: F401
+
+
 def worker(folder: str, *command: str) -> None:
     """The command in a forked process, which says who it is."""
     from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -99,11 +109,7 @@ class Killer(threading.Thread):
 
 def kill_ten_times(folder: Path) -> None:
     """In a process of its own: prints what the first test looks at."""
-    torch.set_num_threads(1)
-
-    import neuralcollapse.report.single
-    import neuralcollapse.training.run  # noqa: F401
-
+    ready_to_fork()
     whole, run = folder / "whole", folder / "run"
     problem = by_torchrun(folder / "first", 3, 0, "train", "--out", str(whole), *FLAGS)
     assert not problem, problem
@@ -125,11 +131,7 @@ def kill_ten_times(folder: Path) -> None:
 
 def go_on_with_fewer(folder: Path) -> None:
     """In a process of its own: three processes, one of them killed, then two of the same command."""
-    torch.set_num_threads(1)
-
-    import neuralcollapse.report.single
-    import neuralcollapse.training.run  # noqa: F401
-
+    ready_to_fork()
     run = folder / "run"
     command = ("train", "--out", str(run), "--resume", "--devices", "3", *FLAGS, "--epochs", "12")
     killer = Killer(folder / "three", run, 1, 3, least=3)
@@ -142,11 +144,7 @@ def go_on_with_fewer(folder: Path) -> None:
 
 def stop_one(folder: Path) -> None:
     """In a process of its own: one of two processes hangs."""
-    torch.set_num_threads(1)
-
-    import neuralcollapse.report.single
-    import neuralcollapse.training.run  # noqa: F401
-
+    ready_to_fork()
     run, place = folder / "run", folder / "two" / "0-1"
 
     def hang() -> None:
