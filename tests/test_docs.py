@@ -140,8 +140,6 @@ def test_a_command_of_the_docs_is_one(line, monkeypatch, tmp_path):
     if len(arguments) == 1:  # a list of the commands
         assert re.search(rf"^ +{arguments[0]}\s", cli._parser().format_help(), re.MULTILINE)
         return
-    (tmp_path / "run.yaml").write_text("epochs: 3\n")
-    monkeypatch.chdir(tmp_path)
     if arguments[0] != "train" or "--resume" in arguments:
         assert callable(cli.parse(arguments).run)
         return
