@@ -88,7 +88,9 @@ class Ranks:
             return values
         held = values.contiguous()
         moved = self._moved(held)
-        torch.distributed.broadcast(moved.view(-1).view(torch.uint8), group=self.group, group_src=source)
+        # by its number among all processes: torch 2.5 does not take that in the group
+        among_all = source if self.group is None else torch.distributed.get_global_rank(self.group, source)
+        torch.distributed.broadcast(moved.view(-1).view(torch.uint8), src=among_all, group=self.group)
         return moved.to(values.device)
 
     def gathered(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:
