@@ -20,12 +20,7 @@ def opened(browser, file: Path, width: int, scheme: str) -> Iterator[tuple]:
     """(page, what went wrong): errors of the console and of scripts, dialogs, whatever is asked of another host."""
     wrong: list[str] = []
     context = browser.new_context(viewport={"width": width, "height": WIDTHS[width]}, color_scheme=scheme)
-    page = context.new_page()
-    page.set_default_timeout(ALL_IDLE)
-    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-    page.on("request", lambda request: wrong.append(request.url) if not local(request.url) else None)
+    page = watched(context, wrong)
     page.goto(file.as_uri())
     try:
         yield page, wrong
@@ -33,9 +28,20 @@ def opened(browser, file: Path, width: int, scheme: str) -> Iterator[tuple]:
         context.close()
 
 
+def watched(context, wrong: list[str]):
+    """A new page that adds to `wrong` what goes wrong in it, is asked of another host, or pops up."""
+    page = context.new_page()
+    page.set_default_timeout(ALL_IDLE)
+    page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
+    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: wrong.append(request.url) if not local(request.url) else None)
+    return page
+
+
 def local(url: str) -> bool:
-    """Whether a request stays on the machine."""
-    return url.startswith(("file:", "data:", "blob:"))
+    """Whether a request stays on the machine, and is not for the picture that a name with markup in it asks for."""
+    return url.startswith(("file:", "data:", "blob:")) and not url.endswith("/x")
 
 
 def scroll_through(page) -> None:

@@ -13,12 +13,12 @@ from neuralcollapse.report.comparison import comparison_page
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import read_runs
+from tests.look import watched
 
 EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
 MAP = "[...document.querySelectorAll('#cosines [data-cell]')].map(cell => cell.getAttribute('fill')).join()"
 NAMES = "[...document.querySelectorAll('#cosines text')].map(text => text.textContent)"
 STEPS = "figures.find(figure => figure.name === 'cosines').steps"
-ALL_IDLE = 60_000  # ms that a slow machine may take
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +62,7 @@ def visit(browser, files):
     def opened(name: str, **options):
         context = browser.new_context(**options)
         contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(ALL_IDLE)
-        page.on("console", lambda message: wrong.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-        page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
-        page.on("request", lambda request: wrong.append(request.url) if not local(request.url) else None)
+        page = watched(context, wrong)
         page.goto((files / f"{name}.html").as_uri())
         return page
 
@@ -75,10 +70,6 @@ def visit(browser, files):
     for context in contexts:
         context.close()
     assert wrong == []
-
-
-def local(url: str) -> bool:
-    return url.startswith(("file:", "data:", "blob:")) and not url.endswith("/x")
 
 
 def test_the_slider_moves_the_heat_map_by_mouse_and_keys_and_says_the_epoch(visit):

@@ -70,13 +70,7 @@ def launched(
     executor = _executor(path / LOGS, settings)
     here = executor.cluster == "local"
     threads = max(1, torch.get_num_threads() // len(names)) if here else 0
-    try:
-        with executor.batch():  # one array in SLURM
-            submitted = [executor.submit(Job(str(path.resolve()), name, threads)) for name in names]
-    except Exception as error:
-        raise InputError(f"the jobs cannot be submitted: {one_line(error)}") from None
-    running = dict(zip(names, submitted, strict=True))
-    on_message(f"{len(names)} jobs in {executor.cluster}; what each prints: {path / LOGS}")
+    running: dict[str, Any] = {}
     elsewhere: list[str] = []
     failed: dict[str, str] = {}
     received: list[int] = []
@@ -89,6 +83,15 @@ def launched(
                 os.kill(int(job.job_id), signal.SIGTERM)
 
     with handled(passed_on):
+        try:
+            with executor.batch():  # one array in SLURM
+                submitted = [executor.submit(Job(str(path.resolve()), name, threads)) for name in names]
+        except Exception as error:
+            raise InputError(f"the jobs cannot be submitted: {one_line(error)}") from None
+        running |= zip(names, submitted, strict=True)
+        on_message(f"{len(names)} jobs in {executor.cluster}; what each prints: {path / LOGS}")
+        if received:  # it came while they were submitted, before their processes were known
+            passed_on(received[0], None)
         while running and (here or not received):
             for name in [name for name, job in running.items() if job.done()]:
                 said = _outcome(running.pop(name))
