@@ -369,7 +369,7 @@ def test_a_mean_equal_to_the_global_mean_has_no_angle(offset, noise):
     features = np.concatenate([samples - np.arange(6), samples, samples + np.arange(6)])
     labels, weight = np.repeat(np.arange(3), 50), rng.standard_normal((3, 6))
     undefined = {"equiangularity_means", "max_equiangularity_means"}
-    assert_only_undefined((features, labels, weight), undefined, "vectors of zero length have no direction (number 1)")
+    assert_only_undefined((features, labels, weight), undefined, "vectors of zero length have no direction (class 1)")
 
 
 def test_a_zero_weight_has_no_geometry():

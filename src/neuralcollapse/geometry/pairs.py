@@ -120,7 +120,13 @@ def worst_pairs(
     check_moments(moments)
     check_count(count, "count", 1)
     known = None if names is None else check_class_names(names, moments.num_classes)
-    means = CentredMeans(moments)
+    return worst_pairs_of(CentredMeans(moments), count, pairwise, known)
+
+
+def worst_pairs_of(
+    means: CentredMeans, count: int, pairwise: bool | int, known: Sequence[str] | None
+) -> list[ClassPair]:
+    """`worst_pairs` of these means, with the names that are `known` of all K classes of the moments."""
     try:
         matrix, variances = means.matrix, means.class_variances
         least = rounding_squares(matrix)

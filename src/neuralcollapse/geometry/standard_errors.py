@@ -77,13 +77,14 @@ def errors_of(
     pairwise: bool | int = True,
     held_out: bool = False,
     numbers: Tensor | None = None,
+    means: CentredMeans | None = None,
 ) -> dict[str, float]:
     """`standard_errors`, given the moments of all groups together too; NaN for fewer than two groups.
 
-    `held_out` and `numbers` are what warnings say, as of `measures_of`.
+    `held_out` and `numbers` are what warnings say, and `means` those of `whole`, as of `measures_of`.
     """
     groups = [group for group in groups if group.num_samples > 0]
-    means, undefined = CentredMeans(whole, numbers), Reasons()
+    means, undefined = means or CentredMeans(whole, numbers), Reasons()
     sample = draw(len(means.seen), pairwise, means.seen.device)
     names = [name for name in _JOBS if pairwise is not False or name != "nc1_cdnv"]
     values = {f"{name}_{kind}": math.nan for name in names for kind in ("corrected", "error")}
