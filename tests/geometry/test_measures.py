@@ -382,7 +382,7 @@ def test_a_zero_weight_has_no_geometry():
 def test_a_zero_row_of_the_weight_lacks_only_its_angles():
     features, labels, weight, _ = problem(6, (4, 5, 6))
     weight[1] = 0
-    assert_only_undefined((features, labels, weight), ANGLES_OF_WEIGHTS, "(number 1)")
+    assert_only_undefined((features, labels, weight), ANGLES_OF_WEIGHTS, "(class 1)")
 
 
 @settings(deadline=None, max_examples=50)
