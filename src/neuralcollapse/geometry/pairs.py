@@ -299,7 +299,12 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: 
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break
-    names = "classes {} and {}".format(*means.called(means.seen[list(pair)]))
     if noisy:
-        return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
-    return Undefined(f"{names} have the same mean")
+        return hardly_apart(means, *pair)
+    return Undefined("classes {} and {} have the same mean".format(*means.called(means.seen[list(pair)])))
+
+
+def hardly_apart(means: CentredMeans, first: int, second: int) -> Undefined:
+    """Why two means, at these places of the classes seen, cannot be told apart."""
+    names = "classes {} and {}".format(*means.called(means.seen[[first, second]]))
+    return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
