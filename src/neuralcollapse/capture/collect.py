@@ -98,7 +98,7 @@ def measure(
             classes (see `neuralcollapse.measures`).
         errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
             `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
-            these would take more than 1 GiB. An integer sets the number of groups. Of inner layers there are none.
+            these would take more than 1 GiB. An integer sets the number of groups. Inner layers have groups of their own.
         more: add what `neuralcollapse.more_measures` gives, but for "gnc1", which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
@@ -355,6 +355,7 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> 
         nonnegative=sums.nonnegative,
         correct=correct,
         groups=() if sums.grouped is None else sums.grouped.parts(),
+        layers_groups={name: part.parts() for name, part in sums.grouped_layers.items()},
         class_names=find_class_names(forward.model, loader, len(weight)),
     )
 
