@@ -134,3 +134,15 @@ def test_without_errors_there_are_no_bands(tmp_path):
     recorder = nc.Recorder(loader(samples()))
     recorder.measure(Network(), 0)
     assert not any(isinstance(mark, Band) for figure in run_curves(recorder.records) for mark in figure.marks)
+
+
+def test_inner_layers_have_more_measures_too():
+    found = nc.measure(Network(), loader(samples()), layers=("body",), more=True)
+    assert found["layers"]["body"]["more"]["rank_between"] == found["more"]["rank_between"] == 3
+    assert not found["layers"]["body"]["more"].keys() & {"gnc2", "gnc3"}  # of a classifier
+
+
+@pytest.mark.parametrize("option", ["errors", "more", "nc4"])
+def test_a_metric_says_where_they_are(option):
+    with pytest.raises(nc.InputError, match=f"no {option} of a metric.*neuralcollapse.measure"):
+        nc.NeuralCollapse(4, 6, **{option: True})

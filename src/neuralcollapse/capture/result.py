@@ -123,6 +123,11 @@ class Capture:
         """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
         return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes, means=self.means)
 
+    def more_of_layers(self, *, pairwise: bool | int = True) -> dict[str, dict[str, float]]:
+        """Name -> `neuralcollapse.more_measures` of the outputs of an inner layer."""
+        how: dict[str, Any] = {"pairwise": pairwise, "numbers": self.classes}
+        return {name: more_measures_of(moments, None, **how) for name, moments in self.layers.items()}
+
     @property
     def means(self) -> CentredMeans:
         """The centred class means of `moments`: one, with all that was derived of it, for whatever asks for them."""
