@@ -311,7 +311,12 @@ def main() -> None:
             return
         rows = run(sets, options.quick, lambda line: print(line, file=sys.stderr, flush=True))
         where = f"{processor()}, one thread. Python {platform.python_version()}, torch {torch.__version__}."
-        found = {"where": where, "minutes": round((time.thread_time() - started) / 60, 1), "rows": rows, "brightness": alone}
+        found = {
+            "where": where,
+            "minutes": round((time.thread_time() - started) / 60, 1),
+            "rows": rows,
+            "brightness": alone,
+        }
         if options.quick:
             print(json.dumps(found)[:2000])
             return

@@ -1,6 +1,7 @@
 """Samples dealt to groups: every class evenly in any order of samples; together the groups are all samples."""
 
 import itertools
+import math
 
 import pytest
 import torch
@@ -80,14 +81,16 @@ def test_moments_that_were_joined_or_left_out_do_not_change():
         joined([parts[0], nc.ClassMoments.zeros(7, 9)])
 
 
-def test_small_classes_get_half_as_many_groups_and_none_has_two_of_a_class():
-    features, labels = data(60, 12, 5)
-    labels = torch.arange(60) % 12
+@pytest.mark.parametrize(("samples", "number"), [(3, 4), (4, 4), (5, 5), (9, 5), (10, 10), (19, 10), (20, 20)])
+def test_small_classes_get_fewer_groups_each_with_its_share_of_a_class(samples, number):
+    features, _ = data(12 * samples, 12, 5)
     grouped = GroupedMoments(12, 5, 20)
-    grouped.update(features, labels)
+    grouped.update(features, torch.arange(12 * samples) % 12)
     parts = grouped.parts()
-    assert len(parts) == 10
-    assert all(bool((part.counts <= 1).all()) for part in parts)
+    assert len(parts) == number
+    counts = torch.stack([part.counts for part in parts])
+    assert int(counts.min()) == samples // number
+    assert int(counts.max()) == math.ceil(samples / number)
 
 
 def test_a_wrong_batch_is_refused_as_a_whole_and_named():

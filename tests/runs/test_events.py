@@ -22,6 +22,10 @@ def series(values):
 # Collapse begins
 
 
+def test_a_network_that_rests_does_not_begin_to_collapse():
+    assert collapse_begun([at(0, nc1=0.02), at(1, nc1=0.02 * (1 - 1e-6)), at(2, nc1=0.0199)]).epoch == 2
+
+
 @pytest.mark.parametrize(
     ("accuracies", "values", "expected"),
     [

@@ -97,8 +97,9 @@ def measure(
         pairwise: False leaves out the measures whose cost grows with K^2; a number takes a sample of that many pairs of
             classes (see `neuralcollapse.measures`).
         errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
-            `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
-            these would take more than 1 GiB. An integer sets the number of groups. Inner layers have groups of their own.
+            `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; from 10, 5
+            or 4 where most classes have fewer samples, and from 10 to 20 where these would take more than 1 GiB. An
+            integer sets the number of groups. Inner layers have groups of their own.
         more: add what `neuralcollapse.more_measures` gives of the training set and its inner layers, but for "gnc1",
             which needs features of length one.
         device: where to run; by default the device of the model's parameters.

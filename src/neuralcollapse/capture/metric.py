@@ -21,7 +21,6 @@ from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.heads.linear import head_shape, head_tensors
 from neuralcollapse.heads.split import is_split
 
-
 _ELSEWHERE = {"errors", "more", "nc4", "layers", "min_count"}  # options of `measure` that one sum cannot serve
 
 
@@ -47,7 +46,7 @@ class NeuralCollapse(Metric):
         kwargs: arguments of torchmetrics' Metric, such as `dist_sync_on_step`.
 
     The features of all updates should come from the same weights: update in eval mode over the training set after an
-    epoch, not while the weights change. (NC4 needs two passes over the samples, and standard errors need groups of them:
+    epoch, not while the weights change. (NC4 needs two passes over the samples, and standard errors groups of them:
     `neuralcollapse.measure`.)
 
     `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels, and raises InputError,

@@ -83,9 +83,7 @@ class Sums:
     @property
     def layers(self) -> dict[str, ClassMoments]:
         """Name -> moments of the outputs of an inner layer."""
-        return {
-            name: part.whole() if isinstance(part, GroupedMoments) else part for name, part in self._layers.items()
-        }
+        return {name: part.whole() if isinstance(part, GroupedMoments) else part for name, part in self._layers.items()}
 
     @property
     def grouped_layers(self) -> dict[str, GroupedMoments]:

@@ -1,7 +1,7 @@
 """GroupedMoments: the samples of a pass dealt to groups with moments of their own, each a fair sample of every class.
 
 The r-th sample of a class goes to group `r + offset mod G`, with another offset for each class, so that the groups are
-alike whatever the order of the samples, and of a class with fewer samples than groups no two are in one group. Rows
+alike whatever the order of the samples, and have its share of each class, as nearly as whole samples can. Rows
 wait until there are some thousand, as a group of a small batch would be a few rows.
 """
 
@@ -20,6 +20,7 @@ from neuralcollapse.geometry.packed import packed_size
 from neuralcollapse.geometry.products import add_gram
 
 GROUPS, _FEWEST = 20, 10
+_FEWER = (20, 10, 5, 4)  # which divide 20, so that the samples of a class stay spread evenly
 _BYTES, _MOST_BYTES = 2**30, 2**32  # of the groups: fewer are made beyond the first, and none beyond the second
 _ROWS, _VALUES, _FEWEST_ROWS = 8192, 2**23, 1024  # that wait, at most
 _BLOCK = 4096  # classes at a time
@@ -125,13 +126,17 @@ class GroupedMoments:
             part.round_at_least(spacing)
 
     def parts(self) -> list[ClassMoments]:
-        """The moments of each group; of ten where there are twenty and most classes have fewer samples than ten."""
+        """The moments of each group; of 10, 5 or 4 where there are 20 and most classes have fewer samples than that.
+
+        So each group has a sample of each class: without one group the classes keep their shares of the samples.
+        """
         self._deal()
         counts = torch.stack([part.counts for part in self._parts]).sum(0)
-        half = len(self._parts) // 2
-        if len(self._parts) != GROUPS or not bool(counts.any()) or int(counts[counts > 0].median()) >= half:
+        if len(self._parts) != GROUPS or not bool(counts.any()):
             return list(self._parts)
-        return [one.merge(other) for one, other in zip(self._parts[:half], self._parts[half:], strict=True)]
+        median = int(counts[counts > 0].median())
+        wanted = next((number for number in _FEWER if median >= number), _FEWER[-1])
+        return [joined(self._parts[first::wanted]) for first in range(wanted)]
 
     def whole(self) -> ClassMoments:
         """The moments of all samples."""

@@ -7,8 +7,8 @@ their logarithm. With T the logarithm from all samples, T_g that without group g
 
     t = G T - sum_g (1 - 1/h_g) T_g,    p_g = h_g T - (h_g - 1) T_g - t,    v = (1/G) sum_g p_g^2 / (h_g - 1).
 
-For groups of one size these are the usual formulas; for others, those of Busing, Meijer, van der Leeden 1999. Two things
-remain. Of n samples a class v is too large: a group that has one sample of a class, or none, moves its mean by
+For groups of one size these are the usual formulas; for others, those of Busing, Meijer, van der Leeden 1999. Two
+things remain. Of n samples a class v is too large: a group that has one sample of a class, or none, moves its mean by
 `(1 - 1/G) / (1 - 1/n)` too much in its square, and squares of means and variances have parts that depend on two samples
 each, which are counted twice, a share of about 1/n. And where few large values make the spread (the skewness g of the
 p_g is above 0), intervals end too early (Johnson 1978), so that s, the root of v, grows by `1 + g / (2 sqrt(G))`. The
