@@ -101,7 +101,7 @@ def differences(groups: Sequence[Group]) -> list[Table]:
     note = "" if names else "Nothing but the seed. "
     note += "Numbers at the end: mean ± standard deviation over seeds. " if several else ""
     header = ("runs" if several else "run", *names, *(["seeds"] if several else []), *map(label, keys))
-    return [Table("What differs", rows, header, note + _SELECT, sortable=True)]
+    return [Table("What differs", rows, header, note + _SELECT, sortable=True, tall=True)]
 
 
 def _mean_cell(group: Group, key: str) -> Cell:
@@ -139,7 +139,7 @@ def run_table(runs: Sequence[Run], groups: Sequence[Group] = ()) -> Table:
     known = *axes, "seed", units, *(["parameters"] if sizes else [])
     header = ("run", *known, *map(label, keys), *(["decay budget"] if budgets else ()))
     note = f"On the training set but for the test accuracy. {limits()}"
-    return Table("Every run at its end", rows, header, note, sortable=True, tall=True)
+    return Table("Every run at its end", rows, header, note, sortable=True, tall=True, foldable=True)
 
 
 def shared_tables(runs: Sequence[Run]) -> list[Table]:
