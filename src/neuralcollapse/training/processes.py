@@ -10,7 +10,7 @@ from typing import Any
 import lightning
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
@@ -83,11 +83,11 @@ class Together(lightning.Callback):
             raise InputError(
                 "the processes would go on from different states: give a run folder that all machines share"
             )
-        if isinstance(strategy, DDPStrategy):
+        if isinstance(strategy.model, DistributedDataParallel):
             _rehearse(strategy, pl_module)
 
 
-def _rehearse(strategy: DDPStrategy, module: Any) -> None:
+def _rehearse(strategy: Any, module: Any) -> None:
     """A backward pass of zeros.
 
     After its first backward pass DistributedDataParallel lays the gradients out anew in its buckets. Where a gradient

@@ -193,6 +193,7 @@ def _resume(
 
     def folder() -> RunFolder:
         run.remove_temporary()
+        run.keep_parts(state.parts["folder"] if state and state.parts else None)
         run.make_folders()
         run.truncate(-1 if state is None else state.epoch)
         if config != old:
@@ -296,7 +297,7 @@ def _train(
         bar,
     ]
     if state is not None:
-        restore(state, trainer, module, batches, collapse, online)
+        restore(state, run, trainer, module, batches, collapse, online)
     trainer.callbacks += callbacks  # type: ignore[attr-defined]
     made: RunFolder | None = None  # before that the folder may be another's
     try:
