@@ -85,3 +85,8 @@ def blocks(network: nn.Module) -> Iterator[nn.Module]:
                 yield part
 
     return inside(network)
+
+
+def reads_parts(error: BaseException) -> bool:
+    """Whether an error came from a part of a weight that was used as if it were whole."""
+    return "mixed torch.Tensor and DTensor" in str(error)  # of torch's dispatch, which has no error of its own for it
