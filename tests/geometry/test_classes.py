@@ -156,3 +156,28 @@ def test_the_metric_of_some_classes_over_batches_merges_and_devices(data, head):
         parts[0].merge_state(nc.NeuralCollapse(K, D, head, classes=[0, 1, 2, 3]))
     with pytest.raises(nc.InputError, match=f"batch 6: .*got {K}"):
         parts[0].update(features[:1], torch.tensor([K]))
+
+
+def test_what_is_wrong_is_called_by_its_number_in_the_users_data(data, head):
+    features, labels = data
+    weight = head.weight.detach().clone()
+    weight[6] = 0
+    with pytest.warns(nc.NeuralCollapseWarning, match=r"no direction \(class 6\)") as caught:
+        nc.measure_features(features, labels, weight, classes=KEPT, more=True)
+    assert not any("number" in str(each.message) for each in caught)
+    row = int((labels == 4).nonzero()[-1])
+    wrong = features.clone()
+    wrong[row] = torch.nan
+    with pytest.raises(nc.InputError, match=rf"\(rows {row}\)"):
+        nc.measure_features(wrong, labels, classes=KEPT)
+
+
+def test_a_capture_whose_moments_grow_measures_them_anew(data, head):
+    features, labels = data
+    capture = nc.collect(nn.Sequential(head), [(features, labels)], progress=False)
+    before = capture.measures()["nc1"]
+    assert capture.measures()["nc1"] == before
+    capture.moments.update(3 * features, labels)
+    both = nc.ClassMoments.from_batch(torch.cat([features, 3 * features]), torch.cat([labels, labels]), K)
+    assert capture.measures()["nc1"] == pytest.approx(nc.measures(both)["nc1"], rel=1e-9)
+    assert capture.per_class().count.sum() == 2 * N

@@ -263,7 +263,7 @@ def test_a_class_mean_that_is_the_global_mean_up_to_rounding_has_no_angle(dtype)
     moments = nc.ClassMoments.from_batch(features, labels, 3)
     with pytest.warns(nc.NeuralCollapseWarning) as record:
         values = nc.measures(moments)
-    assert "no direction (number 1)" in str([str(warning.message) for warning in record])
+    assert "no direction (class 1)" in str([str(warning.message) for warning in record])
     assert math.isnan(values["equiangularity_means"])
     rows = formulas.centred_means(moments)
     assert not rows[1].any()

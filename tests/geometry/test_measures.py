@@ -369,7 +369,7 @@ def test_a_mean_equal_to_the_global_mean_has_no_angle(offset, noise):
     features = np.concatenate([samples - np.arange(6), samples, samples + np.arange(6)])
     labels, weight = np.repeat(np.arange(3), 50), rng.standard_normal((3, 6))
     undefined = {"equiangularity_means", "max_equiangularity_means"}
-    assert_only_undefined((features, labels, weight), undefined, "vectors of zero length have no direction (number 1)")
+    assert_only_undefined((features, labels, weight), undefined, "vectors of zero length have no direction (class 1)")
 
 
 def test_a_zero_weight_has_no_geometry():
@@ -382,7 +382,7 @@ def test_a_zero_weight_has_no_geometry():
 def test_a_zero_row_of_the_weight_lacks_only_its_angles():
     features, labels, weight, _ = problem(6, (4, 5, 6))
     weight[1] = 0
-    assert_only_undefined((features, labels, weight), ANGLES_OF_WEIGHTS, "(number 1)")
+    assert_only_undefined((features, labels, weight), ANGLES_OF_WEIGHTS, "(class 1)")
 
 
 @settings(deadline=None, max_examples=50)

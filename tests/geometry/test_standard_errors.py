@@ -1,6 +1,7 @@
 """Values without the bias of few samples, and standard errors: intervals hold the true value as often as they say."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -45,10 +46,10 @@ def corrected_by_hand(rows, labels, classes):
     }
 
 
-@pytest.mark.parametrize(("classes", "dim"), [(4, 6), (9, 4), (2, 5)])
-def test_they_are_the_jackknife_of_the_corrected_measures(classes, dim):
+@pytest.mark.parametrize(("classes", "dim", "samples"), [(4, 6, 23), (9, 4, 23), (2, 5, 23), (6, 8, 4)])
+def test_they_are_the_jackknife_of_the_corrected_measures(classes, dim, samples):
     generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(23 * classes) % classes
+    labels = torch.arange(samples * classes) % classes
     labels = torch.cat([labels, torch.zeros(10, dtype=torch.int64)])  # classes of unequal counts
     means = 5 * torch.randn(classes, dim, generator=generator, dtype=torch.float64)
     rows = means[labels] + torch.randn(len(labels), dim, generator=generator, dtype=torch.float64)
@@ -57,15 +58,19 @@ def test_they_are_the_jackknife_of_the_corrected_measures(classes, dim):
     full = corrected_by_hand(rows.numpy(), labels.numpy(), classes)
     left = [corrected_by_hand(rows.numpy()[ranks != g], labels.numpy()[ranks != g], classes) for g in range(5)]
     sizes = len(labels) / np.array([(ranks == g).sum() for g in range(5)])
+    spare = np.mean(1 - 1 / np.bincount(labels))
+    reach = stats.t.ppf(0.975, 4)
     found = nc.standard_errors(parts)
     assert found["num_groups"] == 5
     for name in NAMES:
-        values = np.array([each[name] for each in left])
-        value = 5 * full[name] - ((1 - 1 / sizes) * values).sum()
-        pseudo = sizes * full[name] - (sizes - 1) * values
-        error = math.sqrt(((pseudo - value) ** 2 / (sizes - 1)).mean())
-        assert found[f"{name}_corrected"] == pytest.approx(value, rel=1e-8)
-        assert found[f"{name}_error"] == pytest.approx(error, rel=1e-7)
+        whole, values = np.log(full[name]), np.log([each[name] for each in left])
+        value = 5 * whole - ((1 - 1 / sizes) * values).sum()
+        moved = (sizes * whole - (sizes - 1) * values - value) / np.sqrt(sizes - 1)
+        skewness = max((moved**3).mean() / (moved**2).mean() ** 1.5, 0)
+        spread = math.sqrt(spare * min(1, spare / 0.8) * (moved**2).mean()) * (1 + skewness / (2 * math.sqrt(5)))
+        assert found[f"{name}_corrected"] == pytest.approx(math.exp(value), rel=1e-8)
+        upper = found[f"{name}_corrected"] + reach * found[f"{name}_error"]
+        assert upper == pytest.approx(math.exp(value + reach * spread), rel=1e-7)
 
 
 def test_more_samples_come_nearer_and_are_surer():
@@ -197,6 +202,26 @@ def truth(classes, dim, counts, means, kind):
     )
 
 
+def test_two_means_that_may_be_one_are_refused_in_two_dimensions():
+    rng = np.random.default_rng(0)
+    means = np.array([[0.0, 0.0], [0.0, 0.0], [9.0, 3.0]])  # in a few draws the first two lie apart by chance
+    given = 0
+    for _ in range(200):
+        rows, labels = drawn(rng, 3, 2, 20, 1.0, "normal", means)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            given += math.isfinite(errors_of(*_grouped(rows, labels, 3))["nc1_cdnv_error"])
+    assert given <= 2
+
+
+def test_what_varies_in_some_samples_alone_is_refused():
+    rows = torch.eye(4, 6, dtype=torch.float64).repeat(10, 1)
+    rows[5] += 0.1
+    with pytest.warns(nc.NeuralCollapseWarning, match="without some of the samples the value is another altogether"):
+        found = nc.measure_features(rows, torch.arange(40) % 4, errors=True)
+    assert all(math.isnan(found[f"{name}_error"]) for name in NAMES)
+
+
 # K, d, samples a class, distance, kind: means far from and near to each other for the noise in them, `2 d / (n D^2)`.
 SETTINGS = {
     "five samples": (10, 32, 5, 12.0, "normal"),
@@ -209,6 +234,8 @@ SETTINGS = {
     "more classes than dimensions": (30, 16, 20, 6.0, "relu"),
     "more classes than dimensions, heavy tails": (10, 6, 20, 8.0, "heavy"),
     "two classes": (2, 16, 20, 4.0, "normal"),
+    "three classes, five samples": (3, 32, 5, 12.0, "normal"),
+    "three classes, heavy tails": (3, 8, 10, 12.0, "heavy"),
     "two hundred": (10, 64, 200, 3.0, "relu"),
     "two hundred, heavy tails": (10, 32, 200, 3.0, "heavy"),
 }
@@ -247,9 +274,8 @@ def test_intervals_hold_the_true_value(setting):
     inside, plain, corrected, given = simulated(setting, 500)
     print(f"\n{setting}: given {given}, inside {inside.round(3)}, bias {plain.round(3)} -> {corrected.round(3)}")
     assert (given > 0.5).all()  # the others were refused: means too near to each other for the noise in them
-    few = setting.startswith("five")  # there the jackknife errs on the safe side
     assert (inside >= 0.873).all()  # 0.9 within two standard errors of 500 draws
-    assert (inside <= (1.0 if few else 0.985)).all()
+    assert (inside <= 0.985).all()  # 0.97 within two
     biased = np.abs(plain) > 0.03
     assert (np.abs(corrected)[biased] < 0.4 * np.abs(plain)[biased]).all()
     assert (np.abs(corrected) < 0.06).all()

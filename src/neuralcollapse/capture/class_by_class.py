@@ -10,8 +10,9 @@ from torch import Tensor
 from neuralcollapse.checks import check_class_names
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.class_table import ClassTable
+from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.moments import ClassMoments
-from neuralcollapse.geometry.pairs import ClassPair, worst_pairs
+from neuralcollapse.geometry.pairs import ClassPair, worst_pairs_of
 from neuralcollapse.geometry.per_class import quiet_per_class
 
 Names = Sequence[str] | Mapping[int, str]
@@ -27,6 +28,7 @@ def class_table(
     classes: Tensor | None,
     names: Names | None,
     pairwise: bool = True,
+    means: CentredMeans | None = None,
 ) -> tuple[ClassTable, list[str]]:
     """The table, and the reasons for what is undefined in it.
 
@@ -39,6 +41,7 @@ def class_table(
         classes: (K',) the numbers of these classes, if they are not all.
         names: of the K' classes, or of all.
         pairwise: as in `neuralcollapse.per_class`.
+        means: the centred means of the moments under these numbers, if they are at hand.
     """
     accuracy = None if correct is None else correct.double().cpu() / moments.counts.cpu().clamp(min=1)
     table, reasons = quiet_per_class(
@@ -49,6 +52,7 @@ def class_table(
         accuracy=accuracy,
         pairwise=pairwise,
         numbers=classes,
+        means=means,
     )
     if tested is not None:
         right, counts = (each.double().cpu() for each in tested)
@@ -57,17 +61,18 @@ def class_table(
 
 
 def confused(
-    moments: ClassMoments, *, classes: Tensor | None, names: Names | None, pairwise: bool | int, count: int = 10
+    means: CentredMeans, *, names: Names | None, pairwise: bool | int, count: int = 10
 ) -> list[ClassPair]:
     """The worst pairs of classes with their own numbers and names; none where there is nothing to compare.
 
-    Arguments as of `class_table`; with a number P as `pairwise`, those of a sample of P pairs.
+    `names` are as of `class_table`; with a number P as `pairwise`, the pairs are those of a sample of P.
     """
     if pairwise is False:
         return []
-    known = measured_names(names, classes, moments.num_classes, strict=True)
+    classes = means.numbers
+    known = measured_names(names, classes, means.moments.num_classes, strict=True)
     try:
-        found = worst_pairs(moments, count, pairwise=pairwise, names=known)
+        found = worst_pairs_of(means, count, pairwise, known)
     except InputError:  # fewer than two class means
         return []
     if classes is None:

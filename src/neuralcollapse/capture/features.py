@@ -18,6 +18,7 @@ from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset, chosen_classes, label_counts
 from neuralcollapse.geometry.groups import GroupedMoments, number_of_groups
 from neuralcollapse.geometry.intake import kept_rows
+from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.more import more_measures_of
@@ -110,6 +111,7 @@ def measure_features_by_class(
     """
     values, head, seen, test = _measured(features, labels, weight, bias, num_classes, pairwise=pairwise, **options)
     classes = None if head.subset is None else head.subset.classes
+    means = CentredMeans(seen.moments, classes)
     table, _ = class_table(
         seen.moments,
         *head.rows(),
@@ -118,8 +120,9 @@ def measure_features_by_class(
         classes=classes,
         names=names,
         pairwise=pairwise is True,
+        means=means,
     )
-    return values, table, confused(seen.moments, classes=classes, names=names, pairwise=pairwise)
+    return values, table, confused(means, names=names, pairwise=pairwise)
 
 
 def _measured(
@@ -199,7 +202,7 @@ class _Head:
         weight, bias = self.rows()
         if subset is not None:
             labels = subset.relabel(labels)
-            kept = labels != LEFT_OUT
+            kept = kept_rows(features, labels, LEFT_OUT)
             features, labels, targets = features[kept], labels[kept], targets[kept]
             num_classes = len(subset)
         if len(labels) == 0:

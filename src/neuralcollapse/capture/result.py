@@ -13,6 +13,7 @@ from neuralcollapse.capture.class_by_class import class_table
 from neuralcollapse.capture.nearest import HEAD
 from neuralcollapse.errors import NeuralCollapseWarning
 from neuralcollapse.geometry.class_table import ClassTable
+from neuralcollapse.geometry.means import CentredMeans
 from neuralcollapse.geometry.measures import measures_of
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.more import more_measures_of
@@ -59,6 +60,7 @@ class Capture:
     groups: Sequence[ClassMoments] = ()
     class_names: tuple[str, ...] | None = None
     test: Capture | None = None
+    _means: CentredMeans | None = field(default=None, init=False, repr=False, compare=False)
 
     def per_class(self, names: Sequence[str] | Mapping[int, str] | None = None, *, pairwise: bool = True) -> ClassTable:
         """The measures of each class and its accuracy, as `neuralcollapse.per_class` gives them.
@@ -92,14 +94,15 @@ class Capture:
             classes=self.classes,
             names=self.class_names if names is None else names,
             pairwise=pairwise,
+            means=self.means,
         )
 
     def measures(self, *, pairwise: bool | int = True, held_out: bool = False) -> dict[str, Any]:
         """The dict that `measure` returns; of a test set (`held_out`) without the measures of the weight alone."""
         how: dict[str, Any] = {"pairwise": pairwise, "held_out": held_out, "numbers": self.classes}
-        result: dict[str, Any] = dict(measures_of(self.moments, self.weight, self.bias, **how))
+        result: dict[str, Any] = dict(measures_of(self.moments, self.weight, self.bias, **how, means=self.means))
         if self.groups:
-            result |= errors_of(self.moments, self.groups, **how)
+            result |= errors_of(self.moments, self.groups, **how, means=self.means)
         if self.nc4 is not None:
             result["nc4"] = self.nc4
         if self.ncc_accuracy is not None:
@@ -114,7 +117,15 @@ class Capture:
 
     def more_measures(self, *, pairwise: bool | int = True) -> dict[str, float]:
         """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
-        return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes)
+        return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes, means=self.means)
+
+    @property
+    def means(self) -> CentredMeans:
+        """The centred class means of `moments`: one, with all that was derived of it, for whatever asks for them."""
+        held = self._means
+        if held is None or held.moments is not self.moments or held.num_samples != self.moments.num_samples:
+            held = self._means = CentredMeans(self.moments, self.classes)
+        return held
 
     @property
     def all_moments(self) -> dict[str, ClassMoments]:

@@ -100,7 +100,7 @@ def of_capture(capture: Capture, given: Sequence[str] | Mapping[int, str] | None
 
     known = given or capture.class_names
     table, _ = capture.quiet_per_class(known)
-    return Classes.of(table, confused(capture.moments, classes=capture.classes, names=known, pairwise=True))
+    return Classes.of(table, confused(capture.means, names=known, pairwise=True))
 
 
 def of_run(folder: RunFolder, given: Sequence[str] | Mapping[int, str] | None) -> Classes:

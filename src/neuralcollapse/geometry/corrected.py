@@ -15,14 +15,18 @@ import torch
 from torch import Tensor
 
 from neuralcollapse.errors import Undefined
+from neuralcollapse.geometry.matrix import BlockedMatrix
 from neuralcollapse.geometry.means import CentredMeans
-from neuralcollapse.geometry.pairs import Estimate, Sample, cdnv
-from neuralcollapse.geometry.sampling_noise import SamplingNoise
+from neuralcollapse.geometry.pairs import Estimate, Sample, cdnv, hardly_apart, tile_distances
+from neuralcollapse.geometry.sampling_noise import SamplingNoise, root
 
 # The least that a squared distance of means, and the spread of the means along any direction, must be as a multiple of
 # what their noise explains, and samples a class over NC1. Below, intervals miss more often than they say
 # (tests/geometry/test_standard_errors.py, and features of digits).
-_APART, _SPANNED, _SAMPLES = 2.0, 1.5, 10.0
+_APART, _SPANNED, _SAMPLES = 2.0, 1.5, 4.0
+# The most that the noise of two means along their line may be, as a share of their squared distance without noise: in
+# few dimensions two means that are one come to lie apart by chance, and 1/d^2 is far from a straight line there.
+_ALONG = 1 / 12
 _HIDDEN = "the class means span a direction that is lost in the noise of so few samples"
 
 
@@ -67,7 +71,37 @@ class Corrected:
 
     def nc1_cdnv(self, sample: Sample | None) -> Estimate:
         """The mean over pairs of `(V_i + V_j) / (2 |mu_i - mu_j|^2)`."""
-        return cdnv(self._means, sample, self._noise, self._apart)
+        found = cdnv(self._means, sample, self._noise, self._apart)
+        if self._strict and bool(self._noise.trace > 0):
+            self._check_along(sample)
+        return found
+
+    def _check_along(self, sample: Sample | None) -> None:
+        """`Undefined` unless the noise along the line of any two means is small for their distance."""
+        matrix, inflation = self._means.matrix, self._noise.inflation
+        turned = root(self._noise.covariance / self._noise.trace)
+
+        def near(distances: Tensor, forms: Tensor, lost: Tensor) -> Tensor:
+            return forms * lost > _ALONG * distances * (distances - lost)
+
+        if sample is None:
+            along = BlockedMatrix(matrix.block(slice(None)) @ turned)
+            for first, second in matrix.tiles():
+                distances, forms = (tile_distances(each, first, second) for each in (matrix, along))
+                wrong = near(distances, forms, inflation[first, None] + inflation[None, second])
+                if first == second:
+                    wrong.fill_diagonal_(False)
+                if bool(wrong.any()):
+                    i, j = wrong.nonzero()[0].tolist()
+                    raise hardly_apart(self._means, first.start + i, second.start + j)
+        else:
+            for left, right in sample.chunks(matrix.dim):
+                apart = matrix.block(left) - matrix.block(right)
+                forms = (apart @ turned).square().sum(1)
+                wrong = near(apart.square().sum(1), forms, inflation[left] + inflation[right])
+                if bool(wrong.any()):
+                    place = wrong.nonzero()[0, 0]
+                    raise hardly_apart(self._means, int(left[place]), int(right[place]))
 
     def _check_spanned(self) -> None:
         """`Undefined` unless the spread of the means is more than noise in all directions that they span."""

@@ -157,7 +157,7 @@ def _given(moments: ClassMoments, weight: Tensor) -> tuple[CentredMeans, Blocked
 
 def rows_of(means: CentredMeans, weight: Tensor) -> BlockedMatrix:
     """The rows of the classes that have samples."""
-    return BlockedMatrix(weight.detach().to(means.seen.device), None if means.complete else means.seen)
+    return means.rows(weight.detach().to(means.seen.device))
 
 
 def _places(means: CentredMeans, classes: Tensor | Sequence[int]) -> Tensor:

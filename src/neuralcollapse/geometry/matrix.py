@@ -67,6 +67,7 @@ class BlockedMatrix:
         self._shift = shift
         self.rounding = rounding
         self.noise: Noise | None = None  # what rounding may have put into V
+        self.numbers: Tensor | None = None  # (K,) of the classes that the rows are of, as the user knows them
         self.count = len(vectors) if index is None else len(index)
         self.dim = vectors.shape[1]
         self.small = self.count <= self.dim + 1  # then K x K matrices are no larger than the matrix itself
@@ -177,8 +178,10 @@ class BlockedMatrix:
     def with_directions(self) -> BlockedMatrix:
         """The matrix; `Undefined` when a row is zero."""
         if self.directed < self.count:
-            zero = (self.norms == 0).nonzero().flatten().tolist()
-            raise Undefined(f"vectors of zero length have no direction (number {listed(zero)})")
+            zero, what = (self.norms == 0).nonzero().flatten(), "number"
+            if self.numbers is not None:
+                zero, what = self.numbers[zero.to(self.numbers.device)], "class" if len(zero) == 1 else "classes"
+            raise Undefined(f"vectors of zero length have no direction ({what} {listed(zero.tolist())})")
         return self
 
     def unit(self, part: slice | Tensor) -> Tensor:

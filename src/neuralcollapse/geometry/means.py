@@ -75,6 +75,7 @@ class CentredMeans:
         seen: (K',) the places in the moments of the classes that have samples.
         unseen: the others, as the user knows them.
         counts: (K',) the samples of the classes seen, float64.
+        num_samples: all of them.
         single: whether no class has more than one sample.
         left_out: which directions were left out as rounding, in words, once `directions` has been read.
     """
@@ -88,6 +89,7 @@ class CentredMeans:
         self.seen = torch.arange(len(counts), device=counts.device) if self.complete else counts.nonzero().flatten()
         self.unseen = self.called((every == 0).nonzero().flatten())
         self.single = int(every.max()) == 1  # whether every class has one sample
+        self.num_samples = int(every.sum())
         self.counts = (counts if self.complete else counts[self.seen]).double()
         self.left_out = ""
 
@@ -135,7 +137,17 @@ class CentredMeans:
 
     def rows(self, vectors: Tensor, shift: Tensor | None = None, rounding: float = 0.0) -> BlockedMatrix:
         """The rows of the classes seen, less a shift, of a matrix with a row for each class, such as a weight."""
+        matrix = self._rows(vectors, shift, rounding)
+        matrix.numbers = self._seen_numbers
+        return matrix
+
+    def _rows(self, vectors: Tensor, shift: Tensor | None, rounding: float) -> BlockedMatrix:
         return BlockedMatrix(vectors, None if self.complete else self.seen, shift, rounding)
+
+    @cached_property
+    def _seen_numbers(self) -> Tensor:
+        """(K',) the classes seen, as the user knows them."""
+        return self.seen if self.numbers is None else self.numbers[self.seen.to(self.numbers.device)]
 
     def values(self, vector: Tensor) -> Tensor:
         """(K',) those of the classes seen, of a vector with a value for each class, such as a bias."""

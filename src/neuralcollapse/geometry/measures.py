@@ -96,6 +96,7 @@ def measures_of(
     pairwise: bool | int = True,
     held_out: bool = False,
     numbers: Tensor | None = None,
+    means: CentredMeans | None = None,
 ) -> dict[str, float]:
     """`measures` of what a pass has seen.
 
@@ -107,8 +108,9 @@ def measures_of(
         held_out: the features are those of a test set, and the classifier that of the training set: the measures of the
             weight alone are left out, and warnings say whose they are.
         numbers: (K,) by which warnings name the classes, where they are some of more.
+        means: the centred means of the moments under these numbers, if they are at hand.
     """
-    return _measures(moments, weight, bias, pairwise, "test set: " if held_out else "", numbers)
+    return _measures(moments, weight, bias, pairwise, "test set: " if held_out else "", numbers, means)
 
 
 def _measures(
@@ -118,15 +120,16 @@ def _measures(
     pairwise: bool | int,
     held_out: str = "",
     numbers: Tensor | None = None,
+    means: CentredMeans | None = None,
 ) -> dict[str, float]:
     """`measures_of`, also of a `ClassShard`, with words to begin warnings about a test set with."""
     if isinstance(moments, ClassShard):
         weight, bias = local_rows(weight), local_rows(bias)
-        means: CentredMeans = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
+        means = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
     else:
         weight, bias = in_one_piece(weight), in_one_piece(bias)
         check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
-        means = CentredMeans(moments, numbers)
+        means = means or CentredMeans(moments, numbers)
     sample = draw(len(means.seen), pairwise, means.seen.device)
     jobs: dict[str, Callable[[], Tensor | Estimate]] = {
         "nc1": lambda: _nc1(means),

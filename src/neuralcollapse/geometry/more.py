@@ -101,8 +101,9 @@ def more_measures_of(
     s: float = 2.0,
     pairwise: bool | int = True,
     numbers: Tensor | None = None,
+    means: CentredMeans | None = None,
 ) -> dict[str, float]:
-    """`more_measures` of what a pass has seen; `numbers` (K,) are as of `neuralcollapse.geometry.measures`."""
+    """`more_measures` of what a pass has seen; `numbers` (K,) and `means` are as of `measures_of`."""
     check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     check_power(s)
@@ -110,7 +111,7 @@ def more_measures_of(
         raise InputError(
             f"expected unit as moments of K, d = {moments.shape[:2]}, got {unit.shape[:2]}: use the same features"
         )
-    means, reasons = CentredMeans(moments, numbers), Reasons()
+    means, reasons = means or CentredMeans(moments, numbers), Reasons()
     draw(2, pairwise, means.seen.device)  # refuses what it cannot take
     found: dict[str, float] = {}
     if pairwise is not False:
@@ -135,7 +136,7 @@ def more_measures_of(
 
 def _uniformity(means: CentredMeans, s: float, pairwise: bool | int, reasons: Reasons) -> dict[str, float]:
     nothing = Uniformity(math.nan, math.nan, math.nan, math.nan, s, 0)
-    job = lambda: uniformity_of(means.matrix, means.called(means.seen), s, pairwise)  # noqa: E731
+    job = lambda: uniformity_of(means.matrix, s, pairwise)  # noqa: E731
     value = reasons.attempt(list(UNIFORMITY_KEYS), job, nothing)
     found = dict(zip(UNIFORMITY_KEYS, value[:4], strict=True))
     if draw(len(means.seen), pairwise, means.seen.device) is not None:

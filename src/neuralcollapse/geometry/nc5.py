@@ -12,7 +12,6 @@ import torch
 
 from neuralcollapse.checks import check_finite
 from neuralcollapse.errors import InputError, Undefined
-from neuralcollapse.geometry.matrix import BlockedMatrix
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.undefined import Reasons
@@ -58,7 +57,7 @@ def _nc5(moments: ClassMoments, outside: ClassMoments, centred: bool) -> float:
     means = CentredMeans(moments)
     if len(means.seen) == 0 or outside.num_samples == 0:
         raise Undefined("no samples were seen" + (" of the outliers" if len(means.seen) else ""))
-    matrix = means.matrix if centred else BlockedMatrix(moments.means, None if means.complete else means.seen)
+    matrix = means.matrix if centred else means.rows(moments.means)
     away = outside.global_mean.to(means.centre) - (means.centre if centred else 0)
     check_finite(away, "mean of the outliers")
     length = torch.linalg.vector_norm(away)

@@ -120,7 +120,13 @@ def worst_pairs(
     check_moments(moments)
     check_count(count, "count", 1)
     known = None if names is None else check_class_names(names, moments.num_classes)
-    means = CentredMeans(moments)
+    return worst_pairs_of(CentredMeans(moments), count, pairwise, known)
+
+
+def worst_pairs_of(
+    means: CentredMeans, count: int, pairwise: bool | int, known: Sequence[str] | None
+) -> list[ClassPair]:
+    """`worst_pairs` of these means, with the names that are `known` of all K classes of the moments."""
     try:
         matrix, variances = means.matrix, means.class_variances
         least = rounding_squares(matrix)
@@ -293,7 +299,12 @@ def _coincide(means: CentredMeans, sample: Sample | None, least: Tensor, noisy: 
             if len(equal):
                 pair = int(left[equal[0, 0]]), int(right[equal[0, 0]])
                 break
-    names = "classes {} and {}".format(*means.called(means.seen[list(pair)]))
     if noisy:
-        return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")
-    return Undefined(f"{names} have the same mean")
+        return hardly_apart(means, *pair)
+    return Undefined("classes {} and {} have the same mean".format(*means.called(means.seen[list(pair)])))
+
+
+def hardly_apart(means: CentredMeans, first: int, second: int) -> Undefined:
+    """Why two means, at these places of the classes seen, cannot be told apart."""
+    names = "classes {} and {}".format(*means.called(means.seen[[first, second]]))
+    return Undefined(f"the means of {names} are hardly further apart than the noise of so few samples explains")

@@ -87,10 +87,12 @@ def quiet_per_class(
     accuracy: Tensor | Sequence[float] | None = None,
     pairwise: bool = True,
     numbers: Tensor | None = None,
+    means: CentredMeans | None = None,
 ) -> tuple[ClassTable, list[str]]:
     """`per_class` without its warnings, and their reasons.
 
     Where the classes are a subset of more, `numbers` (K,) are those that the table and the reasons call them by.
+    `means` are the centred means of the moments, if they are at hand.
     """
     if not isinstance(moments, ClassMoments):
         raise InputError(
@@ -101,7 +103,7 @@ def quiet_per_class(
     check_classifier(weight, bias, count, moments.feature_dim)
     known = None if names is None else dict(enumerate(check_class_names(names, count)))
     shares = None if accuracy is None else _shares(accuracy, count)
-    means = CentredMeans(moments)
+    means = means or CentredMeans(moments, numbers)
     reasons: dict[str, list[str]] = {}
     found: dict[str, Tensor] = {}
     if len(means.seen):

@@ -169,7 +169,7 @@ class ShardedMeans(CentredMeans):
         shard.ranks.agree(call, problem, **{"dtype of the weight": found, "use of a bias": bias is not None}, **options)
         return cls(shard)
 
-    def rows(self, vectors: Tensor, shift: Tensor | None = None, rounding: float = 0.0) -> BlockedMatrix:
+    def _rows(self, vectors: Tensor, shift: Tensor | None, rounding: float) -> BlockedMatrix:
         """The rows of the classes seen, less a shift, of a matrix with a row for each of this rank's classes."""
         ranks, (count, dim) = self._shard.ranks, (len(self.seen), vectors.shape[1])
         if count > dim + 1:

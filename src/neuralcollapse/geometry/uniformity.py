@@ -10,7 +10,7 @@ Sources: [Liu 2023] Liu et al., Generalizing and Decoupling Neural Collapse via 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -87,20 +87,13 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
     check_power(s)
     if pairwise is False:
         raise InputError("expected pairwise True or a number of pairs, got False: nothing would be left to measure")
-    names = None
-    if isinstance(vectors, ClassMoments):
-        means = CentredMeans(vectors)
-        device, names = vectors.device, means.called(means.seen)
-    else:
-        given = as_matrix(vectors)
-        device = vectors.device
+    given = CentredMeans(vectors) if isinstance(vectors, ClassMoments) else as_matrix(vectors)
     reasons = Reasons()
 
     def found() -> Uniformity:
-        matrix = means.matrix if names is not None else given
-        return uniformity_of(matrix, names, s, pairwise)
+        return uniformity_of(given.matrix if isinstance(given, CentredMeans) else given, s, pairwise)
 
-    draw(2, pairwise, device)  # refuses what it cannot take before anything is undefined
+    draw(2, pairwise, vectors.device)  # refuses what it cannot take before anything is undefined
     nothing = Uniformity(math.nan, math.nan, math.nan, math.nan, float(s), 0)
     values = reasons.attempt(["log", "log_cov", "riesz", "riesz_cov"], found, nothing)
     reasons.warn()
@@ -115,11 +108,11 @@ def check_power(s: float) -> None:
         )
 
 
-def uniformity_of(matrix: BlockedMatrix, names: Sequence[int] | None, s: float, pairwise: bool | int) -> Uniformity:
-    """`uniformity` of the rows of a matrix; `names` are the numbers of their classes, by default their own."""
+def uniformity_of(matrix: BlockedMatrix, s: float, pairwise: bool | int) -> Uniformity:
+    """`uniformity` of the rows of a matrix."""
     at_least_two(matrix).with_directions()
     least = (matrix.noise_squares + matrix.rounding**2 / 2) / matrix.norms.square()
-    names = range(matrix.count) if names is None else names
+    names = range(matrix.count) if matrix.numbers is None else matrix.numbers.tolist()
     sample = draw(matrix.count, pairwise, matrix.norms.device)
     log, riesz = _Moments(), _Moments()
     for squares, first, second in _all(matrix) if sample is None else _drawn(matrix, *sample):

@@ -95,7 +95,7 @@ def classes_of(epoch: int, capture: Capture, *, pairwise: bool) -> ClassRecord |
     columns = {"number": table.number, **table.columns}
     if table.nearest is not None:
         columns["nearest"] = table.nearest
-    pairs = confused(capture.moments, classes=capture.classes, names=None, pairwise=pairwise, count=_PAIRS)
+    pairs = confused(capture.means, names=None, pairwise=pairwise, count=_PAIRS)
     return ClassRecord(
         epoch,
         {name: np.asarray(values, np.float64) for name, values in columns.items()},

@@ -84,7 +84,7 @@ function keys(view) {
   view.legend.replaceChildren();
   if (seen.size < 2) return;
   for (const [name, mark] of seen) {
-    const button = made("button", {type: "button", "aria-pressed": String(!view.hidden.has(name)), title: "Show or hide"}, swatch(mark), name);
+    const button = made("button", {type: "button", "aria-pressed": String(!view.hidden.has(name)), title: `${name}: show or hide`}, swatch(mark), made("span", {}, name));
     button.addEventListener("click", () => {
       if (!view.hidden.delete(name)) view.hidden.add(name);
       button.setAttribute("aria-pressed", String(!view.hidden.has(name)));

@@ -21,11 +21,14 @@ function wide(text, size = SMALL) {
   pen.font = `${size}px ${FONT}`;
   return pen.measureText(text).width;
 }
+/* Names that begin alike often end in what tells them apart. */
 function cut(text, room) {
   if (wide(text) <= room) return text;
-  let kept = text.length;
-  while (kept > 1 && wide(text.slice(0, kept) + "…") > room) kept -= 1;
-  return text.slice(0, kept) + "…";
+  const letters = [...text], end = kept => kept > 5 ? letters.slice(letters.length - Math.floor(kept / 3)) : [];
+  const shortened = kept => [...letters.slice(0, kept - end(kept).length), "…", ...end(kept)].join("");
+  let kept = letters.length - 1;
+  while (kept > 1 && wide(shortened(kept)) > room) kept -= 1;
+  return shortened(kept);
 }
 const px = value => Math.round(value * 10) / 10;
 const finite = value => typeof value === "number" && Number.isFinite(value);
