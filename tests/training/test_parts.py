@@ -85,7 +85,7 @@ def test_the_same_is_read_whole(group, run):
 def test_a_whole_state_of_an_optimiser_is_split(group, run):
     wanted, entry, rest = written(run)
     network, optimizer = trained(1)
-    weights, found = Parts.named(run, entry).whole()
+    _, found = Parts.named(run, entry).whole()
     optimizer.load_state_dict(split_like(optimizer, joined(rest, found)))
     assert_same(
         {name: value for name, value in tensors(network, optimizer).items() if name[0].isdigit() and "exp" in name},
