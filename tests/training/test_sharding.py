@@ -24,9 +24,33 @@ try:
 except InputError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-FLAGS = ["--width", "12", "--feature-dim", "10", "--samples-per-class", "30", "--batch-size", "50", "--accelerator", "cpu"]
-FLAGS += ["--loggers", "[]", "--save-seconds", "0", "--timeout", "60", "--epochs", "3", "--checkpoint-every", "1"]
-PLAIN = ["--network", f"{__name__}:plain", *FLAGS[4:], "--optimizer", "adam", "--gradient-clip", "1", "--layers", "body.2"]
+FLAGS = [
+    "--width",
+    "12",
+    "--feature-dim",
+    "10",
+    "--samples-per-class",
+    "30",
+    "--batch-size",
+    "50",
+    "--accelerator",
+    "cpu",
+]
+FLAGS += ["--loggers", "[]", "--save-seconds", "0", "--timeout", "60", "--epochs", "2", "--checkpoint-every", "1"]
+LONGER = [*FLAGS, "--epochs", "3"]
+PLAIN = [
+    "--precision",
+    "64-true",
+    "--network",
+    f"{__name__}:plain",
+    *FLAGS[4:],
+    "--optimizer",
+    "adam",
+    "--gradient-clip",
+    "1",
+    "--layers",
+    "network.body.2",
+]
 
 
 class Plain(nn.Module):
@@ -134,25 +158,25 @@ def all_runs(folder: Path) -> None:
     begin("one", "auto", 1, *PLAIN)
     begin("ddp", "ddp", 2, *PLAIN)
     begin("fsdp2", "fsdp2", 2, *PLAIN)
-    begin("mlp ddp", "ddp", 3, *FLAGS, "--precision", "64-true")
-    begin("mlp", "fsdp2", 3, *FLAGS, "--precision", "64-true")
-    begin("cut", "fsdp2", 2, *PLAIN, "--epochs", "2")
+    begin("mlp ddp", "ddp", 3, *FLAGS)
+    begin("mlp", "fsdp2", 3, *LONGER)
+    begin("cut", "fsdp2", 2, *PLAIN, "--epochs", "1")
+    more = ("--epochs", "2", "--trust-code")
     for name, processes in (("three", 3), ("alone", 1)):
         shutil.copytree(folder / "cut", folder / name)
-        run(name, processes, "--resume", str(folder / name), "--epochs", "3")
+        run(name, processes, "--resume", str(folder / name), *more)
     shutil.copytree(folder / "cut", folder / "whole again")
-    run("whole again", 2, "--resume", str(folder / "whole again"), "--epochs", "3", "--strategy", "ddp")
+    run("whole again", 1, "--resume", str(folder / "whole again"), *more, "--strategy", "auto")
     killer = Killer(folder / "log-killed", folder / "killed", 1, 3, least=2)
     killer.start()
-    flags = ("--out", str(folder / "killed"), "--resume", "--strategy", "fsdp2", *FLAGS, "--precision", "64-true")
-    run("killed", 3, *flags, restarts=1)
+    run("killed", 3, "--out", str(folder / "killed"), "--resume", "--strategy", "fsdp2", *LONGER, restarts=1)
     begin("reaching", "fsdp2", 2, *PLAIN, "--network", f"{__name__}:reaching")
     begin("options", "fsdp2", 2, *FLAGS, "--loss", "focal:{rank}")
     damaged = folder / "damaged"
     shutil.copytree(folder / "cut", damaged)
     part = next(damaged.glob("state/*/__1_0.distcp"))
     part.write_bytes(part.read_bytes()[:-1] + b"x")
-    run("damaged", 2, "--resume", str(damaged), "--epochs", "3")
+    run("damaged", 2, "--resume", str(damaged), *more)
     assert len(killer.done) == 1
     assert threading.active_count() == 1
     print(json.dumps(said))
@@ -175,9 +199,10 @@ def test_split_weights_copied_ones_and_one_process_give_the_same_records(runs):
     assert [said[name] for name in ("one", "ddp", "fsdp2", "mlp", "mlp ddp")] == [""] * 5
     for name in ("one", "ddp"):
         for record, wanted in zip(numbers(folder / "fsdp2"), numbers(folder / name), strict=True):
-            assert record == pytest.approx(wanted, rel=1e-6, abs=1e-7, nan_ok=True)
-    for record, wanted in zip(numbers(folder / "mlp"), numbers(folder / "mlp ddp"), strict=True):
-        assert record == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True)
+            assert record == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True)
+    for record, wanted in zip(numbers(folder / "mlp")[:3], numbers(folder / "mlp ddp"), strict=True):
+        # in float32, with the gradients of the processes added up in another order
+        assert record == pytest.approx(wanted, rel=1e-5, abs=1e-8, nan_ok=True)
 
 
 @slow
@@ -187,7 +212,7 @@ def test_the_kept_weights_are_whole_and_measured_as_those_of_any_run(runs):
     run = RunFolder.open(folder / "mlp")
     records = {record.epoch: record for record in run.records()}
     for wanted in remeasure(run, progress=False):
-        assert records[wanted.epoch].measures == pytest.approx(wanted.measures, rel=1e-9, abs=1e-12)
+        assert records[wanted.epoch].measures == pytest.approx(wanted.measures, rel=1e-6, abs=1e-9)
     weights, (state,) = read_weights(run.checkpoint(3)), (run.path / "state").iterdir()
     parts = read_weights(state)
     assert {f"network.{name}" for name in weights} == set(parts)
@@ -210,7 +235,7 @@ def test_more_or_fewer_processes_or_another_strategy_go_on_from_the_parts(runs, 
     folder, said = runs
     assert said[name] == ""
     wanted = numbers(folder / "fsdp2")[-1]
-    assert numbers(folder / name)[-1] == pytest.approx(wanted, rel=1e-5, abs=1e-6, nan_ok=True)
+    assert numbers(folder / name)[-1] == pytest.approx(wanted, rel=1e-9, abs=1e-12, nan_ok=True)
     split = name != "whole again"
     assert len(list(folder.glob(f"{name}/state/*"))) == split, "older ones are removed"
 
@@ -226,6 +251,6 @@ def test_more_or_fewer_processes_or_another_strategy_go_on_from_the_parts(runs, 
     ],
 )
 def test_what_is_wrong_ends_all_processes_with_a_line(runs, name, line):
-    folder, said = runs
+    _, said = runs
     assert line in said[name]
     assert "Traceback" not in said[name]
