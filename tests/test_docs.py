@@ -172,6 +172,13 @@ def test_files_that_the_docs_name_exist(page):
         assert (ROOT / page).parent.joinpath(target).exists(), target
 
 
+def test_the_pictures_of_the_gallery_are_small_and_all_shown():
+    pictures = [ROOT / "docs/page.webp", *(ROOT / "docs/assets/gallery").iterdir()]
+    text = (ROOT / "docs/gallery.md").read_text(encoding="utf-8")
+    assert [file.name for file in pictures if file.name not in text] == []
+    assert sum(file.stat().st_size for file in pictures) < 600_000
+
+
 def test_every_page_is_on_the_site():
     """In the navigation, where mkdocs would only warn."""
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")

@@ -38,14 +38,58 @@ def one_line(error: BaseException, most: int = 200) -> str:
     return said if len(said) <= most else f"{said[: most - 3].rstrip()}..."
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> str:
-    """The known name most like `name`, or an empty text when none is close (`difflib`'s ratio below the cutoff).
+_CALLED = {
+    # losses
+    "cross-entropy": "ce xe xent nll nllloss celoss softmax log-loss logloss categorical-crossentropy bce",
+    "label-smoothing": "ls lsce smooth smoothing lsr",
+    "focal": "fl",
+    "mse": "l2 squared squared-error squared-loss quadratic",
+    # optimisers and methods
+    "sgd": "momentum nesterov sgdm",
+    "gd": "gradient-descent steepest-descent",
+    "lbfgs": "bfgs quasi-newton",
+    # schedules
+    "constant": "none fixed flat off no",
+    "cosine": "cosineannealinglr cosine-annealing annealing",
+    "multistep": "milestones piecewise",
+    # frames
+    "simplex": "etf fixed fixed-etf simplex-etf equiangular",
+    "orthoplex": "cross-polytope crosspolytope",
+    "learned": "none linear learnable trainable nn.linear standard free",
+    # data sets
+    "fashion-mnist": "fmnist fashion f-mnist",
+    "cifar10": "cifar c10",
+    "cifar100": "c100",
+    "digits": "sklearn optdigits",
+    "imagefolder": "imagenet tiny-imagenet tinyimagenet folder images",
+    # networks
+    "resnet18": "resnet rn18",
+    "resnet50": "rn50",
+    "mlp": "fc fcnet dense linear multilayer-perceptron",
+    # augmentation
+    "crop+flip": "standard basic default yes true all",
+    # loggers
+    "tensorboard": "tb tensorboardx",
+    "wandb": "w&b weights-and-biases weights-&-biases",
+    # outlier scores
+    "msp": "softmax max-softmax baseline",
+    "max-logit": "mls maxlogit logit max-logits",
+    "mahalanobis": "maha mds",
+    "relative-mahalanobis": "rmd rmds",
+}
+"""A value of an option, with hyphens -> what it is called elsewhere, so that `ce` offers `cross_entropy`."""
 
-    Capitals make no difference, nor whether words are joined by hyphens, underscores or spaces.
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The known name that is called `name` elsewhere, or is most like it; an empty text when none is.
+
+    Like is what `difflib`'s ratio puts above the cutoff. Capitals make no difference, nor whether words are joined by
+    hyphens, underscores or spaces.
     """
     plain = {_plain(each): each for each in known}
+    called = next((each for key, each in plain.items() if _plain(name) in _CALLED.get(key, "").split()), "")
     close = difflib.get_close_matches(_plain(name), list(plain), n=1, cutoff=cutoff)
-    return plain[close[0]] if close else ""
+    return called or (plain[close[0]] if close else "")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

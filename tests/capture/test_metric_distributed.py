@@ -1,17 +1,15 @@
 """Real processes over gloo: a split over processes measures what one process would have measured."""
 
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import neuralcollapse as nc
 from neuralcollapse.capture import processes
 from neuralcollapse.geometry.measures import nc1
+from tests.processes import on_ranks
 
 K, D, N = 4, 6, 60
 
@@ -33,38 +31,28 @@ def head():
     return nn.Linear(D, K)
 
 
-def work(rank, world_size, folder):
+def work(rank, world_size):
     """Compute, look at the local state, add the samples once more (moved by one), compute again."""
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)
-    try:
-        features, labels = samples()
-        mine = share(rank, labels)
-        metric = nc.NeuralCollapse(K, D, head())
-        if mine.any():
-            metric.update(features[mine][:5], labels[mine][:5])
-            metric.update(features[mine][5:], labels[mine][5:])
-        before = metric.moments.clone()
-        once = metric.compute()
-        restored = torch.equal(metric.moments, before)
-        if mine.any():
-            metric.update(features[mine] + 1, labels[mine])
-        twice = metric.compute()
-        dtypes = {value.dtype for value in once.values()}
-        once, twice = ({name: float(value) for name, value in values.items()} for values in (once, twice))
-        torch.save(
-            {"once": once, "twice": twice, "restored": restored, "count": float(before[:K].sum()), "dtypes": dtypes},
-            f"{folder}/{rank}.pt",
-        )
-    finally:
-        dist.destroy_process_group()
+    features, labels = samples()
+    mine = share(rank, labels)
+    metric = nc.NeuralCollapse(K, D, head())
+    if mine.any():
+        metric.update(features[mine][:5], labels[mine][:5])
+        metric.update(features[mine][5:], labels[mine][5:])
+    before = metric.moments.clone()
+    once = metric.compute()
+    restored = torch.equal(metric.moments, before)
+    if mine.any():
+        metric.update(features[mine] + 1, labels[mine])
+    twice = metric.compute()
+    dtypes = {value.dtype for value in once.values()}
+    once, twice = ({name: float(value) for name, value in values.items()} for values in (once, twice))
+    return {"once": once, "twice": twice, "restored": restored, "count": float(before[:K].sum()), "dtypes": dtypes}
 
 
 @pytest.mark.parametrize("world_size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_every_process_computes_the_value_of_all_samples_and_goes_on_with_its_own(world_size, tmp_path):
-    mp.spawn(work, args=(world_size, str(tmp_path)), nprocs=world_size)
-    results = [torch.load(tmp_path / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
+    results = on_ranks(world_size, tmp_path, work)
     features, labels = samples()
     classifier = head()
 
@@ -90,35 +78,27 @@ def normalised():
     return nn.functional.layer_norm(features, (20,)), labels, truth - truth.mean(1, keepdim=True)
 
 
-def work_in_two_types(rank, world_size, folder):
+def work_in_two_types(rank, world_size):
     """One process gives float32, the other what was bfloat16: both must leave out what bfloat16 rounds."""
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world_size)
-    try:
-        features, labels, _ = normalised()
-        mine = slice(rank, None, world_size)
-        given = features[mine].bfloat16().float() if rank else features[mine]
-        metric = nc.NeuralCollapse(40, 20)
-        metric.update(given, labels[mine])
-        moments = nc.ClassMoments.from_batch(given, labels[mine], 40)
-        joined = processes.merged(moments)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = float(metric.compute()["nc1"]), nc.measures(joined)["nc1"], joined.rounding, moments.rounding
-        torch.save(found, f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    features, labels, _ = normalised()
+    mine = slice(rank, None, world_size)
+    given = features[mine].bfloat16().float() if rank else features[mine]
+    metric = nc.NeuralCollapse(40, 20)
+    metric.update(given, labels[mine])
+    moments = nc.ClassMoments.from_batch(given, labels[mine], 40)
+    joined = processes.merged(moments)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return float(metric.compute()["nc1"]), nc.measures(joined)["nc1"], joined.rounding, moments.rounding
 
 
 @pytest.mark.slow
 def test_the_type_of_one_process_is_known_to_all(tmp_path):
-    mp.spawn(work_in_two_types, args=(2, str(tmp_path)), nprocs=2)
+    results = on_ranks(2, tmp_path, work_in_two_types)
     _, labels, truth = normalised()
     right = nc1(nc.ClassMoments.from_batch(truth, labels, 40))
     fine, coarse = torch.finfo(torch.float32).eps, torch.finfo(torch.bfloat16).eps
-    for rank, own in enumerate((fine, coarse)):
-        by_metric, by_moments, rounding, before = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+    for own, (by_metric, by_moments, rounding, before) in zip((fine, coarse), results, strict=True):
         assert (rounding, before) == (coarse, own)
         assert by_metric == pytest.approx(right, rel=0.01)
         assert by_moments == pytest.approx(right, rel=0.01)

@@ -1,19 +1,16 @@
 """Weights that FSDP2 and tensor parallelism have split over gloo processes: measured as one process measures them."""
 
-import json
 import math
-import os
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 
 import neuralcollapse as nc
+from tests.processes import on_ranks
 
 try:
     from torch.distributed.fsdp import fully_shard
@@ -301,22 +298,16 @@ def wrong_on_one(rank: int, world: int) -> dict:
 WORK = (measured_under_fsdp2, measured_under_tensor_parallelism, measured_beside, trained, wrong_on_one)
 
 
-def work(rank: int, world: int, folder: str, names: tuple[str, ...]) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=60), rank=rank, world_size=world)
-    try:
-        found = {each.__name__: each(rank, world) for each in (*WORK, measured_under_both) if each.__name__ in names}
-        if measured_from_checkpoints.__name__ in names:
-            found["measured_from_checkpoints"] = measured_from_checkpoints(rank, world, Path(folder))
-    finally:
-        dist.destroy_process_group()
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+def work(rank: int, world: int, folder: Path, names: tuple[str, ...]) -> dict:
+    found = {each.__name__: each(rank, world) for each in (*WORK, measured_under_both) if each.__name__ in names}
+    if measured_from_checkpoints.__name__ in names:
+        found["measured_from_checkpoints"] = measured_from_checkpoints(rank, world, folder)
+    return found
 
 
 def results(folder: Path, world: int, *names: str) -> list[dict]:
     """What each process found."""
-    mp.spawn(work, args=(world, os.fspath(folder), names), nprocs=world)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
+    return on_ranks(world, folder, work, folder, names)
 
 
 @pytest.fixture(scope="module")

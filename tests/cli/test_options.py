@@ -12,6 +12,11 @@ from neuralcollapse.cli import main
     [
         ("train --lr 0.1", "did you mean '--learning-rate'?"),
         ("train --wd 0.1", "did you mean '--weight-decay'?"),
+        ("train --cosine", "did you mean '--schedule'?"),
+        ("train --run-name x", "did you mean '--out'?"),
+        ("train --loss ce", "no loss 'ce' (did you mean 'cross_entropy'?)"),
+        ("train --optimizer nesterov", "did you mean 'sgd'?"),
+        ("landscape --loss xent", "no loss 'xent' (did you mean 'cross_entropy'?)"),
         ("train -bs 3", "did you mean '--batch-size'?"),
         ("train --num_epochs=3", "did you mean '--epochs'?"),
         ("train --device cuda", "did you mean '--accelerator'?"),

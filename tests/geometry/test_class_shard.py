@@ -1,17 +1,15 @@
 """Classes split over real processes: every measure is that of one process, and a wrong call ends all of them alike."""
 
 import json
-import time
 import warnings
-from datetime import timedelta
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 import neuralcollapse as nc
 from neuralcollapse.geometry import matrix
+from tests.processes import on_ranks
 
 # K, d, classes without samples: many classes, a simplex, K = d+1, and few of many with samples
 SHAPES = [(40, 8, ()), (40, 8, (1, 3, 39)), (6, 8, ()), (9, 8, (2,)), (30, 8, tuple(range(5, 30)))]
@@ -54,29 +52,6 @@ def sharded(case, rank, world):
     for part in range(3):
         shard.update(features[part::3], labels[part::3])
     return measured(shard, *rows_of(shard, weight, bias), pairwise)
-
-
-def run(rank, world, folder, job, *args):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", timedelta(seconds=60), rank=rank, world_size=world)
-    try:
-        found = job(rank, world, *args)
-    finally:
-        dist.destroy_process_group()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(found, file)
-
-
-def on_ranks(world, folder, job, *args):
-    """What a job gives on each rank, all within a minute."""
-    processes = mp.spawn(run, args=(world, str(folder), job, *args), nprocs=world, join=False)
-    ends = time.monotonic() + 60
-    while not processes.join(timeout=1):
-        if time.monotonic() > ends:
-            for process in processes.processes:
-                process.kill()
-            pytest.fail("the ranks wait for each other")
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(world)]
 
 
 def all_cases(rank, world, cases):

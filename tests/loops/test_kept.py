@@ -3,14 +3,11 @@
 import itertools
 import json
 import random
-from datetime import timedelta
 
 import lightning
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -20,6 +17,7 @@ from neuralcollapse.capture.collect import Capture
 from neuralcollapse.geometry.measures import WEIGHT_MEASURES
 from neuralcollapse.loops.kept import certified, geometry_of, spread
 from neuralcollapse.runs.folder import RunFolder
+from tests.processes import on_ranks
 
 EPOCHS = 3
 
@@ -275,25 +273,18 @@ def test_a_folder_of_the_callers_gets_records_and_keeps_its_configuration(tmp_pa
 # The buffers of batch normalisation
 
 
-def measure_in_two(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world)
+def measure_in_two(rank: int, world: int) -> dict:
     torch.manual_seed(0)
     model = Network()
     model.body[1].running_mean.fill_(float(rank))
     share = [(inputs[rank::2], labels[rank::2]) for inputs, labels in DataLoader(data(), batch_size=10)]
     record = nc.Recorder(share, sharded=True, progress=False).measure(model, 0)
-    dist.destroy_process_group()
-    after = model.body[1].running_mean.tolist()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump({"measures": record.measures, "after": after}, file)
+    return {"measures": record.measures, "after": model.body[1].running_mean.tolist()}
 
 
 @pytest.mark.slow
 def test_processes_measure_the_buffers_of_the_first_and_keep_their_own(tmp_path):
-    mp.spawn(measure_in_two, args=(2, str(tmp_path)), nprocs=2)
-    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    first, second = on_ranks(2, tmp_path, measure_in_two)
     assert first["measures"] == second["measures"]
     assert (first["after"], second["after"]) == ([0.0] * 6, [1.0] * 6)
     torch.manual_seed(0)

@@ -6,8 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -16,6 +14,7 @@ import neuralcollapse as nc
 from neuralcollapse.ood.blocks import Blocks
 from tests.helpers import SmallNet, small_loader, small_set
 from tests.ood import oracle
+from tests.processes import on_ranks
 
 OPTIONS = {"vim_dim": 3, "neco_dim": 2}
 
@@ -379,21 +378,15 @@ def test_many_classes_go_by_tiles():
         assert float(-found["mahalanobis"][row]) == pytest.approx(float(distances.min()), rel=1e-4)
 
 
-def _work(rank, world_size, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/meeting", rank=rank, world_size=world_size)
-    try:
-        mine = torch.utils.data.Subset(small_set(90), range(rank, 90, world_size))
-        scorer = nc.OODScorer.fit(
-            SmallNet(seed=0), DataLoader(mine, batch_size=8), sharded=True, progress=False, **OPTIONS
-        )
-        scorer.save(f"{folder}/{rank}.safetensors")
-    finally:
-        dist.destroy_process_group()
+def _fit(rank, world_size, folder):
+    mine = torch.utils.data.Subset(small_set(90), range(rank, 90, world_size))
+    loader = DataLoader(mine, batch_size=8)
+    scorer = nc.OODScorer.fit(SmallNet(seed=0), loader, sharded=True, progress=False, **OPTIONS)
+    scorer.save(folder / f"{rank}.safetensors")
 
 
 def test_processes_fit_the_scorer_of_all_samples(tmp_path):
-    mp.spawn(_work, args=(2, str(tmp_path)), nprocs=2)
+    on_ranks(2, tmp_path, _fit, tmp_path)
     _, expected = fitted()
     features = torch.randn(5, 6)
     for rank in range(2):

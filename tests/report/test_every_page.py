@@ -141,7 +141,7 @@ def site_of(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize(("width", "scheme"), zip(WIDTHS, SCHEMES, strict=True))
+@pytest.mark.parametrize(("width", "scheme"), list(zip(WIDTHS, SCHEMES, strict=True)))
 def test_pages_of_the_site_hold(engine, width, scheme, browser, site_of):
     site, said = site_of(engine), {}
     for name in LOOKED_AT:
@@ -152,6 +152,14 @@ def test_pages_of_the_site_hold(engine, width, scheme, browser, site_of):
             if faults:
                 said[name] = faults
     assert said == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_keyboard_reaches_every_control_of_the_site(engine, browser, site_of):
+    with opened(browser, site_of(engine) / "guides/measure.html", 1280, "light") as (page, wrong):
+        assert unreached(page) == []
+        assert wrong == []
 
 
 @pytest.mark.slow

@@ -83,6 +83,7 @@ def test_many_groups_are_named_by_the_tables_and_not_in_a_legend():
 
 def test_the_caption_says_how_many_seeds_lines_and_bands_are_of():
     two, one = [run("a", [1], x="p"), run("b", [2], x="p")], [run("c", [3], x="q")]
-    assert "means over 2 seeds; bands" in comparison_curve(group_runs(two), "nc1").caption
-    assert "over the seeds, where there are several" in comparison_curve(group_runs(two + one), "nc1").caption
+    assert "Mean and range of 2 seeds." in comparison_curve(group_runs(two), "nc1").caption
+    some = comparison_curve(group_runs(two + one), "nc1").caption
+    assert "Mean and range of several seeds where there are any." in some
     assert "seed" not in comparison_curve(group_runs(one), "nc1").caption

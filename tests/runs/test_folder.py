@@ -105,9 +105,12 @@ def test_an_earlier_run_is_refused_and_force_named(tmp_path):
 
 def test_force_clears_an_earlier_run_once_the_new_one_has_a_record(tmp_path):
     before = full_run(tmp_path)
-    (tmp_path / "logs/csv/version_0").mkdir(parents=True)
+    for folder in ("logs/csv/version_0", "state/00002", "state/.00003.tmp"):
+        (tmp_path / folder).mkdir(parents=True)
     for file in ("state.pt", "logs/csv/version_0/metrics.csv", "logs/mlflow.db", ".state.pt.x.tmp", "geometry/.7.tmp"):
         (tmp_path / file).write_bytes(b"old")
+    for file in ("00002/.metadata", "00002/__0_0.distcp", ".00003.tmp/__1_0.distcp", ".00003.tmp/.metadata.tmp"):
+        (tmp_path / "state" / file).write_bytes(b"old")
     before.unlock()
     run = RunFolder.create(tmp_path, force=True)
     assert (tmp_path / "records.jsonl").read_text() == ""
@@ -151,6 +154,8 @@ FOREIGN = [
     "geometry/mine.npz",
     "geometry/epoch-00001 copy.npz",
     "logs/theirs",
+    "state/notes.txt",
+    "state/00001/model.pt",
     "logs/csv/version_0/notes.txt",
     "logs/tensorboard/best.pt",
     "figures/data.csv",
@@ -167,7 +172,9 @@ def test_force_is_refused_where_others_wrote_and_names_that(tmp_path, name):
     (tmp_path / name).write_text("mine")
     before = names(tmp_path)
     first = (
-        name if name.split("/")[0] in ("checkpoints", "geometry", "logs", "figures", ".earlier") else name.split("/")[0]
+        name
+        if name.split("/")[0] in ("checkpoints", "geometry", "logs", "figures", "state", ".earlier")
+        else name.split("/")[0]
     )
     found = first if first != "checkpoints/sub/epoch-00001.safetensors" else "checkpoints/sub"
     for force in (True, False):
@@ -179,7 +186,7 @@ def test_force_is_refused_where_others_wrote_and_names_that(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["checkpoints", "geometry", "logs", "state.pt", "link", "checkpoints/epoch-00009.safetensors"]
+    "name", ["checkpoints", "geometry", "logs", "state.pt", "state", "link", "checkpoints/epoch-00009.safetensors"]
 )
 def test_force_follows_no_symbolic_link(tmp_path, name):
     (tmp_path / "theirs").mkdir()

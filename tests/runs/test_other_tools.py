@@ -2,11 +2,13 @@ import dataclasses
 
 import pytest
 
+from neuralcollapse import errors
 from neuralcollapse.errors import InputError, did_you_mean, nearest
 from neuralcollapse.runs import other_tools
 from neuralcollapse.runs.other_tools import needless, option_hint, option_meant
 from neuralcollapse.training.config import TrainConfig
 
+LOSSES = ["cross_entropy", "label_smoothing", "focal", "mse"]
 TRAIN = [each.name for each in dataclasses.fields(TrainConfig)]
 
 
@@ -27,6 +29,33 @@ TRAIN = [each.name for each in dataclasses.fields(TrainConfig)]
 )
 def test_a_word_of_another_tool_is_an_option_of_training(word, ours):
     assert option_meant(word, TRAIN) == ours
+
+
+@pytest.mark.parametrize(
+    ("word", "value", "known"),
+    [
+        ("ce", "cross_entropy", LOSSES),
+        ("XEnt", "cross_entropy", LOSSES),
+        ("softmax", "cross_entropy", LOSSES),
+        ("softmax", "msp", ["msp", "energy"]),
+        ("L2", "mse", LOSSES),
+        ("none", "constant", ["step", "cosine", "constant"]),
+        ("none", "learned", ["learned", "simplex"]),
+        ("fmnist", "fashion-mnist", ["mnist", "fashion-mnist"]),
+        ("label smoothing", "label_smoothing", LOSSES),
+        ("linear", "", ["step", "cosine", "constant"]),
+        ("hinge", "", LOSSES),
+    ],
+)
+def test_a_value_is_offered_by_what_it_is_called_elsewhere(word, value, known):
+    assert nearest(word, known) == value
+
+
+def test_what_a_value_is_called_elsewhere_is_written_as_it_is_compared():
+    for ours, theirs in errors._CALLED.items():
+        for name in [ours, *theirs.split()]:
+            assert errors._plain(name) == name
+        assert ours not in theirs.split()
 
 
 def test_an_option_is_meant_only_where_it_exists():

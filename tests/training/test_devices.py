@@ -5,12 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-from datetime import timedelta
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 import neuralcollapse as nc
@@ -18,6 +15,7 @@ from neuralcollapse.capture.collect import collect
 from neuralcollapse.geometry.groups import GroupedMoments
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training.remeasure import remeasure
+from tests.processes import on_ranks
 
 FLAGS = ["--epochs", "2", "--width", "16", "--depth", "2", "--feature_dim", "12", "--accelerator", "cpu"]
 FLAGS += ["--devices", "2", "--checkpoint_every", "1", "--layers", "features.1", "--json"]
@@ -125,10 +123,7 @@ def tight(rank: int, world: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 SHARES = ["even", "uneven", "none on the second"]
 
 
-def measure(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = f"file://{folder}/meeting"
-    dist.init_process_group("gloo", meeting, timedelta(seconds=20), rank=rank, world_size=world)
+def measure(rank: int, world: int) -> dict:
     found = {}
     for shares in SHARES:
         batches = loader(rank, world, shares)
@@ -140,17 +135,13 @@ def measure(rank: int, world: int, folder: str) -> None:
         capture = collect(body.double(), batches, "1", nc4=False, sharded=True, progress=False)
         found[name] = capture.nonnegative
     found["errors"] = nc.measure(body, tight(rank, world), "1", errors=5, sharded=True, progress=False)
-    dist.destroy_process_group()
-    with open(f"{folder}/{rank}.json", "w") as file:
-        json.dump(found, file)
+    return found
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory) -> list[dict]:
     """What each of two processes measured, by shares."""
-    folder = tmp_path_factory.mktemp("sharded")
-    mp.spawn(measure, args=(2, str(folder)), nprocs=2)
-    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
+    return on_ranks(2, tmp_path_factory.mktemp("sharded"), measure)
 
 
 @pytest.mark.parametrize("shares", SHARES)

@@ -52,7 +52,7 @@ def worker(folder: str, *command: str) -> None:
     log = os.open(place.with_suffix(".log"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(log, 1)
     os.dup2(log, 2)
-    code = cli.main(list(command))
+    code = cli.main([part.replace("{rank}", rank) for part in command])
     if code:  # the agent waits for what a worker that ends well returns
         sys.exit(code)
 
@@ -163,8 +163,8 @@ def stop_one(folder: Path) -> None:
     print(json.dumps({"last": said[-1], "seconds": time.monotonic() - started}))
 
 
-def in_a_process_of_its_own(function, folder: Path) -> dict:
-    code = f"from pathlib import Path; from {__name__} import *; {function.__name__}(Path({str(folder)!r}))"
+def in_a_process_of_its_own(function, folder: Path, module: str = __name__) -> dict:
+    code = f"from pathlib import Path; from {module} import *; {function.__name__}(Path({str(folder)!r}))"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
     process = subprocess.Popen(
         [sys.executable, "-c", code],

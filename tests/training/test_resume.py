@@ -44,7 +44,7 @@ def end(run: Path) -> dict[str, object]:
         "records": [{name: value for name, value in record.items() if name != "seconds"} for record in records],
         "weights": {epoch: file.read_bytes() for epoch, file in folder.checkpoints()},
         "geometry": {file.name: file.read_bytes() for file in sorted((run / "geometry").iterdir())},
-        "scraps": [str(path) for path in run.rglob(".*")],
+        "scraps": [str(path) for path in run.rglob(".*") if path.name != ".metadata"],
     }
 
 

@@ -391,7 +391,7 @@ def refused(config: TrainConfig, out: Path, message: str) -> None:
         ({"loggers": ("wandb",)}, "the logger wandb is not installed .*: pip install wandb"),
         ({"loggers": ("csv", "mlflow")}, "the logger mlflow is not installed .*: pip install mlflow"),
         ({"optimizer": "lbfgs", "devices": 2, "accelerator": "cpu"}, "lbfgs runs in one process"),
-        ({"strategy": "fsdp"}, "keeps the weights whole, got fsdp: use ddp"),
+        ({"strategy": "fsdp"}, "keeps the weights whole, or fsdp2, got fsdp: use one"),
         ({"strategy": "dpp"}, "cannot train with .*strategy=dpp"),
         ({"accelerator": "cdua"}, "cannot train with accelerator=cdua"),
         ({"precision": "31-true"}, "cannot train with .*precision=31-true"),

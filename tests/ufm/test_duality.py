@@ -7,6 +7,7 @@ from scipy.optimize import minimize as scipy_minimize
 
 from neuralcollapse.ufm import CrossEntropy, Focal, SquaredError, UnconstrainedFeatureModel, duality
 from neuralcollapse.ufm.duality import best_bias, lower_bound, spectral_norm, top_pair
+from neuralcollapse.ufm.effort import Effort, OutOfEffort
 from tests.ufm import oracles
 
 # K, d, counts, lW, lH, lb, bias
@@ -189,6 +190,7 @@ def test_lanczos_bounds_are_those_of_the_gram_matrix(monkeypatch):
     points = [model.random_point(seed) for seed in range(5)] + [model.global_minimizer()]
     expected = [lower_bound(model, point) for point in points]
     monkeypatch.setattr(duality, "_GRAM_UP_TO", 2)
+    monkeypatch.setattr(duality, "_DENSE_UP_TO", 2)
     for point, value in zip(points, expected, strict=True):
         assert lower_bound(model, point) == pytest.approx(value, abs=1e-9)
 
@@ -199,7 +201,7 @@ def test_lanczos_bounds_are_those_of_the_gram_matrix(monkeypatch):
 @pytest.mark.parametrize("by_products", [False, True])
 def test_best_bias_has_zero_gradient_and_is_a_minimum(loss, decay, scale, by_products, monkeypatch):
     if by_products:  # as for thousands of classes: no matrix of them is made
-        monkeypatch.setattr(duality, "_GRAM_UP_TO", 2)
+        monkeypatch.setattr(duality, "_DENSE_UP_TO", 2)
         monkeypatch.setattr(torch.linalg, "pinv", None)
     model = build((4, 5, [6, 3, 1, 1], 0.01, 0.01, decay, True), loss)
     point = model.random_point(2, scale=math.sqrt(scale))
@@ -210,3 +212,19 @@ def test_best_bias_has_zero_gradient_and_is_a_minimum(loss, decay, scale, by_pro
     for seed in range(5):
         point.b = bias + 0.1 * model.random_point(seed).b
         assert model.objective(point) >= lowest - 1e-12
+
+
+@every_loss
+def test_where_the_best_bias_costs_too_much_the_bound_is_that_of_small_logits(loss, monkeypatch):
+    monkeypatch.setattr(duality, "_WORK", 0.0)  # as for large logits of thousands of classes, most of them wrong
+    assert bounds_above_the_minimum(loss, 100) == (0, 100)
+    model = build((5, 8, [7, 2, 1, 1, 1], 0.01, 0.005, 0.02, True), loss)
+    point = model.random_point(1, scale=5.0)
+    products = model.scaled(point.W @ point.H)
+    kept = products.clone()
+    bound = lower_bound(model, point)
+    monkeypatch.undo()
+    assert torch.equal(products, kept)
+    assert bound > lower_bound(model, point)
+    with pytest.raises(OutOfEffort):
+        best_bias(model, products, point.b, Effort(model, 100.0))

@@ -88,10 +88,10 @@ def test_classes_that_vanish_are_found():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("counts", ["even", "geometric"])
-def test_a_thousand_distinct_counts_are_certified(counts):
+def test_hundreds_of_distinct_counts_are_certified(counts):
     import numpy as np
 
-    spaced = np.linspace(20_000, 100, 1000) if counts == "even" else np.geomspace(20_000, 100, 1000)
+    spaced = np.linspace(20_000, 100, 500) if counts == "even" else np.geomspace(20_000, 100, 500)
     distinct = sorted({int(n) for n in spaced}, reverse=True)
     model = Model(len(distinct), 1024, distinct, 5e-4, 5e-3 / sum(distinct), 5e-4)
     problem, point = GroupedModel(model), solve(model.like(feature_dim=len(distinct)))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from neuralcollapse.capture.arguments import check_model
 from neuralcollapse.capture.team import Team
+from neuralcollapse.checkpoints.distributed import METADATA
 from neuralcollapse.checkpoints.ledger import NAME, Done, append_to_ledger, read_ledger, write_ledger
 from neuralcollapse.checkpoints.order import TrainingOrder, find_checkpoints, short_name, training_order
-from neuralcollapse.checkpoints.sharded import METADATA
 from neuralcollapse.checkpoints.weights import fit_weights, read_weights
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
 from neuralcollapse.heads.meshes import split_at_once

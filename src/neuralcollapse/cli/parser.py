@@ -91,7 +91,7 @@ class Parser(argparse.ArgumentParser):
             for command, other in others.items():
                 if meant := option_meant(flag, other.options):
                     return f" ({command!r} has {flag_of(meant)})"
-        found = found or nearest(name, known)
+        found = found or nearest(name, [option for option in known if option != "help"])
         return f" (did you mean {flag_of(found)!r}?)" if found else ""
 
     def _flag_for(self, word: str) -> str:

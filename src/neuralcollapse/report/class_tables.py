@@ -53,6 +53,7 @@ def class_tables(run: Run) -> list[Table]:
             csv_label=f"Download {'all' if kept is rows else 'the worst'} {len(kept):,} classes (CSV)",
             tall=True,
             fold_note=True,
+            foldable=True,
             beside=_pairs(classes, names),
         )
     ]

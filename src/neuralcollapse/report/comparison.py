@@ -22,6 +22,7 @@ from neuralcollapse.runs.records import format_value, label, number
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
 _CURVES = ("train.loss", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "train.accuracy", "test.accuracy", "head.ratio")
 _LOGARITHMIC = ("train.loss", "nc1", "nc_bias", "head.ratio")
+_MANY = 8  # groups, of which the table scrolls in a box of its own
 _SELECT = "Select a name to see its curves stand out in every figure; once more, or Escape, to see all alike."
 
 
@@ -101,7 +102,7 @@ def differences(groups: Sequence[Group]) -> list[Table]:
     note = "" if names else "Nothing but the seed. "
     note += "Numbers at the end: mean ± standard deviation over seeds. " if several else ""
     header = ("runs" if several else "run", *names, *(["seeds"] if several else []), *map(label, keys))
-    return [Table("What differs", rows, header, note + _SELECT, sortable=True)]
+    return [Table("What differs", rows, header, note + _SELECT, sortable=True, tall=len(rows) > _MANY)]
 
 
 def _mean_cell(group: Group, key: str) -> Cell:
@@ -139,7 +140,7 @@ def run_table(runs: Sequence[Run], groups: Sequence[Group] = ()) -> Table:
     known = *axes, "seed", units, *(["parameters"] if sizes else [])
     header = ("run", *known, *map(label, keys), *(["decay budget"] if budgets else ()))
     note = f"On the training set but for the test accuracy. {limits()}"
-    return Table("Every run at its end", rows, header, note, sortable=True, tall=True)
+    return Table("Every run at its end", rows, header, note, sortable=True, tall=True, foldable=True)
 
 
 def shared_tables(runs: Sequence[Run]) -> list[Table]:

@@ -165,8 +165,9 @@ def key_meaning(key: str) -> str:
     if key in MEASURES:
         text = MEASURES[key][1]
         text = text if text.startswith("tr") else text[:1].upper() + text[1:]
-        return f"{text}. On the training set."
+        return f"{text}."
     return {
+        "train.loss": "Mean over the training set.",
         "train.accuracy": "Share of training samples classified correctly.",
         "test.accuracy": "Share of test samples classified correctly.",
         "head.ratio": "The last layer's objective over the minimum for its class counts and decays, or over an upper "

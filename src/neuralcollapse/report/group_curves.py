@@ -85,9 +85,9 @@ def _seeds(groups: Sequence[Group]) -> str:
     counts = sorted({len(group.runs) for group in groups})
     if counts[-1] == 1:
         return ""
-    some = "" if counts[0] > 1 else ", where there are several"
-    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts[0] > 1 else "the"
-    return f" Lines: means over {many} seeds{some}; bands: their range."
+    many = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}" if counts[0] > 1 else "several"
+    some = "" if counts[0] > 1 else " where there are any"
+    return f" Mean and range of {many} seeds{some}."
 
 
 def _spread_widely(values: Sequence[float]) -> bool:

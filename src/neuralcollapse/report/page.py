@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -168,13 +169,11 @@ class Page:
         tables = [each for table in self.tables for each in (table, table.beside) if each is not None]
         files = [file for file in (self.csv, *(table.csv for table in tables)) if file is not None]
         css = _source("page.css")
-        return environment.from_string(
-            _source("page.html.jinja")
-        ).render(
+        return environment.from_string(_source("page.html.jinja")).render(
             page=self,
             cards=[Card(*card) for card in self.cards],
             figures=figures,
-            even=len(figures) % 3 == 0,  # then square ones are as wide as the others, and no row has a gap
+            widths=widths(self.figures),
             figures_json=_script_json(figures),
             live="" if self.live is None else self.live.html(),
             files_json=_script_json({name: _packed(text) for name, text in files}),
@@ -217,6 +216,28 @@ def save_text(text: str, target: Path) -> Path:
         return write_atomically(target, text.encode(errors="replace"))
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def widths(figures: Sequence[Figure]) -> list[str]:
+    """How wide each figure is: a third of the page (""), half of it ("large") or all of it ("whole").
+
+    Maps, views in space and figures with a size take half. Where all small figures are not threes, the last ones of a
+    stretch take half too, or all, so that no row has a gap.
+    """
+    halves = [bool(figure.size) or figure.matrix or figure.three_dimensional for figure in figures]
+    if len(figures) % 3 == 0 and not any(figure.size for figure in figures):
+        return [""] * len(figures)
+    found = ["large" if half else "" for half in halves]
+    start = 0
+    for half, stretch in itertools.groupby(halves):
+        end = start + len(list(stretch))
+        if not half and end - start == 1:
+            found[start] = "whole"
+        elif not half:
+            few = {0: 0, 1: 4, 2: 2}[(end - start) % 3]
+            found[end - few : end] = ["large"] * few
+        start = end
+    return found
 
 
 def _source(name: str) -> str:

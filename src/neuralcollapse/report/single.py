@@ -206,7 +206,8 @@ def _layers(run: Run) -> list[Table]:
     ]
     note = "On the same samples; outputs averaged over positions."
     heading = f"Inner layers at {run.unit} {last.epoch:,}"
-    return [Table(heading, rows, ("layer", *(title for title, _, _ in columns)), note)] if rows else []
+    header = ("layer", *(title for title, _, _ in columns))
+    return [Table(heading, rows, header, note, tall=True, foldable=True)] if rows else []
 
 
 def _accuracy(record: Record, split: str) -> str:

@@ -14,7 +14,7 @@ function drawSpace(view, width, height) {
   const points = view.marks.filter(mark => mark.type === "points" && !isHidden(view, mark));
   let far = 1;  // the same at all steps, so that the view does not jump
   for (const mark of view.marks) for (const step of mark.points) for (const point of step) if (point.every(finite)) far = Math.max(far, Math.hypot(...point));
-  const named = points.some(mark => mark.labelled), radius = Math.min(width / 2 - (named ? 24 : 12), height / 2 - 14) / Math.min(far, 1.3);
+  const named = points.some(mark => mark.labelled), radius = Math.min(width / 2 - (named ? 24 : 12), height / 2 - 14) / Math.min(far, 1.8);
   const centre = [width / 2, height / 2];
   const place = point => {
     const [x, y, z] = turned(point, view.camera), grow = 1 / (1 - 0.12 * z / Math.max(far, 1));

@@ -74,7 +74,8 @@ def _tables(results: Results) -> list[Table]:
     tables = [group_table(groups), *theory_table(groups)]
     if results.costs:
         tables.append(cost_table(results.costs))
-    return [*tables, run_table(results.runs, groups), *differences(groups), *shared_tables(results.runs)]
+    options = [replace(table, foldable=True) for table in differences(groups)]  # its numbers are in the first table too
+    return [*tables, run_table(results.runs, groups), *options, *shared_tables(results.runs)]
 
 
 def _time(results: Results) -> str:

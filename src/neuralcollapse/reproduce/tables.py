@@ -84,7 +84,7 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
         "Measures at the end; below them what is expected of an untrained head, and the value at the exact minimum for "
         "the run's classes, decays and sign of features."
     )
-    return [Table(THEORY, rows, header, note, sortable=True)]
+    return [Table(THEORY, rows, header, note, sortable=True, fold_note=True, foldable=True)]
 
 
 def _in_theory(group: Group, key: str) -> str:
@@ -117,9 +117,9 @@ def cost_table(costs: Sequence[Mapping[str, Any]]) -> Table:
     header = (*axes, "parameters", "weights, MiB", "gradients, MiB", "optimiser, MiB", "peak, MiB", "step, ms")
     note = (
         f"Measured on one {device(costs)}: memory of the tensors, the most held at once during a "
-        "step, and the median time of steps taken in turns. Below: against the first row of the network."
+        "step, and the median time of steps taken in turns. Percentages: against the first row of the network."
     )
-    return Table("What a training step costs", rows, header, note, sortable=True)
+    return Table("What a training step costs", rows, header, note, sortable=True, tall=True, foldable=True)
 
 
 def _more(item: Mapping[str, Any], first: Mapping[str, Any], part: str) -> str:

@@ -8,6 +8,7 @@ geometry/*.npz      class means and classifier at some epochs (`Geometry`)
 classes/*.npz       the numbers of each class at the last record (`ClassRecord`)
 checkpoints/*.safetensors   the network's weights
 state.pt            the state of training, for `neuralcollapse train --resume`
+state/*/            its tensors, where each process has parts of them (strategy fsdp2)
 logs/               what other loggers wrote
 report.html         the page
 .lock               there while a process writes (`runs.locks`)
@@ -181,7 +182,7 @@ class RunFolder:
         self._forget_earlier()
         self.remove_temporary()
         self._earlier.mkdir()
-        for name in (*ownership.EPOCH_FILES, ownership.LOGS, *ownership.FILES):
+        for name in (*ownership.EPOCH_FILES, ownership.LOGS, ownership.PARTS, *ownership.FILES):
             if (self.path / name).exists():
                 (self.path / name).rename(self._earlier / name)
 
@@ -218,6 +219,26 @@ class RunFolder:
     def state(self) -> Path:
         """The file of the state of training."""
         return self.path / "state.pt"
+
+    @property
+    def parts(self) -> Path:
+        """Where the tensors of states lie that are split over processes, each in a folder."""
+        return self.path / ownership.PARTS
+
+    def new_parts(self) -> str:
+        """The name of the next such folder, once its temporary folder `.NAME.tmp` is there and empty."""
+        numbers = [int(place.name.strip(".").partition(".")[0]) for place in ownership.parts_in(self.path)]
+        name = f"{max(numbers, default=0) + 1:05d}"
+        (self.parts / f".{name}.tmp").mkdir(parents=True)
+        return name
+
+    def keep_parts(self, name: str | None) -> None:
+        """Remove these folders but the one of that name."""
+        for place in ownership.parts_in(self.path):
+            if place.name != name:
+                ownership.remove(path for path in self._own() if path.is_relative_to(place))
+        if name is None and self.parts.is_dir():
+            ownership.remove([self.parts])
 
     def discard(self) -> None:
         """Remove a run that failed: its files, then folders that are empty, and bring back the run that it replaced."""

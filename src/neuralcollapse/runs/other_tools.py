@@ -7,15 +7,16 @@ from collections.abc import Collection
 from neuralcollapse.errors import nearest
 
 _CALLED = {
-    "learning_rate": "lr base_lr init_lr initial_lr max_lr alpha step_size_lr rate eta learningrate",
-    "weight_decay": "wd l2 decay l2_reg l2_penalty reg lambda_w weightdecay",
+    "learning_rate": "lr base_lr init_lr initial_lr max_lr alpha step_size_lr rate eta learningrate lr_rate",
+    "weight_decay": "wd l2 decay l2_reg l2_penalty reg lambda_w weightdecay lam lambda lamb weight_reg",
     "feature_decay": "lambda_h feature_reg h_decay",
     "bias_decay": "lambda_b bias_reg b_decay",
     "batch_size": "bs batch b batchsize train_batch_size per_device_train_batch_size mini_batch_size "
     "eval_batch_size test_batch_size",
     "epochs": "epoch e num_epochs n_epochs max_epochs nb_epochs num_train_epochs total_epochs train_epochs nepochs "
     "steps max_steps iterations",
-    "network": "model arch architecture backbone net model_name model_type encoder model_name_or_path",
+    "network": "model arch architecture backbone net model_name model_type encoder model_name_or_path "
+    "mlp resnet resnet18 cnn",
     "network_options": "model_args model_kwargs model_config net_args",
     "frame": "classifier head etf fixed_etf fix_classifier simplex last_layer",
     "layer": "classifier head fc last_layer head_name classifier_name",
@@ -33,7 +34,7 @@ _CALLED = {
     "nodes": "num_nodes nnodes n_nodes",
     "precision": "amp fp16 bf16 half mixed_precision dtype use_amp",
     "out": "o output out_dir output_dir out_path outdir save_dir save_path log_dir logdir exp_dir results_dir "
-    "work_dir default_root_dir run_dir run output_path outfile output_file name exp_name",
+    "work_dir default_root_dir run_dir run output_path outfile output_file name exp_name run_name tag",
     "force": "f overwrite overwrite_output_dir exist_ok replace",
     "resume": "resume_from resume_from_checkpoint ckpt_path continue load restart checkpoint",
     "checkpoints": "checkpoint ckpt ckpts weights ckpt_path checkpoint_path pretrained resume load state_dict "
@@ -42,7 +43,8 @@ _CALLED = {
     "print_config": "show_config show dump_config",
     "seed": "random_seed manual_seed rng_seed random_state pl_global_seed",
     "optimizer": "optim opt optimiser solver method algorithm",
-    "schedule": "scheduler lr_scheduler lr_schedule sched lr_scheduler_type lr_policy",
+    "schedule": "scheduler lr_scheduler lr_schedule sched lr_scheduler_type lr_policy "
+    "cosine multistep anneal annealing",
     "decay_factor": "gamma lr_gamma lr_decay lr_decay_rate",
     "decay_every": "step_size lr_step_size lr_decay_every lr_decay_epochs",
     "milestones": "lr_milestones lr_steps lr_drop",
@@ -58,11 +60,12 @@ _CALLED = {
     "imbalance": "imb imb_factor imbalance_ratio imb_ratio imb_type imbalance_factor long_tail",
     "label_noise": "noise noise_rate corrupt corruption",
     "random_labels": "shuffle_labels random_targets",
-    "measure_every": "eval_every log_every eval_freq log_interval eval_interval val_interval print_freq eval_steps "
+    "measure_every": "val_every test_every "
+    "eval_every log_every eval_freq log_interval eval_interval val_interval print_freq eval_steps "
     "check_val_every_n_epoch every log_freq",
     "measure_at": "epoch_list measure_epochs",
     "checkpoint_every": "save_every save_freq checkpoint_freq save_interval ckpt_every ckpt_freq save_steps",
-    "loggers": "logger log wandb tensorboard use_wandb report_to mlflow tracker",
+    "loggers": "logger log wandb tensorboard use_wandb report_to mlflow tracker tb wandb_project use_tensorboard",
     "stop_on": "early_stopping early_stop monitor es_monitor",
     "patience": "early_stopping_patience es_patience",
     "compile": "torch_compile use_compile",
@@ -88,6 +91,8 @@ _CALLED = {
 """Our name -> what it is called elsewhere."""
 
 _NEEDLESS = {
+    "SGD has momentum as given, and not Nesterov's": "nesterov",
+    "learning rates have no warm-up; decay may have one, --decay-warmup": "lr_warmup warmup_steps warmup_lr",
     "images are in memory, and no worker has to load them": "num_workers workers n_workers dataloader_num_workers "
     "pin_memory num_loaders persistent_workers",
     "the data say how many classes there are": "num_classes n_classes nclasses num_labels classes",

@@ -17,26 +17,33 @@ FILES = ("config.yaml", "environment.json", "checkpoints.json", "report.html", "
 # folders of files called epoch-NUMBER
 EPOCH_FILES = {"geometry": ".npz", "checkpoints": ".safetensors", "classes": ".npz"}
 LOGS = "logs"
+PARTS = "state"  # folders of torch.distributed.checkpoint, by number, that state.pt names
 EARLIER = ".earlier"  # the run that a new one is about to replace
 
 _EPOCH = r"epoch-([0-9]{5}|[1-9][0-9]{5,11})"
 _VERSION = r"version_[0-9]+"
+_PART = r"[0-9]{5,12}"
 _OWN = [  # every path that a run may have in its folder; wandb, which keeps files of any name, has its own rule below
     *map(re.escape, FILES),
     *(f"{folder}/{_EPOCH}{re.escape(suffix)}" for folder, suffix in EPOCH_FILES.items()),
     rf"({'|'.join(EPOCH_FILES)})/\.(epoch-)?[0-9]+[^/]*\.tmp",
     rf"(({'|'.join(EPOCH_FILES)})/)?\.({'|'.join(map(re.escape, FILES))})\.[^/]*\.tmp",
+    rf"{PARTS}/({_PART}|\.{_PART}\.tmp)/(\.metadata|__[0-9]+_[0-9]+\.distcp)(\.tmp)?",
     rf"{LOGS}/csv/{_VERSION}/(metrics\.csv|hparams\.yaml)",
     rf"{LOGS}/tensorboard/{_VERSION}/(events\.out\.tfevents\.[^/]+|hparams\.yaml)",
     rf"{LOGS}/mlflow\.db(-journal|-wal|-shm)?",
 ]
 _OWN_FILE = re.compile("|".join(f"(?:{pattern})" for pattern in _OWN))
-_OWN_FOLDER = re.compile(rf"{'|'.join(EPOCH_FILES)}|{LOGS}|{LOGS}/(?:csv|tensorboard)(?:/{_VERSION})?")
+_OWN_FOLDER = re.compile(
+    rf"{'|'.join(EPOCH_FILES)}|{LOGS}|{LOGS}/(?:csv|tensorboard)(?:/{_VERSION})?|{PARTS}(?:/{_PART}|/\.{_PART}\.tmp)?"
+)
 _TEMPORARY = re.compile(r"(?:.*/)?\.[^/]*\.tmp")
 _WANDB = f"{LOGS}/wandb"
 _LOGGERS = {"csv", "tensorboard", "wandb", "mlflow"}
 _FIGURE = re.compile(r"figures/[\w.-]+\.(?:png|svg|pdf)")  # `neuralcollapse report --format` writes them; they stay
-_OF_TRAINING = re.compile(rf"checkpoints/.*|state\.pt|{LOGS}/.*")  # written by `neuralcollapse train` alone
+_OF_TRAINING = re.compile(
+    rf"checkpoints/.*|state\.pt|{PARTS}(?:/.*)?|{LOGS}/.*"
+)  # written by `neuralcollapse train` alone
 
 
 class FolderContents(NamedTuple):
@@ -121,6 +128,14 @@ def _walk(folder: Path, inside: str) -> Iterator[Path]:
 def is_temporary(path: Path) -> bool:
     """Whether a killed process of ours left this file, half-written."""
     return _TEMPORARY.fullmatch(path.name) is not None
+
+
+def parts_in(folder: Path) -> list[Path]:
+    """The folders of states in a run folder, in order, those that were not finished first."""
+    found = (folder / PARTS).glob("*") if not (folder / PARTS).is_symlink() else ()
+    return sorted(
+        path for path in found if not path.is_symlink() and re.fullmatch(rf"{_PART}|\.{_PART}\.tmp", path.name)
+    )
 
 
 def remove(paths: Iterable[Path]) -> None:

@@ -12,12 +12,14 @@ import torch
 from tqdm import tqdm
 
 from neuralcollapse.data.batches import Batches
+from neuralcollapse.heads.split import whole
 from neuralcollapse.runs.events import event_lines
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Record
 from neuralcollapse.runs.tensors import write_tensors
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.optimizers import set_epoch
+from neuralcollapse.training.parts import without_parts, write_parts
 from neuralcollapse.training.resume import State, Stopped, StopSignal, origin_of
 from neuralcollapse.training.step import Classification
 
@@ -49,10 +51,14 @@ class SaveWeights(lightning.Callback):
         """Write them, if this epoch is one to be kept."""
         epoch = trainer.current_epoch + 1
         last = epoch == self.config.epochs or trainer.should_stop
-        if trainer.is_global_zero and (epoch % self.config.checkpoint_every == 0 or last):
-            state = pl_module.network.state_dict()
-            own = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-            write_tensors(self.run.checkpoint(epoch), own)
+        if epoch % self.config.checkpoint_every == 0 or last:
+            own = {}
+            for name, tensor in pl_module.network.state_dict().items():
+                value = whole(tensor)  # in all processes: it may gather the parts of one
+                if trainer.is_global_zero:
+                    own[name] = value.cpu().contiguous().clone()
+            if trainer.is_global_zero:
+                write_tensors(self.run.checkpoint(epoch), own)
 
 
 class SaveState(lightning.Callback):
@@ -102,18 +108,23 @@ class SaveState(lightning.Callback):
 
     def _write(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
         measured = self.measuring()  # in all processes: it may join their sums
+        network, optimizer = module.network, trainer.optimizers[0]
+        split = self.config.strategy == "fsdp2"
+        parts = write_parts(self.run, network, optimizer) if split else {}
         if trainer.is_global_zero:
             State(
                 epoch,
                 step,
                 trainer.global_step,
-                module.network.state_dict(),
-                trainer.optimizers[0].state_dict(),
+                {} if split else network.state_dict(),
+                without_parts(optimizer.state_dict()),
                 trainer.precision_plugin.state_dict(),
                 measured,
                 origin_of(self.config),
                 trainer.world_size,
+                parts,
             ).write(self.run.state)
+            self.run.keep_parts(parts.get("folder"))
         self._written = time.monotonic()
 
 

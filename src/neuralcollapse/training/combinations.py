@@ -7,6 +7,9 @@ from typing import Any
 from neuralcollapse.errors import InputError
 from neuralcollapse.runs.records import check_key
 
+UNSCALED = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true", "64-true", "64")
+"""Precisions without a scaler, which decides about each step by the whole gradient."""
+
 
 def check_combinations(config: Any) -> None:
     """Raise if options of a `TrainConfig`, which is not imported here, do not go together."""
@@ -45,7 +48,26 @@ def check_combinations(config: Any) -> None:
     if config.gradient_clip and config.optimizer == "lbfgs":
         raise InputError("gradient_clip does not go with lbfgs: its line search needs the gradient as it is")
 
+    if config.strategy == "fsdp2":
+        _check_split(config)
     if config.stop_on is not None:
         check_key(config.stop_on, "stop_on")
     elif (config.patience, config.stop_mode, config.min_delta) != (5, "auto", 0):
         raise InputError("patience, stop_mode and min_delta are for stop_on: add it, as in stop_on=nc1")
+
+
+def _check_split(config: Any) -> None:
+    """Raise if an option does not go with weights that are split over processes."""
+    if config.optimizer == "lbfgs":
+        raise InputError("strategy=fsdp2 does not go with lbfgs, which lays all parameters in one row: use ddp or sgd")
+    if config.learn_scale:
+        raise InputError("strategy=fsdp2 splits rows, and learn_scale learns one number: leave it out, or use ddp")
+    if config.channels_last:
+        raise InputError("strategy=fsdp2 splits weights as they lie in memory: leave out channels_last, or use ddp")
+    if config.cuda_graph == "on":
+        raise InputError("cuda_graph=on is for one process with whole weights: leave it out under strategy=fsdp2")
+    if config.precision not in ("auto", *UNSCALED):
+        raise InputError(
+            f"strategy=fsdp2 trains with precision 32-true, bf16-mixed, bf16-true or 64-true, got {config.precision}: "
+            "choose one of those, or use ddp"
+        )

@@ -118,7 +118,8 @@ class TrainConfig:
         nodes: machines.
         timeout: seconds that a process waits for the others before it gives the run up; more than it takes the first
             one to write a record.
-        strategy: "auto", "ddp" or another of Lightning's that keeps the weights whole.
+        strategy: "auto", "ddp" (each process has all weights) or another of Lightning's like it, or "fsdp2" (each has a
+            part of the weights, gradients and optimiser state, by torch's fully_shard).
         precision: "auto" ("bf16-mixed" on CUDA GPUs that have bfloat16, except for lbfgs; else "32-true"), "32-true",
             "bf16-mixed", "16-mixed", "64-true" or another of Lightning's.
         cuda_graph: replay each step of a full batch as one CUDA graph: "auto" (where that can be done), "on" (refused

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode  # private, but the one place that torch documents it in
 
 from neuralcollapse.errors import InputError, one_line
+from neuralcollapse.training.combinations import UNSCALED
 from neuralcollapse.training.config import TrainConfig
 
-_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "bf16-true", "64-true", "64")
 _COPIES = ("aten::_to_copy", "aten::copy_")
 _REHEARSALS = 3  # torch's own number for graphs: libraries make handles and choose algorithms in the first calls
 
@@ -45,7 +45,7 @@ def refusal(config: TrainConfig, device: torch.device, world: int) -> str | None
         return f"it is for one process, got strategy={config.strategy}"
     if config.optimizer == "lbfgs":
         return "the line search of lbfgs must know the loss before it goes on"
-    if config.precision not in _PRECISIONS:
+    if config.precision not in UNSCALED:
         return f"precision={config.precision} decides about each step by its gradients"
     if config.compile:
         return "compile makes kernels of its own"

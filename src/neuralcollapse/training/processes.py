@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
-from lightning.pytorch.strategies import DDPStrategy
+from torch.nn.parallel import DistributedDataParallel
 
+from neuralcollapse.capture.team import Team
 from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
 
@@ -63,31 +64,36 @@ def _hint() -> str:
 
 
 class Together(lightning.Callback):
-    """Before the first step: all processes are at the same place, and their gradients are summed in a fixed order.
+    """All processes begin alike: with the same options, at the same place, and with gradients summed in a fixed order.
 
     Goes before other callbacks.
     """
 
-    def __init__(self, epoch: int = 0, step: int = 0, total_steps: int = 0) -> None:
+    def __init__(self, config: TrainConfig, epoch: int = 0, step: int = 0, total_steps: int = 0) -> None:
+        self.config = config
         self.place = (epoch, step, total_steps)
 
-    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Raise in all processes if they read different states: the machines do not share the folder."""
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """Raise in all processes if they got different options, or read different states.
+
+        This comes before anything is built together: under fsdp2 each process then reads its part of the state.
+        """
         if trainer.world_size == 1:
             return
-        strategy = trainer.strategy
-        place = torch.tensor(self.place, dtype=torch.float64, device=strategy.root_device)
-        largest = strategy.reduce(torch.cat([place, -place]), reduce_op="max")
-        assert isinstance(largest, torch.Tensor)
-        if not torch.equal(largest[:3], -largest[3:]):
+        team = Team(joins=True, in_step=False, device=trainer.strategy.root_device)
+        team.agree(None, lambda: asdict(self.config))
+        if len(set(team.exchanged(lambda: self.place))) > 1:
             raise InputError(
                 "the processes would go on from different states: give a run folder that all machines share"
             )
-        if isinstance(strategy, DDPStrategy):
-            _rehearse(strategy, pl_module)
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Make all steps of DistributedDataParallel alike."""
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            _rehearse(trainer.strategy, pl_module)
 
 
-def _rehearse(strategy: DDPStrategy, module: Any) -> None:
+def _rehearse(strategy: Any, module: Any) -> None:
     """A backward pass of zeros.
 
     After its first backward pass DistributedDataParallel lays the gradients out anew in its buckets. Where a gradient

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,9 +19,11 @@ from neuralcollapse.data.batches import Batches, training_starts
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.loops.lightning import CollapseCallback
 from neuralcollapse.runs.files import as_float, parse_json
+from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.tensors import read_state, write_state
 from neuralcollapse.training.config import CHANGEABLE, TrainConfig, completed
 from neuralcollapse.training.online import OnlineFeatures
+from neuralcollapse.training.parts import Parts, joined
 from neuralcollapse.training.step import Classification
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name))
@@ -56,6 +58,7 @@ class State:
         collapse: the states of the callbacks that measure.
         origin: the options that made the weights and so may not change, as JSON (`origin_of`).
         processes: how many trained; 0 if an earlier version wrote the state, which did not say.
+        parts: under fsdp2 the folder that has the tensors of `network` and `optimizer` in their place (`Parts`).
     """
 
     epoch: int
@@ -67,6 +70,7 @@ class State:
     collapse: dict[str, Any]
     origin: str
     processes: int = 0
+    parts: dict[str, Any] = field(default_factory=dict)
 
     def check_origin(self, config: TrainConfig) -> None:
         """Raise unless the state was made with these options, apart from those that may change."""
@@ -94,7 +98,7 @@ class State:
         except (OSError, ValueError) as error:
             raise InputError(_no_state(path, getattr(error, "strerror", None) or str(error))) from None
         names = [item.name for item in fields(cls)]
-        values = {"processes": 0, **values} if isinstance(values, dict) else values
+        values = {"processes": 0, "parts": {}, **values} if isinstance(values, dict) else values
         if not isinstance(values, dict) or sorted(map(str, values)) != sorted(names):
             raise InputError(_no_state(path, f"expected the entries {', '.join(names)}"))
         for name in names:
@@ -157,6 +161,7 @@ class StopSignal:
 
 def restore(
     state: State,
+    run: RunFolder,
     trainer: lightning.Trainer,
     module: Classification,
     batches: Batches,
@@ -172,9 +177,15 @@ def restore(
     step = _step_here(state, batches)
     if step > len(batches):
         raise InputError(f"the state is of other data: {state.step} steps in an epoch of {len(batches)}")
+    parts = _parts(run, state)
+    if parts and module.config.strategy != "fsdp2":
+        network, tensors = parts.whole()
+        state, parts = replace(state, network=network, optimizer=joined(state.optimizer, tensors)), None
     _check_optimizer(state.optimizer, module)
+    module.parts = parts
     try:
-        module.network.load_state_dict(state.network)
+        if parts is None:
+            module.network.load_state_dict(state.network)
     except (RuntimeError, InputError, TypeError, AttributeError, KeyError) as error:
         raise InputError(f"the state is of another network: {one_line(error)}") from None
     module.optimizer_state = state.optimizer
@@ -194,6 +205,14 @@ def restore(
     loop.epoch_progress.current.processed = loop.epoch_progress.current.completed = state.epoch
     loop.epoch_loop.automatic_optimization.optim_progress.optimizer.step.total.completed = state.total_steps
     loop.epoch_loop.manual_optimization.optim_step_progress.total.completed = state.total_steps
+
+
+def _parts(run: RunFolder, state: State) -> Parts | None:
+    """The folder that has the tensors of a state, if they are not in it."""
+    try:
+        return Parts.named(run, state.parts) if state.parts else None
+    except ValueError as error:
+        raise InputError(_no_state(run.state, str(error))) from None
 
 
 def _step_here(state: State, batches: Batches) -> int:

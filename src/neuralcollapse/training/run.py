@@ -30,6 +30,7 @@ from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.processes import Together, as_launched, lost
 from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
+from neuralcollapse.training.sharding import reads_parts
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
 from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet, with_precision
 
@@ -193,6 +194,7 @@ def _resume(
 
     def folder() -> RunFolder:
         run.remove_temporary()
+        run.keep_parts(state.parts["folder"] if state and state.parts else None)
         run.make_folders()
         run.truncate(-1 if state is None else state.epoch)
         if config != old:
@@ -287,7 +289,7 @@ def _train(
         return collapse.state_dict() | (online.state_dict() if online else {})
 
     callbacks = [
-        Together(*((state.epoch, state.step, state.total_steps) if state else ())),
+        Together(config, *((state.epoch, state.step, state.total_steps) if state else ())),
         EpochSchedule(batches),
         collapse,
         *([online] if online else []),
@@ -296,7 +298,7 @@ def _train(
         bar,
     ]
     if state is not None:
-        restore(state, trainer, module, batches, collapse, online)
+        restore(state, run, trainer, module, batches, collapse, online)
     trainer.callbacks += callbacks  # type: ignore[attr-defined]
     made: RunFolder | None = None  # before that the folder may be another's
     try:
@@ -319,6 +321,11 @@ def _train(
         kept = run.state.is_file()
         if fresh and made and not kept:
             made.discard()
+        if config.strategy == "fsdp2" and reads_parts(error):
+            raise InputError(
+                f"the network {config.network} uses a layer's weights outside of that layer's forward, where "
+                "strategy=fsdp2 has them in parts: use ddp, or call the layer"
+            ) from None
         if not isinstance(error, OSError) or not _is_of_writing(error, path):
             raise
         hint = f"; then go on with 'neuralcollapse train --resume {path}'" if kept or not fresh else ""

@@ -18,6 +18,7 @@ from neuralcollapse.networks.build import classifier_name
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.graph import Recording, StaticStep, unchanged
 from neuralcollapse.training.optimizers import Groups, build_optimizer, decay_groups, decay_scale, penalty
+from neuralcollapse.training.parts import Parts, joined, split_like
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, find_loss
 
 NETWORK = "network"  # where the network is in the module
@@ -35,6 +36,7 @@ class Classification(lightning.LightningModule):
         step: steps done in this epoch.
         seen: the features and logits of the last training step, where `keep_seen` asks for them.
         optimizer_state: state to start the optimiser with, when a run is resumed.
+        parts: has the tensors of the network and of that state, where each process reads its own.
         stepper: replays the whole step for full batches, where `replay_steps` asked for that.
     """
 
@@ -51,6 +53,7 @@ class Classification(lightning.LightningModule):
         self.batch_sizes: Sequence[int] = ()  # over all processes, of the steps of an epoch; needed where they are many
         self.step = 0
         self.optimizer_state: dict[str, Any] | None = None
+        self.parts: Parts | None = None
         self.keep_seen = config.measure == "online"
         self.seen: tuple[Tensor, Tensor] | None = None
         self.stepper: StaticStep | None = None
@@ -156,11 +159,14 @@ class Classification(lightning.LightningModule):
         capturable = self.stepper is not None and self.device.type == "cuda"
         optimizer = build_optimizer(self.decay_groups(), self.config, capturable=capturable)
         if self.optimizer_state is not None:
+            state = self.optimizer_state
+            if self.parts is not None:
+                state = joined(state, self.parts.load(self.network, optimizer))
             try:
-                optimizer.load_state_dict(_as_captured(self.optimizer_state, capturable))
+                optimizer.load_state_dict(_as_captured(split_like(optimizer, state), capturable))
             except (ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
                 raise InputError(f"the state is of another optimiser: {one_line(error)}") from None
-            self.optimizer_state = None
+            self.optimizer_state = self.parts = None
         return optimizer
 
     def decay_groups(self) -> Groups:

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.sharding import FSDP2Strategy
 
 
 def with_precision(config: TrainConfig) -> TrainConfig:
@@ -37,10 +38,10 @@ def _has_bfloat16() -> bool:
 
 def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     """The trainer, without loggers: those begin to write (see `make_logger`) once the run folder is there."""
-    if config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
+    if config.strategy != "fsdp2" and config.strategy.startswith(("fsdp", "deepspeed", "model_parallel")):
         raise InputError(
-            f"expected a strategy that keeps the weights whole, got {config.strategy}: use ddp, or shard a network in "
-            "a loop of your own, where a Recorder measures it"
+            f"expected a strategy that keeps the weights whole, or fsdp2, got {config.strategy}: use one of those, or "
+            "shard a network in a loop of your own, where a Recorder measures it"
         )
     if config.optimizer == "lbfgs" and config.devices * config.nodes > 1:
         raise InputError("lbfgs runs in one process: its line search needs the loss of the whole batch")
@@ -52,7 +53,7 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             accelerator=config.accelerator,
             devices=config.devices,
             num_nodes=config.nodes,
-            strategy=config.strategy,
+            strategy=FSDP2Strategy() if config.strategy == "fsdp2" else config.strategy,
             precision=config.precision,  # type: ignore[arg-type]
             gradient_clip_val=config.gradient_clip,
             deterministic="warn" if config.deterministic else False,
@@ -68,6 +69,8 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
             f"cannot train with accelerator={config.accelerator}, devices={config.devices}, "
             f"strategy={config.strategy}, precision={config.precision}: {one_line(error)}"
         ) from None
+    if config.strategy == "fsdp2" and trainer.strategy.root_device.type == "mps":
+        raise InputError("strategy=fsdp2 runs on CPUs and CUDA GPUs, got mps: give accelerator=cpu")
     if hasattr(trainer.strategy, "_timeout"):  # in Lightning an argument of each strategy's class, not of the trainer
         trainer.strategy._timeout = timedelta(seconds=config.timeout)
     return trainer

@@ -12,6 +12,10 @@ minimising over b alone achieves this up to rounding, whose worst effect is subt
 With features >= 0 more slopes are admissible. In the dual the rows h of the features of a collapsed point only have to
 satisfy `|Y h|^2 <= mu^2 |h|^2` for h >= 0, with Y = G of the class means, and `h'Y'Y h <= h'(Y'Y)_+ h`, so that
 `t <= mu / sqrt(lambda)` will do, lambda the smaller of the largest eigenvalues of Y'Y and of its positive part.
+
+Where logits are large and mostly wrong, as at a random point, the best bias is far and its problem hardly bent: for
+10,000 classes the steps to it take hours. Beyond a limit the bound is that of the same logits made small. At such
+points it was not worse in any case tried: far from the minimum the slopes of nearly equal logits are the better ones.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neuralcollapse.ufm.effort import EACH_LOGIT, Effort, OutOfEffort
 from neuralcollapse.ufm.losses import CrossEntropy, Loss
 from neuralcollapse.ufm.model import Model
 from neuralcollapse.ufm.points import Point
@@ -31,8 +36,10 @@ _LONGEST_STEP = 20.0  # of an entry of the bias in a Newton step: saturated logi
 _FEW = 10  # samples a class, at least, that the first Newton steps of the bias use
 _LARGEST_SCALE = 1e6  # of t: a larger one would amplify the rounding of the slopes
 _LARGEST_BIAS = 1e3  # assumed bound of |b| at a minimum without decay on b
-_GRAM_UP_TO = 2048  # rows or columns up to which a Gram matrix is made, for the spectral norm or for steps of the bias
+_GRAM_UP_TO = 2048  # rows or columns up to which a Gram matrix is made, for the spectral norm
+_DENSE_UP_TO = 1024  # classes up to which a step of the bias is that of the Hessian as a matrix
 _PRODUCTS = 400  # of the Hessian in a step of the bias, at most
+_WORK = 1e11  # multiplications of the best bias, about a minute for 10,000 classes: memory limits them, not arithmetic
 
 
 def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> float:
@@ -46,7 +53,12 @@ def lower_bound(model: Model, point: Point, products: Tensor | None = None) -> f
     bias = None
     if model.bias:
         assert point.b is not None
-        bias = best_bias(model, logits, point.b)
+        try:
+            bias = best_bias(model, logits, point.b, Effort(model, _WORK))
+        except OutOfEffort:
+            logits = logits / logits.abs().max()
+            products = None  # the sum below may be in place
+            bias = best_bias(model, logits, torch.zeros_like(point.b))
         logits = torch.add(logits, bias.unsqueeze(-1), out=logits if products is None else None)
     weights, targets = model.columns.weights, model.targets
     slopes = model.loss.gradient(logits, targets)
@@ -142,11 +154,14 @@ def _class_means(model: Model, slopes: Tensor) -> Tensor:
     return sums / torch.tensor(model.counts, dtype=sums.dtype, device=sums.device)
 
 
-def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
+def best_bias(model: Model, logits: Tensor, start: Tensor, effort: Effort | None = None) -> Tensor:
     """The bias (K,) that minimises the objective for fixed W H: a convex problem, by Newton's method with backtracking.
 
     The gradient is reduced to rounding relative to the slopes, however small they are, as the bound requires. With
     many samples a class the first steps use only some of them.
+
+    Raises:
+        OutOfEffort: that costs more than the effort allows.
     """
     targets, weights = model.targets, model.columns.weights
     stride = logits.shape[-1] // model.num_classes // _FEW if model.balanced else 0
@@ -154,9 +169,9 @@ def best_bias(model: Model, logits: Tensor, start: Tensor) -> Tensor:
         part = slice(None, None, stride)
         share = weights[part] / weights[part].sum()
         start = newton_bias(
-            model.loss, model.bias_decay, logits[:, part].contiguous(), targets[:, part], share, start, tolerance=1e-3
+            model.loss, model.bias_decay, logits[:, part].contiguous(), targets[:, part], share, start, 1e-3, effort
         )
-    return newton_bias(model.loss, model.bias_decay, logits, targets, weights, start, tolerance=1e-16)
+    return newton_bias(model.loss, model.bias_decay, logits, targets, weights, start, 1e-16, effort)
 
 
 def newton_bias(
@@ -167,10 +182,17 @@ def newton_bias(
     weights: Tensor,
     start: Tensor,
     tolerance: float,
+    effort: Effort | None = None,
 ) -> Tensor:
-    """The bias that minimises the weighted losses and `sum decay b^2/2`; the decays may differ."""
+    """The bias that minimises the weighted losses and `sum decay b^2/2`; the decays may differ.
+
+    Raises:
+        OutOfEffort: that costs more than the effort allows.
+    """
 
     def derivatives(bias: Tensor) -> tuple[float, Tensor, Tensor, Tensor | None]:
+        if effort is not None:
+            effort.spend(EACH_LOGIT * logits.numel())
         value, gradient, diagonal, factor = loss.bias_derivatives(logits, bias, targets, weights)
         return value + float((decay * bias.square()).sum()) / 2, gradient + decay * bias, diagonal + decay, factor
 
@@ -181,7 +203,7 @@ def newton_bias(
         size, bent = float(gradient.norm()), float(bends.max())  # for cross-entropy the slopes' size
         if size <= tolerance * bent:
             break
-        step = _bias_step(gradient, diagonal, factor, bends)
+        step = _bias_step(gradient, diagonal, factor, bends, effort)
         longest = float(step.abs().max())
         if size <= 1e-9 * min(1.0, bent) and longest <= 1e-6:  # the error after this step is its square, mere rounding
             return bias - step
@@ -200,14 +222,16 @@ def newton_bias(
     return bias
 
 
-def _bias_step(gradient: Tensor, diagonal: Tensor, factor: Tensor | None, bends: Tensor) -> Tensor:
+def _bias_step(
+    gradient: Tensor, diagonal: Tensor, factor: Tensor | None, bends: Tensor, effort: Effort | None
+) -> Tensor:
     """The solution of `(diag(diagonal) - factor factor') x = gradient`; `bends` is the diagonal of that matrix.
 
     Without decay it is singular: the vector of ones is in its kernel, to which the gradient is orthogonal.
     """
     if factor is None:
         return gradient / diagonal
-    if len(gradient) <= _GRAM_UP_TO:
+    if len(gradient) <= _DENSE_UP_TO:
         hessian = torch.diag(diagonal) - factor @ factor.mT
         return torch.linalg.pinv(hessian, rtol=1e-14, hermitian=True) @ gradient
     x, residual, goal = torch.zeros_like(gradient), gradient.clone(), 1e-10 * float(gradient.norm())
@@ -215,6 +239,8 @@ def _bias_step(gradient: Tensor, diagonal: Tensor, factor: Tensor | None, bends:
     direction = scale * residual
     square = float(residual @ direction)
     for _ in range(_PRODUCTS):  # conjugate gradients
+        if effort is not None:
+            effort.spend(2 * factor.numel())
         image = diagonal * direction - factor @ (factor.mT @ direction)
         curvature = float(direction @ image)
         if not curvature > 0:

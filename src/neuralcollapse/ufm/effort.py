@@ -7,7 +7,7 @@ from neuralcollapse.ufm.model import Model
 # Multiplications of a search: 1 to 3 minutes on a core that does 2e10 to 6e10 a second.
 WORK = 4e12
 FEWEST = 50  # products with which neither a Newton step nor a least eigenvalue comes near its end
-_EACH_LOGIT = 40  # what exponentials and sums cost at each logit, in multiplications
+EACH_LOGIT = 40  # what exponentials and sums cost at each logit, in multiplications
 
 
 class OutOfEffort(RuntimeError):
@@ -23,9 +23,9 @@ class Effort:
         ended: whether anything was refused.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.product = float(model.num_classes * model.num_columns * (4 * model.feature_dim + _EACH_LOGIT))
-        self.left = WORK
+    def __init__(self, model: Model, work: float | None = None) -> None:
+        self.product = float(model.num_classes * model.num_columns * (4 * model.feature_dim + EACH_LOGIT))
+        self.left = WORK if work is None else work
         self.ended = False
 
     def products(self, most: int) -> int:
