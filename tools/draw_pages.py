@@ -28,7 +28,7 @@ PAGES = {
     "run": (ROOT / "docs/page.webp", 1280, 1800, "light"),
     "phone": (GALLERY / "page-phone.webp", 390, 1100, "dark"),
     "comparison": (GALLERY / "page-comparison.webp", 1280, 1500, "light"),
-    "experiment": (GALLERY / "page-experiment.webp", 1280, 2100, "light"),
+    "experiment": (GALLERY / "page-experiment.webp", 1280, 1850, "light"),
     "landscape": (GALLERY / "page-landscape.webp", 1280, 1600, "light"),
     "outliers": (GALLERY / "page-outliers.webp", 1280, 1500, "light"),
 }

@@ -11,6 +11,7 @@ from neuralcollapse.ufm import UnconstrainedFeatureModel, class_margins, minimum
 from neuralcollapse.ufm.certificate import GLOBAL_GAP
 from neuralcollapse.ufm.columns import Columns
 from neuralcollapse.ufm.duality import decay_cost, lower_bound
+from neuralcollapse.ufm.nonnegative import nonnegative_minimizer
 
 # counts, lW, lH -> minimum without a bias, margins: by bounded descents from many starts, outside this library
 CASES = [
@@ -325,3 +326,11 @@ def test_bounds_of_a_million_samples_have_no_entry_for_each(bias, monkeypatch):
     assert "collapsed" not in repr(bounds)
     with pytest.raises(AssertionError, match="for each sample"):
         bounds.point  # noqa: B018
+
+
+def test_the_descents_say_how_far_they_are():
+    shares = []
+    nonnegative_minimizer(model([30, 10, 5, 2], 0.01, 0.01, 0.0), shares.append)
+    assert len(shares) > 10
+    assert shares == sorted(shares)
+    assert 0 < shares[0] < shares[-1] <= 1

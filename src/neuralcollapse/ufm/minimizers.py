@@ -6,6 +6,7 @@ Sources: Zhu et al. 2021 (cross-entropy); the other closed forms follow from the
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,10 +74,13 @@ def global_minimizer(model: Model) -> Point:
     return model.expand(collapsed_minimizer(model))
 
 
-def collapsed_minimizer(model: Model) -> Point:
-    """`global_minimizer` as a point of the collapsed model: no array has an entry for each sample."""
+def collapsed_minimizer(model: Model, on_progress: Callable[[float], None] = lambda share: None) -> Point:
+    """`global_minimizer` as a point of the collapsed model: no array has an entry for each sample.
+
+    With features >= 0, where it may take a minute, `on_progress` is called with the share that is done.
+    """
     if model.nonnegative:
-        return nonnegative_minimizer(model)
+        return nonnegative_minimizer(model, on_progress)
     form = closed_form(model)
     if form is not None:
         _require_dim(model, model.num_classes - 1 if form.margin > 0 else 1)

@@ -21,7 +21,9 @@ Source: Dang, Tran, Nguyen, Ho, ICML 2024, for cross-entropy without a bias; the
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -44,6 +46,7 @@ _ROUNDING = 1e-14  # what rounding leaves of a zero gap, relative to the objecti
 _ATTEMPTS = 6  # descents, at most
 _MANY, _FEW_ATTEMPTS = 50, 2  # for more classes than this the later ones, which rarely help, would take minutes
 _DESCENT_UP_TO = 200  # classes: each descent has 2 K^2 variables
+_USUAL = 100  # iterations after which a descent counts as half done: a guess, as nobody knows where it ends
 _SMALL = 0.1  # the distance of the starts after the first from the orthogonal classes, in canonical units
 
 
@@ -100,17 +103,17 @@ class _Solved:
     point: Point | None = None
 
 
-def _checked(model: Model) -> _Solved:
+def _checked(model: Model, on_progress: Callable[[float], None] = lambda share: None) -> _Solved:
     """The solution, or an InputError for a model that has none."""
     if not model.nonnegative:
         raise InputError("expected a model with features='nonnegative', got 'real': use global_minimum")
     if not model.loss.convex:
         raise InputError("the focal loss is not convex: no minimum and no bound is known for features >= 0")
-    return _solve(model.like(feature_dim=min(model.num_classes, model.feature_dim)))
+    return _solve(model.like(feature_dim=min(model.num_classes, model.feature_dim)), on_progress=on_progress)
 
 
 @keeps_the_last
-def _solve(model: Model) -> _Solved:
+def _solve(model: Model, on_progress: Callable[[float], None]) -> _Solved:
     """The bounds of a model with d <= K."""
     problem = GroupedModel(model, torch.device("cpu"))
     best = _orthogonal(problem)
@@ -121,7 +124,7 @@ def _solve(model: Model) -> _Solved:
     if _closed(problem.decay_cost(upper), upper, lower) or model.num_classes > _DESCENT_UP_TO:
         return _Solved(lower, upper, _closed(problem.decay_cost(upper), upper, lower), best)
     small = model.collapsed()
-    upper, lower, point = _descended(small, _point(model, best), upper, lower)
+    upper, lower, point = _descended(small, _point(model, best), upper, lower, on_progress)
     return _Solved(lower, upper, _closed(decay_cost(small, upper), upper, lower), best, point)
 
 
@@ -132,13 +135,15 @@ def nonnegative_minimum(model: Model) -> float:
     return found.upper
 
 
-def nonnegative_minimizer(model: Model) -> Point:
+def nonnegative_minimizer(model: Model, on_progress: Callable[[float], None] = lambda share: None) -> Point:
     """The minimiser of a model with features >= 0, as a point of the collapsed model.
+
+    `on_progress` is called with the share of the descents that is done.
 
     Raises:
         InputError: as `minimum_bounds`, or the bounds do not agree.
     """
-    _require_exact(_checked(model))
+    _require_exact(_checked(model, on_progress))
     return minimum_bounds(model).collapsed
 
 
@@ -221,16 +226,25 @@ def _point(model: Model, found: Decoupled) -> Point:
     return Point(W, H, bias)
 
 
-def _descended(work: Model, orthogonal: Point, upper: float, lower: float) -> tuple[float, float, Point]:
+def _descended(
+    work: Model, orthogonal: Point, upper: float, lower: float, on_progress: Callable[[float], None]
+) -> tuple[float, float, Point]:
     """(upper bound, lower bound, point) after descents of a collapsed model, until the bounds agree."""
     units = Units(work)
     scales, best = units.scales(), orthogonal
     near = orthogonal.vector() / scales
-    for attempt in range(_ATTEMPTS if work.num_classes <= _MANY else _FEW_ATTEMPTS):
+    attempts = _ATTEMPTS if work.num_classes <= _MANY else _FEW_ATTEMPTS
+    for attempt in range(attempts):
+        steps = itertools.count(1)
+
+        def watch(vector: Tensor, attempt: int = attempt, steps: Iterator[int] = steps) -> None:
+            done = next(steps)
+            on_progress((attempt + done / (done + _USUAL)) / attempts)
+
         start = units.small.random_point(attempt, scale=1.0 if attempt > _ATTEMPTS // 2 else _SMALL).vector()
         if attempt <= _ATTEMPTS // 2:
             start = near + start * (attempt > 0)
-        descent = bounded_lbfgs(units, start, tolerance=1e-12 * units.mu, iterations=3000)
+        descent = bounded_lbfgs(units, start, tolerance=1e-12 * units.mu, iterations=3000, watch=watch)
         point = work.point(descent.points * scales)
         value = float(work.value(point))
         lower = max(lower, lower_bound(work, point))

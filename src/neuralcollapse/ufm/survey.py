@@ -109,7 +109,8 @@ def survey(
     minimum, lowest = None, None
     on_message("the global minimum")
     try:
-        lowest, minimum = collapsed_minimizer(model), global_minimum(model)
+        lowest = collapsed_minimizer(model, on_progress)
+        minimum = global_minimum(model)
     except InputError as error:
         on_message(f"no exact minimum: {error}")
     entries: list[Entry] = []
