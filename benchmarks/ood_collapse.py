@@ -145,13 +145,24 @@ def measured(inside: Inside, network: nn.Module) -> Row:
     }
 
 
-def run(mnist: str, fashion_name: str, quick: bool, say: Callable[[str], None]) -> list[Row]:
-    """A row for each network and time."""
-    sets = {
+def data_sets(mnist: str, fashion_name: str, quick: bool) -> dict[str, Inside]:
+    """What networks are trained on, by name."""
+    return {
         "digits": digits(mnist, quick),
         "digits 0 to 6": digits(mnist, quick, (7, 8, 9)),
         "Fashion-MNIST": fashion(mnist, fashion_name, quick),
     }
+
+
+def brightness(inside: Inside) -> dict[str, float]:
+    """What no network is needed for: the AUROC of the mean pixel, taken as a score for or against each outside set."""
+    own = inside.test[0].flatten(1).mean(1)
+    found = {name: nc.ood.evaluate(own, images.flatten(1).mean(1))["auroc"] for name, images in inside.outside.items()}
+    return {name: max(value, 1 - value) for name, value in found.items()}
+
+
+def run(sets: dict[str, Inside], quick: bool, say: Callable[[str], None]) -> list[Row]:
+    """A row for each network and time."""
     rows: list[Row] = []
     for name, inside in sets.items():
         for head in HEADS:
@@ -237,7 +248,8 @@ def page(found: dict[str, Any], words: str) -> str:
         cells.append(["epoch", *(", ".join(str(row["epoch"]) for row in each) for each in of_set)])
         lines += table(["", *named], cells)
         for outside in of_set[0][0]["outside"]:
-            lines += [f"AUROC, outside: {outside}", ""]
+            alone = found["brightness"][inside][outside]
+            lines += [f"AUROC, outside: {outside} (mean brightness alone, no network: {alone:.3f})", ""]
             cells = []
             for score in NAMES:
                 values = [[row["outside"][outside][score]["auroc"] for row in each] for each in of_set]
@@ -279,6 +291,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", metavar="FOLDER", help="the IDX files of MNIST (found if not given)")
     parser.add_argument("--fashion", metavar="FOLDER", help="those of Fashion-MNIST (found if not given)")
+    parser.add_argument("--brightness", action="store_true", help="measure what brightness alone tells apart again")
     parser.add_argument("--from-results", action="store_true", help="write the page again from results.json")
     parser.add_argument("--quick", action="store_true", help="little of everything, printed and not written")
     options = parser.parse_args()
@@ -289,9 +302,16 @@ def main() -> None:
             for name, folder in (("mnist", options.mnist), ("fashion-mnist", options.fashion))
         )
         started = time.thread_time()
-        rows = run(mnist, clothes, options.quick, lambda line: print(line, file=sys.stderr, flush=True))
+        sets = data_sets(mnist, clothes, options.quick)
+        alone = {name: brightness(inside) for name, inside in sets.items()}
+        if options.brightness:
+            found = json.loads((OUT / "results.json").read_text()) | {"brightness": rounded(alone)}
+            (OUT / "results.json").write_text(json.dumps(found, separators=(",", ":")) + "\n")
+            write_page(found)
+            return
+        rows = run(sets, options.quick, lambda line: print(line, file=sys.stderr, flush=True))
         where = f"{processor()}, one thread. Python {platform.python_version()}, torch {torch.__version__}."
-        found = {"where": where, "minutes": round((time.thread_time() - started) / 60, 1), "rows": rows}
+        found = {"where": where, "minutes": round((time.thread_time() - started) / 60, 1), "rows": rows, "brightness": alone}
         if options.quick:
             print(json.dumps(found)[:2000])
             return

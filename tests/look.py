@@ -75,13 +75,13 @@ def unreached(page) -> list[str]:
           scrollTo(0, 0);
           window.seen = new Set();
           document.addEventListener("focusin", (event) => seen.add(event.target));
-          window.wanted = [...document.querySelectorAll(controls)].filter(
-            (x) => !x.disabled && x.tabIndex >= 0 && x.checkVisibility({ visibilityProperty: true }));
+          window.reachable = (x) => !x.disabled && x.tabIndex >= 0 && x.checkVisibility({ visibilityProperty: true });
+          window.wanted = [...document.querySelectorAll(controls)].filter(reachable);
         }""",
         CONTROLS,
     )
-    # A group of radio buttons is one stop; within it the arrows move.
-    missing = """() => wanted.filter((x) => !seen.has(x) && !(x.type === "radio" &&
+    # A group of radio buttons is one stop; within it the arrows move. A button that comes and goes may have gone.
+    missing = """() => wanted.filter((x) => !seen.has(x) && reachable(x) && !(x.type === "radio" &&
         [...seen].some((other) => other.type === "radio" && other.name === x.name)))
         .map((x) => x.outerHTML.slice(0, 120))"""
     found = page.evaluate("wanted.length")

@@ -23,7 +23,7 @@ OUTSIDE = {
 }
 EXAMPLES = "examples.md"
 # What of docs/ is copied as it is. Records and states of the results are read in the repository.
-COPIED = {".css", ".js", ".png", ".svg"}
+COPIED = {".css", ".js", ".png", ".svg", ".webp"}
 # Lines before a page's text. The first page is alone in its section: its list of pages would hold nothing else.
 BEFORE = {"index.md": "---\nhide: [navigation]\n---\n\n"}
 

@@ -69,10 +69,17 @@ def test_the_test_set_has_its_own():
     assert found["test"]["nc1_error"] > found["nc1_error"]
 
 
-def test_inner_layers_have_none_and_a_subset_of_classes_has():
-    found = nc.measure(Network(), loader(samples()), layers=("body",), classes=[0, 2, 3], errors=True)
-    assert not KEYS & found["layers"]["body"].keys()
+def test_inner_layers_and_a_subset_of_classes_have_them():
+    rows, model = samples(), Network()
+    found = nc.measure(model, loader(rows), layers=("body",), classes=[0, 2, 3], errors=True)
     assert found["nc1_error"] > 0
+    inner = nc.measure_features(model.body(rows[0]).detach(), rows[1], classes=[0, 2, 3], errors=True)
+    assert found["layers"]["body"].keys() >= KEYS
+    for name in KEYS:
+        assert found["layers"]["body"][name] == pytest.approx(inner[name], rel=1e-5), name
+    plain = nc.measure(model, loader(rows), layers=("body",), classes=[0, 2, 3])
+    assert found["layers"]["body"]["nc1"] == pytest.approx(plain["layers"]["body"]["nc1"], rel=1e-6)
+    assert not KEYS & plain["layers"]["body"].keys()
 
 
 def test_a_wrong_batch_is_named():
@@ -127,3 +134,15 @@ def test_without_errors_there_are_no_bands(tmp_path):
     recorder = nc.Recorder(loader(samples()))
     recorder.measure(Network(), 0)
     assert not any(isinstance(mark, Band) for figure in run_curves(recorder.records) for mark in figure.marks)
+
+
+def test_inner_layers_have_more_measures_too():
+    found = nc.measure(Network(), loader(samples()), layers=("body",), more=True)
+    assert found["layers"]["body"]["more"]["rank_between"] == found["more"]["rank_between"] == 3
+    assert not found["layers"]["body"]["more"].keys() & {"gnc2", "gnc3"}  # of a classifier
+
+
+@pytest.mark.parametrize("option", ["errors", "more", "nc4"])
+def test_a_metric_says_where_they_are(option):
+    with pytest.raises(nc.InputError, match=f"no {option} of a metric.*neuralcollapse.measure"):
+        nc.NeuralCollapse(4, 6, **{option: True})

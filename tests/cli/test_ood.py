@@ -115,7 +115,10 @@ def test_other_images_must_fit_and_not_be_told_by_their_brightness(place, capsys
     assert "--outside nodata: " in refused(capsys, "ood", short_run.path, "--outside", "nodata")
     write_idx(place / "idx" / "t10k-images-idx3-ubyte", np.random.default_rng(0).integers(0, 256, (30, 8, 8)))
     assert main(["ood", str(short_run.path), "--outside", "idx:idx"]) == 0
-    assert "brightness alone may tell them apart" in capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "brightness alone may tell them apart" in told.err
+    assert "mean brightness alone has the AUROC idx 1.0000" in told.out.replace("idx:idx", "idx")
+    assert "mean brightness alone has the AUROC" in (place / "outliers.html").read_text()
 
 
 def test_advice_names_the_best_those_near_it_and_guessing():

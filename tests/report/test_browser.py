@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from neuralcollapse.report.comparison import comparison_page
+from neuralcollapse.report.figure import Axis, Figure, Line
 from neuralcollapse.report.page import Cell, Page, Table
 from neuralcollapse.report.single import single_page
 from neuralcollapse.runs.reading import read_runs
@@ -329,3 +330,55 @@ def test_names_of_runs_are_text_in_the_legends_of_figures(visit):
     page = visit("two")
     legend = page.locator("figure", has=page.locator("#curve-nc1")).locator(".legend button")
     assert legend.all_text_contents() == ["plain", EVIL]
+
+
+def test_a_name_that_is_too_long_keeps_what_tells_it_from_others(visit):
+    page = visit("table")
+    names = page.evaluate("[1, 2].map(i => cut(`a long name that begins as others do, number ${i}`, 90))")
+    assert names[0] != names[1]
+    assert all(name.startswith("a long") and "…" in name for name in names)
+
+
+def test_long_curves_are_read_together_though_they_are_drawn_of_other_points(visit, runs, files):
+    random = np.random.default_rng(0).random((5000, 2))
+    records = [
+        replace(runs[0].last, epoch=i, train={"loss": 1 + x, "accuracy": y}, test={}) for i, (x, y) in enumerate(random)
+    ]
+    (files / "long.html").write_text(single_page(replace(runs[0], records=records)).html(), encoding="utf-8")
+    page = visit("long")
+    box = page.locator("#loss").bounding_box()
+    for share in (0.37, 0.53, 0.71):
+        page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+        said = page.locator("#loss .tip b, #accuracy .tip b, #variability .tip b").all_inner_texts()
+        epochs = [int(text.removeprefix("epoch ").replace(",", "")) for text in said]
+        assert len(epochs) == 3
+        assert max(epochs) - min(epochs) < 2 * 5000 / box["width"]
+
+
+def test_shares_of_a_histogram_have_ticks_by_decade_and_accuracies_by_nines(visit, files):
+    y = [0.5, 0.05, 0.005, 0.0005, 0.0]
+    line = Line("inside", [1, 2, 3, 4, 5], y, "#2563eb")
+    of = {"histogram": Axis(percent=True, from_zero=True), "rate": Axis(percent=True, page_log=True)}
+    figures = [Figure(name, name, "", "", [line], Axis(), axis) for name, axis in of.items()]
+    (files / "shares.html").write_text(Page("t", "", "", [], figures, []).html(), encoding="utf-8")
+    page = visit("shares")
+    page.locator("#histogram-log").click()
+    ticks = "name => [...document.querySelectorAll(`#${name} text[text-anchor=end]`)].map(text => text.textContent)"
+    assert {"0.1 %", "1 %", "10 %"} <= set(page.evaluate(ticks, "histogram"))
+    assert "90 %" not in page.evaluate(ticks, "histogram")
+    assert {"10 %", "50 %"} <= set(page.evaluate(ticks, "rate"))  # all far from 100 %
+
+
+def test_paper_has_every_column_of_a_table(visit):
+    page = visit("two", viewport={"width": 718, "height": 1000})
+    page.emulate_media(media="print")
+    cut = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1).length"
+    assert page.evaluate(cut) == 0
+
+
+def test_the_secondary_is_folded_on_a_phone_and_no_page_is_longer_than_asked(visit):
+    for name in ("one", "two"):
+        page = visit(name, viewport={"width": 390, "height": 844})
+        assert page.locator("details[data-foldable]").count() > 0
+        assert page.locator("details[data-foldable][open]").count() == 0
+        assert page.evaluate("document.documentElement.scrollHeight") < 5000

@@ -90,7 +90,7 @@ def test_two_classes_and_classes_that_coincide_have_figures():
 def test_names_on_the_map_are_short_and_all_different():
     names = ["maillot", "maillot", "a very long name of a class indeed", "cat"]
     shown = cosine_map([collapsed(4, 4)], names).marks[0].x
-    assert shown == ["maillot (0)", "maillot (1)", "a very long name of a c…", "cat"]
+    assert shown == ["maillot (0)", "maillot (1)", "a very long nam…s indeed", "cat"]
 
 
 def test_many_classes_are_named_under_the_pointer_alone():

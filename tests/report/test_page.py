@@ -8,12 +8,14 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
 from neuralcollapse import InputError
 from neuralcollapse.report.comparison import comparison_page
+from neuralcollapse.report.figure import Figure, HeatMap, Line
 from neuralcollapse.report.formulas import formula
-from neuralcollapse.report.page import page_script
+from neuralcollapse.report.page import page_script, widths
 from neuralcollapse.report.single import shown, single_page, verdict, write_page
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.reading import Run, read_run
@@ -246,3 +248,24 @@ def test_the_page_of_a_run_with_a_head_says_with_which_model_it_is_compared():
     assert rows[0][1] == "cross-entropy, features >= 0"
     without = single_page(Run("a", {}, {}, [replace(record, head={})])).tables
     assert not any("head" in table.heading for table in without)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("sss", ["", "", ""]),
+        ("ssmm", ["large"] * 4),
+        ("ssssmm", [""] * 6),
+        ("ssssm", ["large"] * 5),
+        ("sssssmm", ["", "", "", "large", "large", "large", "large"]),
+        ("sssmms", ["", "", "", "", "", ""]),
+        ("smms", ["whole", "large", "large", "whole"]),
+        ("s", ["whole"]),
+    ],
+)
+def test_no_row_of_figures_has_a_gap(kinds, expected):
+    """s: a small figure, m: a map."""
+    heat = HeatMap(["a"], ["a"], np.zeros((1, 1, 1)), -1, 1, "cos", "")
+    marks = {"s": [Line("a", [1], [1], "#000000")], "m": [heat]}
+    figures = [Figure(f"f{i}", "", "", "", marks[kind]) for i, kind in enumerate(kinds)]
+    assert widths(figures) == expected

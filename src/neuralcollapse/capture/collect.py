@@ -98,8 +98,9 @@ def measure(
             classes (see `neuralcollapse.measures`).
         errors: add values of NC1, its quotient and its CDNV without bias, and standard errors (see
             `neuralcollapse.standard_errors`), from 20 groups of the samples, each with moments of its own; fewer where
-            these would take more than 1 GiB. An integer sets the number of groups. Of inner layers there are none.
-        more: add what `neuralcollapse.more_measures` gives, but for "gnc1", which needs features of length one.
+            these would take more than 1 GiB. An integer sets the number of groups. Inner layers have groups of their own.
+        more: add what `neuralcollapse.more_measures` gives of the training set and its inner layers, but for "gnc1",
+            which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
             in all processes, is that of all samples. All processes must call this.
@@ -147,6 +148,8 @@ def measure(
     result = capture.measures(pairwise=pairwise)
     if more:
         result["more"] = capture.more_measures(pairwise=pairwise)
+        for name, found in capture.more_of_layers(pairwise=pairwise).items():
+            result["layers"][name]["more"] = found
     if test_loader is not None:
         test = collect_test(model, test_loader, capture, classifier, reference=reference, **options)
         result["test"] = test.measures(pairwise=pairwise, held_out=True)
@@ -355,6 +358,7 @@ def _result(forward: Forward, sums: Sums, loader: Iterable[Any], team: Team) -> 
         nonnegative=sums.nonnegative,
         correct=correct,
         groups=() if sums.grouped is None else sums.grouped.parts(),
+        layers_groups={name: part.parts() for name, part in sums.grouped_layers.items()},
         class_names=find_class_names(forward.model, loader, len(weight)),
     )
 

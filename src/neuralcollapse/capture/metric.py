@@ -22,6 +22,9 @@ from neuralcollapse.heads.linear import head_shape, head_tensors
 from neuralcollapse.heads.split import is_split
 
 
+_ELSEWHERE = {"errors", "more", "nc4", "layers", "min_count"}  # options of `measure` that one sum cannot serve
+
+
 class NeuralCollapse(Metric):
     """NC1..NC3 and their variants over all samples seen, in one pass.
 
@@ -44,7 +47,8 @@ class NeuralCollapse(Metric):
         kwargs: arguments of torchmetrics' Metric, such as `dist_sync_on_step`.
 
     The features of all updates should come from the same weights: update in eval mode over the training set after an
-    epoch, not while the weights change. (NC4 needs two passes over the samples: `neuralcollapse.measure`.)
+    epoch, not while the weights change. (NC4 needs two passes over the samples, and standard errors need groups of them:
+    `neuralcollapse.measure`.)
 
     `update(features, labels)` takes (N, d) floating-point features and (N,) integer labels, and raises InputError,
     naming the batch, for anything else. `compute()` returns a dict of float64 scalars; measures without a value (all of
@@ -73,6 +77,12 @@ class NeuralCollapse(Metric):
         means_dtype: torch.dtype = torch.float64,
         **kwargs: Any,
     ) -> None:
+        elsewhere = sorted(_ELSEWHERE & kwargs.keys())
+        if elsewhere:
+            raise InputError(
+                f"expected no {', '.join(elsewhere)} of a metric, which keeps one sum of all samples: use "
+                "neuralcollapse.measure, which has them"
+            )
         # No cache: computing is cheap beside updating, a cached value would be stale once the classifier has changed,
         # and a process without updates would return it without joining the synchronisation of the others.
         super().__init__(**({"compute_with_cache": False} | kwargs))

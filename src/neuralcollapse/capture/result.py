@@ -40,6 +40,7 @@ class Capture:
         correct: (K,) int64, the number of samples of each class whose class has the largest logit; over
             `moments.counts` this is the accuracy by class. None if that is not known.
         groups: the moments of groups of the samples, for standard errors, if these were asked for.
+        layers_groups: name -> the same of an inner layer.
         class_names: the names of all K classes, where the model's configuration or the data set has them.
         test: what the pass over the test set gave, if there was one.
     """
@@ -58,6 +59,7 @@ class Capture:
     layers_nearest: dict[str, dict[str, float]] = field(default_factory=dict)
     correct: Tensor | None = None
     groups: Sequence[ClassMoments] = ()
+    layers_groups: dict[str, Sequence[ClassMoments]] = field(default_factory=dict)
     class_names: tuple[str, ...] | None = None
     test: Capture | None = None
     _means: CentredMeans | None = field(default=None, init=False, repr=False, compare=False)
@@ -109,15 +111,22 @@ class Capture:
             result["ncc_accuracy"] = self.ncc_accuracy
         result |= {"accuracy": self.accuracy, "loss": self.loss, "num_samples": self.moments.num_samples}
         if self.layers:
-            result["layers"] = {
-                name: measures_of(moments, **how) | self.layers_nearest.get(name, {})
-                for name, moments in self.layers.items()
-            }
+            result["layers"] = {}
+            for name, moments in self.layers.items():
+                found = measures_of(moments, **how)
+                if name in self.layers_groups:
+                    found |= errors_of(moments, self.layers_groups[name], **how)
+                result["layers"][name] = found | self.layers_nearest.get(name, {})
         return result
 
     def more_measures(self, *, pairwise: bool | int = True) -> dict[str, float]:
         """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
         return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes, means=self.means)
+
+    def more_of_layers(self, *, pairwise: bool | int = True) -> dict[str, dict[str, float]]:
+        """Name -> `neuralcollapse.more_measures` of the outputs of an inner layer."""
+        how: dict[str, Any] = {"pairwise": pairwise, "numbers": self.classes}
+        return {name: more_measures_of(moments, None, **how) for name, moments in self.layers.items()}
 
     @property
     def means(self) -> CentredMeans:

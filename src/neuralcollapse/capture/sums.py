@@ -40,7 +40,6 @@ class Sums:
     """The sums of a pass over the data.
 
     Attributes:
-        layers: name -> moments of the outputs of an inner layer.
         kept: of each batch what is compared with the class means afterwards; None once too large, or if not asked for.
         nearest: counts samples by their nearest mean of another pass, if there was one.
         grouped: the moments by group of samples, which `moments` joins then; None without standard errors.
@@ -59,7 +58,7 @@ class Sums:
     ) -> None:
         self.grouped: GroupedMoments | None = None
         self._ungrouped: ClassMoments | None = None
-        self.layers: dict[str, ClassMoments] = {}
+        self._layers: dict[str, ClassMoments | GroupedMoments] = {}
         self.kept: list[Rows] | None = [] if keep else None
         self.nearest = nearest
         # as tensors, so that no batch waits
@@ -80,6 +79,18 @@ class Sums:
     def moments(self) -> ClassMoments | None:
         """Those of the features; None before the first batch. Where they are grouped, each call joins the groups."""
         return self._ungrouped if self.grouped is None else self.grouped.whole()
+
+    @property
+    def layers(self) -> dict[str, ClassMoments]:
+        """Name -> moments of the outputs of an inner layer."""
+        return {
+            name: part.whole() if isinstance(part, GroupedMoments) else part for name, part in self._layers.items()
+        }
+
+    @property
+    def grouped_layers(self) -> dict[str, GroupedMoments]:
+        """The same by group of samples, where there are groups."""
+        return {name: part for name, part in self._layers.items() if isinstance(part, GroupedMoments)}
 
     @property
     def _features(self) -> ClassMoments | GroupedMoments | None:
@@ -118,7 +129,7 @@ class Sums:
         self.flush(forward)
         captured = forward(batch)
         if self._features is None:
-            self._begin(captured.features.shape[1], captured.features.device)
+            self._begin(captured.features.shape[1], captured.features.device, 1 + len(captured.layers))
             assert self._features is not None
             self._features.round_at_least(forward.spacing)
         self._features.update(self._summed(captured.features), captured.labels)
@@ -146,10 +157,10 @@ class Sums:
         """Add everything but the moments of the features."""
         self._least = least_feature(captured.features, self._least)
         for name, outputs in captured.layers.items():
-            if name not in self.layers:
-                self.layers[name] = self._empty(outputs.shape[1], outputs.device)
-                self.layers[name].round_at_least(forward.spacing)
-            self.layers[name].update(outputs, captured.labels)
+            if name not in self._layers:
+                self._layers[name] = self._made(outputs.shape[1], outputs.device, 1 + len(captured.layers))
+                self._layers[name].round_at_least(forward.spacing)
+            self._layers[name].update(outputs, captured.labels)
         loss = exact(captured.loss(self._loss))
         self._loss_sum = loss if self._loss_sum is None else self._loss_sum.to(loss.device) + loss
         self._correct = add_correct(self._correct, captured, self._num_classes)
@@ -182,10 +193,10 @@ class Sums:
                     f"and {first.head!r} (d = {first.dim}) in process {told.index(first)}: name the classifier"
                 )
         if self._features is None:
-            self._begin(first.dim, forward.device)
+            self._begin(first.dim, forward.device, 1 + len(first.layers))
         for name, dim in first.layers.items():
-            if name not in self.layers:
-                self.layers[name] = self._empty(dim, forward.device)
+            if name not in self._layers:
+                self._layers[name] = self._made(dim, forward.device, 1 + len(first.layers))
         kept, signed, loss, *correct = team.summed(
             self.kept is None, not self.nonnegative, self.total_loss, *self.correct.tolist()
         )
@@ -197,7 +208,12 @@ class Sums:
             self.grouped.mapped(team.merged)
         elif self._ungrouped is not None:
             self._ungrouped = team.merged(self._ungrouped)
-        self.layers = {name: team.merged(self.layers[name]) for name in first.layers}
+        for name in first.layers:
+            part = self._layers[name]
+            if isinstance(part, GroupedMoments):
+                part.mapped(team.merged)
+            else:
+                self._layers[name] = team.merged(part)
 
     def _shapes(self, forward: Forward) -> _Shapes:
         """What the processes must have in common, if they have samples."""
@@ -211,14 +227,18 @@ class Sums:
         """The features in the dtype whose products are summed."""
         return exact(features) if self._exact else features
 
-    def _begin(self, dim: int, device: torch.device) -> None:
-        groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
-        if groups:
-            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, means_dtype=self._means_dtype)
+    def _begin(self, dim: int, device: torch.device, layers: int) -> None:
+        made = self._made(dim, device, layers)
+        if isinstance(made, GroupedMoments):
+            self.grouped = made
         else:
-            self._ungrouped = self._empty(dim, device)
+            self._ungrouped = made
 
-    def _empty(self, dim: int, device: torch.device) -> ClassMoments:
+    def _made(self, dim: int, device: torch.device, layers: int) -> ClassMoments | GroupedMoments:
+        """Moments of no samples, in groups where there are to be standard errors; `layers` share the memory."""
+        groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype, layers)
+        if groups:
+            return GroupedMoments(self._num_classes, dim, groups, device, means_dtype=self._means_dtype)
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
 
 

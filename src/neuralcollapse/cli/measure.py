@@ -113,7 +113,8 @@ def run(options: argparse.Namespace) -> int:
     given = checkpoints.given(options)
     if options.test_data is not None and (options.path is None or options.path.is_dir()):
         raise InputError(
-            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself"
+            "--test-data is for a file of features: the test set of a run folder or of --data is measured by itself, so "
+            "leave it out"
         )
     if options.path is None:
         if not given:

@@ -25,6 +25,8 @@ _OF_NETWORK = ("checkpoints", "normalize", "layer", "prefix", "device", "batch_s
 _BATCH = 512
 _BRIGHTER = 2.0  # times the brightest pixel of the inside images: beyond that, brightness alone tells images apart
 Scores = dict[str, "Tensor"]
+# What was scored: title, subtitle, scorer, scores inside and outside, and the AUROC of mean brightness alone of images.
+_Scored = tuple[str, str, "OODScorer", Scores, dict[str, Scores], dict[str, float]]
 
 
 def add(commands: Any) -> None:
@@ -116,15 +118,17 @@ def run(options: argparse.Namespace) -> int:
             else "expected held-out features with --inside, as in 'neuralcollapse ood train.npz --inside test.npz "
             "--outside other.npz'"
         )
-    title, subtitle, scorer, inside, outside = _of_files(options) if is_file else _of_network(options)
+    title, subtitle, scorer, inside, outside, bright = _of_files(options) if is_file else _of_network(options)
     results = {name: evaluate(inside, found) for name, found in outside.items()}
     if options.save is not None:
         scorer.save(options.save)
     called = _called(list(outside))
+    told = ", ".join(f"{called[name]} {value:.4f}" for name, value in bright.items())
+    told = told and f"A baseline without a network: mean brightness alone has the AUROC {told}."
     arrays = {called[name]: {key: value.numpy() for key, value in found.items()} for name, found in outside.items()}
     made = outliers_page(
         title,
-        subtitle,
+        f"{subtitle}. {told}" if told else subtitle,
         {called[name]: found for name, found in results.items()},
         {key: value.numpy() for key, value in inside.items()},
         arrays,
@@ -139,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
                 "advice": advice(results),
                 "undefined": scorer.undefined,
                 "outside": results,
+                "brightness": bright,
             }
         )
         return 0
@@ -146,7 +151,10 @@ def run(options: argparse.Namespace) -> int:
     _print(results)
     for name, reason in scorer.undefined.items():
         print(f"\nleft out: {name}: {reason}")
-    print(f"\n{advice(results)}\n")
+    print(f"\n{advice(results)}")
+    if told:
+        print(told)
+    print()
     if options.save is not None:
         print(f"file  {options.save}")
     print(f"page  {page}\nnext  open the page")
@@ -186,7 +194,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     return values
 
 
-def _of_files(options: argparse.Namespace) -> tuple[str, str, OODScorer, Scores, dict[str, Scores]]:
+def _of_files(options: argparse.Namespace) -> _Scored:
     import torch
 
     from neuralcollapse.geometry.moments import ClassMoments
@@ -211,10 +219,10 @@ def _of_files(options: argparse.Namespace) -> tuple[str, str, OODScorer, Scores,
     outside = {name: scored(Path(name)) for name in options.outside}
     count = len(next(iter(inside.values())))
     subtitle = f"fitted to {moments.num_samples:,} training features, inside: {count:,} of {options.inside}"
-    return f"Outliers: {options.path.name}", subtitle, scorer, inside, outside
+    return f"Outliers: {options.path.name}", subtitle, scorer, inside, outside, {}
 
 
-def _of_network(options: argparse.Namespace) -> tuple[str, str, OODScorer, Scores, dict[str, Scores]]:
+def _of_network(options: argparse.Namespace) -> _Scored:
     with train_packages():
         from neuralcollapse.data.batches import Batches
         from neuralcollapse.ood.scorer import OODScorer
@@ -237,7 +245,22 @@ def _of_network(options: argparse.Namespace) -> tuple[str, str, OODScorer, Score
         f"fitted to {len(data.train.labels):,} training images, inside: {len(data.test.labels):,} test images, "
         f"weights: {weights}"
     )
-    return f"Outliers: {title}", subtitle, scorer, inside, outside
+    bright = {name: _brightness_alone(data.test, split) for name, split in others.items()}
+    return f"Outliers: {title}", subtitle, scorer, inside, outside, bright
+
+
+def _brightness_alone(inside: Any, outside: Any) -> float:
+    """The AUROC of the mean pixel, taken as a score for or against: a baseline that needs no network."""
+    import torch
+
+    from neuralcollapse.ood.evaluation import evaluate
+
+    means = (
+        torch.cat([images.double().flatten(1).mean(1) for images in each.images.split(_BATCH)])
+        for each in (inside, outside)
+    )
+    found: float = evaluate(*means)["auroc"]
+    return max(found, 1 - found)
 
 
 def _run_folder(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str, str]:

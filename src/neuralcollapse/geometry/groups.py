@@ -36,9 +36,11 @@ def check_errors(errors: object) -> bool | int:
 
 
 def number_of_groups(
-    errors: bool | int, num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64
+    errors: bool | int, num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64, layers: int = 1
 ) -> int:
     """How many groups `errors` asks for: 0 for False, the number given, or for True as many as fit, 10 to 20.
+
+    `layers` is how many layers of about this size share the memory.
 
     Raises:
         InputError: a number below 2, or ten groups would take more than 4 GiB.
@@ -48,12 +50,12 @@ def number_of_groups(
         return errors
     if not errors:
         return 0
-    size = 8 * packed_size(num_classes, feature_dim, means_dtype)
+    size = 8 * packed_size(num_classes, feature_dim, means_dtype) * layers
     if _FEWEST * size > _MOST_BYTES:
         raise InputError(
             f"expected standard errors to take up to 4 GiB, got {_FEWEST * size / 2**30:.0f} GiB for {_FEWEST} groups "
-            f"of K={num_classes}, d={feature_dim}: measure fewer classes (classes, min_count), or give errors=5 for "
-            "five groups"
+            f"of K={num_classes}, d={feature_dim}{f' in {layers} layers' if layers > 1 else ''}: measure fewer classes "
+            "(classes, min_count) or layers, or give errors=5 for five groups"
         )
     return max(_FEWEST, min(GROUPS, _BYTES // size))
 

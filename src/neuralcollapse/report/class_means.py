@@ -136,7 +136,8 @@ def _without_empty_classes(
 
 def _short(names: Sequence[str]) -> list[str]:
     """Names that leave room for the map, made different where they are equal, as equal ones would share a row."""
-    cut = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…" for name in names]
+    end = _LETTERS // 3  # names that begin alike often end in what tells them apart
+    cut = [name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1 - end]}…{name[-end:]}" for name in names]
     times = Counter(cut)
     return [name if times[name] == 1 else f"{name} ({i})" for i, name in enumerate(cut)]
 

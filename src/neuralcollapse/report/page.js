@@ -42,9 +42,9 @@ function show(view, source) {
   view.log = source.y.log && logAllowed(view);
 }
 function logAllowed(view) {
-  if (view.source.kind !== "flat" || view.source.y.categories.length || view.marks.some(mark => mark.type === "heat")) return false;
+  if (view.source.kind !== "flat" || view.source.y.categories.length || view.source.y.range || view.marks.some(mark => mark.type === "heat")) return false;
   const values = allValues({...view, hidden: new Set(), source: {...view.source, levels: []}}, "y");
-  if (view.source.y.percent) return values.length > 0 && values.every(value => value >= 0 && value <= 1);
+  if (nearOne(view.source.y)) return values.length > 0 && values.every(value => value >= 0 && value <= 1);
   return values.some(value => value > 0) && values.every(value => value >= 0);
 }
 function heightOf(view, width) {
@@ -116,7 +116,7 @@ function tools(view) {
     });
     view.tools.append(button);
   };
-  if (logAllowed(view)) toggle("log", view.source.y.percent ? "Logarithm of what is missing to 100 %, or linear" : "Logarithmic or linear axis", "log");
+  if (logAllowed(view)) toggle("log", nearOne(view.source.y) ? "Logarithm of what is missing to 100 %, or linear" : "Logarithmic or linear axis", "log");
   if (view.marks.some(mark => mark.type === "line" && !mark.markers && mark.y.length > 4)) toggle("smooth", "Running mean over a twentieth of the points", "smooth");
   for (const kind of ["png", "svg"]) {
     const button = made("button", {type: "button", id: `${name}-${kind}`, title: `Save as ${kind.toUpperCase()}`}, kind.toUpperCase());
@@ -169,9 +169,11 @@ function readings(view, x) {
   for (const mark of view.marks) {
     if (mark.type !== "line" || !mark.hover || isHidden(view, mark)) continue;
     const i = nearest(mark.x, x);
-    if (i < 0 || mark.x[i] !== x || !finite(mark.y[i])) continue;
+    if (i < 0 || !finite(mark.y[i])) continue;
+    /* A long curve is drawn of fewer points, which differ from one figure to the next by less than a pixel. */
+    if (mark.x[i] !== x && Math.abs(view.scales.x.at(mark.x[i]) - view.scales.x.at(x)) > 1) continue;
     const text = filled(mark.hover, {x: mark.x[i], y: mark.y[i], text: mark.texts[i] || ""});
-    found.push({name: mark.name, color: mark.color, px: view.scales.x.at(mark.x[i]), py: view.scales.y.at(mark.y[i]), text});
+    found.push({x: mark.x[i], name: mark.name, color: mark.color, px: view.scales.x.at(mark.x[i]), py: view.scales.y.at(mark.y[i]), text});
   }
   return found;
 }
@@ -196,11 +198,12 @@ function row(color, ...texts) {
 }
 function point(view, x) {
   const found = readings(view, x), {box, scales} = view, at = scales.x.at(x);
+  const placed = value => `${view.source.x.title} ${formatted(value)}`;
   view.cursor = x;
   if (!found.length || !Number.isFinite(at)) { view.tip.hidden = true; return view.svg.querySelector(".cursor")?.remove(); }
   mark(view, svg("line", {x1: px(at), x2: px(at), y1: box.top, y2: box.bottom, stroke: "var(--soft)", "stroke-width": 1}),
     ...found.filter(each => Number.isFinite(each.py)).map(each => svg("circle", {cx: px(each.px), cy: px(each.py), r: 3.5, fill: each.color, stroke: "var(--card)"})));
-  placeTip(view, at, box.top, made("b", {}, `${view.source.x.title} ${formatted(x)}`), ...found.map(each => row(each.color, `${each.name} `, made("span", {}, each.text))));
+  placeTip(view, at, box.top, made("b", {}, placed(found[0].x)), ...found.map(each => row(each.color, `${each.name} `, made("span", {}, each.text), each.x === found[0].x ? "" : ` (${placed(each.x)})`)));
 }
 function together(view) {
   return [...views.values()].filter(other => other.source.together && other.source.x.title === view.source.x.title);

@@ -169,13 +169,11 @@ class Page:
         tables = [each for table in self.tables for each in (table, table.beside) if each is not None]
         files = [file for file in (self.csv, *(table.csv for table in tables)) if file is not None]
         css = _source("page.css")
-        return environment.from_string(
-            _source("page.html.jinja")
-        ).render(
+        return environment.from_string(_source("page.html.jinja")).render(
             page=self,
             cards=[Card(*card) for card in self.cards],
             figures=figures,
-            widths=_widths(self.figures),
+            widths=widths(self.figures),
             figures_json=_script_json(figures),
             live="" if self.live is None else self.live.html(),
             files_json=_script_json({name: _packed(text) for name, text in files}),
@@ -220,7 +218,7 @@ def save_text(text: str, target: Path) -> Path:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
 
 
-def _widths(figures: Sequence[Figure]) -> list[str]:
+def widths(figures: Sequence[Figure]) -> list[str]:
     """How wide each figure is: a third of the page (""), half of it ("large") or all of it ("whole").
 
     Maps, views in space and figures with a size take half. Where all small figures are not threes, the last ones of a
@@ -229,17 +227,17 @@ def _widths(figures: Sequence[Figure]) -> list[str]:
     halves = [bool(figure.size) or figure.matrix or figure.three_dimensional for figure in figures]
     if len(figures) % 3 == 0 and not any(figure.size for figure in figures):
         return [""] * len(figures)
-    widths = ["large" if half else "" for half in halves]
+    found = ["large" if half else "" for half in halves]
     start = 0
     for half, stretch in itertools.groupby(halves):
         end = start + len(list(stretch))
         if not half and end - start == 1:
-            widths[start] = "whole"
+            found[start] = "whole"
         elif not half:
             few = {0: 0, 1: 4, 2: 2}[(end - start) % 3]
-            widths[end - few : end] = ["large"] * few
+            found[end - few : end] = ["large"] * few
         start = end
-    return widths
+    return found
 
 
 def _source(name: str) -> str:

@@ -93,8 +93,10 @@ function scaleOf(axis, kind, values, from, to, pad) {
   const raw = {linear: length => length, log: length => 10 ** length, nines: length => 1 - 10 ** -length}[kind];
   const ticks = count => {
     if (axis.ticks.length && kind !== "nines") return axis.ticks.map(value => [value, tickText(value)]);
-    if (kind === "nines") return nineTicks(least, count).filter(([value]) => inside(value));
-    const shown = kind === "log" ? logTicks(raw(low), raw(high), count) : linearTicks(low, high, count, axis.whole);
+    const nines = kind === "nines" ? nineTicks(least, count).filter(([value]) => inside(value)) : [];
+    if (nines.length > 2) return nines;
+    /* accuracies that are all far from 1, or all alike, lie between two nines */
+    const shown = kind === "log" ? logTicks(raw(low), raw(high), count) : linearTicks(kind === "nines" ? raw(low) : low, kind === "nines" ? raw(high) : high, count, axis.whole);
     const text = axis.percent ? value => tickText(100 * value) + " %" : tickText;
     return shown.map(value => [value, text(value)]).filter(([value]) => inside(value));
   };
@@ -169,8 +171,10 @@ function heatPicture(rows, low, high) {
 function kindOf(view, which) {
   const axis = view.source[which];
   if (which === "x" || view.marks.some(mark => mark.type === "heat")) return axis.log ? "log" : "linear";
-  return !view.log ? "linear" : axis.percent ? "nines" : "log";
+  return !view.log ? "linear" : nearOne(axis) ? "nines" : "log";
 }
+/* Whether shares are read by what they lack to 1, as accuracies are; those of a histogram are read from 0. */
+function nearOne(axis) { return axis.percent && !axis.fromZero; }
 function allValues(view, which) {
   const found = [], heat = view.marks.some(mark => mark.type === "heat");
   for (const mark of view.marks) {
