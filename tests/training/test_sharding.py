@@ -103,7 +103,7 @@ def test_lists_are_entered_and_what_shares_a_weight_is_left_to_the_rest():
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"optimizer": "lbfgs"}, "use ddp or sgd"),
+        ({"optimizer": "lbfgs"}, "use sgd, or one process"),
         ({"learn_scale": True, "frame": "simplex"}, "leave it out, or use ddp"),
         ({"channels_last": True}, "leave out channels_last"),
         ({"cuda_graph": "on"}, "leave it out under strategy=fsdp2"),

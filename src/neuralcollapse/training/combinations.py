@@ -59,7 +59,9 @@ def check_combinations(config: Any) -> None:
 def _check_split(config: Any) -> None:
     """Raise if an option does not go with weights that are split over processes."""
     if config.optimizer == "lbfgs":
-        raise InputError("strategy=fsdp2 does not go with lbfgs, which lays all parameters in one row: use ddp or sgd")
+        raise InputError(
+            "strategy=fsdp2 does not go with lbfgs, which lays all parameters in one row: use sgd, or one process"
+        )
     if config.learn_scale:
         raise InputError("strategy=fsdp2 splits rows, and learn_scale learns one number: leave it out, or use ddp")
     if config.channels_last:
