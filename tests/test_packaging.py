@@ -1,6 +1,8 @@
 """What pyproject.toml says of the package, where other files say it too."""
 
+import importlib.util
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import neuralcollapse as nc
+from neuralcollapse.cli import main
 
 ROOT = Path(__file__).parent.parent
 tomllib = pytest.importorskip("tomllib", reason="needs Python 3.11")
@@ -76,3 +79,18 @@ def test_each_python_that_is_allowed_has_its_classifier():
     versions = [version for version in named if version.startswith("3.")]
     assert f">={versions[0]}" == PROJECT["requires-python"]
     assert [int(version[2:]) for version in versions] == list(range(10, 10 + len(versions)))
+
+
+@pytest.mark.slow
+def test_every_command_that_the_check_of_the_wheel_gives_is_one(tmp_path, monkeypatch, capsys):
+    """In an environment that lacks nothing; training is tried elsewhere."""
+    spec = importlib.util.spec_from_file_location("check_wheel", ROOT / "tools" / "check_wheel.py")
+    check_wheel = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(check_wheel)
+    monkeypatch.chdir(tmp_path)
+    exec(check_wheel.FEATURES)
+    shutil.copytree(ROOT / "docs/results/fashion-mnist", "run")
+    given = [words for words in check_wheel.COMMANDS if words[0] not in ("train", "--version")]
+    assert len(given) > 5
+    for words in given:
+        assert main(list(words)) == 0, f"{words}: {capsys.readouterr().err}"

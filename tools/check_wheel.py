@@ -26,7 +26,7 @@ COMMANDS = (
     ("landscape", "--classes", "3"),
     ("report", "run"),
     ("reproduce",),
-    ("ood", "--inside", "features.npz", "--outside", "features.npz"),
+    ("ood", "features.npz", "--inside", "features.npz", "--outside", "features.npz"),
 )
 # Prints a line for each public name: `name`, or `name: what is said`.
 NAMES = """
