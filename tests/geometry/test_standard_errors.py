@@ -240,7 +240,12 @@ SETTINGS = {
     "two hundred, heavy tails": (10, 32, 200, 3.0, "heavy"),
 }
 
-SHARP = ("five samples, heavy tails", "twenty, after a ReLU", "unequal counts", "two hundred, heavy tails")  # more draws
+SHARP = (
+    "five samples, heavy tails",
+    "twenty, after a ReLU",
+    "unequal counts",
+    "two hundred, heavy tails",
+)  # more draws
 
 
 def simulated(setting, draws):

@@ -268,6 +268,7 @@ def _run_folder(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str,
     with train_packages():
         from neuralcollapse.checkpoints.weights import fit_weights, read_weights
         from neuralcollapse.data.load import load_data
+        from neuralcollapse.report.single import data_name
         from neuralcollapse.runs.folder import RunFolder
         from neuralcollapse.training.network import network_for
         from neuralcollapse.training.run_config import check_trusted, read_config
@@ -283,7 +284,7 @@ def _run_folder(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str,
     module = Classification(network_for(config, data), config, data)
     epoch, path = folder.checkpoints()[-1]
     fit_weights(module.network, read_weights(path), path)
-    return f"{config.data}, {config.network}", data, module, f"network.{module.classifier_name}", f"epoch {epoch}"
+    return f"{data_name(config.data)}, {config.network}", data, module, f"network.{module.classifier_name}", f"epoch {epoch}"
 
 
 def _named(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str, str]:
@@ -299,6 +300,7 @@ def _named(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str, str]
         from neuralcollapse.checkpoints.order import find_checkpoints, training_order
         from neuralcollapse.checkpoints.weights import fit_weights, read_weights
         from neuralcollapse.data.pixels import Pixels
+        from neuralcollapse.report.single import data_name
         from neuralcollapse.training.config import TrainConfig
         from neuralcollapse.training.network import network_for
     path = training_order(find_checkpoints(options.checkpoints)).checkpoints[-1][1]
@@ -309,7 +311,7 @@ def _named(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str, str]
     fit_weights(model, weights, path, prefix=options.prefix)
     pixels = Pixels(*checkpoints.pixel_statistics(options.normalize or "data", data), data.channels)
     model.register_forward_pre_hook(lambda module, inputs: (pixels.to(inputs[0].device)(inputs[0]),))
-    return f"{config.data}, {config.network}", data, model, layer, str(path)
+    return f"{data_name(config.data)}, {config.network}", data, model, layer, str(path)
 
 
 def _outside(name: str, inside: Data) -> Any:
