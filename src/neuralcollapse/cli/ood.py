@@ -284,7 +284,13 @@ def _run_folder(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str,
     module = Classification(network_for(config, data), config, data)
     epoch, path = folder.checkpoints()[-1]
     fit_weights(module.network, read_weights(path), path)
-    return f"{data_name(config.data)}, {config.network}", data, module, f"network.{module.classifier_name}", f"epoch {epoch}"
+    return (
+        f"{data_name(config.data)}, {config.network}",
+        data,
+        module,
+        f"network.{module.classifier_name}",
+        f"epoch {epoch}",
+    )
 
 
 def _named(options: argparse.Namespace) -> tuple[str, Data, nn.Module, str, str]:
