@@ -24,9 +24,30 @@ try:
 except InputError as error:
     pytest.skip(str(error), allow_module_level=True)
 
-FLAGS = ["--width", "12", "--feature-dim", "10", "--samples-per-class", "30", "--batch-size", "50", "--accelerator", "cpu"]
+FLAGS = [
+    "--width",
+    "12",
+    "--feature-dim",
+    "10",
+    "--samples-per-class",
+    "30",
+    "--batch-size",
+    "50",
+    "--accelerator",
+    "cpu",
+]
 FLAGS += ["--loggers", "[]", "--save-seconds", "0", "--timeout", "60", "--epochs", "3", "--checkpoint-every", "1"]
-PLAIN = ["--network", f"{__name__}:plain", *FLAGS[4:], "--optimizer", "adam", "--gradient-clip", "1", "--layers", "body.2"]
+PLAIN = [
+    "--network",
+    f"{__name__}:plain",
+    *FLAGS[4:],
+    "--optimizer",
+    "adam",
+    "--gradient-clip",
+    "1",
+    "--layers",
+    "body.2",
+]
 
 
 class Plain(nn.Module):

@@ -60,9 +60,7 @@ def class_table(
     return table, reasons
 
 
-def confused(
-    means: CentredMeans, *, names: Names | None, pairwise: bool | int, count: int = 10
-) -> list[ClassPair]:
+def confused(means: CentredMeans, *, names: Names | None, pairwise: bool | int, count: int = 10) -> list[ClassPair]:
     """The worst pairs of classes with their own numbers and names; none where there is nothing to compare.
 
     `names` are as of `class_table`; with a number P as `pairwise`, the pairs are those of a sample of P.

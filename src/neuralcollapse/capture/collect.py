@@ -19,6 +19,7 @@ from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
+from neuralcollapse.capture.processes import first_buffers, without_sync
 from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
 from neuralcollapse.capture.result import Capture
 from neuralcollapse.capture.shared_head import head_of_all
@@ -102,7 +103,8 @@ def measure(
         more: add what `neuralcollapse.more_measures` gives, but for "gnc1", which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
-            in all processes, is that of all samples. All processes must call this.
+            in all processes, is that of all samples and of the first process's buffers. All processes must call this.
+            Standard errors are of groups that depend on the shares, as on the order of the samples.
         progress: show a progress bar (on a terminal only).
 
     Returns:
@@ -224,12 +226,16 @@ def collect(
             nearest=nearest,
             exact=exact_sums,
             errors=errors,
+            share=team.rank / team.size if team.joins else 0.0,
         )
         with forward:
             team.run(lambda: _add_all(sums, forward, batches("measuring")), forward.idle)
         return forward, sums
 
     with ExitStack() as kept:
+        kept.enter_context(without_sync(model))
+        if team.joins:
+            kept.enter_context(first_buffers(model))
         kept.enter_context(split_again(model))
         try:
             forward, sums = first_pass(classifier)
@@ -240,6 +246,7 @@ def collect(
         team.check_whole({name: part.means for name, part in sums.layers.items()})
         sums.join(forward, team)
         capture = _result(forward, sums, loader, team)
+        by_model = forward.by_model  # as all processes agreed: a second pass sees the samples of this one
         if sums.nearest is not None:
             warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
         if nc4:
@@ -249,7 +256,7 @@ def collect(
                     again = (Rows.of(forward(batch), forward.subset) for batch in batches("measuring nc4"))
                     rows = again if sums.kept is None else sums.kept
                     team.run(lambda: nearest.add_all(rows), forward.idle)
-                shares = nearest.shares(by_model=forward.by_model, summed=team.summed)
+                shares = nearest.shares(by_model=by_model, summed=team.summed)
             _check_seen(nearest.seen, capture, shares)
             capture.nc4, capture.ncc_accuracy = shares[HEAD]["nc4"], shares.pop(HEAD)["ncc_accuracy"]
             capture.layers_nearest = shares

@@ -56,6 +56,7 @@ class Sums:
         exact: bool = False,
         nearest: NearestCounts | None = None,
         errors: bool | int = False,
+        share: float = 0.0,
     ) -> None:
         self.grouped: GroupedMoments | None = None
         self._ungrouped: ClassMoments | None = None
@@ -69,7 +70,7 @@ class Sums:
         self._means_dtype = means_dtype
         self._loss = loss
         self._exact = exact  # products in float64, whatever the features' dtype
-        self._errors = errors
+        self._errors, self._share = errors, share  # as of GroupedMoments
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
@@ -214,7 +215,8 @@ class Sums:
     def _begin(self, dim: int, device: torch.device) -> None:
         groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
         if groups:
-            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, means_dtype=self._means_dtype)
+            options: dict[str, Any] = {"means_dtype": self._means_dtype, "share": self._share}
+            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, **options)
         else:
             self._ungrouped = self._empty(dim, device)
 

@@ -201,7 +201,10 @@ class Team:
             error = caught
         while _RUNS in self._tell(_FAILED if error else _NEEDS if self._last is None else _ENDED, error):
             assert idle is not None
-            idle(self._last)
+            try:
+                idle(self._last)
+            except Exception as caught:  # that of the network, which the others have met as well, and are about to tell
+                error = caught
 
     def _tell(self, code: int, error: Exception | None = None, inputs: Any = None) -> list[int]:
         """What each process is about to do."""

@@ -169,9 +169,7 @@ class Page:
         tables = [each for table in self.tables for each in (table, table.beside) if each is not None]
         files = [file for file in (self.csv, *(table.csv for table in tables)) if file is not None]
         css = _source("page.css")
-        return environment.from_string(
-            _source("page.html.jinja")
-        ).render(
+        return environment.from_string(_source("page.html.jinja")).render(
             page=self,
             cards=[Card(*card) for card in self.cards],
             figures=figures,
