@@ -45,7 +45,7 @@ def network(dtype: torch.dtype) -> nn.Module:
 
 
 def batches(rank: int, world: int, shares: str, dtype: torch.dtype = torch.float64) -> list:
-    """This process's batches: every sample, every so manieth, three on the first; or on the last one of no rows, or none."""
+    """This process's batches: every sample, every so manieth, three on the first; on the last one empty, or none."""
     inputs, labels = samples(dtype)
     place = torch.arange(N)
     mine = {
