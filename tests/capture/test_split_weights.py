@@ -21,7 +21,7 @@ except ImportError:
 pytestmark = pytest.mark.skipif(fully_shard is None, reason="FSDP2 runs on the CPU from torch 2.6 on")
 
 K, D, N = 5, 8, 61
-CLOSE = {"float64": 1e-9, "float32": 1e-6}
+CLOSE = {"float64": 1e-9, "float32": 1e-6, "bfloat16": 2e-2}
 SHARES = ("even", "uneven", "empty")
 WIDE = 12  # tensor parallelism needs a multiple of 2 and of 3
 
@@ -228,6 +228,20 @@ def measured_under_ddp(rank: int, world: int) -> dict:
     return found
 
 
+def measured_in_bfloat16(rank: int, world: int) -> dict:
+    """Computed in bfloat16 by FSDP2, with outputs in float32: near what one process measures of it in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+    model, alike = network(torch.float32), network(torch.float32)
+    model.norm, alike.norm = nn.LayerNorm(6), nn.LayerNorm(6)  # a batch norm's buffers would stay in float32
+    fully_shard(model.fc, mesh=mesh(), mp_policy=policy)
+    fully_shard(model, mesh=mesh(), mp_policy=policy)
+    values = nc.measure(model, batches(rank, world, "uneven", torch.float32), sharded=True, progress=False)
+    wanted = nc.measure(alike, batches(0, 1, "all", torch.float32), progress=False)
+    return {name: ["bfloat16", abs(values[name] - wanted[name])] for name in ("nc2", "nc3", "nc1_quotient")}
+
+
 def measured_under_both(rank: int, world: int) -> dict:
     """FSDP2 over pairs of processes that share layers by tensor parallelism."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -333,6 +347,8 @@ def wrong_on_one(rank: int, world: int) -> dict:
         "test_loader": {"test_loader": own if bad else None},
         "labels": {"loader": labels},
         "values": {"loader": spoilt},
+        "loader that ends": {"loader": iter(own) if bad else own, "min_count": 1},
+        "reference": {"reference": nc.ClassMoments.from_batch(torch.eye(6), torch.arange(6) % 4, K - bad)},
         "everywhere": {"classifier": "fcc"},
     }
     found = {}
@@ -346,6 +362,8 @@ def wrong_on_one(rank: int, world: int) -> dict:
         found[f"{kind} epoch"] = message(lambda m=model, r=recorder: r.measure(m, 1 + bad))
     split = sharded(torch.float64, ())
     found["split sharded"] = message(lambda: nc.measure(split, own, sharded=not bad, progress=False))
+    singles = [(inputs.float() if bad else inputs, labels) for inputs, labels in own]
+    found["types"] = message(lambda: nc.measure(sharded(torch.float64, ("fc",)), singles, sharded=True, progress=False))
     broken = sharded(torch.float64, ())
     broken.relu.register_forward_pre_hook(refuse)
     found["network"] = message(lambda: nc.measure(broken, [] if bad else own, sharded=True, progress=False))
@@ -369,6 +387,7 @@ MEASURED = (
     measured_under_tensor_parallelism,
     measured_with_maps_that_rows_show,
     measured_under_ddp,
+    measured_in_bfloat16,
     measured_beside,
 )
 WORK = (*MEASURED, trained, wrong_on_one)
@@ -424,8 +443,13 @@ def check_told(found: list[dict]) -> None:
         assert first[f"{kind} labels"].startswith(f"process {last}: batch 3: expected labels from 0 to 4")
         assert first[f"{kind} values"].startswith(f"process {last}: batch 2: expected finite features")
         assert first[f"{kind} disk"] == f"process {last}: OSError (the disk is gone)"
+        assert first[f"{kind} loader that ends"].startswith(
+            f"process {last}: expected a loader that can be run through"
+        )
+        assert first[f"{kind} reference"].startswith(f"process {last}: expected reference moments of the features")
         assert "no layer 'fcc' (did you mean 'fc'?)" in first[f"{kind} everywhere"]
         assert not first[f"{kind} everywhere"].startswith("process")
+    assert f"same floating types in all processes, got others in process {last}" in first["types"]
     assert first["network"].startswith("process 0: batch 1: expected inputs that the network takes")
     assert "sharded=True in process 0" in first["split sharded"]
     assert "a part of its channels in each of the processes 0 and 1" in first["parts of a layer"]
@@ -434,7 +458,7 @@ def check_told(found: list[dict]) -> None:
     assert "diverged by epoch 1" in first["diverged"]
 
 
-@pytest.mark.parametrize("name", [each.__name__ for each in MEASURED[:4]])
+@pytest.mark.parametrize("name", [each.__name__ for each in MEASURED[:-1]])
 def test_two_processes_measure_what_one_does(two, name):
     check_close(two, name)
 

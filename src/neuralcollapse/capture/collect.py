@@ -29,6 +29,7 @@ from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
 from neuralcollapse.geometry.groups import check_errors
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.heads.meshes import split_again, tensor_dims
 from neuralcollapse.heads.split import whole_heads
@@ -188,6 +189,10 @@ def collect(
         check_model(model), check_loader(loader), check_device(device), check_errors(errors)
         if reference is not None and not nc4:
             raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
+        if min_count is not None and iter(loader) is loader:
+            raise InputError(
+                "expected a loader that can be run through twice with min_count, got an iterator: give a list"
+            )
         named = {"classifier": _said(classifier), "layers": [layers] if isinstance(layers, str) else list(layers)}
         numbers = {"num_classes": num_classes, "min_count": min_count, "errors": errors, "means_dtype": means_dtype}
         samples = {"ignore_index": ignore_index, "next_token": next_token, "classes": _said(classes)}
@@ -208,15 +213,13 @@ def collect(
         inner, chosen = inner_layers(model, layers), classifier is not None
         passes: dict[str, Any] = {"next_token": next_token, "chosen": chosen, "team": team}
         forward = Forward(model, head, others, inner, ignore_index, device, **passes)
-        if min_count is not None and iter(loader) is loader:
-            raise InputError(
-                "expected a loader that can be run through twice with min_count, got an iterator: give a list"
-            )
         counts = partial(_label_counts, forward, batches, count, team)
         forward.subset = chosen_classes(classes, min_count, count, counts)
         nearest = None
         if reference is not None:
-            nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
+            theirs: dict[str, ClassMoments] = {}
+            team.exchanged(lambda: theirs.update(reference_moments(reference, inner, count, forward.subset)))
+            nearest = NearestCounts(theirs)
         measured = count if forward.subset is None else len(forward.subset)
         sums = Sums(
             measured,
