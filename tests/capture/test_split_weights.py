@@ -1,6 +1,7 @@
 """Weights that FSDP2 and tensor parallelism have split over gloo processes: measured as one process measures them."""
 
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ except ImportError:
 pytestmark = pytest.mark.skipif(fully_shard is None, reason="FSDP2 runs on the CPU from torch 2.6 on")
 
 K, D, N = 5, 8, 61
-CLOSE = {"float64": 1e-9, "float32": 1e-6}
+CLOSE = {"float64": 1e-9, "float32": 1e-6, "bfloat16": 2e-2}
 SHARES = ("even", "uneven", "empty")
 WIDE = 12  # tensor parallelism needs a multiple of 2 and of 3
 
@@ -44,15 +45,18 @@ def network(dtype: torch.dtype) -> nn.Module:
 
 
 def batches(rank: int, world: int, shares: str, dtype: torch.dtype = torch.float64) -> list:
-    """This process's batches: every sample, every so manieth, three on the first, or none on the last."""
+    """This process's batches: every sample, every so manieth, three on the first; on the last one empty, or none."""
     inputs, labels = samples(dtype)
     place = torch.arange(N)
     mine = {
         "all": place >= 0,
         "even": place % world == rank,
         "uneven": place < 3 if rank == 0 else (place >= 3) & (place % max(1, world - 1) == rank - 1),
+        "none": (place % max(1, world - 1) == rank) & torch.tensor(rank < world - 1),
         "empty": (place % max(1, world - 1) == rank) & torch.tensor(rank < world - 1),
     }[shares]
+    if shares == "none" and rank == world - 1:
+        return []
     return list(zip(inputs[mine].split(7), labels[mine].split(7), strict=True))
 
 
@@ -166,6 +170,78 @@ def measured_beside(rank: int, world: int) -> dict:
     }
 
 
+class Scaled(nn.Linear):
+    """Logits that are three times W h + b."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return 3 * super().forward(features)
+
+
+class Beside(nn.Module):
+    """Logits to which another map of the head's input is added, which is found by least squares."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network(torch.float64)
+        self.beside = nn.Parameter(torch.randn(K, 6, dtype=torch.float64))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        features = self.inner[:-1](inputs)
+        return self.inner.fc(features) + features @ self.beside.T
+
+
+def with_head(head: nn.Module) -> nn.Module:
+    model = network(torch.float64)
+    head.load_state_dict(model.fc.state_dict())
+    model.fc = head
+    return model
+
+
+def measured_with_maps_that_rows_show(rank: int, world: int) -> dict:
+    """A head whose own weight did not make the logits; some processes have too few rows to find out what did."""
+    found = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", nc.NeuralCollapseWarning)  # that it is measured with another weight
+        for name, make in {"scaled": lambda: with_head(Scaled(6, K).double()), "beside": Beside}.items():
+            wanted = nc.measure(make(), batches(0, 1, "all"), progress=False)
+            for shares in (*SHARES, "none"):
+                own = batches(rank, world, shares)
+                for kind, model in (("split", fully_shard(make(), mesh=mesh())), ("whole", make())):
+                    values = nc.measure(model, own, sharded=True, progress=False)
+                    found[f"{name} {kind} {shares}"] = ["float64", farthest(values, wanted)]
+    return found
+
+
+def measured_under_ddp(rank: int, world: int) -> dict:
+    """With buffers, which DDP sends before each forward pass, and which are others in each process until then."""
+    found, wanted = {}, alone(torch.float64)
+    wanted["layers"]["module.mid"] = wanted["layers"].pop("mid")
+    wanted["test"]["layers"]["module.mid"] = wanted["test"]["layers"].pop("mid")
+    for shares in (*SHARES, "none"):
+        model = nn.parallel.DistributedDataParallel(network(torch.float64))
+        model.module.norm.running_mean += rank
+        own = batches(rank, world, shares)
+        values = nc.measure(model, own, layers=["module.mid"], test_loader=own, sharded=True, progress=False)
+        found[shares] = ["float64", farthest(values, wanted)]
+        kept = model.require_forward_param_sync and bool((model.module.norm.running_mean == rank).all())
+        found[f"{shares} as before"] = ["float64", float(not kept)]
+    return found
+
+
+def measured_in_bfloat16(rank: int, world: int) -> dict:
+    """Computed in bfloat16 by FSDP2, with outputs in float32: near what one process measures of it in float32."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, output_dtype=torch.float32)
+    model, alike = network(torch.float32), network(torch.float32)
+    model.norm, alike.norm = nn.LayerNorm(6), nn.LayerNorm(6)  # a batch norm's buffers would stay in float32
+    fully_shard(model.fc, mesh=mesh(), mp_policy=policy)
+    fully_shard(model, mesh=mesh(), mp_policy=policy)
+    values = nc.measure(model, batches(rank, world, "uneven", torch.float32), sharded=True, progress=False)
+    wanted = nc.measure(alike, batches(0, 1, "all", torch.float32), progress=False)
+    return {name: ["bfloat16", abs(values[name] - wanted[name])] for name in ("nc2", "nc3", "nc1_quotient")}
+
+
 def measured_under_both(rank: int, world: int) -> dict:
     """FSDP2 over pairs of processes that share layers by tensor parallelism."""
     from torch.distributed.device_mesh import init_device_mesh
@@ -249,6 +325,10 @@ class Broken:
         yield from self.own[2:]
 
 
+def refuse(*_: object) -> None:
+    raise ValueError("too warm")
+
+
 def wrong_on_one(rank: int, world: int) -> dict:
     from torch.distributed.fsdp import FullyShardedDataParallel
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
@@ -267,6 +347,8 @@ def wrong_on_one(rank: int, world: int) -> dict:
         "test_loader": {"test_loader": own if bad else None},
         "labels": {"loader": labels},
         "values": {"loader": spoilt},
+        "loader that ends": {"loader": iter(own) if bad else own, "min_count": 1},
+        "reference": {"reference": nc.ClassMoments.from_batch(torch.eye(6), torch.arange(6) % 4, K - bad)},
         "everywhere": {"classifier": "fcc"},
     }
     found = {}
@@ -280,6 +362,11 @@ def wrong_on_one(rank: int, world: int) -> dict:
         found[f"{kind} epoch"] = message(lambda m=model, r=recorder: r.measure(m, 1 + bad))
     split = sharded(torch.float64, ())
     found["split sharded"] = message(lambda: nc.measure(split, own, sharded=not bad, progress=False))
+    singles = [(inputs.float() if bad else inputs, labels) for inputs, labels in own]
+    found["types"] = message(lambda: nc.measure(sharded(torch.float64, ("fc",)), singles, sharded=True, progress=False))
+    broken = sharded(torch.float64, ())
+    broken.relu.register_forward_pre_hook(refuse)
+    found["network"] = message(lambda: nc.measure(broken, [] if bad else own, sharded=True, progress=False))
     plan = {"body": ColwiseParallel(), "mid": RowwiseParallel()}
     model = parallelize_module(network(torch.float64), mesh(), plan)
     every = batches(0, 1, "all")
@@ -295,7 +382,15 @@ def wrong_on_one(rank: int, world: int) -> dict:
     return found
 
 
-WORK = (measured_under_fsdp2, measured_under_tensor_parallelism, measured_beside, trained, wrong_on_one)
+MEASURED = (
+    measured_under_fsdp2,
+    measured_under_tensor_parallelism,
+    measured_with_maps_that_rows_show,
+    measured_under_ddp,
+    measured_in_bfloat16,
+    measured_beside,
+)
+WORK = (*MEASURED, trained, wrong_on_one)
 
 
 def work(rank: int, world: int, folder: Path, names: tuple[str, ...]) -> dict:
@@ -348,8 +443,14 @@ def check_told(found: list[dict]) -> None:
         assert first[f"{kind} labels"].startswith(f"process {last}: batch 3: expected labels from 0 to 4")
         assert first[f"{kind} values"].startswith(f"process {last}: batch 2: expected finite features")
         assert first[f"{kind} disk"] == f"process {last}: OSError (the disk is gone)"
+        assert first[f"{kind} loader that ends"].startswith(
+            f"process {last}: expected a loader that can be run through"
+        )
+        assert first[f"{kind} reference"].startswith(f"process {last}: expected reference moments of the features")
         assert "no layer 'fcc' (did you mean 'fc'?)" in first[f"{kind} everywhere"]
         assert not first[f"{kind} everywhere"].startswith("process")
+    assert f"same floating types in all processes, got others in process {last}" in first["types"]
+    assert first["network"].startswith("process 0: batch 1: expected inputs that the network takes")
     assert "sharded=True in process 0" in first["split sharded"]
     assert "a part of its channels in each of the processes 0 and 1" in first["parts of a layer"]
     assert "expected the same batches in the processes 0 and 1" in first["other batches"]
@@ -357,7 +458,7 @@ def check_told(found: list[dict]) -> None:
     assert "diverged by epoch 1" in first["diverged"]
 
 
-@pytest.mark.parametrize("name", [each.__name__ for each in WORK[:2]])
+@pytest.mark.parametrize("name", [each.__name__ for each in MEASURED[:-1]])
 def test_two_processes_measure_what_one_does(two, name):
     check_close(two, name)
 
@@ -371,7 +472,7 @@ def test_an_error_in_one_process_is_raised_in_all(two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [each.__name__ for each in WORK[:3]])
+@pytest.mark.parametrize("name", [each.__name__ for each in MEASURED])
 def test_three_processes_measure_what_one_does(three, name):
     check_close(three, name)
 

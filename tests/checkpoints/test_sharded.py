@@ -3,6 +3,7 @@
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,38 @@ def test_metadata_that_declare_more_than_the_folder_holds_are_refused(tmp_path):
         read_sharded(folder)
     (folder / ".metadata").write_bytes(content)
     assert read_sharded(folder)["model.weight"].shape == (6, 4)
+
+
+@pytest.mark.parametrize(
+    ("offsets", "sizes"),
+    [
+        ([(0, 0)], [(-6, -4)]),
+        ([(0, 0), (2, 0)], [(3, 4), (3, 4)]),
+        ([(0, 0), (0, 1)], [(6, 2), (6, 2)]),
+        ([(0, 0), (3, 2)], [(3, 4), (3, 4)]),
+        ([(-1, 0)], [(6, 4)]),
+    ],
+)
+def test_parts_that_overlap_or_leave_a_gap_are_refused(tmp_path, offsets, sizes):
+    """What no part covers would be whatever the memory held."""
+    folder = distributed(nn.Linear(4, 6), tmp_path / "saved")
+    metadata = dcp.FileSystemReader(folder).read_metadata()
+    (chunk,) = metadata.state_dict_metadata["model.weight"].chunks
+    chunks = [
+        replace(chunk, offsets=torch.Size(at), sizes=torch.Size(part)) for at, part in zip(offsets, sizes, strict=True)
+    ]
+    metadata.state_dict_metadata["model.weight"].chunks[:] = chunks
+    (folder / ".metadata").write_bytes(pickle.dumps(metadata))
+    with pytest.raises(nc.InputError, match=r"the parts of model\.weight do not make it up"):
+        read_sharded(folder)
+
+
+def test_a_folder_that_is_not_written_to_its_end_is_called_so(tmp_path):
+    folder = distributed(network(), tmp_path / "step-1")
+    (folder / ".metadata").unlink()
+    for read in (read_weights, lambda path: nc.measure_checkpoints(network(), str(path), loader(), progress=False)):
+        with pytest.raises(nc.InputError, match=r"expected a whole checkpoint, got .* without \.metadata"):
+            read(folder)
 
 
 def test_an_index_that_names_what_a_file_does_not_hold_is_refused(tmp_path):

@@ -115,8 +115,10 @@ def test_settings_are_read_and_refused(tmp_path):
     file.write_text("cluster: pbs\n")
     with pytest.raises(InputError, match="expected cluster slurm or local, got 'pbs'"):
         read_settings(file)
-    with pytest.raises(InputError, match=r"submitit does not take these settings: .*gpu_per_nodes"):
-        launch(begun(tmp_path / "out"), NAMES, {"gpu_per_nodes": 1})
+    folder = begun(tmp_path / "out")
+    for wrong in ({"gpu_per_nodes": 1}, {"timeout_min": "long"}, {"name": 3}):
+        with pytest.raises(InputError, match=f"submitit does not take these settings: .*{next(iter(wrong))}"):
+            launch(folder, NAMES, wrong)
 
 
 def launch(folder, names, parameters=None, look=lambda failed, now: None, said=None):

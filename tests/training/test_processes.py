@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from neuralcollapse import InputError, cli
 from neuralcollapse.data.batches import Batches
 from neuralcollapse.data.splits import Split
+from neuralcollapse.training.callbacks import SaveState
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.processes import LostProcess, as_launched, counts_by_epoch, lost
 from neuralcollapse.training.resume import State, _step_here
@@ -235,3 +237,24 @@ def test_within_an_epoch_other_processes_go_on_where_those_before_stopped(before
     batches = Batches(split, 10, shuffle_seed=0, world=now)
     state = State(1, step, 7 + step, {}, {}, {}, {}, "{}", before)
     assert _step_here(state, batches) == expected
+
+
+@pytest.mark.parametrize("together", [True, False])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_state_is_written_by_all_processes_or_by_none(own, together, monkeypatch):
+    """Writing it needs all of them, and their clocks do not agree when it is time."""
+    written, asked = [], []
+
+    def reduce_boolean_decision(decision, all=True):
+        asked.append((decision, all))
+        return together
+
+    config = TrainConfig(save_seconds=0 if own else 1e6)
+    save = SaveState(None, dict, SimpleNamespace(signum=None), config)
+    monkeypatch.setattr(save, "_end_if_asked", lambda *_: None)
+    monkeypatch.setattr(save, "_write", lambda *_: written.append(1))
+    strategy = SimpleNamespace(reduce_boolean_decision=reduce_boolean_decision)
+    trainer = SimpleNamespace(current_epoch=0, max_epochs=9, should_stop=False, strategy=strategy)
+    save.on_train_epoch_end(trainer, None)
+    assert asked == [(own, False)]
+    assert bool(written) == together

@@ -24,6 +24,10 @@ _UNSEEN_BATCHES, _UNSEEN_VALUES = 64, 2**22
 _BY_MODEL = ("same", "scaled", "shared")
 
 
+class Undetermined(InputError):
+    """The logits are not the outputs of the head, and the rows so far are too few to find their linear map."""
+
+
 class Agreement:
     """What was found, in the batches so far, of one head.
 
@@ -52,6 +56,12 @@ class Agreement:
     def relation(self) -> Relation | None:
         """How the returned logits follow from the outputs of the head, according to the batches so far."""
         return self.pooled or self.comparison.relation
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head's own weight and bias made the logits, up to a softmax or another function of them."""
+        relation = self.relation
+        return self.map.is_plain and (relation is None or relation.kind in ("same", "increasing", "pooled"))
 
     def add(
         self, features: Tensor, outputs: Tensor, logits: Tensor, others: dict[str, tuple[Tensor, bool]], picked: Tensor
@@ -149,7 +159,7 @@ class Agreement:
                 (weight, bias), self.by_model = solved, True
                 relation = Relation(self.name, "linear")
             elif not relation.others:
-                raise InputError(
+                raise (Undetermined if self.least_squares.has_few else InputError)(
                     f"expected the model to return the outputs of {self.name!r}, or a linear map of its input, "
                     f"got logits that are {100 * relation.off:.3g} % off: measure a model whose logits are a linear "
                     "map of the last features"

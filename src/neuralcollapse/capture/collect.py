@@ -19,6 +19,7 @@ from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.forward import Forward
 from neuralcollapse.capture.layers import Layers, inner_layers
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
+from neuralcollapse.capture.processes import first_buffers, without_sync
 from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
 from neuralcollapse.capture.result import Capture
 from neuralcollapse.capture.shared_head import head_of_all
@@ -28,6 +29,7 @@ from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
 from neuralcollapse.geometry.groups import check_errors
+from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.heads.meshes import split_again, tensor_dims
 from neuralcollapse.heads.split import whole_heads
@@ -104,7 +106,8 @@ def measure(
             which needs features of length one.
         device: where to run; by default the device of the model's parameters.
         sharded: the loader gives each process of torch.distributed its own share of the samples. The result, the same
-            in all processes, is that of all samples. All processes must call this.
+            in all processes, is that of all samples and of the first process's buffers. All processes must call this.
+            Standard errors are of groups that depend on the shares, as on the order of the samples.
         progress: show a progress bar (on a terminal only).
 
     Returns:
@@ -190,6 +193,10 @@ def collect(
         check_model(model), check_loader(loader), check_device(device), check_errors(errors)
         if reference is not None and not nc4:
             raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
+        if min_count is not None and iter(loader) is loader:
+            raise InputError(
+                "expected a loader that can be run through twice with min_count, got an iterator: give a list"
+            )
         named = {"classifier": _said(classifier), "layers": [layers] if isinstance(layers, str) else list(layers)}
         numbers = {"num_classes": num_classes, "min_count": min_count, "errors": errors, "means_dtype": means_dtype}
         samples = {"ignore_index": ignore_index, "next_token": next_token, "classes": _said(classes)}
@@ -210,15 +217,13 @@ def collect(
         inner, chosen = inner_layers(model, layers), classifier is not None
         passes: dict[str, Any] = {"next_token": next_token, "chosen": chosen, "team": team}
         forward = Forward(model, head, others, inner, ignore_index, device, **passes)
-        if min_count is not None and iter(loader) is loader:
-            raise InputError(
-                "expected a loader that can be run through twice with min_count, got an iterator: give a list"
-            )
         counts = partial(_label_counts, forward, batches, count, team)
         forward.subset = chosen_classes(classes, min_count, count, counts)
         nearest = None
         if reference is not None:
-            nearest = NearestCounts(reference_moments(reference, inner, count, forward.subset))
+            theirs: dict[str, ClassMoments] = {}
+            team.exchanged(lambda: theirs.update(reference_moments(reference, inner, count, forward.subset)))
+            nearest = NearestCounts(theirs)
         measured = count if forward.subset is None else len(forward.subset)
         sums = Sums(
             measured,
@@ -228,12 +233,16 @@ def collect(
             nearest=nearest,
             exact=exact_sums,
             errors=errors,
+            share=team.rank / team.size if team.joins else 0.0,
         )
         with forward:
             team.run(lambda: _add_all(sums, forward, batches("measuring")), forward.idle)
         return forward, sums
 
     with ExitStack() as kept:
+        kept.enter_context(without_sync(model))
+        if team.joins:
+            kept.enter_context(first_buffers(model))
         kept.enter_context(split_again(model))
         try:
             forward, sums = first_pass(classifier)
@@ -244,6 +253,7 @@ def collect(
         team.check_whole({name: part.means for name, part in sums.layers.items()})
         sums.join(forward, team)
         capture = _result(forward, sums, loader, team)
+        by_model = forward.by_model  # as all processes agreed: a second pass sees the samples of this one
         if sums.nearest is not None:
             warn_of_unseen(capture.moments.counts, sums.nearest.counts, capture.classes)
         if nc4:
@@ -253,7 +263,7 @@ def collect(
                     again = (Rows.of(forward(batch), forward.subset) for batch in batches("measuring nc4"))
                     rows = again if sums.kept is None else sums.kept
                     team.run(lambda: nearest.add_all(rows), forward.idle)
-                shares = nearest.shares(by_model=forward.by_model, summed=team.summed)
+                shares = nearest.shares(by_model=by_model, summed=team.summed)
             _check_seen(nearest.seen, capture, shares)
             capture.nc4, capture.ncc_accuracy = shares[HEAD]["nc4"], shares.pop(HEAD)["ncc_accuracy"]
             capture.layers_nearest = shares

@@ -44,6 +44,7 @@ class Forward:
 
     Attributes:
         spacing: the coarsest spacing (eps) of the dtypes in which the model computes; 0 for float32 and float64.
+        rows: how many rows the head has seen.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Forward:
         self._team = team or Team(joins=False, in_step=False)
         self._agreement = Agreement(head)
         self._hooks: Hooks | None = None
-        self._batches = 0
+        self._batches = self.rows = 0
         self._is_plain = self._was_in_vain = False
         self._tokens_are_labels: bool | None = None
         half = (each.dtype for each in model.parameters() if each.dtype in (torch.float16, torch.bfloat16))
@@ -125,6 +126,7 @@ class Forward:
             self._was_in_vain = True  # the network runs a second time over this batch: that must not go on
             return None
         self._batches += 1
+        self.rows += len(labels)
         features, logits = caught
         return features, labels.to(features.device, non_blocking=True), logits
 
@@ -152,10 +154,16 @@ class Forward:
         return self._agreement.tensors(self.model, notes)
 
     def tell(self, head: str, *, by_model: bool) -> None:
-        """What the other processes found, for one that has seen no batch."""
-        self.head = Head(head, self.model.get_submodule(head))
-        self._agreement = Agreement(self.head)
+        """What another process found, which counts in this one too."""
+        if self.rows == 0:  # otherwise the heads are the same
+            self.head = Head(head, self.model.get_submodule(head))
+            self._agreement = Agreement(self.head)
         self._agreement.by_model = by_model
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head's own weight and bias made the logits that the model returned, in all rows so far."""
+        return self._agreement.is_plain
 
     @property
     def by_model(self) -> bool:
@@ -252,6 +260,7 @@ class Forward:
             self._agreement.pooled = self._agreement.pooled or pooled
         check_features(features)
         labels = check_labels(labels, features.shape[0])
+        self.rows += len(labels)
         later = self._agreement.settled(trace, shape, outputs)
         if not later:
             self._agreement.check()

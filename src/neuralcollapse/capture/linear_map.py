@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.rounding import rounding
+from neuralcollapse.geometry.rounding import TOO_FEW, rounding
 from neuralcollapse.heads.fixed import FixedClassifier
 from neuralcollapse.heads.linear import eval_mode, head_axis, head_tensors
 from neuralcollapse.heads.split import whole_head
@@ -263,7 +263,10 @@ def distance(
     else:
         sums, walk = features.abs() @ rows.abs().T, (features.square() @ rows.square().T).sqrt()
     allowed = _SUMS * exact * (sums + shift.abs())
-    allowed += _ROUNDED * (_QUANTISED if quantised else product_rounding(outputs)) * (walk + wanted.abs() + shift.abs())
+    spacing = _QUANTISED if quantised else product_rounding(outputs)
+    if outputs.numel() < TOO_FEW:  # to show that they were rounded, as under FSDP2's MixedPrecisionPolicy
+        spacing = max(spacing, torch.finfo(inputs.dtype).eps)
+    allowed += _ROUNDED * spacing * (walk + wanted.abs() + shift.abs())
     ratio = off / allowed.clamp(min=1e-300)
     worst = max(float(ratio.max()), _ON_AVERAGE * float(ratio.square().mean().sqrt()))
     return math.inf if math.isnan(worst) else worst

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from neuralcollapse.checks import is_dtensor
 from neuralcollapse.geometry.moments import ClassMoments
@@ -54,3 +55,22 @@ def first_buffers(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, kept in zip(buffers, own, strict=True):
                 buffer.copy_(kept)
+
+
+@contextmanager
+def without_sync(model: nn.Module) -> Iterator[None]:
+    """Inside, a forward pass of DistributedDataParallel needs no other process.
+
+    By default it sends the first one's buffers whenever it runs, in eval mode too, so that a process with fewer batches
+    would leave the others waiting.
+    """
+    # An attribute that torch does not document, and that its own `_check_sync_bufs_pre_fwd` asks.
+    wrappers = [part for part in model.modules() if isinstance(part, DistributedDataParallel)]
+    before = [part.require_forward_param_sync for part in wrappers]
+    for part in wrappers:
+        part.require_forward_param_sync = False
+    try:
+        yield
+    finally:
+        for part, sync in zip(wrappers, before, strict=True):
+            part.require_forward_param_sync = sync

@@ -193,11 +193,16 @@ class LeastSquares:
             self._logits.append(logits[:count].clone())
             self._rows += count
 
+    @property
+    def has_few(self) -> bool:
+        """Whether the rows are so few that some map always fits."""
+        return self._rows < (self._features[0].shape[1] if self._features else 0) + 2
+
     def solve(self) -> tuple[Tensor, Tensor] | None:
         """(K, d) A and (K,) c of `z = A h + c`; None if they are not determined, or the map is not linear."""
-        h, z = torch.cat(self._features), torch.cat(self._logits)
-        if len(h) < h.shape[1] + 2:  # with so few rows some map always fits
+        if self.has_few:
             return None
+        h, z = torch.cat(self._features), torch.cat(self._logits)
         x, y = h.double(), z.double()
         middle = x.mean(0)
         u, s, v = torch.linalg.svd(x - middle, full_matrices=False)

@@ -55,6 +55,7 @@ class Sums:
         exact: bool = False,
         nearest: NearestCounts | None = None,
         errors: bool | int = False,
+        share: float = 0.0,
     ) -> None:
         self.grouped: GroupedMoments | None = None
         self._ungrouped: ClassMoments | None = None
@@ -68,7 +69,7 @@ class Sums:
         self._means_dtype = means_dtype
         self._loss = loss
         self._exact = exact  # products in float64, whatever the features' dtype
-        self._errors = errors
+        self._errors, self._share = errors, share  # as of GroupedMoments
         self._kept_bytes = 0
         self._least: Tensor | None = None
         self._elsewhere = True
@@ -225,10 +226,18 @@ class Sums:
         """The features in the dtype whose products are summed."""
         return exact(features) if self._exact else features
 
+<<<<<<< HEAD
     def _begin(self, dim: int, device: torch.device, layers: int) -> None:
         made = self._made(dim, device, layers)
         if isinstance(made, GroupedMoments):
             self.grouped = made
+=======
+    def _begin(self, dim: int, device: torch.device) -> None:
+        groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
+        if groups:
+            options: dict[str, Any] = {"means_dtype": self._means_dtype, "share": self._share}
+            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, **options)
+>>>>>>> wt-rev18
         else:
             self._ungrouped = made
 

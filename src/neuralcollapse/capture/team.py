@@ -24,6 +24,7 @@ from neuralcollapse.heads.split import has_split_weights
 
 Value = TypeVar("Value")
 
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _RUNS, _ENDED, _NEEDS, _FAILED = range(4)  # what a process tells the others before a pass
 
 
@@ -201,20 +202,31 @@ class Team:
             error = caught
         while _RUNS in self._tell(_FAILED if error else _NEEDS if self._last is None else _ENDED, error):
             assert idle is not None
-            idle(self._last)
+            try:
+                idle(self._last)
+            except Exception as caught:  # that of the network, which the others have met as well, and are about to tell
+                error = caught
 
     def _tell(self, code: int, error: Exception | None = None, inputs: Any = None) -> list[int]:
         """What each process is about to do."""
         seen = _sum_of(inputs) if self.shares_batches and code == _RUNS else 0.0
-        mine = torch.tensor([code, seen], dtype=torch.float64, device=self._device)
+        types = _types_of(inputs) if code == _RUNS else 0
+        mine = torch.tensor([code, seen, types], dtype=torch.float64, device=self._device)
         told = [torch.empty_like(mine) for _ in range(self.size)]
         torch.distributed.all_gather(told, mine)
         everything = torch.stack(told).tolist()
-        codes = [int(each) for each, _ in everything]
+        codes = [int(each) for each, *_ in everything]
         if _FAILED in codes:
             failures: list[Any] = [None] * self.size
             torch.distributed.all_gather_object(failures, None if error is None else _Failure.of(error))
             self._raise_first(failures, error)
+        running = [rank for rank, each in enumerate(codes) if each == _RUNS]
+        for rank in running:  # what one network takes: otherwise some would fail within it, where the others wait
+            if everything[rank][2] != everything[running[0]][2]:
+                raise ToldError(
+                    f"expected inputs of the same floating types in all processes, got others in process {rank} than "
+                    f"in process {running[0]}: convert them alike"
+                )
         for rank, leader in enumerate(self._leaders):
             if everything[rank] != everything[leader]:
                 raise ToldError(
@@ -278,6 +290,18 @@ def _sum_of(inputs: Any) -> float:
 
     mapped(add, inputs)
     return total
+
+
+def _types_of(inputs: Any) -> int:
+    """A number for the floating types among the tensors of a batch."""
+    found = set()
+
+    def add(tensor: Tensor) -> Tensor:
+        found.add(tensor.dtype)
+        return tensor
+
+    mapped(add, inputs)
+    return sum(2**place for place, dtype in enumerate(_FLOATING) if dtype in found)
 
 
 def _device(device: torch.device | None) -> torch.device:

@@ -20,6 +20,7 @@ from torch import Tensor
 from neuralcollapse.errors import InputError
 
 METADATA = ".metadata"
+PART = ".distcp"  # ends the names of the files beside it
 HOW = "copy the checkpoint again, or save the weights alone, with safetensors.torch.save_file"
 
 _METADATA_BYTES = 2**28
@@ -103,13 +104,32 @@ def _others(chunk: Any) -> tuple[slice, ...]:
 
 
 def _check_declared(folder: Path, name: str, shape: Any, dtype: torch.dtype, chunks: Any) -> None:
-    """Raise unless the parts of a tensor make it up, and are no larger than what the folder holds."""
+    """Raise unless the parts of a tensor make it up, each entry once, and are no larger than what the folder holds."""
     size = math.prod(shape)
     held = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    if sum(math.prod(chunk.sizes) for chunk in chunks) != size:
-        raise ValueError(f"the parts of {name} do not make it up")
     if size * dtype.itemsize > held:
         raise ValueError(f"{name} would be larger than the whole checkpoint")
+    sizes = [tuple(chunk.sizes) for chunk in chunks]
+    if sum(map(math.prod, sizes)) != size or not _are_apart(shape, [tuple(chunk.offsets) for chunk in chunks], sizes):
+        raise ValueError(f"the parts of {name} do not make it up")
+
+
+def _are_apart(shape: Any, offsets: list[tuple[int, ...]], sizes: list[tuple[int, ...]]) -> bool:
+    """Whether parts lie inside a tensor, and no entry is in two of them."""
+    boxes = [(at, part) for at, part in zip(offsets, sizes, strict=True) if math.prod(part) != 0]
+    if any(len(at) != len(shape) or len(part) != len(shape) for at, part in boxes):
+        return False
+    if not boxes or not shape:
+        return len(boxes) <= 1
+    starts, lengths = (torch.tensor(each, dtype=torch.int64, device="cpu") for each in zip(*boxes, strict=True))
+    ends = starts + lengths
+    if bool((starts < 0).any() or (lengths < 0).any() or (ends > torch.tensor(tuple(shape), device="cpu")).any()):
+        return False
+    for place in range(1, len(boxes)):
+        meets = (starts[:place] < ends[place]) & (starts[place] < ends[:place])
+        if bool(meets.all(1).any()):
+            return False
+    return True
 
 
 def _read_part(folder: Path, info: Any) -> Tensor:

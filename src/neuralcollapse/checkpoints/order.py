@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from neuralcollapse.checkpoints.sharded import is_sharded
+from neuralcollapse.checkpoints.sharded import check_written, is_sharded
 from neuralcollapse.checkpoints.weights import check_kind
 from neuralcollapse.errors import InputError, listed
 
@@ -107,6 +107,7 @@ def _weights_in(path: Path) -> Path:
     for name in _PRETRAINED:
         if (path / name).is_file():
             return path / name
+    check_written(path)
     raise InputError(
         f"expected a checkpoint, got the folder {path} without {listed(_PRETRAINED)}: give the files in it, as in "
         f"'{path}/*.safetensors'"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from neuralcollapse.checkpoints.distributed import HOW, METADATA, DistributedFolder, file_inside
+from neuralcollapse.checkpoints.distributed import HOW, METADATA, PART, DistributedFolder, file_inside
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs.tensors import read_tensors
 
@@ -19,6 +19,15 @@ _INDEX_BYTES = 2**26
 def is_sharded(path: Path) -> bool:
     """Whether a path is a folder of torch.distributed.checkpoint, or an index of Hugging Face's safetensors files."""
     return path.name.endswith(INDEX) or (path / METADATA).is_file()
+
+
+def check_written(path: Path) -> None:
+    """Raise if a folder holds the parts of a checkpoint without the file that is written last."""
+    if path.is_dir() and not is_sharded(path) and any(file.name.endswith(PART) for file in path.iterdir()):
+        raise InputError(
+            f"expected a whole checkpoint, got {path} without {METADATA}, which torch.distributed.checkpoint writes "
+            "last: wait until it is written, or leave it out"
+        )
 
 
 def read_sharded(path: Path) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.checkpoints.sharded import is_sharded, read_sharded
+from neuralcollapse.checkpoints.sharded import check_written, is_sharded, read_sharded
 from neuralcollapse.checks import is_dtensor
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed, one_line
 from neuralcollapse.heads.fixed import FixedClassifier
@@ -34,6 +34,7 @@ _FEW = 4  # names in a message
 
 def check_kind(path: Path) -> None:
     """Raise unless a file of this name, or a folder of torch.distributed.checkpoint, can hold weights."""
+    check_written(path)
     if not is_sharded(path) and path.suffix.lower() not in SUFFIXES:
         raise InputError(
             f"expected weights in {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got {path}: leave it out, or {_HOW}"

@@ -72,6 +72,8 @@ class GroupedMoments:
         groups: G.
         device: where they live.
         means_dtype: as of `ClassMoments`.
+        share: how many parts of the samples came before this one, of all parts: each process begins with other groups,
+            so that those of a class with few samples do not meet in the same.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class GroupedMoments:
         device: torch.device | str | None = None,
         *,
         means_dtype: torch.dtype = torch.float64,
+        share: float = 0.0,
     ) -> None:
         self._parts = [
             ClassMoments.zeros(num_classes, feature_dim, device, means_dtype=means_dtype) for _ in range(groups)
@@ -92,7 +95,7 @@ class GroupedMoments:
         self._labels = torch.empty(self._size, dtype=torch.int64, device=self._parts[0].device)
         self._filled = self._updates = 0
         classes = torch.arange(num_classes, dtype=torch.float64, device=self._parts[0].device)
-        self._next = (classes * _GOLDEN % 1 * groups).long()  # the group of the next sample of each class
+        self._next = ((classes * _GOLDEN + share) % 1 * groups).long()  # the group of the next sample of each class
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch; nothing of a wrong one is added.

@@ -14,7 +14,7 @@ _COARSE = (torch.bfloat16, torch.float16, torch.float32)
 NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in (*_COARSE, torch.float64)}
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 _LOOKED_AT = 1024  # values, or four rows if those are more
-_TOO_FEW = 16  # so few nonzero values say nothing about their dtype
+TOO_FEW = 16  # so few nonzero values say nothing about their dtype
 _LAST_BIT_USED = 0.05  # share of values: about one half is expected, fewer after sums that cancel, none if exact
 
 
@@ -29,7 +29,7 @@ def rounding(features: Tensor) -> float:
     own = torch.finfo(features.dtype).eps
     rows = sampled(features).cpu()
     values = rows[rows != 0]
-    if len(values) < _TOO_FEW or features.element_size() not in _BITS:
+    if len(values) < TOO_FEW or features.element_size() not in _BITS:
         return own
     for dtype in _COARSE:
         if torch.finfo(dtype).eps > own:
@@ -37,7 +37,7 @@ def rounding(features: Tensor) -> float:
             if torch.equal(narrow.to(values.dtype), values) and _last_bits(_lower(narrow)) > _LAST_BIT_USED:
                 return torch.finfo(dtype).eps
     lower = _lower(values)
-    return own if _last_bits(lower if len(lower) >= _TOO_FEW else values) > 0 else 0.0
+    return own if _last_bits(lower if len(lower) >= TOO_FEW else values) > 0 else 0.0
 
 
 def _lower(values: Tensor) -> Tensor:
@@ -48,6 +48,6 @@ def _lower(values: Tensor) -> Tensor:
 
 def _last_bits(values: Tensor) -> float:
     """The share of the values whose last bit is set; 0 for too few values."""
-    if len(values) < _TOO_FEW // 2:
+    if len(values) < TOO_FEW // 2:
         return 0.0
     return float((values.view(_BITS[values.element_size()]) & 1).double().mean())

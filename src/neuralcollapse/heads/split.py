@@ -22,6 +22,7 @@ from neuralcollapse.errors import InputError, one_line
 
 _FSDP1 = "FullyShardedDataParallel"
 _FSDP2 = "FSDPModule"  # what `fully_shard` puts before a layer's own class, in every version of torch
+_REPLICATE = "torch.distributed._composable.replicate"
 _ADDED = (_FSDP2, "ReplicateModule")  # the latter is put there by torch's composable `replicate`
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _HOOK_MARKS = ("_forward_hooks_with_kwargs", "_forward_pre_hooks_with_kwargs", "_forward_hooks_always_called")
@@ -38,11 +39,17 @@ def is_fsdp2(module: nn.Module) -> bool:
 
 
 def has_split_weights(model: nn.Module) -> bool:
-    """Whether the processes hold parts of the model's weights, so that none can run it without the others."""
+    """Whether the processes hold parts of the model's weights, or else cannot run it one without the others."""
     if not torch.distributed.is_available() or not torch.distributed.is_initialized():
         return False
     # The layers are asked too: the outermost one may keep its weights whole after a pass.
-    return any(map(is_fsdp2, model.modules())) or any(map(is_split, model.parameters()))
+    return any(map(_keeps_step, model.modules())) or any(map(is_split, model.parameters()))
+
+
+def _keeps_step(module: nn.Module) -> bool:
+    """Whether a layer sends something whenever it runs: after `fully_shard`, or torch's composable `replicate`."""
+    kinds = ((kind.__name__, kind.__module__) for kind in type(module).__mro__)
+    return any(name == _FSDP2 or (name == "DDP" and place == _REPLICATE) for name, place in kinds)
 
 
 def check_not_flat(model: nn.Module) -> None:

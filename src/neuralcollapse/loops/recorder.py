@@ -8,7 +8,6 @@ import time
 import weakref
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from neuralcollapse.capture.arguments import check_model, find_classifier
 from neuralcollapse.capture.class_by_class import measured_names
 from neuralcollapse.capture.class_names import data_behind
 from neuralcollapse.capture.collect import Capture, collect, collect_test
-from neuralcollapse.capture.processes import first_buffers
 from neuralcollapse.capture.team import Team
 from neuralcollapse.errors import InputError
 from neuralcollapse.heads.fixed import FixedClassifier
@@ -230,8 +228,7 @@ class Recorder:
             raise InputError(
                 f"training diverged by {self.unit} {epoch} (weights are not finite): lower the learning rate"
             )
-        buffers = first_buffers(model) if self.options.get("sharded") else nullcontext()
-        with undisturbed(model), buffers:
+        with undisturbed(model):
             if self.online is None:
                 capture = collect(model, self.loader, self.classifier, nc4=self.nc4, **self.options)
             else:

@@ -99,7 +99,8 @@ class Experiment:
                 raise InputError(f"no run {name!r}{did_you_mean(name, names)}; there are: {', '.join(names)}")
         index, count = part
         if not 1 <= index <= count:
-            raise InputError(f"expected a part from 1/{count} to {count}/{count}, got {index}/{count}")
+            last = max(count, 1)
+            raise InputError(f"expected a part from 1/{last} to {last}/{last}, got {index}/{count}")
         return [name for name in names if name in (only or names)][index - 1 :: count]
 
 

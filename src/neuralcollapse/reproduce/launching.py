@@ -147,8 +147,8 @@ def _executor(folder: Path, settings: Settings) -> Any:
     try:
         executor = submitit.AutoExecutor(folder, cluster=settings.cluster)
         executor.update_parameters(**{"timeout_min": _MINUTES} if executor.cluster == "local" else {})
-        executor.update_parameters(name="neuralcollapse", **settings.parameters)
-    except (NameError, TypeError, ValueError, RuntimeError) as error:
+        executor.update_parameters(**{"name": "neuralcollapse", **settings.parameters})
+    except (AssertionError, NameError, TypeError, ValueError, RuntimeError) as error:  # of types: by assert
         raise InputError(f"submitit does not take these settings: {one_line(error)}") from None
     return executor
 

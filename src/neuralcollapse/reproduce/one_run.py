@@ -24,7 +24,7 @@ def run_one(folder: str | Path, name: str, *, progress: bool = False) -> Path | 
     `ExperimentFolder.open(folder).missing()` are the runs to call it for.
 
     Args:
-        folder: of an experiment, which `neuralcollapse reproduce` has begun.
+        folder: of an experiment, which `ExperimentFolder.create` or `neuralcollapse reproduce` has made.
         name: of the run, as its folder is called.
         progress: print a line for each epoch.
 

@@ -165,7 +165,8 @@ class ExperimentFolder:
                 announced = True
                 time.sleep(_POLL)
             waiting = [run for run in elsewhere if not self._whole(run)]
-        if failed:
+        failed = {run.name: failed[run.name] for run in mine if run.name in failed and not self._whole(run)}
+        if failed:  # and no other process went on with them meanwhile
             first, why = next(iter(failed.items()))
             raise InputError(f"{len(failed)} of {len(mine)} runs failed: {listed(list(failed), 3)} ({first}: {why})")
 

@@ -93,7 +93,8 @@ class SaveState(lightning.Callback):
         last = epoch == trainer.max_epochs or trainer.should_stop
         if not last:
             self._end_if_asked(trainer, pl_module, epoch, 0)
-        if last or time.monotonic() - self._written >= self.config.save_seconds:
+        due = last or time.monotonic() - self._written >= self.config.save_seconds
+        if trainer.strategy.reduce_boolean_decision(due, all=False):  # writing needs all processes: clocks differ
             self._write(trainer, pl_module, epoch, 0)
 
     def _end_if_asked(self, trainer: lightning.Trainer, module: Any, epoch: int, step: int) -> None:
