@@ -36,16 +36,11 @@ FLAGS = [
     "--accelerator",
     "cpu",
 ]
-<<<<<<< HEAD
 FLAGS += ["--loggers", "[]", "--save-seconds", "0", "--timeout", "60", "--epochs", "2", "--checkpoint-every", "1"]
 LONGER = [*FLAGS, "--epochs", "3"]
 PLAIN = [
     "--precision",
     "64-true",
-=======
-FLAGS += ["--loggers", "[]", "--save-seconds", "0", "--timeout", "60", "--epochs", "3", "--checkpoint-every", "1"]
-PLAIN = [
->>>>>>> wt-rev18
     "--network",
     f"{__name__}:plain",
     *FLAGS[4:],
@@ -54,11 +49,7 @@ PLAIN = [
     "--gradient-clip",
     "1",
     "--layers",
-<<<<<<< HEAD
     "network.body.2",
-=======
-    "body.2",
->>>>>>> wt-rev18
 ]
 
 

@@ -226,18 +226,10 @@ class Sums:
         """The features in the dtype whose products are summed."""
         return exact(features) if self._exact else features
 
-<<<<<<< HEAD
     def _begin(self, dim: int, device: torch.device, layers: int) -> None:
         made = self._made(dim, device, layers)
         if isinstance(made, GroupedMoments):
             self.grouped = made
-=======
-    def _begin(self, dim: int, device: torch.device) -> None:
-        groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype)
-        if groups:
-            options: dict[str, Any] = {"means_dtype": self._means_dtype, "share": self._share}
-            self.grouped = GroupedMoments(self._num_classes, dim, groups, device, **options)
->>>>>>> wt-rev18
         else:
             self._ungrouped = made
 
@@ -245,7 +237,8 @@ class Sums:
         """Moments of no samples, in groups where there are to be standard errors; `layers` share the memory."""
         groups = number_of_groups(self._errors, self._num_classes, dim, self._means_dtype, layers)
         if groups:
-            return GroupedMoments(self._num_classes, dim, groups, device, means_dtype=self._means_dtype)
+            options: dict[str, Any] = {"means_dtype": self._means_dtype, "share": self._share}
+            return GroupedMoments(self._num_classes, dim, groups, device, **options)
         return ClassMoments.zeros(self._num_classes, dim, device, means_dtype=self._means_dtype)
 
 
