@@ -110,7 +110,9 @@ def test_a_fixed_simplex_that_the_features_reach_collapses():
 def test_certificate_and_measures_solve_once(monkeypatch, features, module, name):
     solved = []
     solve = inspect.unwrap(getattr(module, name))
-    monkeypatch.setattr(module, name, keeps_the_last(lambda model: solved.append(model) or solve(model)))
+    monkeypatch.setattr(
+        module, name, keeps_the_last(lambda model, **others: solved.append(model) or solve(model, **others))
+    )
     for weight_decay in (0.01, 0.02):
         model = Model(4, 9, COUNTS, weight_decay, 0.004, 0.5, features=features)
         global_minimum(model)
