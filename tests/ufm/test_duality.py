@@ -222,7 +222,7 @@ def test_where_the_best_bias_costs_too_much_the_bound_is_that_of_small_logits(lo
     point = model.random_point(1, scale=5.0)
     products = model.scaled(point.W @ point.H)
     kept = products.clone()
-    bound = lower_bound(model, point)
+    bound = lower_bound(model, point, products)
     monkeypatch.undo()
     assert torch.equal(products, kept)
     assert bound > lower_bound(model, point)

@@ -17,12 +17,10 @@ from neuralcollapse.checks import (
     check_classifier,
     check_count,
     check_features,
-    check_finite,
-    check_label_range,
     check_labels,
 )
 from neuralcollapse.errors import InputError, one_line
-from neuralcollapse.geometry.intake import kept_rows
+from neuralcollapse.geometry.intake import checked_rows
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.packed import packed_size, state_of
@@ -176,13 +174,7 @@ class ClassShard:
                 f"expected features of dimension {self.feature_dim}, got {features.shape[1]}: use one layer throughout"
             )
         labels = check_labels(labels, features.shape[0]).to(features.device)
-        features = features.detach()
-        if ignore_index is not None:
-            kept = kept_rows(features, labels, ignore_index)
-            features, labels = features[kept], labels[kept]
-        check_label_range(labels, self.num_classes)
-        check_finite(features)
-        return features, labels
+        return checked_rows(features.detach(), labels, self.num_classes, ignore_index)
 
     def _add(self, features: Tensor, labels: Tensor) -> Self:
         """Add those rows of a batch that are of this rank's classes."""

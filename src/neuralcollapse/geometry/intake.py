@@ -98,7 +98,7 @@ class Intake:
             )
         labels = check_labels(labels, features.shape[0])
         if self._on_host or (waits_for_nothing(features.device) and waits_for_nothing(labels.device)):
-            features, labels = self._checked(features, labels, ignore_index)
+            features, labels = checked_rows(features.cpu(), labels.cpu(), self.num_classes, ignore_index)
             ignore_index = None
         count, earlier = 1 if isinstance(sizes, int) else len(sizes), None
         if not self._on_host and self._updates + count - self._unmarked > MARKS:
@@ -121,16 +121,6 @@ class Intake:
         """Let errors call the next batch by this number, unless batches before it have yet to be looked at."""
         if self._sums is None and self._waiting is None:
             self._updates = self._unmarked = batch - 1
-
-    def _checked(self, features: Tensor, labels: Tensor, ignore_index: int | None) -> tuple[Tensor, Tensor]:
-        """The batch without ignored rows, after all checks, on the CPU."""
-        features, labels = features.cpu(), labels.cpu()
-        if ignore_index is not None:
-            kept = kept_rows(features, labels, ignore_index)
-            features, labels = features[kept], labels[kept]
-        check_label_range(labels, self.num_classes)
-        check_finite(features)
-        return features, labels
 
     def _put(self, features: Tensor, labels: Tensor, ignored: int | None, mark: int | np.ndarray) -> None:
         """Let a batch wait for its block; one that is larger than a block is added in parts."""
@@ -266,3 +256,13 @@ def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
     if not bool(kept.all()):
         check_finite(torch.where(kept[:, None], features, 0))
     return kept
+
+
+def checked_rows(features: Tensor, labels: Tensor, num_classes: int, ignore_index: int | None) -> tuple[Tensor, Tensor]:
+    """A batch without ignored rows, once its labels are in range and its features finite."""
+    if ignore_index is not None:
+        kept = kept_rows(features, labels, ignore_index)
+        features, labels = features[kept], labels[kept]
+    check_label_range(labels, num_classes)
+    check_finite(features)
+    return features, labels
