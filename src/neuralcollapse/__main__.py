@@ -1,7 +1,5 @@
 """`python -m neuralcollapse`: the command line."""
 
-import sys
+from neuralcollapse.cli import script
 
-from neuralcollapse.cli import main
-
-sys.exit(main())
+script()

@@ -789,3 +789,33 @@ def test_null_hyphens_and_unicode_in_a_file(capsys, tmp_path):
     read = yaml.safe_load(printed)
     assert (read["layers"], read["network_options"], read["feature_dim"]) == ([], {}, 12)
     assert read["frame"] == "softmax_code"
+
+
+ENDING = """
+import atexit, sys
+import torch.distributed as dist
+from neuralcollapse import cli
+
+class Last:
+    def __del__(self):
+        print("Python takes itself apart")
+
+def main():
+    atexit.register(print, "what others registered")
+    if sys.argv[2] == "together":
+        dist.init_process_group("gloo", f"file://{sys.argv[1]}", rank=0, world_size=1)
+    return 3
+
+last = Last()
+cli.main = main
+cli.script()
+"""
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_command_whose_processes_have_talked_ends_before_python_takes_itself_apart(tmp_path, together):
+    arguments = [str(tmp_path / "meeting"), "together" if together else "alone"]
+    done = subprocess.run([sys.executable, "-c", ENDING, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    last = [] if together else ["Python takes itself apart"]
+    assert done.stdout.splitlines() == ["what others registered", *last]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import sys
 import warnings
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NoReturn
 
 from neuralcollapse.cli import landscape, measure, ood, report, reproduce, train
 from neuralcollapse.cli.parser import Parser, UsageError, hyphenated
@@ -51,6 +52,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def script() -> NoReturn:
+    """What the command `neuralcollapse` is: `main`, and the end of its process."""
+    codes: list[int] = []
+    atexit.register(_end_at_once, codes)  # the first to be registered is the last to be called
+    codes.append(main())
+    sys.exit(codes[0])
+
+
+def _end_at_once(codes: Sequence[int]) -> None:
+    """End where processes have talked, before Python takes itself apart.
+
+    A thread of gloo that lets go of its last tensor meanwhile would abort the process: torch issue 190489.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if codes and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(codes[0])
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
