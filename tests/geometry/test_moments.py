@@ -14,6 +14,7 @@ from neuralcollapse.geometry.intake import kept_rows
 from neuralcollapse.geometry.measures import nc1
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.packed import packed_size
+from neuralcollapse.geometry.pairs import nc1_cdnv
 from tests import oracles
 
 FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -477,15 +478,35 @@ def test_float32_means_made_in_inference_mode_can_be_updated_outside():
     assert moments.update(torch.randn(4, 2), torch.arange(4) % 2).num_samples == 8
 
 
-def test_the_diagonal_of_float32_products_is_taken_in_float64():
-    features, labels = clusters(6, 300, 700)
-    features = torch.as_tensor(features, dtype=torch.float32)
-    in_float32, exact = of_batch(features, labels, 6), of_batch(features.double(), labels, 6)
+def test_equal_values_do_not_round_the_diagonal_of_float32_products_one_way():
+    signs = torch.randint(0, 2, (2000, 300), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    features = signs.float() / 3
+    features[:2] = 0  # the references
+    labels = torch.arange(2000) % 2
+    in_float32, exact = of_batch(features, labels, 2), of_batch(features.double(), labels, 2)
     off = in_float32.scatter - exact.scatter
     assert float(off.abs().max()) > 0  # the products were indeed in float32
     relative = off.diagonal().abs() / exact.scatter.diagonal()
-    assert float(relative.max()) < 1e-13
-    assert nc1(in_float32) == pytest.approx(nc1(exact), rel=1e-8)
+    assert float(relative.max()) < 5e-7  # of the product itself it is 2e-6
+    assert_near(in_float32.spreads, exact.spreads, 5e-7)
+
+
+def test_rounding_of_float32_products_averages_out():
+    features, labels = clusters(6, 300, 700)
+    features = torch.as_tensor(features, dtype=torch.float32)
+    in_float32, exact = of_batch(features, labels, 6), of_batch(features.double(), labels, 6)
+    assert nc1(in_float32) == pytest.approx(nc1(exact), rel=1e-7)
+    assert nc1_cdnv(in_float32) == pytest.approx(nc1_cdnv(exact), rel=1e-7)
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-18, 1e-22, 1e18])
+def test_a_class_too_small_or_large_for_float32_squares_is_added_up_in_float64(scale):
+    features, labels = clusters(3, 300, 200)
+    features[labels == 1] *= scale
+    features = torch.as_tensor(features, dtype=torch.float32)
+    in_float32, exact = of_batch(features, labels, 3), of_batch(features.double(), labels, 3)
+    torch.testing.assert_close(in_float32.spreads, exact.spreads, rtol=1e-6, atol=0)
+    assert_near(in_float32.scatter, exact.scatter, 1e-6)
 
 
 @pytest.mark.parametrize("rows", [2048, 64, 7])

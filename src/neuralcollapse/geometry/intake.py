@@ -72,7 +72,7 @@ class Intake:
             InputError: as `update`; on the CPU, the batches before the wrong one have been added.
         """
         try:
-            fit = len(labels) <= block_rows(self.feature_dim, on_host=False) and len(sizes) <= MARKS
+            fit = len(labels) <= block_rows(self.num_classes, self.feature_dim, on_host=False) and len(sizes) <= MARKS
             if self._on_host or fit:
                 return self._update(features, labels, None, np.asarray(sizes))
         except NumberedError:
@@ -124,7 +124,7 @@ class Intake:
 
     def _put(self, features: Tensor, labels: Tensor, ignored: int | None, mark: int | np.ndarray) -> None:
         """Let a batch wait for its block; one that is larger than a block is added in parts."""
-        size = block_rows(self.feature_dim, on_host=self._on_host)
+        size = block_rows(self.num_classes, self.feature_dim, on_host=self._on_host)
         if self._on_host:
             whole = len(labels) // size * size
             for start in range(0, whole, size):
@@ -232,7 +232,7 @@ class Intake:
             self._sums.single = kept["single"]
         if "waiting" in kept:
             features, labels, marks, ignored = kept["waiting"]
-            rows = block_rows(self.feature_dim, on_host=self._on_host)
+            rows = block_rows(self.num_classes, self.feature_dim, on_host=self._on_host)
             self._waiting = Waiting(features, max(rows, len(labels)), self.device, ignored)
             self._waiting.put(features, labels, marks.numpy())
 

@@ -2,7 +2,7 @@
 
 In float32 a sum rounds to about 1e-7 of its largest terms. That is enough for rows of like size, whose entries average
 the rounding out, but not for a row beside others that outweigh it, nor near the ends of float32's range: such rows are
-multiplied in float64. The diagonal, where all terms add up, is the caller's, in float64.
+multiplied in float64. The diagonal, where all terms add up, is the caller's: equal values would round it all one way.
 """
 
 from __future__ import annotations
@@ -51,27 +51,17 @@ def add_gram(upper: Tensor, rows: Tensor, sign: int = 1) -> None:
 
 
 def add_single(upper: Tensor, rows: Tensor, diagonal: Tensor, sign: int = 1) -> None:
-    """Add `sign R'R` of rows that `unfit` lets through, in float32; `diagonal` (d,) is that of R'R in float64."""
+    """Add `sign R'R` of rows that `fits_float32`, in float32; `diagonal` (d,) is that of R'R, float64."""
     diagonal = upper.diagonal() + sign * diagonal
     with full_precision(rows.device):
         add_gram(upper, rows, sign)
     upper.diagonal().copy_(diagonal)
 
 
-def unfit(squares: Tensor) -> tuple[Tensor, Tensor] | None:
-    """The numbers of the rows that float32 products cannot hold, and of the others; None if all are fit.
-
-    Args:
-        squares: (N,) the squared length of each row, on the CPU.
-    """
+def fits_float32(squares: Tensor) -> bool:
+    """Whether float32 products can hold rows of these squared lengths (N,), on the CPU."""
     trace = float(squares.sum())
-    if trace == 0 or (_SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and float(squares.max()) < _DOMINANT * trace):
-        return None
-    ordered, order = squares.sort(descending=True)
-    left = ordered.flip(0).cumsum(0).flip(0)  # from each row to the last
-    fit = (ordered < _DOMINANT * left) & (_SAFE_TRACE[0] < left) & (left < _SAFE_TRACE[1])
-    first = int(fit.nonzero()[0]) if bool(fit.any()) else len(order)
-    return order[:first], order[first:]
+    return _SAFE_TRACE[0] < trace < _SAFE_TRACE[1] and float(squares.max()) < _DOMINANT * trace
 
 
 def add_unchecked(upper: Tensor, rows: Tensor, squares: Tensor) -> None:

@@ -8,16 +8,19 @@ from torch import Tensor
 
 from neuralcollapse.geometry.rounding import sampled
 
-# On the CPU a block holds so many values at most, and fewer rows: longer products are no faster.
-_HOST_VALUES, _HOST_ROWS = 2**22, 2048
+# On the CPU a block holds so many values at most, and fewer rows: longer products are no faster. With many classes it
+# has some rows of each, since their sums pass through memory once a block.
+_HOST_VALUES, _HOST_ROWS, _ROWS_A_CLASS = 2**22, 2048, 4
 # On an accelerator the operations of a block cost the same however many rows it has.
 _DEVICE_VALUES, _DEVICE_ROWS = 2**23, 16384
 _FEWEST_ROWS = 256
 
 
-def block_rows(feature_dim: int, *, on_host: bool) -> int:
+def block_rows(num_classes: int, feature_dim: int, *, on_host: bool) -> int:
     """The number of rows of a full block."""
-    values, most = (_HOST_VALUES, _HOST_ROWS) if on_host else (_DEVICE_VALUES, _DEVICE_ROWS)
+    values, most = _DEVICE_VALUES, _DEVICE_ROWS
+    if on_host:
+        values, most = _HOST_VALUES, max(_HOST_ROWS, _ROWS_A_CLASS * num_classes)
     return min(most, max(_FEWEST_ROWS, values // feature_dim))
 
 
