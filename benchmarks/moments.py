@@ -52,7 +52,7 @@ def moments(quick: bool) -> Table:
             Row(
                 ours,
                 update,
-                "at most 2",
+                "at most 1.25",
                 lambda found: "NC1: " + agreement(nc.measures(found, pairwise=False)["nc1"], exact, OURS_WITHIN),
                 peak=True,
             ),

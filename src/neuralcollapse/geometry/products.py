@@ -2,7 +2,8 @@
 
 In float32 a sum rounds to about 1e-7 of its largest terms. That is enough for rows of like size, whose entries average
 the rounding out, but not for a row beside others that outweigh it, nor near the ends of float32's range: such rows are
-multiplied in float64. The diagonal, where all terms add up, is the caller's: equal values would round it all one way.
+multiplied in float64. The diagonal, where all terms add up, is the caller's, in float64: equal values would round it
+all one way.
 """
 
 from __future__ import annotations
@@ -40,14 +41,22 @@ def fast_float64(device: torch.device) -> bool:
 
 def add_gram(upper: Tensor, rows: Tensor, sign: int = 1) -> None:
     """Add `sign R'R` for R = rows to the upper triangle. On a CPU, only blocks of it are computed: 5/8 of the work."""
+    if rows.device.type != "cpu":
+        _add(upper, rows.T, rows, sign)
+        return
     dim = rows.shape[1]
-    step = max(128, -(-dim // 4)) if rows.device.type == "cpu" else dim
+    step = max(64, -(-dim // 4))
     for start in range(0, dim, step):
-        block, left, right = upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:]
-        if rows.dtype == upper.dtype:
-            block.addmm_(left, right, alpha=sign)
-        else:
-            block.add_(left @ right, alpha=sign)
+        _add(upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:], sign)
+
+
+def _add(block: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
+    """Add `sign LR` to a float64 block."""
+    if left.dtype == block.dtype:
+        block.addmm_(left, right, alpha=sign)
+        return
+    product = torch.mm(left, right, out=scratch("product", block.shape, left.dtype, left.device))
+    block.add_(scratch("exact product", block.shape, block.dtype, block.device).copy_(product), alpha=sign)
 
 
 def add_single(upper: Tensor, rows: Tensor, diagonal: Tensor, sign: int = 1) -> None:

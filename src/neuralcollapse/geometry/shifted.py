@@ -10,9 +10,6 @@ Nothing cancels as long as the reference lies near the mean: the differences los
 above 0.9 (a first row that is an outlier, features that drift) gets the median of its rows instead, exactly: `r + e`
 turns s into `s - n e`, t into `t - 2 s'e + n |e|^2` and Q into `Q - s e' - e s' + n e e'`. On an accelerator
 references stay: products in float64 can lose six digits.
-
-On the CPU z, its squares and their products are of float32 where those products may be (`products.py`), to 1e-7; only s
-is of float64, so that the means are. A block that float32 cannot hold is added in float64.
 """
 
 from __future__ import annotations
@@ -28,8 +25,6 @@ from neuralcollapse.geometry.products import add_gram, add_single, add_unchecked
 # Rows pass through float64 so many values at a time: more would leave the cache, and with fewer the threads of each
 # operation cost more than they save (2 threads, d = 512: 128 rows take twice as long as 512).
 _PASS_VALUES = 2**18
-# Below this, a sum of squares in float32 may lack terms that were too small for it.
-_SMALLEST = 1e-30
 # Class means are processed in blocks of this many, since a copy of all of them would double the memory.
 MEANS_ROWS = 4096
 # A reference is moved when this share of the squares about it is the mean's distance.
@@ -71,13 +66,15 @@ class ShiftedSums:
         before = state.counts[places]
         if bool(((before == 0) & (counts > 0)).any()):
             self._refer(features, labels, (before == 0)[index])
-        block = self._block(features, labels, index, counts, places, single=single)
+        block = self._shifted(features, labels, index, len(counts), single=single)
         if self._recentre(features, labels, block, counts, before, places):
-            block = self._block(features, labels, index, counts, places, single=single)
-        if block.diagonal is None:
-            add_gram(state.upper, block.rows)
-        else:
+            block = self._shifted(features, labels, index, len(counts), single=single)
+        if single and fits_float32(block.lengths):
             add_single(state.upper, block.rows, block.diagonal)
+        else:
+            if single:
+                block = self._shifted(features, labels, index, len(counts), single=False)
+            add_gram(state.upper, block.rows)
         if classes is None:
             state.counts.add_(counts)
             state.spreads.add_(block.squares)
@@ -181,74 +178,30 @@ class ShiftedSums:
         classes = (first < len(labels)).nonzero().flatten()
         self.references[classes] = features[first[classes]].to(self.references.dtype)
 
-    def _block(
-        self,
-        features: Tensor,
-        labels: Tensor,
-        index: Tensor,
-        counts: Tensor,
-        places: Tensor | slice,
-        *,
-        single: bool,
-    ) -> _Block:
-        """The rows of a block less the references of their classes, and their sums; in float32 if that holds them."""
-        if single and self.references.dtype == torch.float32:
-            block = self._single(features, labels, index, counts, places)
-            if fits_float32(block.lengths) and not _underflows(block.squares, counts):
-                return block
-        return self._double(features, labels, index, len(counts))
-
-    def _single(
-        self, features: Tensor, labels: Tensor, index: Tensor, counts: Tensor, places: Tensor | slice
-    ) -> _Block:
-        """A block in float32, one subtraction a value; the sums alone are as exact as float64 makes them."""
+    def _shifted(self, features: Tensor, labels: Tensor, index: Tensor, num_classes: int, *, single: bool) -> _Block:
+        """The rows of a block less the references of their classes, and their sums."""
         count, dim = features.shape
-        rows = scratch("rows", features.shape, torch.float32, features.device)
-        sums = scratch("sums", (len(counts), dim), torch.float64, features.device).zero_()
-        lengths, diagonal = rows.new_empty(count), sums.new_zeros(dim)
-        step = max(1, _PASS_VALUES // dim)
-        size = (min(step, count), dim)
-        near = scratch("near", size, torch.float32, features.device)
-        exact = scratch("exact", size, torch.float64, features.device)
-        for start in range(0, count, step):
-            part = slice(start, min(start + step, count))
-            moved, kept, wide = rows[part], near[: part.stop - start], exact[: part.stop - start]
-            torch.index_select(self.references, 0, labels[part], out=kept)
-            if features.dtype == moved.dtype:
-                torch.sub(features[part], kept, out=moved)
-            else:
-                moved.copy_(features[part]).sub_(kept)
-            torch.mul(moved, moved, out=kept)
-            torch.sum(kept, 1, out=lengths[part])
-            diagonal += kept.sum(0)
-            sums.index_add_(0, index[part], wide.copy_(features[part]))
-        counts = counts.double()
-        sums.addcmul_(self.references[:-1][places].double(), counts[:, None], value=-1)
-        lengths = lengths.double()
-        squares = lengths.new_zeros(len(counts)).index_add_(0, index, lengths)
-        return _Block(rows, sums, squares, lengths, diagonal)
-
-    def _double(self, features: Tensor, labels: Tensor, index: Tensor, num_classes: int) -> _Block:
-        """A block in float64, of which `diagonal` is None: its product gives it."""
-        count, dim = features.shape
-        rows = scratch("rows", features.shape, torch.float64, features.device)
+        rows = scratch("rows", features.shape, torch.float32 if single else torch.float64, features.device)
         sums = scratch("sums", (num_classes, dim), torch.float64, features.device).zero_()
-        lengths = sums.new_empty(count)
+        lengths, diagonal = sums.new_empty(count), sums.new_zeros(dim)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
         near = scratch("near", size, self.references.dtype, features.device)
-        exact = scratch("exact", size, torch.float64, features.device)
+        exact, taken = (scratch(name, size, torch.float64, features.device) for name in ("exact", "taken"))
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             place = labels[part]
             # Operations on two types would make copies of their own, in fresh memory.
-            moved, narrow, taken = rows[part].copy_(features[part]), near[: len(place)], exact[: len(place)]
+            wide, narrow = exact[: len(place)].copy_(features[part]), near[: len(place)]
             torch.index_select(self.references, 0, place, out=narrow)
-            moved.sub_(taken.copy_(narrow))
-            sums.index_add_(0, index[part], moved)
-            torch.sum(torch.mul(moved, moved, out=taken), 1, out=lengths[part])
+            wide.sub_(taken[: len(place)].copy_(narrow))
+            sums.index_add_(0, index[part], wide)
+            rows[part] = wide
+            torch.sum(wide.square_(), 1, out=lengths[part])
+            if single:
+                diagonal += wide.sum(0)
         squares = sums.new_zeros(num_classes).index_add_(0, index, lengths)
-        return _Block(rows, sums, squares, lengths, None)
+        return _Block(rows, sums, squares, lengths, diagonal)
 
     def _recentre(
         self,
@@ -292,11 +245,6 @@ def row_marks(exact: Tensor, in_range: Tensor) -> Tensor:
     return (totals - totals).add_(in_range.reciprocal())
 
 
-def _underflows(squares: Tensor, counts: Tensor) -> bool:
-    """Whether the squares of a class, in float32, may have been too small for it."""
-    return bool(((squares < _SMALLEST) & (counts > 1)).any())
-
-
 class _Block(NamedTuple):
     """Rows less their references (N, d), and the sums of them: by class (k, d), of squares by class, row and column."""
 
@@ -304,4 +252,4 @@ class _Block(NamedTuple):
     sums: Tensor
     squares: Tensor
     lengths: Tensor
-    diagonal: Tensor | None
+    diagonal: Tensor
