@@ -22,6 +22,8 @@ _FLOAT32_FROM_DIM = 256
 _SAFE_TRACE = (1e-24, 1e36)
 # A row with this share of the sum of squares would lose the other rows to rounding.
 _DOMINANT = 0.25
+# So many values of a product at a time, whose memory is kept.
+_BLOCK_VALUES = 2**22
 # Compute capabilities of the chips whose float64 products are as fast as their float32 ones (P100, V100, A100, H100,
 # H200, B200); on other chips they take 32 to 64 times as long.
 _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
@@ -45,7 +47,7 @@ def add_gram(upper: Tensor, rows: Tensor, sign: int = 1) -> None:
         _add(upper, rows.T, rows, sign)
         return
     dim = rows.shape[1]
-    step = max(64, -(-dim // 4))
+    step = min(max(64, -(-dim // 4)), max(1, _BLOCK_VALUES // dim))
     for start in range(0, dim, step):
         _add(upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:], sign)
 

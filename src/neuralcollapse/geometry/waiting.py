@@ -8,9 +8,11 @@ from torch import Tensor
 
 from neuralcollapse.geometry.rounding import sampled
 
-# On the CPU a block holds so many values at most, and fewer rows: longer products are no faster. With many classes it
-# has some rows of each, since their sums pass through memory once a block.
-_HOST_VALUES, _HOST_ROWS, _ROWS_A_CLASS = 2**22, 2048, 4
+# On the CPU a block holds so many values at most, and fewer rows: longer products are no faster, and round more.
+_HOST_VALUES, _HOST_ROWS = 2**22, 2048
+# With so many classes more rows are faster, as the sums of the classes pass through memory once a block. Of still more
+# classes most rows of a block are single.
+_MANY_CLASSES, _MANY_CLASSES_ROWS = range(500, 5_000), 4096
 # On an accelerator the operations of a block cost the same however many rows it has.
 _DEVICE_VALUES, _DEVICE_ROWS = 2**23, 16384
 _FEWEST_ROWS = 256
@@ -20,7 +22,7 @@ def block_rows(num_classes: int, feature_dim: int, *, on_host: bool) -> int:
     """The number of rows of a full block."""
     values, most = _DEVICE_VALUES, _DEVICE_ROWS
     if on_host:
-        values, most = _HOST_VALUES, max(_HOST_ROWS, _ROWS_A_CLASS * num_classes)
+        values, most = _HOST_VALUES, _MANY_CLASSES_ROWS if num_classes in _MANY_CLASSES else _HOST_ROWS
     return min(most, max(_FEWEST_ROWS, values // feature_dim))
 
 
