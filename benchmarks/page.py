@@ -22,6 +22,10 @@ the first row of the table: shown are the median time and the median of the rati
 written when the middle half of a row's ratios is wider than {RATIO_SPREAD:.0%} of their median, or that of the first
 row's times wider than {BASELINE_SPREAD:.0%}. Peaks are of fresh processes that run that row alone, all they hold
 included. results.json has the same numbers.
+
+Other scripts of this folder have pages of their own: [growth](growth.md) with the size of the input,
+[heads of 128,000 classes](vocabulary.md) over several processes, [real architectures](architectures.md) and
+[verdicts](verdicts.md) against brute force. `python benchmarks/gpu.py` prints the table of a GPU.
 """
 
 

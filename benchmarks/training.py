@@ -64,7 +64,7 @@ def measuring(quick: bool) -> Table:
             Row(
                 "measuring pass and measures",
                 lambda: collect(module, batches, module.classifier, progress=False).measures(),
-                "at most 1.15",
+                "at most 1.05",
                 peak=True,
             ),
         ],

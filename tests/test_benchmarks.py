@@ -108,6 +108,22 @@ def test_a_noisy_run_prints_and_writes_nothing(made_up, tmp_path, capsys):
     assert "**noisy**" in seen.out
 
 
+def test_a_table_that_was_noisy_is_made_once_more(made_up, tmp_path, capsys, monkeypatch):
+    run, pace = made_up
+    make, times = run.make, []
+
+    def quiet_the_second_time(name, quick):
+        times.append(name)
+        pace["noise"] = 0.6 if len(times) == 1 else 0.0
+        return make(name, quick)
+
+    monkeypatch.setattr(run, "make", quiet_the_second_time)
+    assert run.main([], tmp_path) == 0
+    assert times == ["made_up", "made_up"]
+    assert "noisy" not in (tmp_path / "README.md").read_text().partition("## ")[2]
+    assert "Again, as the machine was too noisy: made_up" in capsys.readouterr().out
+
+
 def test_some_tables_alone_are_printed_only(made_up, tmp_path, capsys):
     run, _ = made_up
     assert run.main(["made_up"], tmp_path) == 0
