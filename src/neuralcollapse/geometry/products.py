@@ -22,8 +22,6 @@ _FLOAT32_FROM_DIM = 256
 _SAFE_TRACE = (1e-24, 1e36)
 # A row with this share of the sum of squares would lose the other rows to rounding.
 _DOMINANT = 0.25
-# So many values of a product at a time, whose memory is kept.
-_BLOCK_VALUES = 2**22
 # Compute capabilities of the chips whose float64 products are as fast as their float32 ones (P100, V100, A100, H100,
 # H200, B200); on other chips they take 32 to 64 times as long.
 _FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
@@ -43,22 +41,14 @@ def fast_float64(device: torch.device) -> bool:
 
 def add_gram(upper: Tensor, rows: Tensor, sign: int = 1) -> None:
     """Add `sign R'R` for R = rows to the upper triangle. On a CPU, only blocks of it are computed: 5/8 of the work."""
-    if rows.device.type != "cpu":
-        _add(upper, rows.T, rows, sign)
-        return
     dim = rows.shape[1]
-    step = min(max(64, -(-dim // 4)), max(1, _BLOCK_VALUES // dim))
+    step = max(128, -(-dim // 4)) if rows.device.type == "cpu" else dim
     for start in range(0, dim, step):
-        _add(upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:], sign)
-
-
-def _add(block: Tensor, left: Tensor, right: Tensor, sign: int) -> None:
-    """Add `sign LR` to a float64 block."""
-    if left.dtype == block.dtype:
-        block.addmm_(left, right, alpha=sign)
-        return
-    product = torch.mm(left, right, out=scratch("product", block.shape, left.dtype, left.device))
-    block.add_(scratch("exact product", block.shape, block.dtype, block.device).copy_(product), alpha=sign)
+        block, left, right = upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:]
+        if rows.dtype == upper.dtype:
+            block.addmm_(left, right, alpha=sign)
+        else:
+            block.add_(left @ right, alpha=sign)
 
 
 def add_single(upper: Tensor, rows: Tensor, diagonal: Tensor, sign: int = 1) -> None:
