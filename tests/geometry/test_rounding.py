@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from neuralcollapse.geometry.rounding import rounding
+from neuralcollapse.geometry.rounding import coarsest, rounding
 
 TYPES = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 EPS = {dtype: torch.finfo(dtype).eps for dtype in TYPES}
@@ -18,6 +18,18 @@ def test_the_coarser_of_the_type_computed_in_and_the_type_held_in_is_found(dtype
         values = torch.randn(shape, dtype=torch.float64)
         values = values.relu() if relu else values
         assert rounding(values.to(dtype).to(holder)) == max(EPS[dtype], EPS[holder])
+
+
+@pytest.mark.parametrize("holder", TYPES)
+def test_a_glance_at_a_few_values_finds_what_a_look_at_all_does(holder):
+    torch.manual_seed(0)
+    values = torch.randn(40, 96, dtype=torch.float64)
+    late = values.clone()
+    late[0, :80] = late[0, :80].to(torch.bfloat16)  # as if all were rounded to bfloat16, where one glances
+    kinds = [values.to(dtype) for dtype in TYPES] + [late, values.relu(), values.sign(), torch.zeros(40, 96), values.T]
+    for features in (kind.to(holder) for kind in kinds):
+        for known in (0.0, *EPS.values()):
+            assert coarsest(features, known) == max(known, rounding(features))
 
 
 @pytest.mark.parametrize("holder", TYPES)

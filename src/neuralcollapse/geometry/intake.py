@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
-from neuralcollapse.geometry.rounding import rounding, sampled
+from neuralcollapse.geometry.rounding import coarsest, rounding, sampled
 from neuralcollapse.geometry.shifted import MARKS, ShiftedSums, row_marks
 from neuralcollapse.geometry.waiting import Waiting, block_rows
 
@@ -167,7 +167,8 @@ class Intake:
             self._sums = self._begun(features)
         if marks is None:
             self._sums.add(features, labels)
-            self._sums.state.coarsest.clamp_(min=rounding(features))
+            held = self._sums.state.coarsest
+            held.fill_(coarsest(features, float(held)))
         else:
             self._sums.add_unchecked(features, labels, marks, ignored, sound)
 

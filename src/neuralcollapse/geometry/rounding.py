@@ -13,7 +13,10 @@ from torch import Tensor
 _COARSE = (torch.bfloat16, torch.float16, torch.float32)
 NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in (*_COARSE, torch.float64)}
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# The last bits of a number that are zero in every coarser dtype of `_COARSE`; bfloat16 is the coarsest.
+_SPARE_BITS = {torch.float16: 2**3 - 1, torch.float32: 2**13 - 1, torch.float64: 2**29 - 1}
 _LOOKED_AT = 1024  # values, or four rows if those are more
+_GLANCED_AT = 64  # values, of the first row
 TOO_FEW = 16  # so few nonzero values say nothing about their dtype
 _LAST_BIT_USED = 0.05  # share of values: about one half is expected, fewer after sums that cancel, none if exact
 
@@ -38,6 +41,17 @@ def rounding(features: Tensor) -> float:
                 return torch.finfo(dtype).eps
     lower = _lower(values)
     return own if _last_bits(lower if len(lower) >= TOO_FEW else values) > 0 else 0.0
+
+
+def coarsest(features: Tensor, known: float) -> float:
+    """The larger of `known` and `rounding(features)`, which a few values can show to be no larger than the dtype's."""
+    if known >= torch.finfo(features.dtype).eps:
+        if features.dtype == torch.bfloat16:
+            return known
+        few, spare = features.detach()[0, :_GLANCED_AT], _SPARE_BITS.get(features.dtype, 0)
+        if spare and bool((few.view(_BITS[few.element_size()]) & spare).any()):
+            return known
+    return max(known, rounding(features))
 
 
 def _lower(values: Tensor) -> Tensor:
