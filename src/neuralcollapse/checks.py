@@ -76,7 +76,7 @@ def check_vectors(vectors: Tensor) -> None:
 
 def check_finite(values: Tensor, name: str = "features") -> None:
     """Raise if any of `values` (features, weights) is NaN or infinite; the error says how many and in which rows."""
-    if math.isfinite(float(values.sum())):  # one cheap pass: NaN and infinity survive a sum
+    if math.isfinite(values.sum().item()):  # one cheap pass: NaN and infinity survive a sum
         return
     bad = ~torch.isfinite(values)
     count = int(bad.sum())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import neuralcollapse as nc
-from neuralcollapse.geometry import groups
+from neuralcollapse.geometry import groups, intake
 from neuralcollapse.geometry.groups import GroupedMoments, joined, number_of_groups, without
 
 
@@ -129,3 +129,52 @@ def test_features_of_several_dtypes_go_into_one():
     for part, numbers in zip(features.split(30), labels.split(30), strict=True):
         grouped.update(part.to(next(dtypes)), numbers)
     assert grouped.whole().num_samples == 120
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """CPU tensors are treated as those of an accelerator, with some 60 rows waiting."""
+    for module in (groups, intake):
+        monkeypatch.setattr(module, "waits_for_nothing", lambda device: False)
+    monkeypatch.setattr(groups, "_ROWS", 60)
+    monkeypatch.setattr(groups, "_FEWEST_ROWS", 60)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 40, 997])
+def test_groups_on_an_accelerator_are_those_on_the_cpu(accelerator, batch):
+    features, labels = data()
+    grouped = GroupedMoments(6, 9, 10)
+    for part, numbers in zip(features.split(batch), labels.split(batch), strict=True):
+        grouped.update(part, numbers)
+    for number, part in enumerate(grouped.parts()):
+        assert part.num_samples == pytest.approx(100, abs=3), number
+    same(grouped.whole(), nc.ClassMoments.from_batch(features, labels, 6))
+
+
+@pytest.mark.parametrize(("wrong", "message"), [("value", "finite features, got NaN"), ("label", "labels from 0 to 5")])
+@pytest.mark.parametrize("size", [10, 30])
+def test_an_accelerator_names_a_wrong_batch_later_and_counts_the_others(accelerator, wrong, message, size):
+    features, labels = data(20 * size)
+    broken, numbers = features.clone(), labels.clone()
+    for row in (4 * size + 3, 7 * size):  # of batches 5 and 8
+        if wrong == "value":
+            broken[row, 0] = torch.nan
+        else:
+            numbers[row] = 6
+    grouped, raised = GroupedMoments(6, 9, 5), []
+    for batch in range(20):
+        part = slice(batch * size, (batch + 1) * size)
+        try:
+            grouped.update(broken[part], numbers[part])
+        except nc.InputError as error:
+            raised.append(str(error))
+    try:
+        grouped.whole()
+    except nc.InputError as error:
+        raised.append(str(error))
+    assert f"batch 5: expected {message}" in raised[0]
+    assert "batch 8" in raised[-1] or "1 later" in raised[0]
+    kept = torch.ones(20, dtype=torch.bool)
+    kept[[4, 7]] = False
+    kept = kept.repeat_interleave(size)
+    same(grouped.whole(), nc.ClassMoments.from_batch(features[kept], labels[kept], 6))

@@ -314,11 +314,11 @@ def _said(value: Any) -> object:
 
 def _label_counts(forward: Forward, batches: Callable[[str], Iterable[Any]], num_classes: int, team: Team) -> Tensor:
     """(K,) the number of samples of each class, over all processes, from a pass over the labels alone."""
-    counts = torch.zeros(num_classes, dtype=torch.int64, device=forward.device)
+    counts = torch.zeros(num_classes, dtype=torch.int64, device="cpu")
 
     def count() -> None:
         for batch in batches("counting labels"):
-            counts.add_(label_counts(forward.labels(batch).to(forward.device), num_classes))
+            counts.add_(label_counts(forward.labels(batch), num_classes))
 
     team.run(count)
     return torch.tensor(team.summed(*counts.tolist()), dtype=torch.float64, device=counts.device).to(counts.dtype)

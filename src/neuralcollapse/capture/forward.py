@@ -91,11 +91,10 @@ class Forward:
         """
         self._batches += 1
         inputs, labels = unpack(batch)
-        inputs = to_device(inputs, self.device)
-        labels = to_device(class_numbers(labels), self.device)
+        labels = class_numbers(labels)  # where they are: looking at those on the CPU waits for nothing
         if not self.next_token and self._tokens_are_labels is not False and labels.dim() == 2:
             self._tokens_are_labels = tokens_are_labels(inputs, labels)
-        labels = self._shifted(labels)
+        inputs, labels = to_device(inputs, self.device), self._shifted(labels)
         while True:
             trace = self._traced(inputs)
             if not self._switched(trace, tuple(labels.shape)):
@@ -135,8 +134,8 @@ class Forward:
         self._agreement.keep((numbers, features, logits, logits, logits))
 
     def labels(self, batch: Any) -> Tensor:
-        """The labels of a batch, flat and without the ignored ones; the network does not run."""
-        labels = self._shifted(class_numbers(unpack(batch)[1])).flatten()
+        """The labels of a batch on the CPU, flat and without the ignored ones; the network does not run."""
+        labels = self._shifted(class_numbers(unpack(batch)[1]).cpu()).flatten()
         return labels if self.ignore_index is None else labels[labels != self.ignore_index]
 
     def tensors(self) -> tuple[Tensor, Tensor | None]:
@@ -251,7 +250,7 @@ class Forward:
         """The batch, one row for each label: features, logits and the outputs of inner layers."""
         call, shape, masks = self._head_call(trace), tuple(labels.shape), token_masks(inputs)
         assert call.inputs is not None
-        features, outputs, labels = call.inputs, call.outputs, labels.to(call.inputs.device)
+        features, outputs = call.inputs, call.outputs
         if features.dim() > 2 and shape == features.shape[:-1]:  # a label for each token
             features, outputs, labels = features.flatten(0, -2), outputs.flatten(0, -2), labels.flatten()
         elif features.dim() > 2:
@@ -306,13 +305,16 @@ class Forward:
     ) -> CapturedBatch:
         """The batch without the samples that are left out."""
         targets, kept = labels, None
-        if self.subset is not None:
-            labels = self.subset.relabel(labels, self.ignore_index)
         left_out = self.ignore_index if self.subset is None else LEFT_OUT
         if left_out is not None:
-            kept = kept_rows(features, labels, left_out).nonzero().flatten()
-            features, labels, targets = features[kept], labels[kept], targets[kept]
-            layers = {name: values[kept] for name, values in layers.items()}
+            labels = targets = labels.cpu()  # so that an accelerator is waited for once, if the labels were there
+            if self.subset is not None:
+                labels = self.subset.relabel(labels, self.ignore_index)
+            rows = kept_rows(features, labels, left_out).nonzero().flatten()
+            labels, targets = labels[rows], targets[rows]
+            kept = rows.to(features.device, non_blocking=True)
+            features, layers = features[kept], {name: values[kept] for name, values in layers.items()}
+        labels, targets = (each.to(features.device, non_blocking=True) for each in (labels, targets))
         return CapturedBatch(features, labels, targets, layers, logits, head_logits, kept)
 
     def _logits(

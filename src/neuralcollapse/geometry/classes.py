@@ -86,8 +86,9 @@ class ClassSubset:
             raise InputError(f"expected classes from 0 to {num_classes - 1}, got {listed(wrong)}: leave them out")
         if len(self.classes) < len(given):
             raise InputError(f"expected each class once, got {len(given) - len(self.classes)} twice: leave them out")
-        self._places = self.classes.new_full((num_classes,), LEFT_OUT)
-        self._places[self.classes] = torch.arange(len(self.classes), device=self.classes.device)
+        places = self.classes.new_full((num_classes,), LEFT_OUT)
+        places[self.classes] = torch.arange(len(self.classes), device=self.classes.device)
+        self._places = {places.device: places}  # by the device of the labels
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -95,13 +96,20 @@ class ClassSubset:
     def relabel(self, labels: Tensor, ignore_index: int | None = None) -> Tensor:
         """(N,) labels in 0..K-1 as numbers of this subset; LEFT_OUT for other classes and for `ignore_index`.
 
+        On an accelerator, where a look would wait, a label outside 0..K-1 becomes one outside the subset: moments
+        report it when somebody looks at them.
+
         Raises:
-            InputError: labels outside 0..K-1.
+            InputError: labels outside 0..K-1, on the CPU.
         """
-        self._places = self._places.to(labels.device)
+        if labels.device not in self._places:
+            self._places[labels.device] = next(iter(self._places.values())).to(labels.device)
+        places = self._places[labels.device]
         ignored = torch.zeros_like(labels, dtype=torch.bool) if ignore_index is None else labels == ignore_index
-        check_label_range(labels[~ignored], len(self._places))
-        return self._places[labels.masked_fill(ignored, 0)].masked_fill(ignored, LEFT_OUT)
+        if labels.device.type == "cpu":
+            check_label_range(labels[~ignored], len(places))
+        inside = labels.clamp(0, len(places) - 1)
+        return places[inside].masked_fill(inside != labels, len(self)).masked_fill(ignored, LEFT_OUT)
 
     def rows(self, values: Tensor) -> Tensor:
         """The rows of these classes in a (K, ...) tensor, such as a classifier's weight or bias."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from numbers import Integral
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
+from neuralcollapse.geometry.intake import waits_for_nothing, wrong_batch
 from neuralcollapse.geometry.moments import ClassMoments
-from neuralcollapse.geometry.packed import packed_size
+from neuralcollapse.geometry.packed import packed_size, state_device
 from neuralcollapse.geometry.products import add_gram
 
 GROUPS, _FEWEST = 20, 10
@@ -64,7 +66,8 @@ def number_of_groups(
 class GroupedMoments:
     """Moments of features by group, added to like `ClassMoments`.
 
-    A batch is checked at once, on an accelerator too, which is waited for.
+    On the CPU a batch is checked at once. An accelerator is waited for only where some thousand rows are dealt: what
+    was wrong with a batch comes to light then, and nothing of it is counted.
 
     Args:
         num_classes: K.
@@ -86,6 +89,7 @@ class GroupedMoments:
         means_dtype: torch.dtype = torch.float64,
         share: float = 0.0,
     ) -> None:
+        self._on_host = waits_for_nothing(state_device(device))
         self._parts = [
             ClassMoments.zeros(num_classes, feature_dim, device, means_dtype=means_dtype) for _ in range(groups)
         ]
@@ -93,7 +97,9 @@ class GroupedMoments:
         self._size = min(_ROWS, max(_FEWEST_ROWS, _VALUES // feature_dim))
         self._rows: Tensor | None = None  # those that wait
         self._labels = torch.empty(self._size, dtype=torch.int64, device=self._parts[0].device)
+        self._marks = np.zeros(self._size, dtype=np.int64)  # the number of each waiting row's batch
         self._filled = self._updates = 0
+        self._wrong: dict[int, bool] = {}  # the number of each wrong batch that nobody was told of: are its labels?
         classes = torch.arange(num_classes, dtype=torch.float64, device=self._parts[0].device)
         self._next = ((classes * _GOLDEN + share) % 1 * groups).long()  # the group of the next sample of each class
 
@@ -101,11 +107,10 @@ class GroupedMoments:
         """Add a batch; nothing of a wrong one is added.
 
         Raises:
-            InputError: as `ClassMoments.update`, at once on any device.
+            InputError: as `ClassMoments.update`; on an accelerator of wrong labels or values of this batch or of
+                earlier ones, some time later.
         """
-        labels = self._checked(features, labels)
-        self._updates += 1
-        self._put(features, labels)
+        self._put(features, self._checked(features, labels), [len(features)])
 
     def update_batches(self, features: Tensor, labels: Tensor, sizes: Sequence[int]) -> None:
         """Add several batches, one after the other in `features` and `labels`; a wrong one is named by its number."""
@@ -120,8 +125,7 @@ class GroupedMoments:
                 except InputError as error:
                     raise NumberedError(f"batch {number}: {error}") from None
             raise
-        self._updates += len(sizes)
-        self._put(features, wanted)
+        self._put(features, wanted, sizes)
 
     def round_at_least(self, spacing: float) -> None:
         """As of `ClassMoments`."""
@@ -133,7 +137,7 @@ class GroupedMoments:
 
         So each group has a sample of each class: without one group the classes keep their shares of the samples.
         """
-        self._deal()
+        self._all_dealt()
         counts = torch.stack([part.counts for part in self._parts]).sum(0)
         if len(self._parts) != GROUPS or not bool(counts.any()):
             return list(self._parts)
@@ -143,12 +147,12 @@ class GroupedMoments:
 
     def whole(self) -> ClassMoments:
         """The moments of all samples."""
-        self._deal()
+        self._all_dealt()
         return joined(self._parts)
 
     def mapped(self, change: Callable[[ClassMoments], ClassMoments]) -> None:
         """Put other moments in the place of each group's, such as those of the same group over all processes."""
-        self._deal()
+        self._all_dealt()
         self._parts = [change(part) for part in self._parts]
 
     def _checked(self, features: Tensor, labels: Tensor) -> Tensor:
@@ -158,36 +162,69 @@ class GroupedMoments:
                 f"expected features of dimension {self._feature_dim}, got {features.shape[1]}: use one layer throughout"
             )
         labels = check_labels(labels, len(features))
-        check_label_range(labels, self._num_classes)
-        check_finite(features)
+        if self._on_host:
+            check_label_range(labels, self._num_classes)
+            check_finite(features)
         return labels
 
     @torch.no_grad()
-    def _put(self, features: Tensor, labels: Tensor) -> None:
-        if self._filled and self._rows is not None and self._rows.dtype != features.dtype:
+    def _put(self, features: Tensor, labels: Tensor, sizes: Sequence[int]) -> None:
+        """Let batches of these sizes wait, or deal them if they are many rows."""
+        marks = np.repeat(np.arange(self._updates + 1, self._updates + 1 + len(sizes)), sizes)
+        self._updates += len(sizes)
+        labels = labels.to(self._next.device, non_blocking=True)
+        if self._rows is not None and self._rows.dtype != features.dtype:
             self._deal()
-        if not self._filled and len(labels) >= self._size // 4:  # many enough as they are
-            self._add(features, labels.to(self._next.device))
-            return
-        for rows, numbers in zip(features.split(self._size // 4), labels.split(self._size // 4), strict=True):
-            if self._filled + len(numbers) > self._size:
-                self._deal()
-            if self._rows is None or self._rows.dtype != rows.dtype:
+            self._rows = None
+        if len(labels) > self._size - self._filled:
+            self._deal()
+        if len(labels) >= self._size // 4 and not self._filled:  # many enough as they are
+            self._add(features, labels, marks)
+        else:
+            if self._rows is None:
                 with torch.inference_mode(False):
-                    self._rows = torch.empty(self._size, rows.shape[1], dtype=rows.dtype, device=self._next.device)
-            stop = self._filled + len(numbers)
-            self._rows[self._filled : stop].copy_(rows)
-            self._labels[self._filled : stop].copy_(numbers)
-            self._filled = stop
+                    self._rows = torch.empty(
+                        self._size, features.shape[1], dtype=features.dtype, device=self._next.device
+                    )
+            start, self._filled = self._filled, self._filled + len(labels)
+            self._rows[start : self._filled].copy_(features, non_blocking=True)
+            self._labels[start : self._filled].copy_(labels)
+            self._marks[start : self._filled] = marks
+        self._tell()
 
     @torch.no_grad()
     def _deal(self) -> None:
-        if self._filled and self._rows is not None:
-            self._add(self._rows[: self._filled], self._labels[: self._filled])
-        self._filled = 0
+        filled, self._filled = self._filled, 0
+        if filled and self._rows is not None:
+            self._add(self._rows[:filled], self._labels[:filled], self._marks[:filled])
 
-    def _add(self, features: Tensor, labels: Tensor) -> None:
-        """Deal checked rows to the groups."""
+    def _all_dealt(self) -> None:
+        """Deal what waits, and raise for a batch that was wrong."""
+        self._deal()
+        self._tell()
+
+    def _tell(self) -> None:
+        wrong, self._wrong = self._wrong, {}
+        if wrong:
+            first = min(wrong)
+            raise wrong_batch(first, len(wrong), self._num_classes if wrong[first] else None)
+
+    def _right(self, features: Tensor, labels: Tensor, marks: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Rows and labels without those of wrong batches, which are remembered."""
+        outside = (labels < 0) | (labels >= self._num_classes)
+        wrong = (outside | ~features.isfinite().all(1).to(labels.device)).cpu()
+        if not bool(wrong.any()):
+            return features, labels
+        outside = outside.cpu()
+        for number in np.unique(marks[wrong.numpy()]).tolist():
+            self._wrong[number] = bool(outside[torch.from_numpy(marks == number)].any())
+        kept = torch.from_numpy(~np.isin(marks, list(self._wrong))).nonzero().flatten()
+        return features[kept.to(features.device)], labels[kept.to(labels.device)]
+
+    def _add(self, features: Tensor, labels: Tensor, marks: np.ndarray) -> None:
+        """Deal rows to the groups."""
+        if not self._on_host:
+            features, labels = self._right(features, labels, marks)
         order = labels.argsort(stable=True)
         counts = torch.bincount(labels, minlength=self._num_classes)
         ranks = torch.empty_like(labels)

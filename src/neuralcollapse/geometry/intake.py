@@ -190,14 +190,7 @@ class Intake:
         if len(bad) == 0:
             return
         first = self._unmarked + int(bad[0]) + 1
-        wanted, got = "finite features", "NaN or infinity"
-        if bool(found[bad[0]] == torch.inf):
-            wanted, got = f"labels from 0 to {self.num_classes - 1}", "others"
-        more = "" if len(bad) == 1 else f" and of {len(bad) - 1} later ones"
-        raise NumberedError(
-            f"batch {first}: expected {wanted}, got {got}; nothing of that batch{more} was counted: correct or drop "
-            "them"
-        )
+        raise wrong_batch(first, len(bad), self.num_classes if bool(found[bad[0]] == torch.inf) else None)
 
     def _keep_sample(self) -> None:
         """On an accelerator, keep rows whose rounding the next look judges."""
@@ -238,6 +231,23 @@ class Intake:
             self._waiting.put(features, labels, marks.numpy())
 
 
+def wrong_batch(first: int, count: int, num_classes: int | None) -> NumberedError:
+    """The error for batches that an accelerator found to be wrong.
+
+    Args:
+        first: the number of the first of them.
+        count: how many there are.
+        num_classes: K if its labels are wrong, None if its features are.
+    """
+    wanted, got = ("finite features", "NaN or infinity")
+    if num_classes is not None:
+        wanted, got = f"labels from 0 to {num_classes - 1}", "others"
+    more = "" if count == 1 else f" and of {count - 1} later ones"
+    return NumberedError(
+        f"batch {first}: expected {wanted}, got {got}; nothing of that batch{more} was counted: correct or drop them"
+    )
+
+
 def waits_for_nothing(device: torch.device) -> bool:
     """Whether looking at a number on the device costs nothing, as on the CPU."""
     return device.type == "cpu"
@@ -252,9 +262,12 @@ def _sound(features: Tensor, labels: Tensor, num_classes: int, ignored: int | No
 
 
 def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
-    """(N,) bool, the rows whose label is not `ignore_index`; they must be finite (errors number the rows as given)."""
+    """(N,) bool, the rows whose label is not `ignore_index`.
+
+    On the CPU they must be finite: errors number the rows as given. An accelerator is not waited for.
+    """
     kept = labels.to(torch.int64) != ignore_index  # in uint8, -100 would be 156
-    if not bool(kept.all()):
+    if waits_for_nothing(features.device) and not bool(kept.all()):
         check_finite(torch.where(kept[:, None], features, 0))
     return kept
 
