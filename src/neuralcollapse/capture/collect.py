@@ -192,7 +192,8 @@ def collect(
     def given() -> dict[str, object]:
         """The options that must be the same in all processes."""
         check_model(model), check_loader(loader), check_device(device), check_errors(errors)
-        check_ignored(ignore_index), check_means_dtype(means_dtype)
+        check_ignored(ignore_index)
+        check_means_dtype(means_dtype)
         if reference is not None and not nc4:
             raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
         if min_count is not None and iter(loader) is loader:
