@@ -13,6 +13,8 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError, one_line
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # not float8, which torch can store only
+
 
 def as_tensor(values: Any, name: str) -> Tensor:
     """An array or list of numbers as a tensor; `name` is what errors call it."""
@@ -62,13 +64,15 @@ def check_features(features: Tensor) -> None:
         raise InputError(
             f"expected features of shape (N, d), got {tuple(features.shape)}: flatten or pool the other dimensions"
         )
-    if not features.is_floating_point():
-        raise InputError(f"expected floating-point features, got {features.dtype}: convert them with features.float()")
+    if features.dtype not in _FLOATS:
+        raise InputError(f"expected floating-point features, got {_kind(features)}: convert them with features.float()")
+    if features.layout != torch.strided:
+        raise InputError(f"expected dense features, got {features.layout}: convert them with features.to_dense()")
 
 
 def check_vectors(vectors: Tensor) -> None:
     """Raise unless `vectors` is a finite (K, d) floating-point matrix."""
-    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or not vectors.is_floating_point():
+    if not isinstance(vectors, Tensor) or vectors.dim() != 2 or vectors.dtype not in _FLOATS:
         got = f"{tuple(vectors.shape)} {vectors.dtype}" if isinstance(vectors, Tensor) else type(vectors).__name__
         raise InputError(f"expected vectors as a (K, d) floating-point tensor, got {got}: one row for each class")
     check_finite(vectors, "vectors")
@@ -76,7 +80,7 @@ def check_vectors(vectors: Tensor) -> None:
 
 def check_finite(values: Tensor, name: str = "features") -> None:
     """Raise if any of `values` (features, weights) is NaN or infinite; the error says how many and in which rows."""
-    if math.isfinite(values.sum().item()):  # one cheap pass: NaN and infinity survive a sum
+    if math.isfinite(values.detach().sum().item()):  # one cheap pass: NaN and infinity survive a sum
         return
     bad = ~torch.isfinite(values)
     count = int(bad.sum())
@@ -113,6 +117,12 @@ def check_labels(labels: Tensor, num_samples: int, name: str = "labels") -> Tens
     return labels.to(torch.int64)
 
 
+def check_ignored(ignore_index: object) -> None:
+    """Raise unless `ignore_index`, the label of samples that are left out, is an integer (also NumPy's) or None."""
+    if ignore_index is not None and (isinstance(ignore_index, bool) or not isinstance(ignore_index, Integral)):
+        raise InputError(f"expected ignore_index as an integer, got {ignore_index!r:.80}: give the label to leave out")
+
+
 def check_label_range(labels: Tensor, num_classes: int) -> None:
     """Raise unless all labels, if there are any, are from 0 to num_classes - 1."""
     lowest, highest = (int(end) for end in torch.aminmax(labels)) if labels.numel() else (0, 0)
@@ -133,7 +143,7 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
         if bias is not None:
             raise InputError("expected a weight beside the bias, got none: pass weight (K, d) too")
         return
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+    if not isinstance(weight, Tensor) or weight.dtype not in _FLOATS:
         raise InputError(f"expected weight as a floating-point torch.Tensor, got {_kind(weight)}")
     if tuple(weight.shape) != (num_classes, feature_dim):
         hint = "it must fit the features and labels"
@@ -147,7 +157,7 @@ def check_classifier(weight: Tensor | None, bias: Tensor | None, num_classes: in
     check_finite(weight, "weight")
     if bias is None:
         return
-    if not isinstance(bias, Tensor) or not bias.is_floating_point():
+    if not isinstance(bias, Tensor) or bias.dtype not in _FLOATS:
         raise InputError(f"expected bias as a floating-point torch.Tensor, got {_kind(bias)}")
     if tuple(bias.shape) != (num_classes,):
         raise InputError(

@@ -60,6 +60,12 @@ def test_a_mistaken_argument_is_one_line(arguments, message):
         ({"classifier": "1"}, "an nn.Linear or a 1x1 convolution, got ReLU"),
         ({"classifier": 2}, "layer's name"),
         ({"layers": {"2": "HW"}}, "layout of layer '2'"),
+        ({"layers": 2}, "layers as dotted names of inner layers, got 2"),
+        ({"layers": [2]}, r"layers as dotted names of inner layers, got \[2\]"),
+        ({"ignore_index": "pad"}, "ignore_index as an integer, got 'pad'"),
+        ({"ignore_index": True}, "ignore_index as an integer, got True"),
+        ({"min_count": "2"}, "min_count to be an integer of at least 1, got '2'"),
+        ({"means_dtype": torch.float16}, "^expected means_dtype torch.float64 or torch.float32, got torch.float16"),
     ],
 )
 def test_a_mistaken_option_is_one_line(options, message):

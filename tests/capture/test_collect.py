@@ -1,4 +1,5 @@
 import math
+import warnings
 import weakref
 
 import numpy as np
@@ -550,6 +551,19 @@ def test_many_features_give_the_nc4_of_one_block(arrays):
     got = nc.measure_features(*many, weight, bias)
     want = nc.measure_features(features, labels, weight, bias)
     assert (got["nc4"], got["accuracy"]) == pytest.approx((want["nc4"], want["accuracy"]))
+
+
+def test_features_and_a_head_that_are_trained_need_no_detach(arrays):
+    features, labels, weight, bias = arrays
+    trained = [torch.nn.Parameter(each.clone()) for each in (features, weight, bias)]
+    torch.set_warn_always(True)  # torch says it once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            got = nc.measure_features(trained[0], labels, *trained[1:])
+    finally:
+        torch.set_warn_always(False)
+    assert got == nc.measure_features(features, labels, weight, bias)
 
 
 def test_the_number_of_classes_comes_from_the_weight_or_the_largest_label(arrays):

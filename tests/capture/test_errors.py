@@ -82,6 +82,21 @@ def test_inner_layers_and_a_subset_of_classes_have_them():
     assert not KEYS & plain["layers"]["body"].keys()
 
 
+def test_warnings_say_of_which_layer_they_are_and_nothing_of_the_samples_twice():
+    (inputs, labels), model = samples(), Network()
+    with torch.no_grad():
+        model.body.weight.zero_()  # its outputs are all alike, as are the features
+    with pytest.warns(nc.NeuralCollapseWarning) as caught:
+        nc.measure(model, loader((inputs[labels > 0], labels[labels > 0])), layers=("body",), errors=True, more=True)
+    said = [str(each.message) for each in caught]
+    assert sum("no samples of class 0" in each for each in said) <= 2  # of the measures, and of more of them
+    of_layer = [each for each in said if each.startswith("layer 'body': ")]
+    assert any("nc1_cdnv" in each and "undefined" in each for each in of_layer)
+    assert any("no standard error" in each for each in of_layer)
+    assert any("uniformity_log" in each for each in of_layer)
+    assert not any("no samples of class" in each for each in of_layer)
+
+
 def test_a_wrong_batch_is_named():
     with pytest.raises(nc.InputError, match="batch 7: expected finite features"):
         nc.measure(Network(), loader(samples(wrong=True)), errors=True)

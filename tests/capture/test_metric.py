@@ -182,6 +182,12 @@ def test_counts_that_make_no_sense_are_refused(sizes):
 
 # Wrong input
 
+
+def test_an_ignored_label_that_is_no_integer_is_refused():
+    with pytest.raises(nc.InputError, match="ignore_index as an integer, got 'pad'"):
+        nc.NeuralCollapse(K, D, ignore_index="pad")
+
+
 BAD = [
     (torch.zeros(2, D + 1), torch.tensor([0, 1]), "dimension 6, got 7"),
     (torch.zeros(2, D), torch.tensor([0, K]), "0 to 3"),

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 import re
 import shutil
@@ -819,3 +820,14 @@ def test_a_command_whose_processes_have_talked_ends_before_python_takes_itself_a
     assert done.returncode == 3, done.stderr
     last = [] if together else ["Python takes itself apart"]
     assert done.stdout.splitlines() == ["what others registered", *last]
+
+
+def test_a_command_whose_processes_have_talked_ends_so_when_nobody_reads_it_any_more(tmp_path):
+    arguments = [sys.executable, "-c", ENDING, str(tmp_path / "meeting"), "together"]
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    kept_back = {**os.environ, "PYTHONUNBUFFERED": ""}  # until the end, as in a pipe
+    with subprocess.Popen(arguments, env=kept_back, **piped) as process:
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 3, said
+    assert "BrokenPipe" not in said

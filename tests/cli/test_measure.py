@@ -367,6 +367,8 @@ def test_rare_classes_are_left_out_and_pairs_sampled_of_a_file(tmp_path, capsys)
     assert "of a sample of 50 pairs of classes" in shown
     assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "50", "--no-pairwise"]) == 2
     assert "--pairs or --no-pairwise, got both" in capsys.readouterr().err
+    assert main(["measure", str(tmp_path / "features.npz"), "--pairs", "1"]) == 2
+    assert "expected --pairs of at least 2" in capsys.readouterr().err
 
 
 # A test set in a file of features

@@ -33,6 +33,7 @@ def place(tmp_path, monkeypatch):
     np.savez(tmp_path / "train.npz", features=features(1), labels=labels, weight=means, bias=np.ones(3))
     np.savez(tmp_path / "test.npz", features=features(1))
     np.savez(tmp_path / "other.npz", features=features(3))
+    np.savez(tmp_path / "empty.npz", features=features(3)[:0])
     return tmp_path
 
 
@@ -97,6 +98,8 @@ def test_files_of_features_are_scored(place, capsys):
         (["train.npz", "--inside", "none.npz", "--outside", "other.npz"], "no file or run folder none.npz"),
         (["test.npz", "--inside", "test.npz", "--outside", "other.npz"], "no array 'labels' or 'weight'"),
         (["train.npz", "--inside", "test.npz", "--outside", "a", "a"], "the same data twice"),
+        (["train.npz", "--inside", "empty.npz", "--outside", "other.npz"], "empty.npz: expected features of at least"),
+        (["train.npz", "--inside", "test.npz", "--outside", "empty.npz"], "empty.npz: expected features of at least"),
         (["train.npz", "--inside", "test.npz", "--outside", "other.npz", "--scores", "nec"], "no score 'nec'"),
         (["train.npz", "--inside", "test.npz", "--outside", "other.npz", "--neco-dim", "x"], "--neco-dim as a number"),
         (["train.npz", "--inside", "test.npz", "--outside", "other.npz", "--network", "mlp"], "got both"),

@@ -105,6 +105,8 @@ def test_features_of_frequent_classes(data, head):
         features, labels, classes=classes
     )
     for call in (nc.measure_features, lambda *args, **options: nc.measure(head, [args], head, **options)):
+        with pytest.raises(nc.InputError, match="expected min_count to be an integer"):
+            call(features, labels, min_count=0)
         with pytest.raises(nc.InputError, match="classes or min_count, got both"):
             call(features, labels, classes=[1], min_count=2)
 

@@ -574,9 +574,26 @@ def test_size_alone_changes_no_measure_of_float64_features(size):
         assert scaled[name] == pytest.approx(plain[name], rel=1e-9), name
 
 
+def test_lengths_whose_squares_underflow_are_compared_all_the_same():
+    vectors = torch.tensor([[3.0, 4.0], [1.0, 0.0]], dtype=torch.float64)
+    assert formulas.equinorm(1e-200 * vectors) == pytest.approx(2 / 3, rel=1e-12)
+
+
+def test_a_classifier_that_is_trained_needs_no_detach():
+    features, labels, weight, bias = problem(6, (4, 5, 6))
+    head = [torch.nn.Parameter(torch.as_tensor(each)) for each in (weight, bias)]
+    torch.set_warn_always(True)  # torch says it once a process
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert measures(moments_of(features, labels, 3), *head)["nc2"] > 0
+    finally:
+        torch.set_warn_always(False)
+
+
 def test_values_that_overflow_are_undefined_and_say_so():
     features, labels, *_ = problem(6, (4, 5, 6))
-    with pytest.warns(NeuralCollapseWarning, match="overflow"):
+    with pytest.warns(NeuralCollapseWarning, match="range of float64"):
         assert math.isnan(measures(moments_of(1e200 * features, labels, 3))["nc1"])
 
 

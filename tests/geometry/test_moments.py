@@ -1,6 +1,7 @@
 """ClassMoments equal brute force in any dtype, batching and merge order; wrong input changes nothing."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -415,6 +416,45 @@ def test_moments_made_in_inference_mode_can_be_updated_outside():
     with torch.inference_mode():
         moments = ClassMoments.from_batch(torch.randn(4, 2), torch.arange(4) % 2, 2)
     assert moments.update(torch.randn(4, 2), torch.arange(4) % 2).num_samples == 8
+
+
+@pytest.mark.parametrize("looked", [False, True])
+def test_moments_restored_in_inference_mode_can_be_updated_outside(looked):
+    features, labels = torch.randn(4000, 2), torch.arange(4000) % 2  # more than wait
+    first = of_batch(features, labels, 2)
+    with torch.inference_mode():
+        moments = ClassMoments.restored(first.snapshot())
+        if looked:
+            assert moments.num_samples == 4000
+    assert moments.update(features, labels).num_samples == 8000
+
+
+@pytest.mark.parametrize("ignore_index", ["a", 1.5, True, [1]])
+def test_an_ignored_label_that_is_no_integer_is_refused(ignore_index):
+    moments = ClassMoments.zeros(2, 3)
+    with pytest.raises(InputError, match="expected ignore_index as an integer"):
+        moments.update(torch.ones(2, 3), torch.zeros(2, dtype=torch.int64), ignore_index=ignore_index)
+    assert moments.num_samples == 0
+    assert moments.update(torch.ones(2, 3), torch.arange(2), ignore_index=np.int64(1)).num_samples == 1
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.ones(2, 3).to(torch.float8_e4m3fn), "got torch.float8_e4m3fn: convert them with features.float()"),
+        (torch.ones(2, 3).to_sparse(), "got torch.sparse_coo: convert them with features.to_dense()"),
+    ],
+)
+def test_floats_that_torch_can_store_but_not_add_are_refused(features, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        of_batch(features, torch.zeros(2, dtype=torch.int64), 2)
+
+
+def test_sizes_of_batches_add_up_to_the_samples():
+    moments = ClassMoments.zeros(2, 3)
+    with pytest.raises(InputError, match="sizes of 5 samples in all, got 4"):
+        moments.update_batches(torch.ones(5, 3), torch.zeros(5, dtype=torch.int64), [2, 2])
+    assert moments.num_samples == 0
 
 
 def test_the_users_matmul_precision_changes_nothing_and_stays():

@@ -27,6 +27,7 @@ def test_a_glance_at_a_few_values_finds_what_a_look_at_all_does(holder):
     late = values.clone()
     late[0, :80] = late[0, :80].to(torch.bfloat16)  # as if all were rounded to bfloat16, where one glances
     kinds = [values.to(dtype) for dtype in TYPES] + [late, values.relu(), values.sign(), torch.zeros(40, 96), values.T]
+    kinds.append((1e-5 * values).to(torch.bfloat16))  # in float16 these are subnormal
     for features in (kind.to(holder) for kind in kinds):
         for known in (0.0, *EPS.values()):
             assert coarsest(features, known) == max(known, rounding(features))

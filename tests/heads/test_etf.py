@@ -263,7 +263,7 @@ def test_a_frame_can_be_asked_for(frame):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8.*frame='auto', here 'softmax_code'"),
+        ({"frame": "simplex"}, "d >= K-1 = 19.*got d=8.*frame='softmax_code'"),
         ({"frame": "orthoplex"}, "at most 2d = 16 classes.*got K=20"),
         ({"frame": "etf"}, "frame 'auto', 'simplex', 'orthoplex', 'softmax_code', got 'etf'"),
         ({"momentum": 0.1}, "frame 'softmax_code' takes no such option.*momentum"),

@@ -159,6 +159,8 @@ def test_wrong_labels_are_refused_and_a_fixed_layer_follows_nothing():
     own(torch.ones(3, D, dtype=F64))
     with pytest.raises(nc.InputError, match="labels from 0 to 3"):
         own.follow(torch.tensor([0, 1, K]))
+    with pytest.raises(nc.InputError, match="ignore_index as an integer"):
+        own.follow(torch.tensor([0, 1, 2]), torch.ones(3, D, dtype=F64), ignore_index="pad")
     with pytest.raises(nc.InputError, match="rotation='nearest'"):
         nc.ETFClassifier(D, K).follow(torch.tensor([0]))
 

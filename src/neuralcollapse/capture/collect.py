@@ -17,7 +17,7 @@ from tqdm import tqdm
 from neuralcollapse.capture.arguments import check_device, check_loader, check_model, find_classifier
 from neuralcollapse.capture.class_names import find_class_names
 from neuralcollapse.capture.forward import Forward
-from neuralcollapse.capture.layers import Layers, inner_layers
+from neuralcollapse.capture.layers import Layers, inner_layers, layer_names
 from neuralcollapse.capture.nearest import HEAD, NearestCounts, Rows
 from neuralcollapse.capture.processes import first_buffers, without_sync
 from neuralcollapse.capture.reference import Reference, reference_moments, warn_of_unseen
@@ -25,11 +25,12 @@ from neuralcollapse.capture.result import Capture
 from neuralcollapse.capture.shared_head import head_of_all
 from neuralcollapse.capture.sums import Sums
 from neuralcollapse.capture.team import HeadMismatch, Team
-from neuralcollapse.checks import check_classifier
+from neuralcollapse.checks import check_classifier, check_ignored
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import chosen_classes, label_counts
 from neuralcollapse.geometry.groups import check_errors
 from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.packed import check_means_dtype
 from neuralcollapse.heads.linear import head_tensors
 from neuralcollapse.heads.meshes import split_again, tensor_dims
 from neuralcollapse.heads.split import whole_heads
@@ -191,13 +192,15 @@ def collect(
     def given() -> dict[str, object]:
         """The options that must be the same in all processes."""
         check_model(model), check_loader(loader), check_device(device), check_errors(errors)
+        check_ignored(ignore_index)
+        check_means_dtype(means_dtype)
         if reference is not None and not nc4:
             raise InputError("reference is for nc4 and ncc_accuracy: leave out nc4=False, or the reference")
         if min_count is not None and iter(loader) is loader:
             raise InputError(
                 "expected a loader that can be run through twice with min_count, got an iterator: give a list"
             )
-        named = {"classifier": _said(classifier), "layers": [layers] if isinstance(layers, str) else list(layers)}
+        named = {"classifier": _said(classifier), "layers": layer_names(layers)}
         numbers = {"num_classes": num_classes, "min_count": min_count, "errors": errors, "means_dtype": means_dtype}
         samples = {"ignore_index": ignore_index, "next_token": next_token, "classes": _said(classes)}
         return {**named, **numbers, **samples, "nc4": nc4, "reference": reference is not None, "sharded": sharded}

@@ -144,8 +144,8 @@ def _measured(
 ) -> tuple[dict[str, Any], _Head, _Seen, _Seen | None]:
     """What `measure_features` returns, and what was seen on the way, of the samples and of the test set."""
     features, labels = _samples(features, labels, ignore_index)
-    weight = None if weight is None else as_tensor(weight, "weight")
-    bias = None if bias is None else as_tensor(bias, "bias")
+    weight = None if weight is None else as_tensor(weight, "weight").detach()
+    bias = None if bias is None else as_tensor(bias, "bias").detach()
     if (test_features is None) != (test_labels is None):
         raise InputError("expected test_features and test_labels together, got one of them: give both, or neither")
     test = None
@@ -245,7 +245,7 @@ class _Head:
 
 def _samples(features: Any, labels: Any, ignore_index: int | None) -> tuple[Tensor, Tensor]:
     """Features and labels as tensors that fit together, without the ignored samples."""
-    features, labels = as_tensor(features, "features"), as_tensor(labels, "labels")
+    features, labels = as_tensor(features, "features").detach(), as_tensor(labels, "labels")
     check_features(features)
     labels = check_labels(labels, features.shape[0])
     if ignore_index is not None:

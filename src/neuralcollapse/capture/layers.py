@@ -182,9 +182,7 @@ def inner_layers(model: nn.Module, layers: Layers) -> dict[str, InnerLayer]:
     Raises:
         InputError: no such layer, or an invalid layout.
     """
-    if isinstance(layers, str):
-        layers = (layers,)
-    given = layers if isinstance(layers, Mapping) else dict.fromkeys(layers)
+    given = layers if isinstance(layers, Mapping) else dict.fromkeys(layer_names(layers))
     for name, layout in given.items():
         text = isinstance(layout, str) and layout.isalpha()
         if layout is not None and not callable(layout) and not (text and layout.count("N") == layout.count("C") == 1):
@@ -193,6 +191,20 @@ def inner_layers(model: nn.Module, layers: Layers) -> dict[str, InnerLayer]:
                 f"'NHWC' or 'NTC', or a function, got {layout!r}"
             )
     return {name: InnerLayer(name, find_module(model, name), model, layout) for name, layout in given.items()}
+
+
+def layer_names(layers: Layers) -> list[str]:
+    """The dotted names of the inner layers asked for.
+
+    Raises:
+        InputError: no names.
+    """
+    names = [layers] if isinstance(layers, str) else list(layers) if isinstance(layers, Iterable) else [layers]
+    if not all(isinstance(name, str) for name in names):
+        raise InputError(
+            f"expected layers as dotted names of inner layers, got {layers!r:.80}: give such as ['layer3']"
+        )
+    return names
 
 
 def average(values: Tensor, mask: Tensor | None) -> Tensor:

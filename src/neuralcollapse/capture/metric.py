@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from neuralcollapse.checks import check_classifier, check_count, check_features, check_labels, in_one_piece
+from neuralcollapse.checks import (
+    check_classifier,
+    check_count,
+    check_features,
+    check_ignored,
+    check_labels,
+    in_one_piece,
+)
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, NumberedError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, PAIRWISE_MEASURES, measures_of
@@ -87,6 +94,7 @@ class NeuralCollapse(Metric):
         super().__init__(**({"compute_with_cache": False} | kwargs))
         self.num_classes = check_count(num_classes, "num_classes", 1)
         self.feature_dim = check_count(feature_dim, "feature_dim", 1)
+        check_ignored(ignore_index)
         self.ignore_index = ignore_index
         self.pairwise = pairwise
         self._classifier = None if classifier is None else _Shared(classifier)

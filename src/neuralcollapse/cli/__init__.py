@@ -8,6 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, NoReturn
 
@@ -70,7 +71,8 @@ def _end_at_once(codes: Sequence[int]) -> None:
     distributed = sys.modules.get("torch.distributed")
     if codes and distributed is not None and distributed.is_available() and distributed.is_initialized():
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+            with suppress(OSError):  # the reader has gone
+                stream.flush()
         os._exit(codes[0])
 
 

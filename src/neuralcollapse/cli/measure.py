@@ -289,6 +289,8 @@ def _pairwise(options: argparse.Namespace) -> bool | int:
     if options.no_pairwise:
         raise InputError("expected --pairs or --no-pairwise, got both: give one")
     pairs: int = options.pairs
+    if pairs < 2:
+        raise InputError(f"expected --pairs of at least 2 pairs of classes, got {pairs}: give a larger sample")
     return pairs
 
 

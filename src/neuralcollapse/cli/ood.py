@@ -210,6 +210,8 @@ def _of_files(options: argparse.Namespace) -> _Scored:
 
     def scored(path: Path) -> Scores:
         features = torch.as_tensor(read_features(path, required=("features",))[0]["features"])
+        if len(features) == 0:
+            raise InputError(f"{path}: expected features of at least one input, got none: give another file")
         try:
             return scorer.score(features)
         except InputError as error:

@@ -61,6 +61,7 @@ def chosen_classes(
         return None if classes is None else ClassSubset(classes, num_classes)
     if classes is not None:
         raise InputError("expected classes or min_count, got both: give one")
+    check_count(min_count, "min_count", 1)  # before the samples are counted
     return ClassSubset(frequent_classes(counts(), min_count), num_classes)
 
 

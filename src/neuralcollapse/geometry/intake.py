@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_features, check_finite, check_label_range, check_labels
+from neuralcollapse.checks import check_features, check_finite, check_ignored, check_label_range, check_labels
 from neuralcollapse.errors import InputError, NumberedError
 from neuralcollapse.geometry.rounding import coarsest, rounding, sampled
 from neuralcollapse.geometry.shifted import MARKS, ShiftedSums, row_marks
@@ -59,7 +59,8 @@ class Intake:
             ignore_index: samples with this label are left out.
 
         Raises:
-            InputError: wrong shapes or dtypes, labels out of range, NaN or infinite features.
+            InputError: wrong shapes or dtypes, labels out of range, NaN or infinite features, an ignore_index that is
+                no integer.
         """
         return self._update(features, labels, ignore_index, 1)
 
@@ -69,8 +70,13 @@ class Intake:
         The same as an `update` for each, but faster. A batch that is wrong is named by its number.
 
         Raises:
-            InputError: as `update`; on the CPU, the batches before the wrong one have been added.
+            InputError: as `update`; on the CPU, the batches before the wrong one have been added. Sizes that do not
+                add up to the samples.
         """
+        if sum(sizes) != len(labels):
+            raise InputError(
+                f"expected sizes of {len(labels)} samples in all, got {sum(sizes)}: give those of the batches"
+            )
         try:
             fit = len(labels) <= block_rows(self.num_classes, self.feature_dim, on_host=False) and len(sizes) <= MARKS
             if self._on_host or fit:
@@ -97,6 +103,7 @@ class Intake:
                 f"expected features of dimension {self.feature_dim}, got {features.shape[1]}: use one layer throughout"
             )
         labels = check_labels(labels, features.shape[0])
+        check_ignored(ignore_index)
         if self._on_host or (waits_for_nothing(features.device) and waits_for_nothing(labels.device)):
             features, labels = checked_rows(features.cpu(), labels.cpu(), self.num_classes, ignore_index)
             ignore_index = None
@@ -266,6 +273,7 @@ def kept_rows(features: Tensor, labels: Tensor, ignore_index: int) -> Tensor:
 
     On the CPU they must be finite: errors number the rows as given. An accelerator is not waited for.
     """
+    check_ignored(ignore_index)
     kept = labels.to(torch.int64) != ignore_index  # in uint8, -100 would be 156
     if waits_for_nothing(features.device) and not bool(kept.all()):
         check_finite(torch.where(kept[:, None], features, 0))

@@ -33,7 +33,7 @@ from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.products import in_float32
 from neuralcollapse.geometry.rounding import NAMES
 
-OVERFLOW = "squares of the values overflow float64: scale the features and weights down"
+OVERFLOW = "squares of the values leave the range of float64: scale the features and weights"
 # Entries of mu_k - mu_G below this share of the largest entry of the class means are rounding alone.
 _ROUNDING = {torch.float64: 1e-13, torch.float32: 1e-6}
 _SINGLE, _DOUBLE = torch.finfo(torch.float32).eps, torch.finfo(torch.float64).eps

@@ -26,7 +26,7 @@ from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.spectra import spectra_of
-from neuralcollapse.geometry.undefined import Reasons
+from neuralcollapse.geometry.undefined import Reasons, whose
 from neuralcollapse.geometry.uniformity import UNIFORMITY_KEYS, Uniformity, check_power, uniformity_of
 
 RANK_MEASURES = {
@@ -102,8 +102,9 @@ def more_measures_of(
     pairwise: bool | int = True,
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
+    layer: str = "",
 ) -> dict[str, float]:
-    """`more_measures` of what a pass has seen; `numbers` (K,) and `means` are as of `measures_of`."""
+    """`more_measures` of what a pass has seen; `numbers` (K,), `means` and `layer` are as of `measures_of`."""
     check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     check_power(s)
@@ -127,9 +128,9 @@ def more_measures_of(
         if pairwise is not False:
             found |= _margins(means, rows, pairwise, reasons)
     found |= spectra_of(means, weight, reasons).values()
-    if means.unseen and len(means.seen):
+    if means.unseen and len(means.seen) and not layer:
         _warn_unseen(means)
-    reasons.warn(5)
+    reasons.warn(5, about=f"{whose(False, layer)}undefined (NaN)")
     order = {name: place for place, name in enumerate(MORE_MEASURES)}
     return dict(sorted(found.items(), key=lambda item: order.get(item[0], len(order))))
 

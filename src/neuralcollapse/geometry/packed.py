@@ -31,14 +31,21 @@ def state_of(packed: Tensor, num_classes: int, dim: int, means_dtype: torch.dtyp
     return State(counts, spreads, means, scatter.view(dim, dim), coarsest)
 
 
+def check_means_dtype(means_dtype: object) -> None:
+    """Raise unless class means may be held in this dtype."""
+    if means_dtype not in (torch.float64, torch.float32):
+        raise InputError(
+            f"expected means_dtype torch.float64 or torch.float32, got {means_dtype!r:.80}: give one of them"
+        )
+
+
 def packed_size(num_classes: int, feature_dim: int, means_dtype: torch.dtype = torch.float64) -> int:
     """The length of `ClassMoments.packed`: 2K + K d + d^2 + 1, with K d / 2 (rounded up) for float32 means.
 
     Raises:
         InputError: means of another dtype.
     """
-    if means_dtype not in (torch.float64, torch.float32):
-        raise InputError(f"expected means_dtype torch.float64 or torch.float32, got {means_dtype}")
+    check_means_dtype(means_dtype)
     values = num_classes * feature_dim
     places = values if means_dtype == torch.float64 else -(-values // 2)
     return 2 * num_classes + places + feature_dim * feature_dim + 1

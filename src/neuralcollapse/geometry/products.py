@@ -1,9 +1,9 @@
 """Sums of products R'R of centred rows, added to the upper triangle of a float64 matrix in the precision they need.
 
 In float32 a sum rounds to about 1e-7 of its largest terms. That is enough for rows of like size, whose entries average
-the rounding out, but not for a row beside others that outweigh it, nor near the ends of float32's range: such rows are
-multiplied in float64. The diagonal, where all terms add up, is the caller's, in float64: equal values would round it
-all one way.
+the rounding out, but not for a row beside others that outweigh it, nor near the ends of float32's range: a block with
+such rows is multiplied in float64. The diagonal, where all terms add up, is the caller's, in float64: equal values
+would round it all one way.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from torch import Tensor
 _COARSE = (torch.bfloat16, torch.float16, torch.float32)
 NAMES = {torch.finfo(dtype).eps: str(dtype).removeprefix("torch.") for dtype in (*_COARSE, torch.float64)}
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# The last bits of a number that are zero in every coarser dtype of `_COARSE`; bfloat16 is the coarsest.
-_SPARE_BITS = {torch.float16: 2**3 - 1, torch.float32: 2**13 - 1, torch.float64: 2**29 - 1}
+# The last bits of a number that are zero in every coarser dtype of `_COARSE`; those of a small float16 need not be.
+_SPARE_BITS = {torch.float32: 2**13 - 1, torch.float64: 2**29 - 1}
 _LOOKED_AT = 1024  # values, or four rows if those are more
 _GLANCED_AT = 64  # values, of the first row
 TOO_FEW = 16  # so few nonzero values say nothing about their dtype

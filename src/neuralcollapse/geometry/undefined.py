@@ -11,6 +11,11 @@ from neuralcollapse.errors import NeuralCollapseWarning, Undefined
 T = TypeVar("T")
 
 
+def whose(held_out: bool, layer: str) -> str:
+    """What warnings begin with: nothing where they are about the features of the training set."""
+    return "test set: " * held_out + f"layer {layer!r}: " * bool(layer)
+
+
 class Reasons:
     """The reasons why measures are undefined, and the names of these."""
 

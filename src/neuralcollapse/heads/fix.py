@@ -94,7 +94,7 @@ def _like(layer: nn.Module, where: str, frame: str, options: dict[str, Any]) -> 
     if frame == "simplex" != best:
         raise InputError(
             f"expected d >= K-1 = {num_classes - 1} for a simplex ETF of K={num_classes} classes, got "
-            f"d={dim}: widen the features, or take frame='auto', here {best!r}"
+            f"d={dim}: widen the features, or take frame={best!r}"
         )
     chosen = best if frame == "auto" else frame
     like: dict[str, Any] = {"bias": bias is not None, "device": weight.device, "axis": head_axis(layer)}

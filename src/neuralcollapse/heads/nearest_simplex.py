@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
+from neuralcollapse.checks import (
+    check_count,
+    check_features,
+    check_finite,
+    check_ignored,
+    check_label_range,
+    check_labels,
+)
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.frames import nearest_simplex_etf
 from neuralcollapse.geometry.intake import kept_rows
@@ -47,6 +54,7 @@ class NearestSimplex(nn.Module):
         """Update the means from a batch (N, d), (N,), and the frame on every `update_every`-th call."""
         check_features(features)
         labels = check_labels(labels, features.shape[0]).to(features.device)
+        check_ignored(ignore_index)
         if features.device.type == "cpu":
             self._follow_at_once(features, labels, ignore_index)
         else:
