@@ -351,7 +351,8 @@ def _captured(config: TrainConfig, module: Classification, trainer: lightning.Tr
     device = trainer.strategy.root_device
     why = refusal(config, device, trainer.world_size)
     if why is None:
-        images, labels = data.train.images[:2], data.train.labels[:2]
+        module.to(device)  # where the trainer would take it later
+        images, labels = data.train.images[:2].to(device), data.train.labels[:2].to(device)
         found = unfit_operation(module.network, lambda: module.gradients(module.inputs(images), labels))
         why = found and f"the network waits for the device or copies between devices ({found})"
     if why is None:

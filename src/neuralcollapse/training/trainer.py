@@ -23,6 +23,9 @@ from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.sharding import FSDP2Strategy
 
+UNCAPTURED = "This instance was constructed with capturable=True"
+"""How torch begins to warn of an optimiser for CUDA graphs that steps without one, as ours does for short batches."""
+
 
 def with_precision(config: TrainConfig) -> TrainConfig:
     """The configuration with what precision "auto" means on this machine, as the run folder is to say it."""
@@ -110,9 +113,10 @@ def is_primary() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's tips, banners and warnings: our own progress says enough."""
+    """Without tips, banners and warnings of Lightning and of torch's optimisers: our own progress says enough."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=UNCAPTURED)
         yield
