@@ -79,6 +79,18 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     return trainer
 
 
+@contextmanager
+def kept_flags() -> Iterator[None]:
+    """Afterwards torch chooses its algorithms as before: a trainer of Lightning changes that for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def make_logger(name: str, path: Path) -> Logger:
     """A logger that has begun to write into the run's folder, or to its service."""
     logs = path / "logs"
