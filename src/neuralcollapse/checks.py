@@ -56,6 +56,22 @@ def on_host() -> Iterator[None]:
             yield
 
 
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device, without waiting for it; on the CPU they are there when this returns.
+
+    A copy to the CPU that nobody waits for would be read before it has happened.
+    """
+    return values.to(device, non_blocking=device.type != "cpu")
+
+
+def sent(values: Tensor, device: torch.device) -> Tensor:
+    """Values that were made on the CPU, on a device, without waiting for what it does meanwhile.
+
+    A copy from memory that is not pinned waits on CUDA. Torch keeps pinned memory until the copy has happened.
+    """
+    return moved(values.pin_memory() if device.type == "cuda" else values, device)
+
+
 def check_features(features: Tensor) -> None:
     """Raise unless `features` is an (N, d) floating-point matrix."""
     if not isinstance(features, Tensor):

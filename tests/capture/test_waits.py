@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import neuralcollapse as nc
+from neuralcollapse.capture.batches import to_device
 from neuralcollapse.geometry import intake
 from tests.helpers import Dispatched
 
@@ -132,3 +133,22 @@ def test_a_loader_that_puts_the_model_into_train_mode_changes_nothing():
 
     want = nc.measure(model, batches)
     assert nc.measure(model, training()) == pytest.approx(want, rel=1e-9)
+
+
+class Elsewhere(torch.Tensor):
+    """Notes whether a copy of it is waited for."""
+
+    noted: list[bool]
+
+    def to(self, device, *, non_blocking=False):
+        self.noted.append(non_blocking)
+        return torch.Tensor(self)
+
+
+@pytest.mark.parametrize(("device", "freely"), [("cpu", False), ("cuda", True)])
+def test_what_goes_to_the_cpu_is_waited_for(device, freely):
+    """Otherwise the numbers would be read before they are there: batches on a GPU for a model that is not."""
+    value = torch.ones(2).as_subclass(Elsewhere)
+    value.noted = []
+    to_device({"x": [value]}, torch.device(device))
+    assert value.noted == [freely]

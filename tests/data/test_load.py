@@ -241,6 +241,27 @@ def test_batches_that_do_not_fit_are_cut_on_the_cpu_and_pinned(monkeypatch):
     assert len(pinned) == 4
 
 
+class OnDevice:
+    """A tensor of ten samples on a CUDA device, as far as batches look at it before they are cut."""
+
+    device, nbytes = torch.device("cuda:0"), 10**9
+
+    def __len__(self):
+        return 10
+
+    def to(self, device):
+        return self
+
+
+def test_a_split_that_is_on_the_device_already_is_not_pinned(monkeypatch):
+    """That of the training is measured too, when less memory is free than it has taken."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10, 10))
+    split = Split(OnDevice(), OnDevice())
+    batches = Batches(split, 3, device="cuda")
+    assert not batches._pinned
+    assert batches.split.images is split.images
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_device_holds_the_split():
     on_device = Batches(numbered(50), 8, shuffle_seed=0, device="cuda")

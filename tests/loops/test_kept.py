@@ -3,6 +3,7 @@
 import itertools
 import json
 import random
+from types import SimpleNamespace
 
 import lightning
 import numpy as np
@@ -15,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import neuralcollapse as nc
 from neuralcollapse.capture.collect import Capture
 from neuralcollapse.geometry.measures import WEIGHT_MEASURES
-from neuralcollapse.loops.kept import certified, geometry_of, spread
+from neuralcollapse.loops.kept import certified, environment_of, geometry_of, spread
 from neuralcollapse.runs.folder import RunFolder
 from tests.processes import on_ranks
 
@@ -163,6 +164,21 @@ def test_every_loop_keeps_the_same_record_geometry_and_environment(loop):
     assert environment["test_samples"] > 0
     (*_, last) = run.geometries()
     assert last.means.shape == (classes, environment["feature_dim"])
+
+
+def test_the_gpu_that_is_named_is_the_one_that_the_network_is_on(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: f"card {device}")
+    moments = nc.ClassMoments.from_batch(torch.randn(12, 6), torch.arange(12) % 3, 3)
+    capture = Capture(moments, torch.randn(3, 6), torch.zeros(3), 1.0, 0.1, nc4=0.0, ncc_accuracy=1.0)
+    network = nn.Linear(6, 3)
+    assert environment_of(network, capture, None, 0, {})["gpu"] is None
+
+    class On(nn.Linear):
+        def parameters(self, recurse=True):
+            return iter([SimpleNamespace(device=torch.device("cuda:1"), requires_grad=False)])
+
+    assert environment_of(On(6, 3), capture, None, 0, {})["gpu"] == "card cuda:1"
 
 
 def test_no_loop_keeps_geometries_that_are_large(loop, monkeypatch):

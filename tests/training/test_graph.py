@@ -1,8 +1,10 @@
 """Training by CUDA graphs. On the CPU a recording that runs the captured step again stands in for the graph."""
 
+import inspect
 import json
 import signal
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,10 +19,11 @@ from neuralcollapse import InputError
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.training import run as running
 from neuralcollapse.training.config import TrainConfig
-from neuralcollapse.training.graph import Watch, refusal, unchanged, unfit_operation
+from neuralcollapse.training.graph import StaticStep, Watch, refusal, unchanged, unfit_operation
 from neuralcollapse.training.resume import Stopped
 from neuralcollapse.training.run import resume, train
 from neuralcollapse.training.step import Classification
+from neuralcollapse.training.trainer import UNCAPTURED, quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore::neuralcollapse.NeuralCollapseWarning")  # few samples, narrow networks
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -92,6 +95,7 @@ CASES = {
         "channels_last": True,
     },
     "fixed": {"frame": "simplex", "learn_scale": True},
+    "squares": {"loss": "mse"},
 }
 
 
@@ -120,10 +124,27 @@ def test_the_step_is_captured_again_when_a_rate_or_decay_changes(options, captur
     assert (recording.captures, recording.rehearsals) == (captures, 3)
 
 
-@pytest.mark.parametrize("case", ["sgd", "adam", "augmented", "online", "channels last"])
+class Drops(nn.Module):
+    """A network with dropout."""
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Dropout(0.5)), nn.Linear(12, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.body(images))
+
+
+OWN = {"width": None, "depth": None, "feature_dim": None}  # a network of our own takes none of these
+
+
+@pytest.mark.parametrize("case", ["sgd", "adam", "augmented", "online", "channels last", "dropout"])
 @pytest.mark.parametrize("step", [0, 3, 5])
 def test_a_resumed_run_ends_bit_for_bit_the_same(case, step, again, tmp_path, monkeypatch):
-    config = replace(SHORT, **CASES[case])
+    module = ModuleType("dropping")
+    module.Drops = Drops
+    monkeypatch.setitem(sys.modules, "dropping", module)
+    config = replace(SHORT, **(CASES | {"dropout": {"network": "dropping:Drops", **OWN}})[case])
     whole = train(config, tmp_path / "whole", progress=False)
     original, left = Classification.training_step, [signal.SIGTERM]
 
@@ -135,7 +156,7 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(case, step, again, tmp_path, mo
     monkeypatch.setattr(Classification, "training_step", training_step)
     with pytest.raises(Stopped):
         train(config, tmp_path / "run", progress=False)
-    run = resume(tmp_path / "run", progress=False)
+    run = resume(tmp_path / "run", progress=False, trust_code=True)
     assert records(run) == records(whole)
     assert run.checkpoints()[-1][1].read_bytes() == whole.checkpoints()[-1][1].read_bytes()
 
@@ -195,9 +216,7 @@ def test_a_network_that_waits_trains_without(again, tmp_path, monkeypatch):
     module = ModuleType("waiting")
     module.Waits = Waits
     monkeypatch.setitem(sys.modules, "waiting", module)
-    config = replace(
-        SHORT, epochs=1, measure_at=(1,), network="waiting:Waits", width=None, depth=None, feature_dim=None
-    )
+    config = replace(SHORT, epochs=1, measure_at=(1,), network="waiting:Waits", **OWN)
     run = train(config, tmp_path / "auto", progress=False)
     assert json.loads(run.read_text("environment.json"))["cuda_graph"].startswith("off: the network waits ")
     with pytest.raises(InputError, match="cuda_graph=on cannot be done here: the network waits for the device"):
@@ -213,6 +232,59 @@ def test_looking_for_what_is_unfit_changes_nothing():
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
     assert torch.equal(torch.get_rng_state(), state)
     assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_what_a_first_pass_alone_does_is_not_unfit():
+    made = []
+
+    def gradients():
+        if not made:
+            made.append(torch.ones(3).sum().item())
+
+    assert unfit_operation(nn.Linear(2, 2), gradients) is None
+
+
+def test_what_no_step_touched_is_not_written_to():
+    """A layer that made something from a buffer would see the writing, and make it again."""
+    network = nn.BatchNorm1d(3)
+    network.register_buffer("scale", torch.ones(3))
+    versions = network.scale._version, network.num_batches_tracked._version
+    with unchanged(network):
+        network(torch.randn(4, 3))
+    assert network.num_batches_tracked == 0
+    assert torch.equal(network.running_mean, torch.zeros(3))
+    assert network.scale._version == versions[0]
+    assert network.num_batches_tracked._version > versions[1]
+
+
+@pytest.mark.parametrize(
+    ("error", "expected", "words"),
+    [
+        (RuntimeError("no such copy"), InputError, "as a CUDA graph \\(no such copy\\): train with --cuda-graph off"),
+        (torch.OutOfMemoryError("no memory"), torch.OutOfMemoryError, "no memory"),
+    ],
+)
+def test_the_error_of_a_capture_is_that_of_the_step(error, expected, words):
+    """The end of a capture that went wrong raises an error of its own over it."""
+
+    class Ends(Again):
+        made: ClassVar[list[Again]] = []
+
+        def capture(self, step):
+            try:
+                step()
+            finally:
+                raise RuntimeError("operation failed due to a previous error during capture")
+
+        def rehearse(self, step):
+            pass
+
+    def step(_):
+        raise error
+
+    steps = StaticStep(step, Ends(CPU), lambda: unchanged(nn.Linear(2, 2)))
+    with pytest.raises(expected, match=words):
+        steps([torch.ones(2)], 0)
 
 
 @pytest.mark.parametrize("make", [lambda p: torch.optim.SGD(p, 0.1, momentum=0.9), lambda p: torch.optim.Adam(p, 0.1)])
@@ -264,6 +336,26 @@ def test_the_watch_sees_what_waits():
         torch.ones(3).sum().item()
         torch.ones(3).nonzero()
     assert watch.unfit == ["aten::_local_scalar_dense", "aten::nonzero"]
+
+
+def test_the_watch_sees_masks_that_choose_a_number_of_values():
+    values = torch.ones(3)
+    with Watch() as watch:
+        values[values > 0] = 2.0  # a number for all: no count is needed
+        values[[0, 1]]
+    assert watch.unfit == []
+    with Watch() as watch:
+        values[values > 0]
+        values[values > 0] = torch.ones(3)
+    assert watch.unfit == ["aten::index", "aten::index_put_"]
+
+
+def test_the_warning_that_is_silenced_is_one_of_torch():
+    assert UNCAPTURED in inspect.getsource(torch.optim.Optimizer)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with quiet():
+            warnings.warn(f"{UNCAPTURED} or some of all the param_groups", stacklevel=1)
 
 
 @pytest.mark.parametrize("found", [((8, 0), "bf16-mixed"), ((7, 5), "32-true"), (None, "32-true")])

@@ -73,6 +73,20 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(short_run, tm
     assert nc1(train(replace(SHORT, seed=1), tmp_path / "other", progress=False)) != nc1(short_run)
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_torch_chooses_its_algorithms_as_before_afterwards(wanted, tmp_path):
+    was = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(not wanted)
+        torch.backends.cudnn.benchmark = True
+        train(replace(SHORT, epochs=1, measure_at=(1,), deterministic=wanted), tmp_path / "run", progress=False)
+        found = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    finally:
+        torch.use_deterministic_algorithms(was[0])
+        torch.backends.cudnn.benchmark = was[1]
+    assert found == (not wanted, True)
+
+
 def test_measure_every_skips_epochs_but_not_the_last(tmp_path):
     run = train(replace(SHORT, epochs=5, measure_every=2), tmp_path / "run", progress=False)
     assert [record.epoch for record in run.records()] == [0, 2, 4, 5]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from neuralcollapse.checks import as_tensor
+from neuralcollapse.checks import as_tensor, moved
 from neuralcollapse.errors import InputError, one_line
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
@@ -80,7 +80,7 @@ def tokens_are_labels(inputs: Any, labels: Tensor) -> bool:
 
 def to_device(value: Any, device: torch.device) -> Any:
     """The inputs with their tensors on the device."""
-    return mapped(lambda tensor: tensor.to(device, non_blocking=True), value)
+    return mapped(lambda tensor: moved(tensor, device), value)
 
 
 def truncated(value: Any, count: int, axis: int = 0) -> Any:

@@ -26,7 +26,7 @@ from neuralcollapse.capture.logits import candidates, num_outputs
 from neuralcollapse.capture.positions import one_position
 from neuralcollapse.capture.returned import Relation
 from neuralcollapse.capture.team import HeadMismatch, Team
-from neuralcollapse.checks import check_features, check_labels
+from neuralcollapse.checks import check_features, check_labels, moved
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry.classes import LEFT_OUT, ClassSubset
 from neuralcollapse.geometry.intake import kept_rows
@@ -120,14 +120,14 @@ class Forward:
         inputs, labels = batch[0], batch[1]
         if type(inputs) is not Tensor or type(labels) is not Tensor or labels.dim() != 1 or labels.dtype != torch.int64:
             return None
-        caught = self._hooks.run_plain(inputs.to(self.device, non_blocking=True))
+        caught = self._hooks.run_plain(moved(inputs, self.device))
         if caught is None or len(caught[0]) != len(labels) or len(labels) == 0:
             self._was_in_vain = True  # the network runs a second time over this batch: that must not go on
             return None
         self._batches += 1
         self.rows += len(labels)
         features, logits = caught
-        return features, labels.to(features.device, non_blocking=True), logits
+        return features, moved(labels, features.device), logits
 
     def see(self, numbers: Sequence[int], features: Tensor, logits: Tensor) -> None:
         """Compare rows of plain batches with the head's map, now or later; `numbers` (n,) are of their batches."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from neuralcollapse.checks import sent
+
 
 class Pixels(nn.Module):
     """(x - mean) / std of each channel, grey images repeated to `channels`.
@@ -57,7 +59,7 @@ class Shift(nn.Module):
         if self.flip:
             columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
         columns = columns + torch.randint(2 * right + 1, (count, 1))
-        rows, columns = rows.to(images.device), columns.to(images.device)
+        rows, columns = sent(rows, images.device), sent(columns, images.device)
         places = (rows[:, :, None] * (width + 2 * right) + columns[:, None, :]).view(count, 1, height * width)
         padded = functional.pad(images, (right, right, down, down)).flatten(2)
         return padded.gather(2, places.expand(-1, channels, -1)).view_as(images)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neuralcollapse.checks import sent
 from neuralcollapse.geometry.rounding import sampled
 
 # On the CPU a block holds so many values at most, and fewer rows: longer products are no faster, and round more.
@@ -75,9 +76,7 @@ class Waiting:
     def marks(self) -> Tensor:
         """(N,) the mark of the batch of each row, on the rows' device."""
         marks = torch.from_numpy(self._marks[: self.filled].copy())
-        if self._labels.device.type == "cuda":
-            marks = marks.pin_memory()  # a copy from other memory waits for the device
-        return marks.to(self._labels.device, non_blocking=True)
+        return sent(marks, self._labels.device)
 
     def sample(self) -> Tensor:
         """Some of the rows that were taken last."""

@@ -136,6 +136,7 @@ def environment_of(
     moments = capture.moments
     names = measured_names(class_names, capture.classes, moments.num_classes)
     few = moments.num_classes <= _LISTED_CLASSES
+    gpus = [parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"]
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in ("neuralcollapse", "torch", "torchmetrics", "numpy", "lightning")},
@@ -143,7 +144,7 @@ def environment_of(
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "gpu": torch.cuda.get_device_name(gpus[0]) if gpus else None,
         "class_names": list(names) if few and names is not None else None,
         "class_counts": moments.counts.tolist() if few else None,
         "num_classes": moments.num_classes,

@@ -25,6 +25,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.step import Classification
+from neuralcollapse.training.trainer import kept_flags
 
 _WARM_UP = 2  # rounds before those that count
 _PROBE = 1021  # bytes; any number
@@ -221,12 +222,9 @@ def _no_collection() -> Iterator[None]:
 @contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
     """Deterministic algorithms where there are any, as the trainer sets them, for a while."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(wanted, warn_only=True)
-    try:
+    with kept_flags():
+        torch.use_deterministic_algorithms(wanted, warn_only=True)
         yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 def _common_device(configs: Mapping[str, TrainConfig]) -> torch.device:

@@ -19,6 +19,7 @@ _REHEARSALS = 3  # torch's own number for graphs: libraries make handles and cho
 
 WAITING = frozenset(
     {
+        "aten::_linalg_check_errors",
         "aten::_local_scalar_dense",
         "aten::_unique",
         "aten::_unique2",
@@ -33,6 +34,8 @@ WAITING = frozenset(
     }
 )
 """Operations whose result the processor must know before it goes on, so that no graph can hold them."""
+
+_MASKED = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")  # wait for how many are True
 
 
 def refusal(config: TrainConfig, device: torch.device, world: int) -> str | None:
@@ -133,17 +136,24 @@ class StaticStep:
         return self._outputs
 
     def _capture(self, fixed: Hashable) -> None:
+        own: list[RuntimeError] = []  # the step's; the end of its capture then raises another, which says nothing
+
         def step() -> None:
-            self._outputs = self._step(*self._inputs)
+            try:
+                self._outputs = self._step(*self._inputs)
+            except RuntimeError as error:
+                own.append(error)
+                raise
 
         self._outputs = ()
         try:
             self._recording.capture(step)
         except RuntimeError as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
+            first = own[0] if own else error
+            if isinstance(first, torch.OutOfMemoryError):
+                raise first from None
             raise InputError(
-                f"the training step cannot be captured as a CUDA graph ({one_line(error)}): train with --cuda-graph off"
+                f"the training step cannot be captured as a CUDA graph ({one_line(first)}): train with --cuda-graph off"
             ) from None
         self._fixed = fixed
         self.captures += 1
@@ -151,20 +161,25 @@ class StaticStep:
 
 @contextmanager
 def unchanged(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
-    """Undo, at the end, what steps inside do to weights, buffers, gradients and the optimiser's state, in place.
+    """Undo what steps inside do to weights, buffers, gradients, the optimiser's state and the random states.
 
-    State that the optimiser did not have before becomes 0, which to SGD, Adam and AdamW is no state.
+    Weights, buffers and state are put back in place, those alone that differ: a layer may hold what it made from a
+    buffer until that is written to, and would make it again inside of a capture. State that the optimiser did not have
+    before becomes 0, which to SGD, Adam and AdamW is no state.
     """
     tensors = [*network.parameters(), *network.buffers()]
+    devices = {tensor.device for tensor in tensors if tensor.device.type == "cuda"}
     kept = [tensor.detach().clone() for tensor in tensors]
     states = _state_tensors(optimizer)
     before = {key: tensor.clone() for key, tensor in states.items()}
     try:
-        yield
+        with torch.random.fork_rng(list(devices)):
+            yield
     finally:
         with torch.no_grad():
             for tensor, old in zip(tensors, kept, strict=True):
-                tensor.copy_(old)
+                if not torch.equal(tensor, old):
+                    tensor.copy_(old)
             for key, tensor in _state_tensors(optimizer).items():
                 tensor.copy_(before[key]) if key in before else tensor.zero_()
         for parameter in network.parameters():
@@ -200,14 +215,27 @@ class Watch(TorchDispatchMode):
         name = func._schema.name  # private in torch's generated operations; there is no public name with "aten::"
         result = func(*args, **(kwargs or {}))
         places = {value.device.type for value in (*args, result) if isinstance(value, Tensor)}
-        if name in WAITING or (name in _COPIES and len(places) > 1):
+        if name in WAITING or (name in _COPIES and len(places) > 1) or (name in _MASKED and _counts(args)):
             self.unfit.append(name)
         return result
 
 
+def _counts(args: Any) -> bool:
+    """Whether an indexing operation must know how many values its masks choose: not to give all of them one number."""
+    masked = any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
+    value = args[2] if len(args) > 2 else None
+    return masked and not (value is not None and value.numel() == 1 and value.device.type == "cpu")
+
+
 def unfit_operation(network: nn.Module, gradients: Callable[[], object]) -> str | None:
-    """The first operation of a forward and backward pass that no graph can hold, found by running it."""
+    """The first operation of a forward and backward pass that no graph can hold, found by running it.
+
+    To be asked where the pass is to be captured: what waits differs from device to device. What happens in a first pass
+    alone, such as making constants, is not in question.
+    """
     watch = Watch()
-    with unchanged(network), torch.random.fork_rng(devices=[]), watch:
+    with unchanged(network):
         gradients()
+        with watch:
+            gradients()
     return watch.unfit[0] if watch.unfit else None

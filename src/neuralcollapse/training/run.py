@@ -32,7 +32,7 @@ from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.sharding import reads_parts
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
-from neuralcollapse.training.trainer import is_primary, make_logger, make_trainer, quiet, with_precision
+from neuralcollapse.training.trainer import is_primary, kept_flags, make_logger, make_trainer, quiet, with_precision
 
 OnMessage = Callable[[str], None]
 
@@ -214,6 +214,7 @@ def _of_budget(budget: Budget) -> dict[str, float | None]:
 
 
 @on_host()
+@kept_flags()
 def _train(
     config: TrainConfig,
     path: Path,
@@ -351,7 +352,8 @@ def _captured(config: TrainConfig, module: Classification, trainer: lightning.Tr
     device = trainer.strategy.root_device
     why = refusal(config, device, trainer.world_size)
     if why is None:
-        images, labels = data.train.images[:2], data.train.labels[:2]
+        module.to(device)  # where the trainer would take it later
+        images, labels = data.train.images[:2].to(device), data.train.labels[:2].to(device)
         found = unfit_operation(module.network, lambda: module.gradients(module.inputs(images), labels))
         why = found and f"the network waits for the device or copies between devices ({found})"
     if why is None:

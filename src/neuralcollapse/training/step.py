@@ -218,5 +218,5 @@ def _focal(logits: Tensor, labels: Tensor, gamma: float) -> Tensor:
 
 
 def _squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    targets = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
-    return (logits - targets).square().sum(1).mean() / 2
+    targets = labels[:, None] == torch.arange(logits.shape[1], device=logits.device)  # one_hot may look at the labels
+    return (logits - targets.to(logits.dtype)).square().sum(1).mean() / 2

@@ -23,6 +23,9 @@ from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.training.config import TrainConfig
 from neuralcollapse.training.sharding import FSDP2Strategy
 
+UNCAPTURED = "This instance was constructed with capturable=True"
+"""How torch begins to warn of an optimiser for CUDA graphs that steps without one, as ours does for short batches."""
+
 
 def with_precision(config: TrainConfig) -> TrainConfig:
     """The configuration with what precision "auto" means on this machine, as the run folder is to say it."""
@@ -76,6 +79,18 @@ def make_trainer(config: TrainConfig, path: Path) -> lightning.Trainer:
     return trainer
 
 
+@contextmanager
+def kept_flags() -> Iterator[None]:
+    """Afterwards torch chooses its algorithms as before: a trainer of Lightning changes that for the whole process."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        torch.backends.cudnn.benchmark = benchmark
+
+
 def make_logger(name: str, path: Path) -> Logger:
     """A logger that has begun to write into the run's folder, or to its service."""
     logs = path / "logs"
@@ -110,9 +125,10 @@ def is_primary() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's tips, banners and warnings: our own progress says enough."""
+    """Without tips, banners and warnings of Lightning and of torch's optimisers: our own progress says enough."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message=UNCAPTURED)
         yield
