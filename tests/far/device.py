@@ -1,24 +1,22 @@
 """A simulated accelerator: tensors on the device "far:0", whose values lie in memory of the CPU.
 
-As on a GPU, operations that mix its tensors with others raise, and what has to wait for its values can be counted. It
-is private to the process that imports this, as torch knows one such device.
+As on a GPU, operations that mix its tensors with others raise, and what has to wait for its values can be counted. A
+process that has entered its `World` knows the device to its end, which other tests in it would notice.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("far")
-torch.__future__.set_overwrite_module_params_on_conversion(True)
-FAR = torch.device("far:0")
+FAR = "far:0"
 _aten = torch.ops.aten
 # These take tensors of several devices: copies, and indices on the CPU.
 _MIXED = {
@@ -85,6 +83,7 @@ class World(TorchDispatchMode):
     """Inside, "far" is a device like any other; `waits` counts what waited for it, by operation."""
 
     def __enter__(self) -> World:
+        _register()
         self.waits = _waits
         _waits.clear()
         torch.tensor = _made  # which does not come through dispatch
@@ -97,6 +96,15 @@ class World(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         return _run(func, args, kwargs or {})
+
+
+@cache
+def _register() -> None:
+    """Let torch know the device."""
+    from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+    _setup_privateuseone_for_python_backend("far")
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
 
 
 _waits: Counter[str] = Counter()

@@ -312,9 +312,9 @@ class Forward:
                 labels = self.subset.relabel(labels, self.ignore_index)
             rows = kept_rows(features, labels, left_out).nonzero().flatten()
             labels, targets = labels[rows], targets[rows]
-            kept = rows.to(features.device, non_blocking=True)
+            kept = moved(rows, features.device)
             features, layers = features[kept], {name: values[kept] for name, values in layers.items()}
-        labels, targets = (each.to(features.device, non_blocking=True) for each in (labels, targets))
+        labels, targets = moved(labels, features.device), moved(targets, features.device)
         return CapturedBatch(features, labels, targets, layers, logits, head_logits, kept)
 
     def _logits(

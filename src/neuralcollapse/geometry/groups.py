@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels
+from neuralcollapse.checks import check_count, check_features, check_finite, check_label_range, check_labels, moved
 from neuralcollapse.errors import InputError, NumberedError
 from neuralcollapse.geometry.intake import waits_for_nothing, wrong_batch
 from neuralcollapse.geometry.moments import ClassMoments
@@ -172,7 +172,7 @@ class GroupedMoments:
         """Let batches of these sizes wait, or deal them if they are many rows."""
         marks = np.repeat(np.arange(self._updates + 1, self._updates + 1 + len(sizes)), sizes)
         self._updates += len(sizes)
-        labels = labels.to(self._next.device, non_blocking=True)
+        labels = moved(labels, self._next.device)
         if self._rows is not None and self._rows.dtype != features.dtype:
             self._deal()
             self._rows = None
@@ -187,7 +187,7 @@ class GroupedMoments:
                         self._size, features.shape[1], dtype=features.dtype, device=self._next.device
                     )
             start, self._filled = self._filled, self._filled + len(labels)
-            self._rows[start : self._filled].copy_(features, non_blocking=True)
+            self._rows[start : self._filled].copy_(features, non_blocking=not self._on_host)
             self._labels[start : self._filled].copy_(labels)
             self._marks[start : self._filled] = marks
         self._tell()
