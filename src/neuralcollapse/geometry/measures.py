@@ -33,7 +33,7 @@ from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
 from neuralcollapse.geometry.sharded import ShardedMeans
-from neuralcollapse.geometry.undefined import Reasons
+from neuralcollapse.geometry.undefined import Reasons, whose
 
 FEATURE_MEASURES = (
     "nc1",
@@ -95,6 +95,7 @@ def measures_of(
     *,
     pairwise: bool | int = True,
     held_out: bool = False,
+    layer: str = "",
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
 ) -> dict[str, float]:
@@ -107,10 +108,12 @@ def measures_of(
         pairwise: as there.
         held_out: the features are those of a test set, and the classifier that of the training set: the measures of the
             weight alone are left out, and warnings say whose they are.
+        layer: the name of an inner layer, with which warnings begin then. What they would say of the labels alone is
+            left out, as it was said of the features that the classifier receives.
         numbers: (K,) by which warnings name the classes, where they are some of more.
         means: the centred means of the moments under these numbers, if they are at hand.
     """
-    return _measures(moments, weight, bias, pairwise, "test set: " if held_out else "", numbers, means)
+    return _measures(moments, weight, bias, pairwise, held_out, layer, numbers, means)
 
 
 def _measures(
@@ -118,11 +121,12 @@ def _measures(
     weight: Tensor | None,
     bias: Tensor | None,
     pairwise: bool | int,
-    held_out: str = "",
+    held_out: bool = False,
+    layer: str = "",
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
 ) -> dict[str, float]:
-    """`measures_of`, also of a `ClassShard`, with words to begin warnings about a test set with."""
+    """`measures_of`, also of a `ClassShard`."""
     if isinstance(moments, ClassShard):
         weight, bias = local_rows(weight), local_rows(bias)
         means = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
@@ -158,8 +162,9 @@ def _measures(
     jobs = {name: job for name, job in jobs.items() if name not in left_out}
 
     if len(means.seen) == 0:
-        text = f"{held_out}undefined (NaN): no samples were seen: {', '.join(jobs)}"
-        warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
+        if not layer:
+            text = f"{whose(held_out)}undefined (NaN): no samples were seen: {', '.join(jobs)}"
+            warnings.warn(text, NeuralCollapseWarning, stacklevel=3)
         return dict.fromkeys(jobs, math.nan)
     found: dict[str, Tensor] = {}
     undefined = Reasons()
@@ -179,33 +184,34 @@ def _measures(
             undefined.add(OVERFLOW, [name])
     if sample is not None:
         values["num_pairs"] = float(len(sample.first))
-    _warn(means, undefined, held_out)
+    _warn(means, undefined, held_out, layer)
     return values
 
 
-def _warn(means: CentredMeans, undefined: Reasons, held_out: str) -> None:
-    if means.unseen:
+def _warn(means: CentredMeans, undefined: Reasons, held_out: bool, layer: str) -> None:
+    features = whose(held_out, layer)
+    if means.unseen and not layer:
         warnings.warn(
-            f"{held_out}no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
+            f"{features}no samples of class{'es' * (len(means.unseen) > 1)} {listed(means.unseen)}: measured over the "
             f"{len(means.seen)} class{'es' * (len(means.seen) > 1)} seen (W cut to their rows, a simplex of as many)",
             NeuralCollapseWarning,
             stacklevel=4,
         )
-    if means.single:
+    if means.single and not layer:
         warnings.warn(
-            f"{held_out}every class has one sample: NC1 is 0 whatever the features, since nothing varies within a "
+            f"{features}every class has one sample: NC1 is 0 whatever the features, since nothing varies within a "
             "class",
             NeuralCollapseWarning,
             stacklevel=4,
         )
-    undefined.warn(5, about=f"{held_out}undefined (NaN)")
+    undefined.warn(5, about=f"{features}undefined (NaN)")
     if means.left_out:
-        warnings.warn(held_out + means.left_out, NeuralCollapseWarning, stacklevel=4)
+        warnings.warn(features + means.left_out, NeuralCollapseWarning, stacklevel=4)
     count, dim = len(means.seen), means.moments.feature_dim
     if count > dim + 1 and not held_out:  # of the training set that is said already
         floor = math.sqrt(2 - 2 * math.sqrt(dim / (count - 1)))
         warnings.warn(
-            f"K={count} classes in d={dim} dimensions hold no simplex ETF (needs d >= K-1): "
+            f"{features}K={count} classes in d={dim} dimensions hold no simplex ETF (needs d >= K-1): "
             f"nc2, nc2_means and nc3 cannot go below {floor:.4f}",
             NeuralCollapseWarning,
             stacklevel=4,

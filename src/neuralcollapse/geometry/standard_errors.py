@@ -30,7 +30,7 @@ from neuralcollapse.geometry.groups import joined, without
 from neuralcollapse.geometry.means import CentredMeans, check_moments
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
-from neuralcollapse.geometry.undefined import Reasons
+from neuralcollapse.geometry.undefined import Reasons, whose
 
 _LEFT = 2  # samples that a class must keep when a group is left out, so that it has a variance
 _LEVEL = 0.975  # of the upper end of a 95 % interval
@@ -86,12 +86,13 @@ def errors_of(
     *,
     pairwise: bool | int = True,
     held_out: bool = False,
+    layer: str = "",
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
 ) -> dict[str, float]:
     """`standard_errors`, given the moments of all groups together too; NaN for fewer than two groups.
 
-    `held_out` and `numbers` are what warnings say, and `means` those of `whole`, as of `measures_of`.
+    `held_out`, `layer` and `numbers` are what warnings say, and `means` those of `whole`, as of `measures_of`.
     """
     groups = [group for group in groups if group.num_samples > 0]
     means, undefined = means or CentredMeans(whole, numbers), Reasons()
@@ -114,8 +115,7 @@ def errors_of(
         found = undefined.attempt([name], partial(_estimated, _JOBS[name], every, sample, shares, spare), None)
         if found is not None:
             values[f"{name}_corrected"], values[f"{name}_error"] = found
-    whose = "test set: " if held_out else ""
-    undefined.warn(6, about=f"{whose}no bias-corrected value and no standard error (NaN)")
+    undefined.warn(6, about=f"{whose(held_out, layer)}no bias-corrected value and no standard error (NaN)")
     return values | {"num_groups": float(len(groups))}
 
 

@@ -11,6 +11,11 @@ from neuralcollapse.errors import NeuralCollapseWarning, Undefined
 T = TypeVar("T")
 
 
+def whose(held_out: bool, layer: str = "") -> str:
+    """What a warning begins with, so that it says whose features it is about; nothing for those of the classifier."""
+    return f"{'test set: ' if held_out else ''}{f'layer {layer!r}: ' if layer else ''}"
+
+
 class Reasons:
     """The reasons why measures are undefined, and the names of these."""
 

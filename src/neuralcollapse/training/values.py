@@ -13,8 +13,9 @@ _NOTHING = ("none", "null")  # an empty list in one word, which no shell takes f
 def read(kind: Any, text: str) -> object:
     """The value of a type, read from text on the command line or in a YAML file.
 
-    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, and
-    `none` or `[]` when empty, mappings as JSON or YAML, truth values as true or false. Text that does not fit the type stays text, for `fits` to refuse.
+    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, and `none` or
+    `[]` when empty, mappings as JSON or YAML, truth values as true or false. Text that does not fit the type stays
+    text, for `fits` to refuse.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -62,7 +63,9 @@ def fits(value: object, kind: Any) -> bool:
 def means_nothing(value: object) -> bool:
     """Whether a value that is no list of a type, or an item of it, may stand for an empty list."""
     items = value if isinstance(value, list | tuple) else [value]
-    return any(item is None or item is False or str(item).lower() in (*_NOTHING, "no", "off", "false") for item in items)
+    return any(
+        item is None or item is False or str(item).lower() in (*_NOTHING, "no", "off", "false") for item in items
+    )
 
 
 def described(kind: Any) -> str:
