@@ -101,27 +101,28 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close!r}?)" if close else ""
 
 
-def _slips_left(word: str, other: str) -> int:
+def _slips_left(word: str, other: str) -> float:
     """How many slips may lie between near spellings of these lengths."""
     length = min(len(word), len(other))
-    return max(length // 3, int(length > 1))
+    return max(length / 3, 1) if length > 1 else 0
 
 
 def _alike_in_length(word: str, other: str) -> bool:
     return abs(len(word) - len(other)) <= _slips_left(word, other)
 
 
-def _slips(word: str, other: str) -> int:
+def _slips(word: str, other: str) -> float:
     """The slips of the finger that make one word of the other: a letter left out or added, or two neighbours swapped.
 
-    Another letter in place of one is two slips: in a short word it makes another word (`mae`, `mse`).
+    Another letter in place of one is one and a half: in a word of up to four letters it makes another word
+    (`mae`, `mse`).
     """
-    before: list[int] = []
-    row = list(range(len(other) + 1))
+    before: list[float] = []
+    row: list[float] = list(range(len(other) + 1))
     for i, letter in enumerate(word, 1):
-        before, above, row = row, before, [i]
+        before, above, row = row, before, [float(i)]
         for j, against in enumerate(other, 1):
-            least = min(before[j] + 1, row[-1] + 1, before[j - 1] + 2 * (letter != against))
+            least = min(before[j] + 1, row[-1] + 1, before[j - 1] + 1.5 * (letter != against))
             if i > 1 and j > 1 and letter == other[j - 2] and word[i - 2] == against:
                 least = min(least, above[j - 2] + 1)
             row.append(least)

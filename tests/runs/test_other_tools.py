@@ -30,7 +30,7 @@ TRAIN = [each.name for each in dataclasses.fields(TrainConfig)]
         ("interpolation", ""),
         ("bn-momentum", ""),
         ("min-lr", ""),
-        ("notes", ""),
+        ("score", ""),
         ("deepspeed", ""),
     ],
 )
@@ -53,6 +53,7 @@ def test_a_word_of_another_tool_is_an_option_of_training(word, ours):
         ("linear", "", ["step", "cosine", "constant"]),
         ("hinge", "", LOSSES),
         ("mae", "", LOSSES),
+        ("fokal", "focal", LOSSES),
         ("lenet", "", ["mlp", "resnet50"]),
         ("entropy", "", ["msp", "energy"]),
         ("sdg", "sgd", ["sgd", "adam"]),
@@ -66,7 +67,7 @@ def test_a_value_is_offered_by_what_it_is_called_elsewhere(word, value, known):
 
 @pytest.mark.parametrize(
     ("word", "other", "slips"),
-    [("", "", 0), ("", "ab", 2), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("abc", "abd", 2)],
+    [("", "", 0), ("", "ab", 2), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("abc", "abd", 1.5)],
 )
 def test_slips_are_letters_left_out_added_or_swapped(word, other, slips):
     assert errors._slips(word, other) == errors._slips(other, word) == slips
