@@ -29,7 +29,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, 
 from neuralcollapse.geometry.class_shard import ClassShard, local_rows
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two, distance_to_etf
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.nearest import NearestMeans
 from neuralcollapse.geometry.pairs import Estimate, cdnv, draw, excess_cosine
 from neuralcollapse.geometry.sharded import ShardedMeans
@@ -131,6 +131,7 @@ def _measures(
         weight, bias = local_rows(weight), local_rows(bias)
         means = ShardedMeans.agreed("measures", moments, weight, bias, pairwise=repr(pairwise))
     else:
+        check_moments(moments)
         weight, bias = in_one_piece(weight), in_one_piece(bias)
         check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
         means = means or CentredMeans(moments, numbers)

@@ -22,8 +22,8 @@ from neuralcollapse.geometry.many_classes import (
     rows_of,
 )
 from neuralcollapse.geometry.matrix import BlockedMatrix
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.spectra import spectra_of
 from neuralcollapse.geometry.undefined import Reasons, whose

@@ -27,8 +27,8 @@ from torch import Tensor
 from neuralcollapse.errors import InputError, Undefined, listed
 from neuralcollapse.geometry.corrected import Corrected
 from neuralcollapse.geometry.groups import joined, without
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
 from neuralcollapse.geometry.undefined import Reasons, whose
 

@@ -27,7 +27,7 @@ import numpy as np
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs import locks, ownership
 from neuralcollapse.runs.class_record import ClassRecord, read_class_record
-from neuralcollapse.runs.files import read_text, write_atomically
+from neuralcollapse.runs.files import as_path, read_text, write_atomically
 from neuralcollapse.runs.html import as_table, named_values
 from neuralcollapse.runs.record_lines import append_record, keep_records, read_records
 from neuralcollapse.runs.records import Geometry, Record, read_geometry
@@ -43,9 +43,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise InputError(f"expected the path of a run folder, got {path!r:.80}")
-        self.path = Path(path)
+        self.path = as_path(path, "a run folder")
         self._hold: locks.Hold | None = None
 
     def __fspath__(self) -> str:
