@@ -86,9 +86,7 @@ class RunFolder:
             run.lock()
             try:
                 cls.check_free(path, force=force, given=given)  # again, now that nobody else can write
-                run._set_aside()
-                run.make_folders()
-                write_atomically(run.path / _RECORDS, b"")
+                run._begin()
             except BaseException:
                 run.unlock()
                 raise
@@ -160,6 +158,21 @@ class RunFolder:
         """What this run wrote, or an earlier one that is set aside."""
         own = ownership.list_contents(self.path).own
         return [path for path in own if path.is_relative_to(self._earlier) == of_earlier]
+
+    def _begin(self) -> None:
+        """Set an earlier run aside and make the files of a new one, or leave all as it was."""
+        records = self.path / _RECORDS
+        try:
+            self._set_aside()
+            self.make_folders()
+            write_atomically(records, b"")
+        except BaseException:  # an interrupt too
+            if records.is_file() and records.stat().st_size == 0:  # ours, or of a run that had none
+                records.unlink()
+            self._bring_back()
+            if not records.is_file():
+                self.discard()
+            raise
 
     @property
     def _earlier(self) -> Path:
