@@ -213,7 +213,7 @@ def test_gathered_moments_are_those_of_one_process(alone):
 
 
 def test_nearest_means_and_predictions_give_nc4(alone):
-    from neuralcollapse.geometry.measures import nc4_disagreements
+    from neuralcollapse.geometry.formulas import nc4_disagreements
 
     features, labels, weight, bias = data(40, 8, without=(3,))
     one, shard = one_and_shard(features, labels, 40)

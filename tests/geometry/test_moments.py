@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 import neuralcollapse as nc
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry import shifted, waiting
+from neuralcollapse.geometry.formulas import nc1
 from neuralcollapse.geometry.intake import kept_rows
-from neuralcollapse.geometry.measures import nc1
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.packed import packed_size
 from neuralcollapse.geometry.pairs import nc1_cdnv
