@@ -499,6 +499,30 @@ def test_a_class_never_seen_is_named_in_a_warning(network, data):
     assert all(math.isfinite(value) for value in got.values())
 
 
+def test_what_the_labels_alone_say_is_said_once_whatever_else_is_measured(network, data):
+    inputs, labels = data
+    batch, tested = [(each[labels != 1], labels[labels != 1]) for each in (inputs, inputs + 1)]
+    with pytest.warns(nc.NeuralCollapseWarning) as caught:
+        nc.measure(network, [batch], layers=["body.0", "body.1"], more=True, errors=True, test_loader=[tested])
+    said = [str(each.message).split("class")[0] for each in caught if "no samples of" in str(each.message)]
+    assert said == ["no samples of ", "test set: no samples of "]
+    first = [labels.tolist().index(k) for k in range(K)]
+    with pytest.warns(nc.NeuralCollapseWarning) as caught:
+        nc.measure(network, [(inputs[first], labels[first])], layers=["body.0", "body.1"], more=True)
+    assert sum("every class has one sample" in str(each.message) for each in caught) == 1
+
+
+def test_what_is_said_of_an_inner_layer_names_it(network, data):
+    with torch.no_grad():
+        network.body[0].weight.zero_()
+    with pytest.warns(nc.NeuralCollapseWarning) as caught:
+        nc.measure(network, [data], layers=["body.0"], more=True, test_loader=[data])
+    said = [str(each.message) for each in caught]
+    assert any(each.startswith("layer 'body.0': undefined (NaN): all class means coincide") for each in said)
+    assert any(each.startswith("test set: layer 'body.0': undefined (NaN)") for each in said)
+    assert any(each.startswith("undefined (NaN)") for each in said)  # the features behind it
+
+
 # measure_features
 
 

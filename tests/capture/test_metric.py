@@ -11,7 +11,8 @@ from torchmetrics import MetricCollection
 
 import neuralcollapse as nc
 from neuralcollapse.geometry import intake
-from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, nc1
+from neuralcollapse.geometry.formulas import nc1
+from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES
 
 K, D, N = 4, 6, 40
 

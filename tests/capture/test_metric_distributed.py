@@ -8,7 +8,7 @@ from torch import nn
 
 import neuralcollapse as nc
 from neuralcollapse.capture import processes
-from neuralcollapse.geometry.measures import nc1
+from neuralcollapse.geometry.formulas import nc1
 from tests.processes import on_ranks
 
 K, D, N = 4, 6, 60

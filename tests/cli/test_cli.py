@@ -19,6 +19,7 @@ import neuralcollapse as nc
 from neuralcollapse.cli import main, printing
 from neuralcollapse.runs.renamed import RENAMED, RENAMED_VALUES
 from neuralcollapse.training.config import TrainConfig
+from neuralcollapse.training.resume import Interrupted
 from neuralcollapse.ufm.expected import Decays, expected_at_minimum
 from tests.helpers import refused
 
@@ -645,10 +646,19 @@ def test_an_interrupt_is_no_traceback(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr("neuralcollapse.training.run.train", interrupt)
     assert main(["train", "--out", str(tmp_path / "run")]) == 130
     assert capsys.readouterr().err == "neuralcollapse: interrupted\n"
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "config.yaml").touch()
-    assert main(["train", "--out", str(tmp_path / "run")]) == 130
-    assert "interrupted; to go on: neuralcollapse train --resume " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path, resumable):
+    def interrupt(*_, **__):
+        raise Interrupted("interrupted", 2, resumable=resumable)
+
+    monkeypatch.setattr("neuralcollapse.training.run.train", interrupt)
+    assert main(["train", "--out", str(tmp_path)]) == 130
+    again = (
+        f"to go on: neuralcollapse train --resume {tmp_path}" if resumable else "to begin it again: the same command"
+    )
+    assert capsys.readouterr().err == f"neuralcollapse: interrupted; {again}\n"
 
 
 def test_ctrl_c_stops_a_real_run_and_resume_goes_on_to_its_end(tmp_path):

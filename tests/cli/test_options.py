@@ -32,6 +32,9 @@ from neuralcollapse.cli import main
         ("landscape --optimizer adam", "did you mean '--method'?"),
         ("reproduce --epochs 3", "the YAML of --show"),
         ("report --output x", "did you mean '--out'?"),
+        ("reproduce --lr 3", "the experiment sets --learning-rate of its runs"),
+        ("train --warmup-epochs 3", "learning rates have no warm-up"),
+        ("measure --gpus 1", "did you mean '--device'?"),
         ("trian", "did you mean 'train'?"),
     ],
 )
@@ -44,6 +47,28 @@ def test_an_option_of_another_tool_is_answered_by_one_of_the_command(line, hint,
         with pytest.raises(SystemExit):
             main([line.split()[0], "--help"])
         assert f"{flag} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["train", "measure", "ood", "landscape", "reproduce", "report"])
+@pytest.mark.parametrize("flag", ["verbose", "temperature", "dropout", "deepspeed", "version", "min-lr", "layer-decay"])
+def test_a_word_that_is_like_no_option_is_answered_by_none(command, flag, capsys):
+    assert main([command, f"--{flag}", "1"]) == 2
+    assert capsys.readouterr().err == (
+        f"neuralcollapse: error: {command}: no option '--{flag}'; see 'neuralcollapse {command} --help'\n"
+    )
+
+
+@pytest.mark.parametrize("flag", ["save-strategy", "logging-steps", "checkpoint-hist", "interpolation", "theme", "yes"])
+def test_a_word_that_is_like_no_option_of_training_is_answered_by_none(flag, capsys):
+    assert main(["train", f"--{flag}", "1"]) == 2
+    assert f"no option '--{flag}'; see" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--id", "--bias", "--mean", "--num-seeds", "--pretrained"])
+def test_words_of_training_alone_are_looked_for_in_other_commands(flag, capsys):
+    """`train --id 3` names a run elsewhere, and has nothing to do with `ood --inside`."""
+    assert main(["train", flag, "3"]) == 2
+    assert f"no option '{flag}';" in capsys.readouterr().err
 
 
 def test_a_file_offers_the_option_that_is_meant(tmp_path, capsys):

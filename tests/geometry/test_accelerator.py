@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry import intake, products, waiting
-from neuralcollapse.geometry.measures import nc1
+from neuralcollapse.geometry.formulas import nc1
 from neuralcollapse.geometry.moments import ClassMoments
 from tests import oracles
 from tests.geometry.test_moments import assert_moments_of, clusters

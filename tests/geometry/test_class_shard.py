@@ -197,13 +197,23 @@ def test_gathered_moments_are_those_of_one_process(alone):
     features, labels, _, _ = data(40, 8, dtype=torch.float32)
     one, shard = one_and_shard(features, labels, 40)
     assert torch.allclose(shard.gather().packed, one.packed, rtol=1e-12)
-    for measure in (nc.worst_pairs, nc.more_measures, nc.spectra):
-        with pytest.raises(nc.InputError, match=r"got ClassShard: take its gather\(\)"):
+    weight = torch.ones(40, 8)
+    for measure in (
+        *(nc.worst_pairs, nc.more_measures, nc.spectra, nc.per_class, nc.uniformity, nc.directional_cdnv, one.merge),
+        lambda moments: nc.gnc(moments, weight),
+        lambda moments: nc.uniform_duality(moments, weight),
+        lambda moments: nc.few_shot_error(moments, 5),
+        lambda moments: nc.nc5(one, moments),
+        lambda moments: nc.standard_errors([one, moments]),
+        lambda moments: nc.OODScorer.from_moments(moments, weight),
+        lambda moments: nc.ufm.certify_head_moments(moments, 0.5, weight, None, 0.01),
+    ):
+        with pytest.raises(nc.InputError, match=r"got ClassShard: call its gather\(\) on all ranks"):
             measure(shard)
 
 
 def test_nearest_means_and_predictions_give_nc4(alone):
-    from neuralcollapse.geometry.measures import nc4_disagreements
+    from neuralcollapse.geometry.formulas import nc4_disagreements
 
     features, labels, weight, bias = data(40, 8, without=(3,))
     one, shard = one_and_shard(features, labels, 40)

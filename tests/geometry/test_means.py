@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import layer_norm, linear, rms_norm
 
 import neuralcollapse as nc
-from neuralcollapse.geometry import measures as formulas
+from neuralcollapse.geometry import formulas
 from neuralcollapse.geometry.means import CentredMeans
 
 FLOATS = [torch.float32, torch.float16, torch.bfloat16]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined
-from neuralcollapse.geometry import measures as formulas
-from neuralcollapse.geometry import pairs
+from neuralcollapse.geometry import formulas, pairs
+from neuralcollapse.geometry import measures as measures_module
 from neuralcollapse.geometry.frames import orthoplex, simplex_etf
 from neuralcollapse.geometry.measures import CLASSIFIER_MEASURES, FEATURE_MEASURES, PAIRWISE_MEASURES, measures
 from neuralcollapse.geometry.moments import ClassMoments
@@ -634,3 +634,8 @@ def test_nc_bias_refuses_a_weight_that_does_not_fit(bad):
             measure(moments, bad)
         with pytest.raises(InputError, match="bias"):
             measure(moments, torch.randn(4, 6), torch.randn(1))
+
+
+@pytest.mark.parametrize("name", ["centred_means", "nc0", "nc1", "nc2", "nc3", "nc4_disagreements", "nc_bias"])
+def test_the_formulas_are_found_where_version_0_1_0_had_them(name):
+    assert getattr(measures_module, name) is getattr(formulas, name)

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import neuralcollapse as nc
 from neuralcollapse.errors import InputError
 from neuralcollapse.geometry import shifted, waiting
+from neuralcollapse.geometry.formulas import nc1
 from neuralcollapse.geometry.intake import kept_rows
-from neuralcollapse.geometry.measures import nc1
 from neuralcollapse.geometry.moments import ClassMoments
 from neuralcollapse.geometry.packed import packed_size
 from neuralcollapse.geometry.pairs import nc1_cdnv
@@ -617,3 +619,25 @@ def test_wider_features_in_inference_mode_leave_later_updates_possible():
         _ = moments.num_samples
     moments.update(torch.from_numpy(features), torch.from_numpy(labels))
     assert moments.num_samples == 60 + 2 * kept.sum()
+
+
+@pytest.mark.parametrize("wrong", [None, "moments.pt", Path("moments.pt"), {}, torch.ones(4, 3), 3])
+def test_what_is_no_moments_is_answered_by_how_to_make_them(wrong):
+    moments, weight = ClassMoments.from_batch(torch.eye(4), torch.arange(4) % 3, 3), torch.ones(3, 4)
+    for function in (
+        *(nc.measures, nc.worst_pairs, nc.more_measures, nc.spectra, nc.per_class, nc.directional_cdnv, moments.merge),
+        lambda given: nc.gnc(given, weight),
+        lambda given: nc.uniform_duality(given, weight),
+        lambda given: nc.few_shot_error(given, 5),
+        lambda given: nc.nc5(moments, given),
+        lambda given: nc.standard_errors([moments, given]),
+        lambda given: nc.ufm.certify_head_moments(given, 0.5, weight, None, 0.01),
+    ):
+        with pytest.raises(nc.InputError, match=r"as ClassMoments, got \w+: make them with ClassMoments.from_batch\("):
+            function(wrong)
+
+
+def test_a_capture_is_answered_by_its_moments():
+    capture = nc.collect(torch.nn.Linear(4, 3), [(torch.eye(4), torch.arange(4) % 3)], progress=False)
+    with pytest.raises(nc.InputError, match="got Capture: give its attribute moments"):
+        nc.measures(capture)

@@ -231,5 +231,5 @@ def test_wrong_input_is_refused(options, message):
 
 
 def test_moments_are_asked_for():
-    with pytest.raises(nc.InputError, match="expected ClassMoments, got Tensor"):
+    with pytest.raises(nc.InputError, match="expected moments as ClassMoments, got Tensor"):
         nc.per_class(torch.ones(3, 2))

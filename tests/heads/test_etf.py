@@ -182,6 +182,7 @@ def test_a_linear_layer_alone_gives_the_new_layer():
         (Network(), "backbone.1", "got ReLU.*backbone.0, fc"),
         (Network(), "backbone", "got Sequential"),
         (nn.Sequential(nn.ReLU()), "fc", "linear layers: none"),
+        (Network(), 3, "expected the name of a head or several, got 3"),
     ],
 )
 def test_a_refusal_says_why_and_leaves_the_model_as_it_was(network, name, message):
@@ -296,3 +297,9 @@ def test_a_layer_that_the_model_holds_twice_is_swapped_under_both_names():
     nc.fix_classifier(network, "fc")
     assert network.head is network.fc
     assert isinstance(network.fc, nc.ETFClassifier)
+
+
+@pytest.mark.parametrize("wrong", [None, "net", {}, nn.Linear])
+def test_what_is_no_network_is_refused_in_a_line(wrong):
+    with pytest.raises(nc.InputError, match=r"expected the network as a torch\.nn\.Module, got"):
+        nc.fix_classifier(wrong)

@@ -114,3 +114,5 @@ def test_other_things_are_refused_in_a_line(wrong):
     with pytest.raises(nc.InputError, match="expected loggers as a list, each a SummaryWriter"):
         check_loggers(wrong)
     assert check_loggers(()) == []
+    with pytest.raises(nc.InputError, match=r"got NoneType: write \[\], or leave it out"):
+        check_loggers(None)

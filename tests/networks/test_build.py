@@ -72,6 +72,7 @@ def test_a_frame_by_its_name(frame, kind, options):
     ("arguments", "options", "message"),
     [
         (("mpl", 10), {}, "'mpl'.*did you mean 'mlp'.*resnet50.*transformers:NAME"),
+        ((None, 10), {}, "expected a network's name, such as 'mlp', got None: there are: mlp, resnet18"),
         (("resnet18", 1), {}, "num_classes.*at least 2, got 1"),
         (("mlp", 10, 8, "fixed"), {}, "'learned' or 'etf'"),
         (("mlp", 10, 8, "etf"), {}, "d >= K-1 = 9.*d=8"),

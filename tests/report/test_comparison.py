@@ -96,6 +96,14 @@ def test_seeds_alone_differ_in_nothing_else():
     assert table.note.startswith("Nothing but the seed.")
     assert comparison_page(seeds(1.0, 2.0)).subtitle.endswith("; 2 seeds of one configuration")
     assert differences(seed_groups([run("a", record()), run("b", record())])) == []
+    assert differences(seed_groups(seeds(1.0, 2.0)), numbers=False) == []
+
+
+def test_the_options_alone_differ_where_the_numbers_stand_elsewhere():
+    (table,) = differences(seed_groups([*seeds(1.0, 2.0), *seeds(3.0, 3.0, lr=2)]), numbers=False)
+    assert table.header == ("runs", "lr", "seeds")
+    assert [[cell.text for cell in row] for row in table.cells()] == [["lr1", "1", "0, 1"], ["lr2", "2", "0, 1"]]
+    assert "standard deviation" not in table.note
 
 
 def test_a_paper_has_nc1_to_nc3_in_one_figure():

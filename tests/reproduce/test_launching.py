@@ -54,7 +54,7 @@ def test_the_parts_of_an_experiment_are_all_of_it_each_once(tmp_path):
     with pytest.raises(InputError, match="expected a part from 1/2 to 2/2, got 0/2"):
         folder.experiment.chosen((), (0, 2))
     with pytest.raises(InputError, match="did you mean 'adam-seed0'"):
-        folder.experiment.chosen(["adam-0"])
+        folder.experiment.chosen(["adam-sed0"])
 
 
 def test_run_one_writes_the_page_with_the_last_run(alone, tmp_path):

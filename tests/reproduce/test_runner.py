@@ -11,11 +11,13 @@ import pytest
 import yaml
 
 from neuralcollapse import InputError
+from neuralcollapse.report.figure import Line
 from neuralcollapse.reproduce.checks import judge
 from neuralcollapse.reproduce.experiment import names
 from neuralcollapse.reproduce.jobs import AllStopped
 from neuralcollapse.reproduce.page import experiment_page
 from neuralcollapse.reproduce.runner import ExperimentFolder
+from neuralcollapse.runs.reading import group_runs
 from neuralcollapse.training import run as training
 
 # three epochs leave classes that coincide, and narrow networks have too few features for a simplex
@@ -55,6 +57,25 @@ def test_the_page_holds_data_and_the_verdict_of_the_records(folders, name):
     assert len(re.findall(r'<li class="(?:good|bad|open)">', page)) == len(verdict.findings)
     assert page.count('<li class="good">') == sum(item.holds is True for item in verdict.findings)
     assert len(page.encode()) < 2_000_000
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_page_begins_with_what_differs_and_draws_the_loss(folders, name):
+    page, results = experiment_page(folders(name)), folders(name).results()
+    headings = [table.heading for table in page.tables]
+    drawn = [figure.name for figure in page.figures]
+    if results.surveys:
+        assert page.lead == 1
+        assert "What differs" not in headings
+        assert "curve-train-loss" not in drawn
+    else:
+        alone = ["What differs"] if len(group_runs(results.runs)) > 1 else []
+        assert headings[: len(alone) + 1] == [*alone, "The runs at their end"]
+        assert page.lead == headings.index("Every run at its end") - bool(results.costs)
+        assert drawn.count("curve-train-loss") == 1
+        loss = next(figure for figure in page.figures if figure.name == "curve-train-loss")
+        ends = {mark.name: mark.y[-1] for mark in loss.marks if isinstance(mark, Line) and not mark.only_selected}
+        assert ends == {group.name: pytest.approx(group.mean("train.loss")) for group in group_runs(results.runs)}
 
 
 def test_a_finding_is_what_the_records_say(folders):

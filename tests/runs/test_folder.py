@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from neuralcollapse import InputError
+from neuralcollapse.runs import folder as folder_module
 from neuralcollapse.runs.files import write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.records import Geometry, Record
@@ -139,6 +140,35 @@ def test_an_earlier_run_comes_back_when_the_new_one_ends_without_a_record(tmp_pa
     run.write_text("config.yaml", "other")
     run.discard()
     assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path) if (tmp_path / name).is_file()} == before
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+@pytest.mark.parametrize("at", ["_set_aside", "make_folders", "records.jsonl"])
+def test_an_interrupt_while_a_folder_is_made_leaves_it_as_it_was(tmp_path, monkeypatch, earlier, at):
+    out = tmp_path / "run"
+    if earlier:
+        full_run(out)
+    before = {name: (out / name).read_bytes() for name in names(out) if (out / name).is_file()} if earlier else {}
+
+    def after(method):
+        def interrupted(*arguments):
+            method(*arguments)
+            raise KeyboardInterrupt
+
+        return interrupted
+
+    with monkeypatch.context() as patch:
+        if at == "records.jsonl":
+            patch.setattr(folder_module, "write_atomically", after(folder_module.write_atomically))
+        else:
+            patch.setattr(RunFolder, at, after(getattr(RunFolder, at)))
+        with pytest.raises(KeyboardInterrupt):
+            RunFolder.create(out, force=True)
+    if earlier:
+        assert {name: (out / name).read_bytes() for name in names(out) if (out / name).is_file()} == before
+    else:
+        assert not out.exists()
+    RunFolder.create(out, force=earlier).discard()
 
 
 FOREIGN = [

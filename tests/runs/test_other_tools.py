@@ -25,6 +25,13 @@ TRAIN = [each.name for each in dataclasses.fields(TrainConfig)]
         ("model", "network"),
         ("dataset", "data"),
         ("xyz", ""),
+        ("verbose", ""),
+        ("temperature", ""),
+        ("interpolation", ""),
+        ("bn-momentum", ""),
+        ("min-lr", ""),
+        ("score", ""),
+        ("deepspeed", ""),
     ],
 )
 def test_a_word_of_another_tool_is_an_option_of_training(word, ours):
@@ -45,10 +52,25 @@ def test_a_word_of_another_tool_is_an_option_of_training(word, ours):
         ("label smoothing", "label_smoothing", LOSSES),
         ("linear", "", ["step", "cosine", "constant"]),
         ("hinge", "", LOSSES),
+        ("mae", "", LOSSES),
+        ("fokal", "focal", LOSSES),
+        ("lenet", "", ["mlp", "resnet50"]),
+        ("entropy", "", ["msp", "energy"]),
+        ("sdg", "sgd", ["sgd", "adam"]),
+        ("fcc", "fc", ["backbone", "fc"]),
+        ("f", "", ["fc"]),
     ],
 )
 def test_a_value_is_offered_by_what_it_is_called_elsewhere(word, value, known):
     assert nearest(word, known) == value
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "slips"),
+    [("", "", 0), ("", "ab", 2), ("abc", "abc", 0), ("abc", "acb", 1), ("abc", "ab", 1), ("abc", "abd", 1.5)],
+)
+def test_slips_are_letters_left_out_added_or_swapped(word, other, slips):
+    assert errors._slips(word, other) == errors._slips(other, word) == slips
 
 
 def test_what_a_value_is_called_elsewhere_is_written_as_it_is_compared():

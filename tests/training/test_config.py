@@ -229,6 +229,9 @@ def test_each_option_is_described_once():
         ("milestones", "(3, 5)", (3, 5)),
         ("milestones", "3,x", (3, "x")),
         ("loggers", "[]", ()),
+        ("loggers", "none", ()),
+        ("milestones", "None", ()),
+        ("measure_at", "null", ()),
         ("network_options", '{"a": [1]}', {"a": [1]}),
         ("network_options", "{a: 1}", {"a": 1}),
         ("network_options", "{", "{"),
@@ -377,6 +380,12 @@ def test_a_wrong_value_is_refused_when_a_run_is_resumed():
 def test_options_that_do_not_go_together_are_refused(values, message):
     with pytest.raises(InputError, match=message):
         TrainConfig(**values)
+
+
+@pytest.mark.parametrize("value", [None, False, "off", ("csv", "none"), ["null"], "no"])
+def test_a_word_for_no_list_is_answered_by_how_an_empty_one_is_written(value):
+    with pytest.raises(InputError, match=r"expected loggers to be a list.*an empty list is written none or \[\]"):
+        TrainConfig(loggers=value)
 
 
 def test_lbfgs_does_not_go_with_channels_last():

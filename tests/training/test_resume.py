@@ -23,12 +23,13 @@ import yaml
 from neuralcollapse import InputError, cli
 from neuralcollapse.runs import tensors
 from neuralcollapse.runs.folder import RunFolder
+from neuralcollapse.training import run as run_module
 from neuralcollapse.training.config import TrainConfig, types
 from neuralcollapse.training.resume import State, Stopped, StopSignal
 from neuralcollapse.training.run import resume, train
 from neuralcollapse.training.run_config import read_config
 from neuralcollapse.training.step import Classification
-from neuralcollapse.training.trainer import with_precision
+from neuralcollapse.training.trainer import make_logger, with_precision
 
 ROOT = Path(__file__).parents[2]
 QUICK = TrainConfig(epochs=3, width=12, depth=2, feature_dim=10, samples_per_class=30, batch_size=50, loggers=())
@@ -302,10 +303,76 @@ def test_the_command_says_that_it_stopped_and_how_to_go_on(signum, code, tmp_pat
 
 def test_a_second_interrupt_does_not_wait_for_the_step():
     stop = StopSignal()
-    stop(signal.SIGTERM, None)
-    stop(signal.SIGINT, None)
-    with pytest.raises(KeyboardInterrupt):
+    with stop.installed():
+        stop(signal.SIGTERM, None)
         stop(signal.SIGINT, None)
+        with pytest.raises(KeyboardInterrupt):
+            stop(signal.SIGINT, None)
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGUSR1, 138)])
+@pytest.mark.parametrize("how", ["new", "force", "resume"])
+def test_a_signal_before_the_training_leaves_the_folder_as_it_was(
+    how, signum, code, tmp_path, monkeypatch, capsys, quick
+):
+    """The folder is made, and a logger takes its time to start."""
+    out, ready = tmp_path / "run", []
+
+    def slow(name: str, path: Path) -> object:
+        logger = made(name, path)
+        assert (path / "config.yaml").is_file()
+        ready.append(signum)
+        signal.raise_signal(signum)
+        return logger
+
+    command = ["train", "--config", str(quick / "config.yaml"), "--loggers", "csv", "--out", str(out)]
+    if how == "force":
+        train(replace(QUICK, seed=7), out, progress=False)
+        command.append("--force")
+    elif how == "resume":
+        train(replace(QUICK, epochs=1), out, progress=False)
+        command = ["train", "--resume", str(out), "--epochs", "3", "--loggers", "csv"]
+    before = files_of(out)
+    with monkeypatch.context() as patch:
+        made = run_module.make_logger
+        patch.setattr(run_module, "make_logger", slow)
+        assert cli.main(command) == code
+    assert ready == [signum]
+    said = capsys.readouterr().err.splitlines()[-1]
+    if how == "resume":
+        to_go_on = f"to go on: neuralcollapse train --resume {out}"
+        assert said == f"neuralcollapse: stopped before anything more was trained; {to_go_on}"
+    else:
+        earlier = ", and the earlier run is as it was" if how == "force" else ""
+        again = "to begin it again: the same command"
+        assert said == f"neuralcollapse: stopped before anything was trained{earlier}; {again}"
+        assert files_of(out) == before
+    assert cli.main(command) == 0
+
+
+def test_an_interrupt_while_the_data_are_read_says_nothing_of_the_earlier_run(tmp_path, monkeypatch, capsys):
+    def slow(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    train(QUICK, tmp_path / "run", progress=False)
+    monkeypatch.setattr(run_module, "load_data", slow)
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--force"]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "neuralcollapse: interrupted"
+
+
+def test_a_run_that_was_killed_when_its_loggers_had_started_is_overwritten(tmp_path, quick):
+    """SIGKILL between the first logger and the first record: no environment.json, and files of loggers."""
+    run = RunFolder.create(tmp_path / "run")
+    run.write_text("config.yaml", (quick / "config.yaml").read_text().replace("loggers: []", "loggers: [csv]"))
+    run.unlock()
+    make_logger("csv", run.path).save()
+    (run.path / "logs" / "csv" / "version_0" / "hparams.yaml").write_text("{}")
+    train(QUICK, run.path, force=True, progress=False)
+    assert_same_end(run.path, quick)
 
 
 def test_afterwards_signals_are_handled_as_before(tmp_path, signals):

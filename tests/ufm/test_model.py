@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from neuralcollapse import InputError
+from neuralcollapse import InputError, ufm
 from neuralcollapse.ufm import CrossEntropy, Focal, Point, SquaredError, UnconstrainedFeatureModel
 from tests.ufm import oracles
 
@@ -312,3 +312,17 @@ def test_models_that_make_no_sense_are_refused(arguments, message):
 def test_an_unknown_loss_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="did you mean 'focal'"):
         UnconstrainedFeatureModel(3, 4, 2, 0.01, 0.01, loss="fokal")
+
+
+@pytest.mark.parametrize("wrong", [None, "model", 3, {}])
+def test_what_is_no_model_or_point_is_refused_in_a_line(wrong):
+    model = MODELS["balanced"][0]
+    point = Point(torch.zeros(3, 2).double(), torch.zeros(2, 6).double(), torch.zeros(3).double())
+    for call in (ufm.certify, ufm.Hessian):
+        with pytest.raises(InputError, match=r"expected an UnconstrainedFeatureModel, got .*: make one first"):
+            call(wrong, point)
+    for call in (ufm.closed_form, ufm.minimum_bounds, ufm.class_margins):
+        with pytest.raises(InputError, match="expected an UnconstrainedFeatureModel"):
+            call(wrong)
+    with pytest.raises(InputError, match=r"expected a Point\(W, H, b\)"):
+        model.measures(wrong)

@@ -152,7 +152,7 @@ def measure(
     capture = collect(model, loader, classifier, reference=reference, classes=classes, min_count=min_count, **options)
     result = capture.measures(pairwise=pairwise)
     if more:
-        result["more"] = capture.more_measures(pairwise=pairwise)
+        result["more"] = capture.more_measures(pairwise=pairwise, labels_said=True)
         for name, found in capture.more_of_layers(pairwise=pairwise).items():
             result["layers"][name]["more"] = found
     if test_loader is not None:

@@ -278,7 +278,7 @@ def _more(
     for block, block_labels in zip(features.split(_BLOCK_ROWS), labels.split(_BLOCK_ROWS), strict=True):
         unit.update(torch.nn.functional.normalize(block.double(), dim=1), block_labels)
     unit.round_at_least(moments.rounding)
-    return more_measures_of(moments, weight, unit=unit, pairwise=pairwise, numbers=classes)
+    return more_measures_of(moments, weight, unit=unit, pairwise=pairwise, numbers=classes, labels_said=True)
 
 
 def _rows(weight: Tensor, dim: int) -> int:

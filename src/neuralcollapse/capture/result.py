@@ -119,9 +119,13 @@ class Capture:
                 result["layers"][name] = found | self.layers_nearest.get(name, {})
         return result
 
-    def more_measures(self, *, pairwise: bool | int = True) -> dict[str, float]:
-        """`neuralcollapse.more_measures` of the features, without what takes features of length one."""
-        return more_measures_of(self.moments, self.weight, pairwise=pairwise, numbers=self.classes, means=self.means)
+    def more_measures(self, *, pairwise: bool | int = True, labels_said: bool = False) -> dict[str, float]:
+        """`neuralcollapse.more_measures` of the features, without what takes features of length one.
+
+        With `labels_said`, as after `measures`, nothing is said of classes without samples.
+        """
+        how: dict[str, Any] = {"pairwise": pairwise, "numbers": self.classes, "labels_said": labels_said}
+        return more_measures_of(self.moments, self.weight, **how, means=self.means)
 
     def more_of_layers(self, *, pairwise: bool | int = True) -> dict[str, dict[str, float]]:
         """Name -> `neuralcollapse.more_measures` of the outputs of an inner layer."""

@@ -131,7 +131,7 @@ def run(options: argparse.Namespace) -> int:
 
     def look(record: Record, capture: Capture) -> None:
         if options.more:
-            more[record.epoch] = capture.more_measures()
+            more[record.epoch] = capture.more_measures(labels_said=True)
 
     def show(checkpoint: Checkpoint) -> None:
         record = checkpoint.record

@@ -169,7 +169,7 @@ def _run_folder(options: argparse.Namespace) -> int:
     def show(record: Record, capture: Capture) -> None:
         last[:] = [capture]
         if options.more:
-            more[record.epoch] = capture.more_measures()
+            more[record.epoch] = capture.more_measures(labels_said=True)
         if not options.json:
             print(line(Checkpoint(files[record.epoch], "epoch", record, True)), flush=True)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from neuralcollapse.errors import InputError, did_you_mean, nearest
+from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.files import read_mapping
 from neuralcollapse.runs.other_tools import needless, option_meant, plain
 from neuralcollapse.runs.renamed import with_new_names
@@ -76,23 +76,22 @@ class Parser(argparse.ArgumentParser):
             )
 
     def _hint(self, flag: str) -> str:
-        """What is meant by a flag that does not exist: an option here, in another command, or nothing."""
-        known, name = self.options, plain(flag)
-        found = option_meant(flag, known)
-        if not found:
-            if self.command == "train" and (why := needless(flag)):
-                return f" ({why})"
-            others = {command: each for command, each in self.commands.items() if each is not self}
-            for command, other in others.items():
-                if name in other.options and self.command == "reproduce":
-                    return " (the experiment sets the options of its runs: change them in the YAML of --show)"
-                if name in other.options:
-                    return f" ({flag_of(name)} is an option of {command!r})"
-            for command, other in others.items():
-                if meant := option_meant(flag, other.options):
-                    return f" ({command!r} has {flag_of(meant)})"
-        found = found or nearest(name, [option for option in known if option != "help"])
-        return f" (did you mean {flag_of(found)!r}?)" if found else ""
+        """What is surely meant by a flag that does not exist: an option here, or in another command; or nothing.
+
+        Words of other tools are those of training: only `train` is asked for them when they are none of this command.
+        """
+        if found := option_meant(flag, [name for name in self.options if name != "help"]):
+            return f" (did you mean {flag_of(found)!r}?)"
+        if self.command == "train" and (why := needless(flag)):
+            return f" ({why})"
+        others = {command: each.options for command, each in self.commands.items() if each is not self}
+        trained = option_meant(flag, others.get("train", ()))
+        if trained in types() and self.command == "reproduce":
+            return f" (the experiment sets {flag_of(trained)} of its runs: change it in the YAML of --show)"
+        owner = next((command for command, options in others.items() if plain(flag) in options), "")
+        if owner:
+            return f" ({flag_of(plain(flag))} is an option of {owner!r})"
+        return f" ('train' has {flag_of(trained)})" if trained else ""
 
     def _flag_for(self, word: str) -> str:
         """How a word that stands alone could be meant, by the options of the command."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -110,9 +111,9 @@ def run(options: argparse.Namespace) -> int:
     except Stopped as stopped:
         print(f"neuralcollapse: {stopped}; {again}", file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print(f"neuralcollapse: interrupted; {again}", file=sys.stderr)
-        return 130
+        return 128 + getattr(interrupt, "signum", signal.SIGINT)
     place = finish(folder, _say)
     if place is None:
         return _unfinished(folder, options.json)

@@ -115,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     with train_packages(format="html"):
         from neuralcollapse.report.single import write_page
         from neuralcollapse.training.processes import LostProcess
-        from neuralcollapse.training.resume import Stopped
+        from neuralcollapse.training.resume import Interrupted, Stopped
         from neuralcollapse.training.run import resume, train
         from neuralcollapse.training.run_config import needs_trust, read_config
         from neuralcollapse.training.slurm import requeue
@@ -160,11 +160,13 @@ def run(options: argparse.Namespace) -> int:
     except LostProcess as lost:
         print(f"neuralcollapse: {lost}; to go on: neuralcollapse train --resume {out}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt as interrupt:
-        if interrupt.args or not (out / "config.yaml").is_file():
-            raise
-        print(f"neuralcollapse: interrupted; to go on: neuralcollapse train --resume {out}", file=sys.stderr)
-        return 130
+    except Interrupted as interrupted:
+        again = f"to go on: neuralcollapse train --resume {out}"
+        if not interrupted.resumable:
+            again = "to begin it again: the same command"
+        if is_primary():
+            print(f"neuralcollapse: {interrupted}; {again}", file=sys.stderr)
+        return 128 + interrupted.signum
     if not is_primary():
         return 0
     page = write_page(folder)

@@ -14,7 +14,7 @@ from neuralcollapse.checks import check_count
 from neuralcollapse.errors import InputError, did_you_mean
 from neuralcollapse.runs.class_rows import COLUMNS, Row, class_html, class_text, deciding, ends, without_undefined
 from neuralcollapse.runs.csv_text import csv_text
-from neuralcollapse.runs.files import write_atomically
+from neuralcollapse.runs.files import as_path, write_atomically
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -135,7 +135,7 @@ class ClassTable:
         Raises:
             InputError: the file cannot be written.
         """
-        target = Path(path)
+        target = as_path(path, "the table's file")
         try:
             return write_atomically(target, csv_text(map(without_undefined, self.rows())).encode(errors="replace"))
         except OSError as error:

@@ -26,6 +26,9 @@ def frequent_classes(counts: Tensor, at_least: int) -> Tensor:
         InputError: no class has that many.
     """
     check_count(at_least, "at_least", 1)
+    counts = as_tensor(counts, "counts")
+    if counts.dim() != 1 or not len(counts):
+        raise InputError(f"expected counts of shape (K,), got {tuple(counts.shape)}: a number for each class")
     kept = (counts.to(torch.int64) >= at_least).nonzero().flatten()
     if len(kept) == 0:
         raise InputError(

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import draw, pair_distances, tile_distances
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root
 from neuralcollapse.geometry.undefined import Reasons

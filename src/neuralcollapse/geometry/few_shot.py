@@ -25,8 +25,8 @@ from torch import Tensor
 
 from neuralcollapse.checks import check_count, check_finite
 from neuralcollapse.errors import InputError
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise, root, unbiased_square_trace
 from neuralcollapse.geometry.undefined import Reasons
 

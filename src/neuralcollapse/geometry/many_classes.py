@@ -16,8 +16,8 @@ from torch import Tensor
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, at_least_two
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.undefined import Reasons
 
 _ONE_LENGTH = 1e-2  # mean squared lengths of the classes may differ by this share (bfloat16 rounds by 4e-3)

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neuralcollapse.errors import InputError, Undefined
+from neuralcollapse.errors import Undefined
 from neuralcollapse.geometry.matrix import (
     NARROW,
     BlockedMatrix,
@@ -46,13 +46,6 @@ _ROUNDED, _ALIKE, _GAP = 0.25, 8.0, 64.0
 # times as much, a direction counts as rounding if its class means are no further apart than _EXPLAINED times what its
 # own scatter explains, and _FAR_GAP times nearer than along any direction that is kept.
 _FAR_ROWS, _EXPLAINED, _FAR_GAP = 1e4, 4.0, 1e6
-
-
-def check_moments(moments: object, name: str = "moments") -> None:
-    """Raise unless these are `ClassMoments`."""
-    if not isinstance(moments, ClassMoments):
-        way = "its gather()" if hasattr(moments, "gather") else "ClassMoments.from_batch(features, labels, num_classes)"
-        raise InputError(f"expected {name} as ClassMoments, got {type(moments).__name__}: take {way}")
 
 
 class Directions(NamedTuple):

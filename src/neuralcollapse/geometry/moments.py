@@ -206,6 +206,7 @@ class ClassMoments(Intake):
         Raises:
             InputError: the two differ in K, d or the dtype of the means.
         """
+        check_moments(other, "the other moments")
         if self.shape != other.shape:
             mine, theirs = (f"K={k}, d={d}" for k, d, _ in (self.shape, other.shape))
             if mine == theirs:
@@ -276,3 +277,13 @@ class ClassMoments(Intake):
     def __repr__(self) -> str:
         shape = f"num_classes={self.num_classes}, feature_dim={self.feature_dim}"
         return f"ClassMoments({shape}, num_samples={self.num_samples})"
+
+
+def check_moments(moments: object, name: str = "moments") -> None:
+    """Raise unless these are `ClassMoments`; what holds some is answered by how to get at them."""
+    if isinstance(moments, ClassMoments):
+        return
+    way = "make them with ClassMoments.from_batch(features, labels, num_classes)"
+    if isinstance(getattr(moments, "moments", None), ClassMoments):  # a Capture, or a ClassShard, which has a part
+        way = "call its gather() on all ranks" if hasattr(moments, "gather") else "give its attribute moments"
+    raise InputError(f"expected {name} as ClassMoments, got {type(moments).__name__}: {way}")

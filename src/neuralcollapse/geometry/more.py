@@ -22,8 +22,8 @@ from neuralcollapse.geometry.many_classes import (
     rows_of,
 )
 from neuralcollapse.geometry.matrix import BlockedMatrix
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.spectra import spectra_of
 from neuralcollapse.geometry.undefined import Reasons, whose
@@ -100,11 +100,15 @@ def more_measures_of(
     unit: ClassMoments | None = None,
     s: float = 2.0,
     pairwise: bool | int = True,
+    layer: str = "",
+    labels_said: bool = False,
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
-    layer: str = "",
 ) -> dict[str, float]:
-    """`more_measures` of what a pass has seen; `numbers` (K,), `means` and `layer` are as of `measures_of`."""
+    """`more_measures` of what a pass has seen; `layer`, `numbers` (K,) and `means` are as of `measures_of`.
+
+    With `labels_said`, as after `measures_of`, nothing is said of classes without samples.
+    """
     check_moments(moments)
     check_classifier(weight, None, moments.num_classes, moments.feature_dim)
     check_power(s)
@@ -128,7 +132,7 @@ def more_measures_of(
         if pairwise is not False:
             found |= _margins(means, rows, pairwise, reasons)
     found |= spectra_of(means, weight, reasons).values()
-    if means.unseen and len(means.seen) and not layer:
+    if means.unseen and len(means.seen) and not (layer or labels_said):
         _warn_unseen(means)
     reasons.warn(5, about=f"{whose(False, layer)}undefined (NaN)")
     order = {name: place for place, name in enumerate(MORE_MEASURES)}

@@ -12,8 +12,8 @@ import torch
 
 from neuralcollapse.checks import check_finite
 from neuralcollapse.errors import InputError, Undefined
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.undefined import Reasons
 
 

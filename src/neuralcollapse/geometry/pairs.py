@@ -14,8 +14,8 @@ from neuralcollapse.checks import check_class_names, check_count
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.intake import waits_for_nothing
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.sampling_noise import SamplingNoise
 
 _CHUNK_VALUES = 2**20  # values of the rows of sampled pairs held in memory at a time

@@ -18,7 +18,7 @@ from neuralcollapse.errors import InputError, NeuralCollapseWarning, Undefined, 
 from neuralcollapse.geometry.class_table import ClassTable
 from neuralcollapse.geometry.matrix import BlockedMatrix
 from neuralcollapse.geometry.means import OVERFLOW, CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import pair_distances, ratios, rounding_squares, tile_distances
 
 _EQUAL = 1e-13  # rows that differ from their mean by less than this share of the largest entry are equal to it
@@ -94,11 +94,7 @@ def quiet_per_class(
     Where the classes are a subset of more, `numbers` (K,) are those that the table and the reasons call them by.
     `means` are the centred means of the moments, if they are at hand.
     """
-    if not isinstance(moments, ClassMoments):
-        raise InputError(
-            f"expected ClassMoments, got {type(moments).__name__}: make them with ClassMoments.from_batch; a Capture "
-            "has a method per_class of its own"
-        )
+    check_moments(moments)
     count = moments.num_classes
     check_classifier(weight, bias, count, moments.feature_dim)
     known = None if names is None else dict(enumerate(check_class_names(names, count)))

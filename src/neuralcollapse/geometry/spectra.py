@@ -19,8 +19,8 @@ from torch import Tensor
 from neuralcollapse.checks import check_classifier
 from neuralcollapse.errors import Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, between_directions
-from neuralcollapse.geometry.means import OVERFLOW, CentredMeans, check_moments, rounding_alone
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import OVERFLOW, CentredMeans, rounding_alone
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.products import add_gram
 from neuralcollapse.geometry.rounding import rounding, sampled
 from neuralcollapse.geometry.undefined import Reasons

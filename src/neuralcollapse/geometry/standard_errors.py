@@ -27,8 +27,8 @@ from torch import Tensor
 from neuralcollapse.errors import InputError, Undefined, listed
 from neuralcollapse.geometry.corrected import Corrected
 from neuralcollapse.geometry.groups import joined, without
-from neuralcollapse.geometry.means import CentredMeans, check_moments
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.means import CentredMeans
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import Estimate, Sample, draw
 from neuralcollapse.geometry.undefined import Reasons, whose
 
@@ -86,13 +86,13 @@ def errors_of(
     *,
     pairwise: bool | int = True,
     held_out: bool = False,
+    layer: str = "",
     numbers: Tensor | None = None,
     means: CentredMeans | None = None,
-    layer: str = "",
 ) -> dict[str, float]:
     """`standard_errors`, given the moments of all groups together too; NaN for fewer than two groups.
 
-    `held_out`, `numbers` and `layer` are what warnings say, and `means` those of `whole`, as of `measures_of`.
+    `held_out`, `layer` and `numbers` are what warnings say, and `means` those of `whole`, as of `measures_of`.
     """
     groups = [group for group in groups if group.num_samples > 0]
     means, undefined = means or CentredMeans(whole, numbers), Reasons()

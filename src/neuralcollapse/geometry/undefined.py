@@ -11,9 +11,9 @@ from neuralcollapse.errors import NeuralCollapseWarning, Undefined
 T = TypeVar("T")
 
 
-def whose(held_out: bool, layer: str) -> str:
-    """What warnings begin with: nothing where they are about the features of the training set."""
-    return "test set: " * held_out + f"layer {layer!r}: " * bool(layer)
+def whose(held_out: bool, layer: str = "") -> str:
+    """What a warning begins with, so that it says whose features it is about; nothing for those of the classifier."""
+    return f"{'test set: ' if held_out else ''}{f'layer {layer!r}: ' if layer else ''}"
 
 
 class Reasons:

@@ -19,7 +19,7 @@ from torch import Tensor
 from neuralcollapse.errors import InputError, Undefined
 from neuralcollapse.geometry.matrix import BlockedMatrix, as_matrix, at_least_two
 from neuralcollapse.geometry.means import CentredMeans
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.pairs import draw
 from neuralcollapse.geometry.undefined import Reasons
 
@@ -87,6 +87,8 @@ def uniformity(vectors: ClassMoments | Tensor, *, s: float = 2.0, pairwise: bool
     check_power(s)
     if pairwise is False:
         raise InputError("expected pairwise True or a number of pairs, got False: nothing would be left to measure")
+    if hasattr(vectors, "moments"):
+        check_moments(vectors, "vectors")
     given = CentredMeans(vectors) if isinstance(vectors, ClassMoments) else as_matrix(vectors)
     reasons = Reasons()
 

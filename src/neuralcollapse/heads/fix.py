@@ -56,6 +56,11 @@ def fix_classifier(
         InputError: no layer of that name (those that exist are listed), no linear head, a head with a single output or
             an adapter (LoRA), or a frame that cannot hold so many classes. The model is then unchanged.
     """
+    if not isinstance(model, nn.Module):
+        got = type(model).__name__
+        raise InputError(f"expected the network as a torch.nn.Module, got {got}: give the network itself")
+    if not (name is None or isinstance(name, str | nn.Module | Sequence)):
+        raise InputError(f"expected the name of a head or several, got {name!r:.80}: leave it out to have them found")
     if head_outputs(model) is not None:
         return _like(model, "the layer", frame, options)
     names = find_heads(model) if name is None else [name] if isinstance(name, str | nn.Module) else list(name)

@@ -26,7 +26,8 @@ def check_loggers(loggers: Any) -> list[Any]:
     """
     expected = "expected loggers as a list, each a SummaryWriter, a run of wandb, mlflow, or a logger of Lightning"
     if not isinstance(loggers, list | tuple):
-        raise InputError(f"{expected}, got {type(loggers).__name__}: write [logger]")
+        what = "[], or leave it out, for none" if loggers is None else "[logger]"
+        raise InputError(f"{expected}, got {type(loggers).__name__}: write {what}")
     for logger in loggers:
         if numbers_into(logger) is None:
             name = logger.__name__ if isinstance(logger, type) else type(logger).__name__

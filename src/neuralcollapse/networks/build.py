@@ -62,6 +62,7 @@ _OPTIONS = {
     "resnet50": ("in_channels", "bias"),
     "resnet18_width": ("in_channels", "width", "bias"),
 }
+_NAMES = f"there are: {', '.join(_OPTIONS)}, torchvision:NAME, timm:NAME, transformers:NAME, package.module:function"
 
 
 def build_network(
@@ -102,6 +103,8 @@ def build_network(
             ResNet, a frame that cannot hold K classes in d dimensions, or a network from elsewhere that cannot be
             built.
     """
+    if not isinstance(name, str):
+        raise InputError(f"expected a network's name, such as 'mlp', got {name!r:.80}: {_NAMES}")
     check_count(num_classes, "num_classes", 2)
     frame = _frame(classifier, frame)
     _check_frame_options(frame, learn_scale, rotation)
@@ -168,10 +171,7 @@ def _check_own(name: str, head: FixedClassifier, frame: str, learn_scale: bool, 
 
 def _own_network(name: str, num_classes: int, feature_dim: int | None, stem: str, options: dict[str, Any]) -> nn.Module:
     if name not in _OPTIONS:
-        raise InputError(
-            f"no network {name!r}{did_you_mean(name, _OPTIONS)}; there are: {', '.join(_OPTIONS)}, torchvision:NAME, "
-            "timm:NAME, transformers:NAME, package.module:function"
-        )
+        raise InputError(f"no network {name!r}{did_you_mean(name, _OPTIONS)}; {_NAMES}")
     known = _OPTIONS[name]
     for option in options:
         if option not in known:

@@ -17,7 +17,7 @@ from neuralcollapse.capture.collect import collect
 from neuralcollapse.capture.team import Team
 from neuralcollapse.checks import as_tensor, check_features, check_finite
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, listed
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.geometry.precision import full_precision
 from neuralcollapse.ood.blocks import Blocks
@@ -26,6 +26,7 @@ from neuralcollapse.ood.fitted import Fitted
 from neuralcollapse.ood.options import ScoreOptions
 from neuralcollapse.ood.passes import captured_batches
 from neuralcollapse.ood.stored import read_scorer, write_scorer
+from neuralcollapse.runs.files import as_path
 
 # Rows and values of a block on a CPU, where it should stay in the cache, and on an accelerator.
 _ROWS, _VALUES = 2048, 2**22
@@ -102,10 +103,7 @@ class OODScorer:
             InputError: no samples, a head that does not fit, an option that is wrong, or a score asked for by name that
                 has no value.
         """
-        if not isinstance(moments, ClassMoments):
-            raise InputError(
-                f"expected moments as ClassMoments, got {type(moments).__name__}: see ClassMoments.from_batch"
-            )
+        check_moments(moments)
         scorer = cls(moments, *_head(weight, bias), ScoreOptions.of(options), layer)
         if features is not None and scorer._fitted.need_alpha:
             whole = isinstance(features, Tensor) or hasattr(features, "__array__")
@@ -273,7 +271,7 @@ class OODScorer:
         """Write the scorer to a safetensors file, with a checksum: moments, head, options. Nothing is pickled."""
         weight, bias = self._head
         options = replace(self.options, vim_alpha=self.vim_alpha, scores=self.scores)
-        return write_scorer(Path(path), self.moments, weight, bias, options, self.layer)
+        return write_scorer(as_path(path, "a scorer's file"), self.moments, weight, bias, options, self.layer)
 
     @classmethod
     @torch.no_grad()
@@ -283,7 +281,7 @@ class OODScorer:
         Raises:
             InputError: no such file, or one that is damaged, was changed, or holds something else.
         """
-        moments, weight, bias, options, layer = read_scorer(Path(path))
+        moments, weight, bias, options, layer = read_scorer(as_path(path, "a scorer's file"))
         if device is not None:
             moments = ClassMoments(moments.packed.to(state_device(device)), *moments.shape)
         return cls(moments, weight, bias, options, layer)

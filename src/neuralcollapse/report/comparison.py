@@ -20,8 +20,9 @@ from neuralcollapse.runs.reading import Group, Run, common_unit
 from neuralcollapse.runs.records import format_value, label, number
 
 NUMBERS = ("train.accuracy", "test.accuracy", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "head.ratio")
-_CURVES = ("train.loss", "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "train.accuracy", "test.accuracy", "head.ratio")
-_LOGARITHMIC = ("train.loss", "nc1", "nc_bias", "head.ratio")
+LOSS = "train.loss"
+_CURVES = (LOSS, "nc1", "nc2", "nc2_means", "nc3", "nc_bias", "train.accuracy", "test.accuracy", "head.ratio")
+_LOGARITHMIC = (LOSS, "nc1", "nc_bias", "head.ratio")
 _MANY = 8  # groups, of which the table scrolls in a box of its own
 _SELECT = "Select a name to see its curves stand out in every figure; once more, or Escape, to see all alike."
 
@@ -80,13 +81,16 @@ def _seeds(groups: Sequence[Group]) -> str:
     return f"; {len(groups)} configurations with {seeds} seeds{' each' if len(counts) == 1 else ''}"
 
 
-def differences(groups: Sequence[Group]) -> list[Table]:
-    """A row for each group of seeds: the options in which the groups differ and, over several seeds, where it ended."""
+def differences(groups: Sequence[Group], *, numbers: bool = True) -> list[Table]:
+    """A row for each group of seeds: the options in which the groups differ and, over several seeds, where it ended.
+
+    Without `numbers` the options alone, where another table has those of the end.
+    """
     names = differing([run for group in groups for run in group.runs])
     several = any(len(group.runs) > 1 for group in groups)
-    if not names and not several:
+    if not names and not (several and numbers):
         return []
-    keys = [key for key in NUMBERS if several and any(not math.isnan(group.mean(key)) for group in groups)]
+    keys = [key for key in NUMBERS if several and numbers and any(not math.isnan(group.mean(key)) for group in groups)]
     rows = []
     for group, color in zip(groups, group_colors(groups), strict=True):
         config = group.runs[0].config
@@ -100,7 +104,7 @@ def differences(groups: Sequence[Group]) -> list[Table]:
             ]
         )
     note = "" if names else "Nothing but the seed. "
-    note += "Numbers at the end: mean ± standard deviation over seeds. " if several else ""
+    note += "Numbers at the end: mean ± standard deviation over seeds. " if keys else ""
     header = ("runs" if several else "run", *names, *(["seeds"] if several else []), *map(label, keys))
     return [Table("What differs", rows, header, note + _SELECT, sortable=True, tall=len(rows) > _MANY)]
 

@@ -15,6 +15,7 @@ import numpy as np
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.figure import COLORS, Axis, Figure, Line
 from neuralcollapse.report.group_curves import NAMED, group_colors, selections
+from neuralcollapse.runs.files import as_path
 from neuralcollapse.runs.reading import Group
 from neuralcollapse.runs.records import Geometry
 
@@ -109,12 +110,16 @@ def write_scree(spectra: Spectra, path: str | Path) -> Path:
     Raises:
         InputError: another ending, spectra without eigenvalues, a file that cannot be written, or packages missing.
     """
+    from neuralcollapse.geometry.spectra import Spectra
     from neuralcollapse.report.paper import save_figure
 
+    if not isinstance(spectra, Spectra):
+        raise InputError(f"expected what spectra(moments, weight) returns, got {type(spectra).__name__}")
+    target = as_path(path, "the figure's file")
     figure = scree(spectra)
     if not figure.marks:
         raise InputError("expected spectra with eigenvalues, got none: there is nothing to draw")
-    return save_figure(figure, Path(path))
+    return save_figure(figure, target)
 
 
 def _shares(curve: _Curve) -> tuple[list[int], list[float]]:

@@ -18,6 +18,7 @@ from neuralcollapse.report.live import Live, ends_early
 from neuralcollapse.report.page import Card, Cell, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.report.scree import geometry_scree
+from neuralcollapse.runs.files import as_path
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.head_lines import head_lines, model_words
 from neuralcollapse.runs.reading import Run, read_run
@@ -48,7 +49,7 @@ def write_page(run: str | Path | RunFolder, out: str | Path | None = None, *, sh
     Raises:
         InputError: no run or no records there, damaged files, a file that cannot be written, or packages missing.
     """
-    path = Path(run.path if isinstance(run, RunFolder) else run)
+    path = run.path if isinstance(run, RunFolder) else as_path(run, "a run folder")
     page = single_page(read_run(path))
     return page.write(Path(out or path / "report.html"), shared_assets=shared_assets)
 

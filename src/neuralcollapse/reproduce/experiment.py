@@ -10,6 +10,7 @@ there is that many grids of runs. An option "=NAME" has the value of the option 
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +112,9 @@ def names() -> list[str]:
 
 def text_of(name: str) -> str:
     """The YAML text of an experiment, by its name or as a file of one's own (a path that ends in .yaml or .yml)."""
+    if not isinstance(name, str | os.PathLike):
+        raise InputError(f"expected an experiment's name or the path of a .yaml file, got {name!r:.80}")
+    name = str(name)
     if name.endswith((".yaml", ".yml")):
         try:
             return Path(name).read_text(encoding="utf-8")
@@ -134,7 +138,7 @@ def parse(
 ) -> Experiment:
     """An experiment from its YAML text (see `find_experiment`); `quiet` leaves out the notes on names that changed."""
     if scale not in SCALES:
-        raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{did_you_mean(scale, SCALES)}")
+        raise InputError(f"expected a scale of {', '.join(SCALES)}, got {scale!r}{did_you_mean(str(scale), SCALES)}")
     try:
         whole = parse_yaml(text)
     except ValueError as error:

@@ -5,6 +5,7 @@ python -m neuralcollapse.reproduce.one_run FOLDER RUN [show]
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -53,8 +54,8 @@ def main(path: str, name: str, progress: str = "") -> int:
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
         return 128 + stopped.signum
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        return 128 + getattr(interrupt, "signum", signal.SIGINT)
     return 0
 
 

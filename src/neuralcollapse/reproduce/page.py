@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.report.class_means import geometry_figures
-from neuralcollapse.report.comparison import collapse_panels, differences, run_table, shared_tables
+from neuralcollapse.report.comparison import LOSS, collapse_panels, differences, run_table, shared_tables
 from neuralcollapse.report.figure import Figure
+from neuralcollapse.report.group_curves import comparison_curve
 from neuralcollapse.report.page import Claim, Page, Table
 from neuralcollapse.report.records_csv import csv_label, records_csv
 from neuralcollapse.reproduce.checks import Results, judge
 from neuralcollapse.reproduce.figures import FIGURES, validate_figures
 from neuralcollapse.reproduce.runner import ExperimentFolder
-from neuralcollapse.reproduce.tables import THEORY, cost_table, group_table, survey_csv, survey_tables, theory_table
+from neuralcollapse.reproduce.tables import cost_table, group_table, survey_csv, survey_tables, theory_table
 from neuralcollapse.runs.reading import group_runs
 
 _SMOKE = "A smoke run, which tests the machinery on something tiny and proves nothing of the claim: "
@@ -27,7 +29,7 @@ def experiment_page(folder: ExperimentFolder) -> Page:
     there = len(results.runs) + len(results.surveys)
     if not there:
         raise InputError(f"{folder.path}: no run is whole yet: go on with 'neuralcollapse reproduce {experiment.name}'")
-    verdict, tables = judge(experiment.checks, results), _tables(results)
+    verdict, (lead, others) = judge(experiment.checks, results), _tables(results)
     smoke = experiment.scale == "smoke"
     sentence = _SMOKE + verdict.sentence.partition(": ")[2] if smoke else verdict.sentence
     missing = "" if there == len(experiment.runs) else f", of {len(experiment.runs)}: the others are missing"
@@ -38,9 +40,9 @@ def experiment_page(folder: ExperimentFolder) -> Page:
         verdict=sentence,
         cards=[],
         figures=drawn,
-        tables=tables,
+        tables=[*lead, *others],
         claim=Claim(experiment.claim, experiment.source, "not tested" if smoke else verdict.word, verdict.findings),
-        lead=2 if any(table.heading == THEORY for table in tables) else 1,
+        lead=len(lead),
         csv=(
             f"{experiment.name}-{experiment.scale}.csv",
             records_csv(results.runs) if results.runs else survey_csv(results.surveys),
@@ -51,7 +53,10 @@ def experiment_page(folder: ExperimentFolder) -> Page:
 
 
 def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) -> list[Figure]:
-    """The figures that an experiment asks for, each by its `kind`, then the geometry of the first run of each group."""
+    """The figures that an experiment asks for, each by its `kind`; the loss; the geometry of each group's first run.
+
+    The claims are about the end of training, and the loss shows whether it was near.
+    """
     validate_figures(wanted, source)
     drawn = {}
     for item in wanted:
@@ -61,21 +66,25 @@ def figures(wanted: Sequence[Mapping[str, Any]], results: Results, source: str) 
             raise InputError(f"{source}: figure {item['kind']!r} cannot be drawn of these runs: {error}") from None
         if figure is not None:
             drawn[figure.name] = figure  # each once
-    geometry = geometry_figures([group.runs[0] for group in group_runs(results.runs)])
+    groups = group_runs(results.runs)
+    if any(not math.isnan(group.mean(LOSS)) for group in groups):
+        loss = comparison_curve(groups, LOSS, log=True)
+        drawn.setdefault(loss.name, loss)
+    geometry = geometry_figures([group.runs[0] for group in groups])
     if not geometry and len(drawn) in (2, 4):  # thirds of the page would leave a gap
         return [replace(figure, size="wide") for figure in drawn.values()]
     return [*drawn.values(), *geometry]
 
 
-def _tables(results: Results) -> list[Table]:
+def _tables(results: Results) -> tuple[list[Table], list[Table]]:
+    """Those above the figures, of which the first says what differs, as on a page of several runs; and those below."""
     if results.surveys:
-        return survey_tables(results.surveys)
+        first, *others = survey_tables(results.surveys)
+        return [first], others
     groups = group_runs(results.runs)
-    tables = [group_table(groups), *theory_table(groups)]
-    if results.costs:
-        tables.append(cost_table(results.costs))
-    options = [replace(table, foldable=True) for table in differences(groups)]  # its numbers are in the first table too
-    return [*tables, run_table(results.runs, groups), *options, *shared_tables(results.runs)]
+    lead = [*differences(groups, numbers=False), group_table(groups), *theory_table(groups)]
+    costs = [cost_table(results.costs)] if results.costs else []
+    return lead, [*costs, run_table(results.runs, groups), *shared_tables(results.runs)]
 
 
 def _time(results: Results) -> str:

@@ -28,7 +28,7 @@ from neuralcollapse.reproduce.jobs import side_by_side
 from neuralcollapse.reproduce.results import COSTS as COST_NAMES
 from neuralcollapse.reproduce.results import Results
 from neuralcollapse.runs.events import stopped
-from neuralcollapse.runs.files import as_builtin, as_float, parse_json, parse_yaml, read_text, write_atomically
+from neuralcollapse.runs.files import as_builtin, as_float, as_path, parse_json, parse_yaml, read_text, write_atomically
 from neuralcollapse.runs.folder import RunFolder
 from neuralcollapse.runs.locks import InUse, check_unlocked, hold
 from neuralcollapse.runs.ownership import is_in_use
@@ -64,7 +64,7 @@ class ExperimentFolder:
         Raises:
             InputError: there is no such experiment or scale, or the folder holds something else.
         """
-        out = Path(out)
+        out = as_path(out, "a folder for the experiment")
         text = text_of(name)
         title = Path(name).stem
         experiment = parse(text, title, scale, changes)
@@ -96,7 +96,7 @@ class ExperimentFolder:
         Raises:
             InputError: the folder holds none.
         """
-        path = Path(path)
+        path = as_path(path, "an experiment's folder")
         there = _read(path)
         return cls(path, parse(there["text"], there["name"], there["scale"], there["changes"], quiet=True))
 

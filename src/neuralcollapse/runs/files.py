@@ -23,6 +23,17 @@ _DEPTH = 64
 _INTEGER_BITS = 256
 
 
+def as_path(path: object, what: str) -> Path:
+    """A path that a caller gave.
+
+    Raises:
+        InputError: something else, in the words for `what` it should be the path of.
+    """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"expected the path of {what}, got {path!r:.80}: give a str or a pathlib.Path")
+    return Path(path)
+
+
 def read_text(path: Path, most: int = _TEXT_BYTES) -> str:
     """The text of a UTF-8 file of at most `most` bytes, without a byte order mark.
 

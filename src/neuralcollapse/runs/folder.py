@@ -27,7 +27,7 @@ import numpy as np
 from neuralcollapse.errors import InputError, one_line
 from neuralcollapse.runs import locks, ownership
 from neuralcollapse.runs.class_record import ClassRecord, read_class_record
-from neuralcollapse.runs.files import read_text, write_atomically
+from neuralcollapse.runs.files import as_path, read_text, write_atomically
 from neuralcollapse.runs.html import as_table, named_values
 from neuralcollapse.runs.record_lines import append_record, keep_records, read_records
 from neuralcollapse.runs.records import Geometry, Record, read_geometry
@@ -43,9 +43,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        if not isinstance(path, str | os.PathLike):
-            raise InputError(f"expected the path of a run folder, got {path!r:.80}")
-        self.path = Path(path)
+        self.path = as_path(path, "a run folder")
         self._hold: locks.Hold | None = None
 
     def __fspath__(self) -> str:
@@ -88,9 +86,7 @@ class RunFolder:
             run.lock()
             try:
                 cls.check_free(path, force=force, given=given)  # again, now that nobody else can write
-                run._set_aside()
-                run.make_folders()
-                write_atomically(run.path / _RECORDS, b"")
+                run._begin()
             except BaseException:
                 run.unlock()
                 raise
@@ -162,6 +158,21 @@ class RunFolder:
         """What this run wrote, or an earlier one that is set aside."""
         own = ownership.list_contents(self.path).own
         return [path for path in own if path.is_relative_to(self._earlier) == of_earlier]
+
+    def _begin(self) -> None:
+        """Set an earlier run aside and make the files of a new one, or leave all as it was."""
+        records = self.path / _RECORDS
+        try:
+            self._set_aside()
+            self.make_folders()
+            write_atomically(records, b"")
+        except BaseException:  # an interrupt too
+            if records.is_file() and records.stat().st_size == 0:  # ours, or of a run that had none
+                records.unlink()
+            self._bring_back()
+            if not records.is_file():
+                self.discard()
+            raise
 
     @property
     def _earlier(self) -> Path:

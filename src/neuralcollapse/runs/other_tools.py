@@ -13,8 +13,7 @@ _CALLED = {
     "bias_decay": "lambda_b bias_reg b_decay",
     "batch_size": "bs batch b batchsize train_batch_size per_device_train_batch_size mini_batch_size "
     "eval_batch_size test_batch_size",
-    "epochs": "epoch e num_epochs n_epochs max_epochs nb_epochs num_train_epochs total_epochs train_epochs nepochs "
-    "steps max_steps iterations",
+    "epochs": "epoch e num_epochs n_epochs max_epochs nb_epochs num_train_epochs total_epochs train_epochs nepochs",
     "network": "model arch architecture backbone net model_name model_type encoder model_name_or_path "
     "mlp resnet resnet18 cnn",
     "network_options": "model_args model_kwargs model_config net_args",
@@ -28,7 +27,7 @@ _CALLED = {
     "outside": "ood ood_data out_data ood_dataset outlier outliers out_dataset",
     "inside": "test id id_data in_data in_distribution test_data test_features",
     "test_data": "test test_file test_features val val_data valid_data test_dataset",
-    "device": "accelerator gpu cuda use_cuda use_gpu",
+    "device": "accelerator gpu gpus num_gpus n_gpus gpu_ids cuda use_cuda use_gpu cpu no_cuda",
     "accelerator": "device gpu cuda use_cuda use_gpu cpu no_cuda",
     "devices": "gpus num_gpus n_gpus ngpus nproc nproc_per_node world_size num_devices gpu_ids",
     "nodes": "num_nodes nnodes n_nodes",
@@ -48,13 +47,13 @@ _CALLED = {
     "decay_factor": "gamma lr_gamma lr_decay lr_decay_rate",
     "decay_every": "step_size lr_step_size lr_decay_every lr_decay_epochs",
     "milestones": "lr_milestones lr_steps lr_drop",
-    "decay_warmup": "warmup warmup_epochs",
     "momentum": "mom beta",
     "gradient_clip": "clip grad_clip clip_grad max_grad_norm gradient_clip_val clip_norm clip_grad_norm",
     "loss": "criterion loss_fn loss_function objective label_smoothing smoothing focal focal_gamma",
     "augment": "aug augmentation data_aug transform transforms aa",
     "image_size": "img_size input_size resolution size imgsz crop_size",
     "channels": "in_channels num_channels in_chans input_channels rgb",
+    "in_channels": "channels num_channels in_chans input_channels",
     "samples_per_class": "n_per_class num_per_class subset samples num_samples shots n",
     "samples": "n samples_per_class n_per_class num_samples counts class_counts",
     "imbalance": "imb imb_factor imbalance_ratio imb_ratio imb_type imbalance_factor long_tail",
@@ -92,16 +91,16 @@ _CALLED = {
 
 _NEEDLESS = {
     "SGD has momentum as given, and not Nesterov's": "nesterov",
-    "learning rates have no warm-up; decay may have one, --decay-warmup": "lr_warmup warmup_steps warmup_lr",
+    "learning rates have no warm-up; decay may have one, --decay-warmup": "warmup lr_warmup warmup_epochs "
+    "lr_warmup_epochs warmup_steps num_warmup_steps warmup_lr warmup_ratio",
+    "a training is as long as its --epochs, passes over the data": "steps max_steps num_steps iterations max_iters",
     "images are in memory, and no worker has to load them": "num_workers workers n_workers dataloader_num_workers "
     "pin_memory num_loaders persistent_workers",
-    "the data say how many classes there are": "num_classes n_classes nclasses num_labels classes",
+    "the data say how many classes there are": "num_classes n_classes nclasses num_labels classes k",
     "a data set comes with its test set": "test_data val_data valid_data test_dataset val_dataset val test",
     "data are fetched if they are not there": "download",
 }
 """Why an option that other tools have does not exist -> its names."""
-
-_NEAR = 0.8  # of difflib's ratio: a slip of the finger, and no other word
 
 _elsewhere: dict[str, list[str]] = {}
 for _ours, _theirs in _CALLED.items():
@@ -119,12 +118,12 @@ def option_meant(name: str, known: Collection[str]) -> str:
     if word in known:
         return word
     called = next((ours for ours in _elsewhere.get(word, ()) if ours in known), "")
-    return called or (nearest(word, known, _NEAR) if len(word) > 3 else "")
+    return called or nearest(word, known)
 
 
 def option_hint(name: str, known: Collection[str]) -> str:
-    """The hint ` (did you mean 'x'?)` for an option that does not exist; an empty text when none is like it."""
-    found = option_meant(name, known) or nearest(name, known)
+    """The hint ` (did you mean 'x'?)` for an option that does not exist; an empty text where none is surely meant."""
+    found = option_meant(name, known)
     return f" (did you mean {found!r}?)" if found else ""
 
 

@@ -157,7 +157,7 @@ def is_run(folder: Path) -> bool:
     """Whether a run of this library is, or began, in a folder.
 
     Its mark is an environment.json with the library's version, or a record. A run that was killed before it wrote
-    either has left an empty records.jsonl and nothing else but its configuration.
+    either has left an empty records.jsonl and nothing else but its configuration and the files of its loggers.
     """
     try:
         if "neuralcollapse" in read_mapping(folder / "environment.json"):
@@ -171,7 +171,7 @@ def is_run(folder: Path) -> bool:
         if records.stat().st_size == 0:
             others = {path.name for path in folder.iterdir() if not is_temporary(path)} - {LOCK, EARLIER}
             empty = not any(any((folder / name).iterdir()) for name in EPOCH_FILES if (folder / name).is_dir())
-            return others <= {"records.jsonl", "config.yaml", *EPOCH_FILES} and empty
+            return others <= {"records.jsonl", "config.yaml", LOGS, *EPOCH_FILES} and empty
         with records.open(encoding="utf-8-sig") as file:
             first = parse_json(file.readline(2**24))
     except (OSError, ValueError):

@@ -14,7 +14,7 @@ from neuralcollapse.runs.events import StopMode, StopRule
 from neuralcollapse.runs.other_tools import needless, option_hint
 from neuralcollapse.runs.renamed import RENAMED, with_new_names
 from neuralcollapse.training.combinations import check_combinations
-from neuralcollapse.training.values import choices, described, fits, read
+from neuralcollapse.training.values import choices, described, fits, means_nothing, read
 
 _T = TypeVar("_T")
 
@@ -112,7 +112,7 @@ class TrainConfig:
         min_delta: of stop_on: by how much a better value has to be better.
         checkpoint_every: epochs between kept weights; the last are always kept.
         save_seconds: least number of seconds between two saved states to resume from (at ends of epochs).
-        loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go.
+        loggers: "csv", "tensorboard", "wandb", "mlflow": where else the measures go; "none" for nowhere.
         accelerator: "auto", "cpu", "cuda", "mps".
         devices: processes on this machine, one a device.
         nodes: machines.
@@ -381,6 +381,8 @@ def _complaint(name: str, what: str, value: object) -> str:
     known = choices(types()[name])
     wrong = [item for item in (value if isinstance(value, list | tuple) else [value]) if item not in known]
     hint = did_you_mean(wrong[0], known) if known and wrong and isinstance(wrong[0], str) else ""
+    if get_origin(types()[name]) is tuple and means_nothing(value):
+        hint = " (an empty list is written none or [])"
     return f"expected {name} to be {what}, got {value!r}{hint}"
 
 

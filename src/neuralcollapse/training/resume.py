@@ -41,6 +41,20 @@ class Stopped(Exception):
         self.step = step
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a run before a state could be saved; the message says what was trained, and what became of it.
+
+    Attributes:
+        signum: the signal.
+        resumable: whether the folder holds the run, to go on with; otherwise it is as it was before.
+    """
+
+    def __init__(self, message: str, signum: int, *, resumable: bool) -> None:
+        super().__init__(message)
+        self.signum = signum
+        self.resumable = resumable
+
+
 _KINDS = {"epoch": int, "step": int, "total_steps": int, "processes": int, "origin": str}
 
 
@@ -122,16 +136,28 @@ def origin_of(config: TrainConfig) -> str:
 
 
 class StopSignal:
-    """Notes SIGINT, SIGTERM and SIGUSR1, so that a step ends whole; a second SIGINT interrupts at once."""
+    """Notes SIGINT, SIGTERM and SIGUSR1, so that a step ends whole; a second SIGINT interrupts at once.
+
+    So does any of them `before_training`, where no step is to be ended.
+    """
 
     def __init__(self) -> None:
         self.signum: int | None = None
+        self.began = False
 
     def __call__(self, signum: int, frame: FrameType | None) -> None:
         """The handler."""
-        if self.signum == signum == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = self.signum == signum == signal.SIGINT
         self.signum = signum
+        if again or not self.began:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def before_training(self) -> Iterator[None]:
+        """Interrupt at once inside, whichever of the signals comes."""
+        with _as_before():
+            self.install()
+            yield
 
     @contextmanager
     def installed(self, *, at_once: bool = True) -> Iterator[None]:
@@ -140,23 +166,31 @@ class StopSignal:
         With `at_once=False` only from `install` on: a process that waits for others to join has nothing to save, and
         Python would not come to its handler before they have.
         """
-        if threading.current_thread() is not threading.main_thread():
+        self.began = True
+        with _as_before():
+            if at_once:
+                self.install()
             yield
-            return
-        before = {signum: signal.getsignal(signum) for signum in SIGNALS}
-        if at_once:
-            self.install()
-        try:
-            yield
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
 
     def install(self) -> None:
         """Take the signals, over what Lightning put there: its own handler would end a run between two processes."""
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
                 signal.signal(signum, self)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Afterwards signals are handled as before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
 
 
 def restore(

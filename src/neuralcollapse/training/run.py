@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from neuralcollapse.training.graph import CudaRecording, refusal, unfit_operatio
 from neuralcollapse.training.network import network_for
 from neuralcollapse.training.online import OnlineFeatures
 from neuralcollapse.training.processes import Together, as_launched, lost
-from neuralcollapse.training.resume import State, Stopped, StopSignal, restore
+from neuralcollapse.training.resume import Interrupted, State, Stopped, StopSignal, restore
 from neuralcollapse.training.run_config import check_trusted, named_paths, read_config
 from neuralcollapse.training.sharding import reads_parts
 from neuralcollapse.training.step import NETWORK, Classification, loss_function
@@ -78,6 +79,7 @@ def train(
         InputError: an unknown data set or network, files that are not as they should be, d < K-1 for an ETF classifier,
             a folder in use, training that diverged (a run folder with no state to resume from is removed).
         Stopped: a signal came; the state is in the folder.
+        Interrupted: a signal came before anything was trained, or a second one; a KeyboardInterrupt.
         LostProcess: another process of the run died or did not answer for `config.timeout` seconds.
     """
     if not isinstance(config, TrainConfig):
@@ -97,7 +99,11 @@ def train(
 
     def folder() -> RunFolder:
         run = RunFolder.create(out, force=force, given=needed)
-        _write_config(run, config)
+        try:
+            _write_config(run, config)
+        except BaseException:  # an interrupt too
+            run.discard()
+            raise
         return run
 
     if is_primary():
@@ -303,14 +309,15 @@ def _train(
     trainer.callbacks += callbacks  # type: ignore[attr-defined]
     made: RunFolder | None = None  # before that the folder may be another's
     try:
-        if primary:
-            made = folder()
-            if budget.advice:
-                (on_message or bar.say)(budget.advice)
-            if not fresh:
-                now = {**_of_budget(budget), "cuda_graph": graph}
-                update_environment(run, state.epoch if state else 0, trainer.world_size, now)
-            trainer.loggers = [make_logger(name, path) for name in config.loggers]
+        with stop.before_training():
+            if primary:
+                made = folder()
+                if budget.advice:
+                    (on_message or bar.say)(budget.advice)
+                if not fresh:
+                    now = {**_of_budget(budget), "cuda_graph": graph}
+                    update_environment(run, state.epoch if state else 0, trainer.world_size, now)
+                trainer.loggers = [make_logger(name, path) for name in config.loggers]
         with stop.installed(at_once=trainer.world_size == 1), quiet():
             trainer.fit(module, train_dataloaders=batches)
     except Stopped:
@@ -334,10 +341,13 @@ def _train(
             f"cannot write the run folder {path}: {error.strerror or error}: free some space or repair the folder{hint}"
         ) from None
     except (KeyboardInterrupt, SystemExit):  # Lightning turns an interrupt into an exit of its own
-        if fresh and made and made.replaces_earlier:  # there is no record yet, so the earlier run is put back
+        said = "interrupted" if stop.began else f"stopped before anything {'' if fresh else 'more '}was trained"
+        resumable = not fresh or (stop.began and not (made and made.replaces_earlier))
+        if made and not resumable:  # there is no record yet, so an earlier run is put back
+            earlier = made.replaces_earlier
             made.discard()
-            raise KeyboardInterrupt("the earlier run is as it was") from None
-        raise KeyboardInterrupt from None
+            said += ", and the earlier run is as it was" if earlier else ""
+        raise Interrupted(said, stop.signum or signal.SIGINT, resumable=resumable) from None
     finally:
         bar.close()
         if fresh and made:

@@ -7,13 +7,15 @@ from typing import Any, Literal, get_args, get_origin
 from neuralcollapse.runs.files import parse_yaml
 
 _TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_NOTHING = ("none", "null")  # an empty list in one word, which no shell takes for a pattern as it may take []
 
 
 def read(kind: Any, text: str) -> object:
     """The value of a type, read from text on the command line or in a YAML file.
 
-    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, mappings
-    as JSON or YAML, truth values as true or false. Text that does not fit the type stays text, for `fits` to refuse.
+    "null" is None where an option may be left out. Lists are written `a,b`, with or without brackets, and `none` or
+    `[]` when empty, mappings as JSON or YAML, truth values as true or false. Text that does not fit the type stays
+    text, for `fits` to refuse.
     """
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
@@ -21,7 +23,7 @@ def read(kind: Any, text: str) -> object:
     if kind is str:
         return text
     if origin is tuple:
-        return tuple(read(parts[0], item) for item in _items(text))
+        return () if text.lower() in _NOTHING else tuple(read(parts[0], item) for item in _items(text))
     if kind is bool:
         return _TRUTH.get(text.lower(), text)
     try:
@@ -56,6 +58,14 @@ def fits(value: object, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     return isinstance(value, kind) and (kind is bool) == isinstance(value, bool)
+
+
+def means_nothing(value: object) -> bool:
+    """Whether a value that is no list of a type, or an item of it, may stand for an empty list."""
+    items = value if isinstance(value, list | tuple) else [value]
+    return any(
+        item is None or item is False or str(item).lower() in (*_NOTHING, "no", "off", "false") for item in items
+    )
 
 
 def described(kind: Any) -> str:

@@ -29,7 +29,7 @@ from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.duality import decay_cost, dual_norm, lower_bound, spectral_norm, top_pair
 from neuralcollapse.ufm.effort import WORK, Effort, OutOfEffort
 from neuralcollapse.ufm.hessian import Hessian
-from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.model import Model, check_model
 from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.polish import NEAR, Polished, polish
 from neuralcollapse.ufm.units import Units
@@ -102,6 +102,7 @@ def certify(model: Model, point: Point, *, known_bound: float = -math.inf) -> Ce
     Raises:
         InputError: a point of the wrong shape or dtype, or not finite; a known_bound above the objective.
     """
+    check_model(model)
     model.check_point(point)
     given = model = model.near(point)
     units = Units(model)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from neuralcollapse.checks import (
     check_real,
 )
 from neuralcollapse.errors import InputError, NeuralCollapseWarning, did_you_mean
-from neuralcollapse.geometry.moments import ClassMoments
+from neuralcollapse.geometry.moments import ClassMoments, check_moments
 from neuralcollapse.geometry.packed import state_device
 from neuralcollapse.runs.head_lines import head_lines
 from neuralcollapse.ufm.duality import lower_bound
@@ -134,8 +135,9 @@ def certify_head(
     check_features(features)
     labels = check_labels(labels, features.shape[0])
     check_finite(features)
-    if weight.dim() != 2:
-        raise InputError(f"expected weight of shape (K, d), got {tuple(weight.shape)}")
+    if not isinstance(weight, Tensor) or weight.dim() != 2:
+        got = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise InputError(f"expected weight as a torch.Tensor of shape (K, d), got {got}")
     num_classes = weight.shape[0]
     check_classifier(weight, bias, num_classes, features.shape[1])
     if len(labels) == 0:
@@ -212,6 +214,11 @@ def certify_head_moments(
     check_sign(features_sign)
     if features_sign == "auto":
         raise InputError("expected features_sign='real' or 'nonnegative', got 'auto': moments do not show the sign")
+    check_moments(moments)
+    if isinstance(loss, bool) or not isinstance(loss, Real):
+        raise InputError(f"expected loss as a number, the mean cross-entropy of the head, got {type(loss).__name__}")
+    if weight is None:
+        raise InputError("expected weight (K, d), got None: a certificate is of a head")
     check_classifier(weight, bias, moments.num_classes, moments.feature_dim)
     counts = moments.counts
     size = float(moments.spreads.sum() + counts.double() @ moments.means.square().sum(1))

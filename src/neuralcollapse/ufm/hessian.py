@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neuralcollapse.errors import InputError
 from neuralcollapse.ufm.effort import FEWEST, Effort, OutOfEffort
-from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.model import Model, check_model
 from neuralcollapse.ufm.points import Point
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ class Hessian:
     """
 
     def __init__(self, model: Model, point: Point, effort: Effort | None = None) -> None:
+        check_model(model)
         model.check_point(point)
         self.model = model.near(point)
         self.at = point

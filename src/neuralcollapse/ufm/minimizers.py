@@ -17,7 +17,7 @@ from neuralcollapse.geometry.frames import simplex_etf
 from neuralcollapse.ufm.convex import grouped, solve
 from neuralcollapse.ufm.grouped import GroupedPoint
 from neuralcollapse.ufm.losses import CrossEntropy, Focal, SquaredError
-from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.model import Model, check_model
 from neuralcollapse.ufm.nonnegative import nonnegative_minimizer, nonnegative_minimum
 from neuralcollapse.ufm.points import Point
 
@@ -40,6 +40,7 @@ def closed_form(model: Model) -> ClosedForm | None:
     K c >= 1-a, all are zero and `f* = log K` (`collapses_to_zero`). Focal loss: m minimises
     `(1-p)^gamma (-log p) + (K-1) c m` with `p = 1/(1+(K-1)e^-m)`, and is found by a scalar search.
     """
+    check_model(model)
     if not model.balanced or model.nonnegative:
         return None
     K, n = model.num_classes, model.counts[0]

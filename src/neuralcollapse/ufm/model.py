@@ -368,6 +368,7 @@ class Model:
     @beside
     def measures(self, point: Point) -> dict[str, float]:
         """The collapse measures of a point (`neuralcollapse.measures`); NaN where undefined, without a warning."""
+        self.check_point(point)
         if self.is_collapsed:
             moments = ClassMoments.from_means(
                 torch.tensor(self.counts, device=self.device), (point.H / self.columns.roots).T
@@ -377,3 +378,9 @@ class Model:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", NeuralCollapseWarning)
             return measures(moments, point.W, point.b)
+
+
+def check_model(model: object) -> None:
+    """Raise unless this is a model."""
+    if not isinstance(model, Model):
+        raise InputError(f"expected an UnconstrainedFeatureModel, got {type(model).__name__}: make one first")

@@ -35,7 +35,7 @@ from neuralcollapse.ufm.decoupled import Decoupled, decoupled
 from neuralcollapse.ufm.duality import decay_cost, lower_bound
 from neuralcollapse.ufm.grouped import GroupedModel, Groups
 from neuralcollapse.ufm.losses import CrossEntropy
-from neuralcollapse.ufm.model import Model
+from neuralcollapse.ufm.model import Model, check_model
 from neuralcollapse.ufm.points import Point
 from neuralcollapse.ufm.projected import bounded_lbfgs
 from neuralcollapse.ufm.solved import keeps_the_last
@@ -83,6 +83,7 @@ def minimum_bounds(model: Model) -> MinimumBounds:
         InputError: features="real"; focal loss, which is not convex; or fewer dimensions than classes that do not
             vanish, whose features cannot be orthogonal.
     """
+    check_model(model)
     K, d = model.num_classes, model.feature_dim
     small = model.like(feature_dim=min(K, d))
     found = _checked(model)
@@ -161,6 +162,7 @@ def class_margins(model: Model) -> Tensor:
     Raises:
         InputError: another loss.
     """
+    check_model(model)
     if not isinstance(model.loss, CrossEntropy):
         raise InputError(f"margins in closed form are of cross-entropy, got {model.loss.name}")
     K, rho = model.num_classes, math.sqrt(1 - 1 / model.num_classes)
