@@ -140,7 +140,7 @@ def infinite(tensor):
         (changed(weight=infinite), "finite weight"),
         (changed(bias=infinite), "finite bias"),
         (changed(weight=lambda w: w.T), "weight of shape"),
-        (changed(weight=lambda w: w[0]), r"weight of shape \(K, d\)"),
+        (changed(weight=lambda w: w[0]), r"of shape \(K, d\)"),
         (changed(bias=lambda b: b[:3]), r"bias of shape \(K,\)"),
         (changed(features=lambda h: h[:, :2], weight=lambda w: w[:, :2]), r"d >= K-1 = 3, got d=2"),
         (changed(features=lambda h: h[:0], labels=lambda y: y[:0]), "no samples"),
@@ -222,6 +222,8 @@ def test_from_moments_the_sign_is_given():
     for name in ("objective", "minimum", "ratio", "feature_decay", "bias_decay"):
         assert getattr(found, name) == pytest.approx(getattr(expected, name), rel=1e-9)
     assert not nc.ufm.certify_head_moments(*arguments).nonnegative
+    as_torch_gives_it = nc.ufm.certify_head_moments(moments, torch.tensor(loss), *arguments[2:])
+    assert as_torch_gives_it.objective == pytest.approx(expected.objective, rel=1e-6)
     with pytest.raises(InputError, match="moments do not show the sign"):
         nc.ufm.certify_head_moments(*arguments, features_sign="auto")
     with pytest.raises(InputError, match="no features_sign 'positive'"):

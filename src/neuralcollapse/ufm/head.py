@@ -215,6 +215,8 @@ def certify_head_moments(
     if features_sign == "auto":
         raise InputError("expected features_sign='real' or 'nonnegative', got 'auto': moments do not show the sign")
     check_moments(moments)
+    if isinstance(loss, Tensor) and loss.numel() == 1:
+        loss = float(loss)
     if isinstance(loss, bool) or not isinstance(loss, Real):
         raise InputError(f"expected loss as a number, the mean cross-entropy of the head, got {type(loss).__name__}")
     if weight is None:
