@@ -89,6 +89,7 @@ def _compiled(layer: nn.Module) -> nn.Module:
 
 
 def _ratio(found: Result) -> str:
+    assert found.ratio is not None  # of a table that compares
     mark = "" if found.ratio <= 1 else " (!)" if found.quartiles[0] > 1 else " (?)"
     return f"{found.label} {found.ratio:.2f}{mark}"
 

@@ -40,7 +40,7 @@ def codes(quick: bool) -> harness.Table:
         )
         for count, dim in sizes
     ]
-    return harness.Table("Softmax codes: the smallest angle of two rows", [descent, *rows], rounds=5)
+    return harness.Table("Softmax codes: the smallest angle of two rows", [descent, *rows], rounds=5, compared=False)
 
 
 def _maker(count: int, dim: int) -> Callable[[], torch.Tensor]:

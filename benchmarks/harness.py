@@ -63,6 +63,8 @@ class Table:
         rounds: how many are taken at first.
         take: for a table that alternates in its own way: takes so many wholes, returns their rounds.
         parts: the rounds that make a whole, whose times are added up; 1 for all but those with a `take`.
+        compared: False for rows that have nothing in common, of which no more than times are asked, many times those
+            that they take: no ratios are shown, quartiles are of the times over their median, and nothing is noisy.
         remarks: sentences below the table, found after the rounds.
     """
 
@@ -71,17 +73,21 @@ class Table:
     rounds: int = 9
     take: Callable[[int], list[Round]] | None = None
     parts: int = 1
+    compared: bool = True
     remarks: Callable[[], list[str]] = field(default=list)
 
 
 @dataclass
 class Result:
-    """What came out for a row. Times in seconds, ratios to the baseline (its own are its times over their median)."""
+    """What came out for a row. Times in seconds, ratios to the baseline (its own are its times over their median).
+
+    The ratio is None in a table that does not compare.
+    """
 
     label: str
     asked: str
     seconds: float
-    ratio: float
+    ratio: float | None
     quartiles: tuple[float, float]
     rounds: int
     noisy: bool
@@ -127,11 +133,16 @@ def summary(table: Table, rounds: list[Round]) -> list[Result]:
     for row in table.rows:
         own = [each for each in rounds if row.label in each]
         wholes = [sum(each[row.label] for each in own[i : i + table.parts]) for i in range(0, len(own), table.parts)]
+        typical = statistics.median(wholes)
+        if not table.compared:
+            low, _, high = quartiles([each / typical for each in wholes])
+            results.append(Result(row.label, row.asked, typical, None, (low, high), len(own), False))
+            continue
         ratios = [each[row.label] / (middle if row.label == base else each[base]) for each in own]
         low, median, high = quartiles(ratios)
         allowed = BASELINE_SPREAD if row.label == base else RATIO_SPREAD
         noisy = high - low > allowed * median
-        results.append(Result(row.label, row.asked, statistics.median(wholes), median, (low, high), len(own), noisy))
+        results.append(Result(row.label, row.asked, typical, median, (low, high), len(own), noisy))
     return results
 
 

@@ -116,4 +116,5 @@ def landscape(quick: bool) -> Table:
             ),
         ],
         rounds=2 if quick else 5,
+        compared=False,
     )

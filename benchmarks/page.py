@@ -79,11 +79,11 @@ def table(section: Section) -> str:
     lines = [
         f"## {section.heading}",
         "",
-        "| | time | ratio | its quartiles | rounds | peak | asked | |",
+        "| | time | ratio | quartiles | rounds | peak | asked | |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for place, row in enumerate(section.results):
-        ratio = "1" if place == 0 else f"{row.ratio:.3g}"
+        ratio = "" if row.ratio is None else "1" if place == 0 else f"{row.ratio:.3g}"
         spread = f"{row.quartiles[0]:.3g} to {row.quartiles[1]:.3g}" if row.rounds > 1 else ""
         peak = "" if row.peak_bytes is None else _size(row.peak_bytes)
         note = "; ".join(part for part in ("**noisy**" if row.noisy else "", row.note) if part)

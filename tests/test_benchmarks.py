@@ -48,6 +48,16 @@ def test_a_ratio_is_taken_within_a_round_so_that_a_change_of_pace_does_not_count
     assert len(taken) == 8
 
 
+def test_rows_that_are_not_compared_have_times_alone_and_are_never_noisy(bench):
+    harness, page = bench("harness"), bench("page")
+    table, taken = table_of(harness, lambda number, row: 1.0 + number % 2)
+    table.compared = False
+    base, other = harness.measured(table)
+    assert (base.ratio, other.ratio, other.noisy, len(taken)) == (None, None, False, 8)
+    assert other.quartiles == pytest.approx((2 / 3, 4 / 3))
+    assert "| other | 3 s |  | 0.667 to 1.33 | 8 |" in page.table(page.Section("x", "X", [base, other], []))
+
+
 @pytest.mark.parametrize("noisy", ["base", "other"])
 def test_noise_is_told_after_three_times_the_rounds(bench, noisy):
     harness = bench("harness")
