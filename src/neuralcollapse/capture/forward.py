@@ -304,17 +304,18 @@ class Forward:
         self, features: Tensor, labels: Tensor, layers: dict[str, Tensor], logits: Tensor, head_logits: Tensor
     ) -> CapturedBatch:
         """The batch without the samples that are left out."""
-        targets, kept = labels, None
-        left_out = self.ignore_index if self.subset is None else LEFT_OUT
+        targets, subset, kept = labels, self.subset, None
+        left_out = self.ignore_index if subset is None else LEFT_OUT
         if left_out is not None:
-            labels = targets = labels.cpu()  # so that an accelerator is waited for once, if the labels were there
-            if self.subset is not None:
-                labels = self.subset.relabel(labels, self.ignore_index)
+            targets = labels = targets.cpu()  # so that an accelerator is waited for once, if they were there
+            if subset is not None:
+                labels = subset.relabel(targets, self.ignore_index)
             rows = kept_rows(features, labels, left_out).nonzero().flatten()
             labels, targets = labels[rows], targets[rows]
             kept = moved(rows, features.device)
             features, layers = features[kept], {name: values[kept] for name, values in layers.items()}
-        labels, targets = moved(labels, features.device), moved(targets, features.device)
+        targets = moved(targets, features.device)
+        labels = targets if subset is None else moved(labels, features.device)
         return CapturedBatch(features, labels, targets, layers, logits, head_logits, kept)
 
     def _logits(
