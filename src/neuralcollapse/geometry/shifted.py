@@ -186,15 +186,23 @@ class ShiftedSums:
         lengths, diagonal = sums.new_empty(count), sums.new_zeros(dim)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
-        near = scratch("near", size, self.references.dtype, features.device)
         exact, taken = (scratch(name, size, torch.float64, features.device) for name in ("exact", "taken"))
+        references, near = self.references, None
+        if references.dtype != torch.float64:
+            if 4 * len(references) <= count:  # some classes are converted rather than all rows
+                references = references.double()
+            else:
+                near = scratch("near", size, references.dtype, features.device)
         for start in range(0, count, step):
             part = slice(start, min(start + step, count))
             place = labels[part]
             # Operations on two types would make copies of their own, in fresh memory.
-            wide, narrow = exact[: len(place)].copy_(features[part]), near[: len(place)]
-            torch.index_select(self.references, 0, place, out=narrow)
-            wide.sub_(taken[: len(place)].copy_(narrow))
+            wide, theirs = exact[: len(place)].copy_(features[part]), taken[: len(place)]
+            if near is None:
+                torch.index_select(references, 0, place, out=theirs)
+            else:
+                theirs.copy_(torch.index_select(references, 0, place, out=near[: len(place)]))
+            wide.sub_(theirs)
             sums.index_add_(0, index[part], wide)
             rows[part] = wide
             torch.sum(wide.square_(), 1, out=lengths[part])
