@@ -15,7 +15,10 @@ import torch
 from tests.far.verbs import OPTIONS, VERBS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this torch simulates no device")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not hasattr(torch._C, "_acc"), reason="this torch simulates no device"),
+]
 
 
 @pytest.fixture(scope="module")
