@@ -246,7 +246,7 @@ def wrong_batch(first: int, count: int, num_classes: int | None) -> NumberedErro
         count: how many there are.
         num_classes: K if its labels are wrong, None if its features are.
     """
-    wanted, got = ("finite features", "NaN or infinity")
+    wanted, got = "finite features", "NaN or infinity"
     if num_classes is not None:
         wanted, got = f"labels from 0 to {num_classes - 1}", "others"
     more = "" if count == 1 else f" and of {count - 1} later ones"
