@@ -16,10 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 TARGET = ROOT / "build/docs"
-OUTSIDE = {
-    "CHANGELOG.md": "changelog.md",
-    "CONTRIBUTING.md": "contributing.md",
-    "benchmarks/README.md": "benchmarks.md",
+# Pages of files outside docs/: every page that a benchmark writes is one.
+OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"} | {
+    f"benchmarks/{file.name}": "benchmarks.md" if file.stem == "README" else f"benchmarks/{file.name}"
+    for file in sorted((ROOT / "benchmarks").glob("*.md"))
 }
 EXAMPLES = "examples.md"
 # What of docs/ is copied as it is. Records and states of the results are read in the repository.

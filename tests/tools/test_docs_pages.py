@@ -1,7 +1,9 @@
 """The step before the build: which pages there are, and links between files that become links between pages."""
 
 import ast
+import posixpath
 import re
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +18,9 @@ from tests.test_docs import ROOT
         ("guides/measure.md", "../../CHANGELOG.md", "../changelog.md"),
         ("changelog.md", "docs/guides/measure.md", "guides/measure.md"),
         ("benchmarks.md", "../docs/theory.md#the-model", "theory.md#the-model"),
+        ("benchmarks.md", "growth.md", "benchmarks/growth.md"),
+        ("results.md", "../benchmarks/verdicts.md", "benchmarks/verdicts.md"),
+        ("benchmarks/growth.md", "../docs/theory.md#the-model", "../theory.md#the-model"),
         ("training.md", "../examples/plain_loop.py", "examples.md#plain_looppy"),
         ("index.md", "#here", "#here"),
         ("index.md", "https://example.org/a.md", "https://example.org/a.md"),
@@ -25,6 +30,21 @@ def test_links_lead_to_pages(page, link, wanted):
     from docs_pages import with_links
 
     assert with_links(f"See [this]({link}).", page) == f"See [this]({wanted})."
+
+
+def test_every_link_of_every_page_leads_to_a_page_or_to_a_file_beside_it():
+    """What either engine says of a link that leads nowhere, without a build: a benchmark writes pages, too."""
+    from docs_pages import COPIED, pages
+
+    written = pages()
+    lost = {
+        (name, link)
+        for name, text in written.items()
+        for link in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+        for target in [posixpath.normpath(posixpath.join(posixpath.dirname(name), link))]
+        if target not in written and not (Path(target).suffix in COPIED and (ROOT / "docs" / target).is_file())
+    }
+    assert not lost
 
 
 def test_every_page_of_the_navigation_is_written_and_no_other():
