@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,7 +62,9 @@ def _python(*arguments: str, code: int = 0) -> Callable[[], Done]:
 
 
 def _process(command: list[str], code: int) -> Done:
-    done = subprocess.run(command, capture_output=True, text=True)
+    # As pip installs a package: with its bytecode, which some machines forbid Python to write.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != code:
         raise RuntimeError(f"{command[1:]} ended with {done.returncode}, expected {code}: {done.stderr}")
     return done
