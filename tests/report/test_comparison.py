@@ -81,7 +81,7 @@ def test_seeds_of_one_configuration_are_a_row_with_mean_and_spread_and_a_row_eac
     differ, every = page.tables[:2]
     assert differ.header == ("runs", "lr", "seeds", "train accuracy", "NC1")
     assert [[cell.text for cell in row[:3]] for row in differ.cells()] == [["lr1", "1", "0, 1"], ["lr2", "2", "0, 1"]]
-    assert differ.cells()[0][4][:3] == ("1.5", "± 0.71", 1.5)
+    assert differ.cells()[0][4][:3] == ("1.5", "±\N{NO-BREAK SPACE}0.71", 1.5)
     assert page.subtitle.endswith("; 2 configurations with 2 seeds each")
     names = [cell.select for table in (differ, every) for cell, *_ in table.cells()]
     assert names == ["lr1", "lr2", "lr1-seed0", "lr1-seed1", "lr2-seed0", "lr2-seed1"]

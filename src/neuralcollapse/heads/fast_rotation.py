@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from neuralcollapse.heads.constants import Constants
 from neuralcollapse.heads.products import is_differentiated, is_plain
 
-
 # On the CPU a product a sample with a matrix of fewer rows than this, the one of d < 1,024, takes up to four times as
 # long as turning all samples for a single product; from it on, turning takes longer.
 _BATCHED_ROWS = 32

@@ -100,7 +100,7 @@ def differences(groups: Sequence[Group], *, numbers: bool = True) -> list[Table]
                 Cell(group.name, select=group.name, color=color),
                 *(Cell(option(config.get(name)), sort=as_number(config.get(name))) for name in names),
                 *([Cell(listed(seeds, 5), sort=len(seeds))] if several else []),
-                *(_mean_cell(group, key) for key in keys),
+                *(mean_cell(group, key) for key in keys),
             ]
         )
     note = "" if names else "Nothing but the seed. "
@@ -109,10 +109,10 @@ def differences(groups: Sequence[Group], *, numbers: bool = True) -> list[Table]
     return [Table("What differs", rows, header, note + _SELECT, sortable=True, tall=len(rows) > _MANY)]
 
 
-def _mean_cell(group: Group, key: str) -> Cell:
+def mean_cell(group: Group, key: str) -> Cell:
     """The mean over seeds, and below it the standard deviation where there are several."""
     mean, spread = group.mean(key), group.spread(key)
-    return Cell(format_value(key, mean), "" if math.isnan(spread) else f"± {spread:.2g}", mean)
+    return Cell(format_value(key, mean), "" if math.isnan(spread) else f"±\u00a0{spread:.2g}", mean)
 
 
 def run_table(runs: Sequence[Run], groups: Sequence[Group] = ()) -> Table:

@@ -69,7 +69,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[Cell]], marked: int | 
     def cell(column: int, item: Cell) -> str:
         if column == marked:
             return item.text
-        return escaped(item.text) + (f" ({escaped(item.note)})" if item.note else "")
+        aside = item.note if item.note.startswith("±") else f"({item.note})"
+        return escaped(item.text) + (f" {escaped(aside)}" if item.note else "")
 
     lines = [
         "| " + " | ".join(map(escaped, header)) + " |",

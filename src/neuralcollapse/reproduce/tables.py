@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from neuralcollapse.report.comparison import NUMBERS, as_number
+from neuralcollapse.report.comparison import NUMBERS, as_number, mean_cell
 from neuralcollapse.report.expected import decay_budget, row_sum_left, row_sum_left_predicted
 from neuralcollapse.report.group_curves import group_colors
 from neuralcollapse.report.landscape import Numbers, survey_name
@@ -36,7 +36,7 @@ def group_table(groups: Sequence[Group]) -> Table:
                 *others,
                 Cell(str(len(group.runs)), sort=len(group.runs)),
                 *([Cell(f"{parameters:,}", sort=parameters)] if counted else []),
-                *(Cell(group.formatted(key), sort=group.mean(key)) for key in keys),
+                *(mean_cell(group, key) for key in keys),
             ]
         )
     header = (*(axes or ["runs"]), "seeds", *(["parameters"] if counted else []), *map(label, keys))
