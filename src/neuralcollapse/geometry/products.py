@@ -40,9 +40,9 @@ def fast_float64(device: torch.device) -> bool:
 
 
 def add_gram(upper: Tensor, rows: Tensor, sign: int = 1) -> None:
-    """Add `sign R'R` for R = rows to the upper triangle. On a CPU, only blocks of it are computed: 5/8 of the work."""
+    """Add `sign R'R` for R = rows to the upper triangle. On a CPU, only blocks of it are computed, 5/8 at most."""
     dim = rows.shape[1]
-    step = max(128, -(-dim // 4)) if rows.device.type == "cpu" else dim
+    step = min(512, max(128, -(-dim // 4))) if rows.device.type == "cpu" else dim
     for start in range(0, dim, step):
         block, left, right = upper[start : start + step, start:], rows[:, start : start + step].T, rows[:, start:]
         if rows.dtype == upper.dtype:

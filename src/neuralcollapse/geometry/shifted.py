@@ -183,10 +183,12 @@ class ShiftedSums:
         count, dim = features.shape
         rows = scratch("rows", features.shape, torch.float32 if single else torch.float64, features.device)
         sums = scratch("sums", (num_classes, dim), torch.float64, features.device).zero_()
-        lengths, diagonal = sums.new_empty(count), sums.new_zeros(dim)
+        lengths = sums.new_empty(count)
         step = max(1, _PASS_VALUES // dim)
         size = (min(step, count), dim)
-        exact, taken = (scratch(name, size, torch.float64, features.device) for name in ("exact", "taken"))
+        exact, taken, columns = (
+            scratch(name, size, torch.float64, features.device) for name in ("exact", "taken", "columns")
+        )
         references, near = self.references, None
         if references.dtype != torch.float64:
             if 4 * len(references) <= count:  # some classes are converted rather than all rows
@@ -206,8 +208,12 @@ class ShiftedSums:
             sums.index_add_(0, index[part], wide)
             rows[part] = wide
             torch.sum(wide.square_(), 1, out=lengths[part])
-            if single:
-                diagonal += wide.sum(0)
+            # Value by value: a sum over the rows of each part would pass between the cores what lies in their caches.
+            if single and start == 0:
+                columns.copy_(wide)
+            elif single:
+                columns[: len(place)].add_(wide)
+        diagonal = columns.sum(0) if single else sums.new_zeros(dim)
         squares = sums.new_zeros(num_classes).index_add_(0, index, lengths)
         return _Block(rows, sums, squares, lengths, diagonal)
 
