@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import neuralcollapse as nc
+from neuralcollapse.heads.fast_rotation import FastRotation
 from neuralcollapse.heads.search import head_names
 from tests.helpers import etf_layer
 
@@ -69,6 +70,20 @@ def test_a_rotation_spreads_every_class_over_all_features(dim):
     energy = weight.square().sum(0)  # of each feature; 10/d on average
     assert int((energy > 0.01 * 10 / dim).sum()) > 0.9 * dim
     assert float(weight.abs().max()) < 0.5  # no class sits on a few features
+
+
+@pytest.mark.parametrize("dim", [33, 300, 1000, 1024])
+def test_a_batch_is_rotated_as_its_samples_are(dim):
+    """Few and many samples take other products."""
+    turn = FastRotation(dim, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    features, pulls = torch.randn(2, 2**15 // dim + 1, dim, dtype=F64, generator=generator)
+    features.requires_grad_()
+    alone = torch.cat([turn(each) for each in features.detach().split(1)])
+    torch.testing.assert_close(turn(features), alone, atol=1e-12, rtol=0)
+    (gradient,) = torch.autograd.grad(turn(features), features, pulls)
+    torch.testing.assert_close(turn.inverse(alone), features, atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient, torch.cat([turn.inverse(each) for each in pulls.split(1)]), atol=1e-12, rtol=0)
 
 
 # State dicts
