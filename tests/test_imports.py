@@ -32,6 +32,7 @@ def test_files_that_need_no_torch_load_none(name):
     assert not {"torch", "torchmetrics", "lightning"} & loaded_by(f"import {module}")
 
 
+@pytest.mark.slow
 def test_the_heavy_import_would_be_seen():
     assert "torch" in loaded_by("import neuralcollapse.geometry.frames")
 
@@ -57,6 +58,7 @@ def test_names_that_need_torch_alone_load_nothing_else():
     loaded_by(LOADED_ONE_BY_ONE.format(names=LIGHT, heavy=HEAVY))
 
 
+@pytest.mark.slow
 def test_torchmetrics_is_loaded_for_the_metric():
     assert "torchmetrics" in loaded_by("import neuralcollapse as nc; nc.NeuralCollapse")
 

@@ -458,15 +458,18 @@ def check_told(found: list[dict]) -> None:
     assert "diverged by epoch 1" in first["diverged"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [each.__name__ for each in MEASURED[:-1]])
 def test_two_processes_measure_what_one_does(two, name):
     check_close(two, name)
 
 
+@pytest.mark.slow
 def test_training_under_fsdp2_goes_as_it_would_without_measuring(two):
     assert [all(each["trained"].values()) for each in two] == [True, True]
 
 
+@pytest.mark.slow
 def test_an_error_in_one_process_is_raised_in_all(two):
     check_told(two)
 

@@ -536,6 +536,7 @@ def test_landscape_prints_the_minimum_atlas_and_ends_and_writes_a_page(tmp_path,
     assert values["ends"][0]["starts"] == 5
 
 
+@pytest.mark.slow
 def test_a_landscape_in_other_formats(tmp_path, capsys):
     flags = ["landscape", "--classes", "3", "--dim", "3", "--samples", "2", "--starts", "2"]
     assert main([*flags, "--format", "markdown", "--out", str(tmp_path / "l.md"), "--json"]) == 0
@@ -661,6 +662,7 @@ def test_an_interrupted_training_says_how_to_go_on(monkeypatch, capsys, tmp_path
     assert capsys.readouterr().err == f"neuralcollapse: interrupted; {again}\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_a_real_run_and_resume_goes_on_to_its_end(tmp_path):
     out = tmp_path / "run"
     command = [sys.executable, "-m", "neuralcollapse", "train"]

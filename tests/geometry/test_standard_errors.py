@@ -202,6 +202,7 @@ def truth(classes, dim, counts, means, kind):
     )
 
 
+@pytest.mark.slow
 def test_two_means_that_may_be_one_are_refused_in_two_dimensions():
     rng = np.random.default_rng(0)
     means = np.array([[0.0, 0.0], [0.0, 0.0], [9.0, 3.0]])  # in a few draws the first two lie apart by chance

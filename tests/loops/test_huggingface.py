@@ -197,6 +197,7 @@ def test_training_goes_on_from_a_checkpoint_in_its_folder(tmp_path):
         assert again.measures == pytest.approx(made.measures, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_epochs_go_on_from_a_checkpoint_within_one(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 3}
     trained(tmp_path, [watched(tmp_path / "run")], **options)
@@ -215,6 +216,7 @@ def test_data_and_options_may_be_given(tmp_path):
     assert not {"nc4", "nc1_cdnv"} & set(run.last.measures)
 
 
+@pytest.mark.slow
 def test_evaluation_is_not_given_the_training_set(tmp_path):
     """With workers that stay, the trainer keeps the loader of an evaluation for all later ones."""
     trainer = trained(
@@ -224,6 +226,7 @@ def test_evaluation_is_not_given_the_training_set(tmp_path):
     assert trainer.get_eval_dataloader().dataset.num_rows == 30
 
 
+@pytest.mark.slow
 def test_mixed_precision_does_not_reach_the_measuring(tmp_path):
     callbacks = []
 
@@ -279,6 +282,7 @@ def test_no_data_are_named(tmp_path):
         callback.on_train_begin(trainer.args, trainer.state, trainer.control)
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_end_the_training(tmp_path):
     with pytest.raises(nc.InputError, match=r"diverged by step [12] "):
         trained(tmp_path, [watched(None, every=1)], learning_rate=math.inf, max_grad_norm=0.0)
@@ -344,6 +348,7 @@ class Stream(IterableDataset):
         return itertools.cycle(rows) if self.endless else iter(rows)
 
 
+@pytest.mark.slow
 def test_data_sets_that_can_only_be_iterated_will_do(tmp_path):
     trainer = trained(tmp_path, [watched(tmp_path / "run")], data=Stream(), test=Stream(), max_steps=2)
     last = RunFolder.open(tmp_path / "run").records()[-1]
@@ -358,6 +363,7 @@ def test_data_sets_that_can_only_be_iterated_will_do(tmp_path):
     assert last.test == pytest.approx(as_held_out(last), rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_of_a_stream_no_more_is_measured_than_the_training_takes(tmp_path):
     options = {"per_device_train_batch_size": 10, "gradient_accumulation_steps": 2, "per_device_eval_batch_size": 20}
     trained(tmp_path, [watched(tmp_path / "run")], data=Stream(endless=True), max_steps=2, **options)
@@ -395,6 +401,7 @@ class Casting(torch.nn.Module):
         return {"loss": loss, "logits": logits} if labels is not None else {"logits": logits}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_half_precision_weights_under_mixed_precision_are_measured_as_they_are(tmp_path, dtype):
     model = Casting(dtype)

@@ -113,6 +113,7 @@ def test_play_starts_over_advances_and_stops_at_the_end(visit):
     assert said.inner_text() == seen[-1]
 
 
+@pytest.mark.slow
 def test_play_can_be_paused_by_its_button_and_by_the_slider(visit):
     page = visit("one", reduced_motion="reduce")  # a second a step: time to press pause
     play, value = page.locator("#cosines-play"), "document.getElementById('cosines-step').value"

@@ -158,7 +158,7 @@ def test_the_legend_hides_a_curve_and_its_test_set(visit):
 
 
 @pytest.mark.parametrize("figure", ["variability", "cosines", "simplex-motion"])
-@pytest.mark.parametrize("kind", ["svg", "png"])
+@pytest.mark.parametrize("kind", ["svg", pytest.param("png", marks=pytest.mark.slow)])
 def test_figures_are_saved_with_title_and_legend_in_light_colours(figure, kind, visit):
     page = visit("one", color_scheme="dark")
     with page.expect_download() as waiting:

@@ -100,6 +100,7 @@ def test_axe_finds_nothing_serious(make, scheme, browser, file_of):
         assert violations(page) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", PAGES)
 def test_the_keyboard_reaches_every_control(make, browser, file_of):
     with opened(browser, file_of(make), 1280, "light") as (page, wrong):

@@ -138,6 +138,7 @@ def test_every_kind_is_what_it_says_one_column_wide(tmp_path):
     assert b"CreationDate" not in content
 
 
+@pytest.mark.slow
 def test_another_process_writes_the_same_bytes_and_loads_no_pyplot(tmp_path):
     code = f"""
 import sys

@@ -262,6 +262,7 @@ def records_of(folder):
     }
 
 
+@pytest.mark.slow
 def test_two_jobs_leave_the_records_of_one(folders, tmp_path):
     said = []
     folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", FEW)
@@ -273,6 +274,7 @@ def test_two_jobs_leave_the_records_of_one(folders, tmp_path):
     assert not list((tmp_path / "out").rglob(".lock"))
 
 
+@pytest.mark.slow
 def test_a_job_that_dies_is_named_and_the_others_go_on(tmp_path):
     folder = ExperimentFolder.create("feature-decay", "smoke", tmp_path / "out", {"epochs": 1, "decay_warmup": 0})
     name = folder.experiment.runs[0].name

@@ -59,6 +59,7 @@ def test_every_flipped_bit_of_weights_is_noticed(weights):
     assert_every_flip_is_noticed(read_tensors, weights)
 
 
+@pytest.mark.slow
 def test_every_flipped_bit_of_a_state_is_noticed(state):
     assert_every_flip_is_noticed(read_state, state)
 

@@ -28,7 +28,7 @@ STARTS = {
 }
 
 
-@pytest.fixture(scope="module", params=["train", pytest.param("torchrun", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[pytest.param(way, marks=pytest.mark.slow) for way in ("train", "torchrun")])
 def two(request, tmp_path_factory) -> tuple[RunFolder, str, str]:
     """A run of two processes, started each way."""
     out = tmp_path_factory.mktemp("two") / "run"

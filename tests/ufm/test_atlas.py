@@ -178,7 +178,9 @@ def missing(shape, count, seed):
     return [value for value in found if min(abs(value - other) for other in listed) > 1e-7]
 
 
-@pytest.mark.parametrize(("shape", "count"), SWEPT)
+@pytest.mark.parametrize(
+    ("shape", "count"), [*SWEPT[:3], *(pytest.param(*each, marks=pytest.mark.slow) for each in SWEPT[3:])]
+)
 def test_a_sweep_finds_no_critical_value_that_the_atlas_lacks(shape, count):
     assert missing(shape, count, seed=5) == []
 

@@ -72,6 +72,7 @@ def test_sgds_batches_follow_the_seed():
     assert not ends[0].equal(ends[2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bias", [True, False])
 def test_no_stop_on_the_way_down_from_confident_points_is_called_a_minimum(bias):
     model = Model(4, 6, 3, 0.005, 0.005, bias=bias)
@@ -140,6 +141,7 @@ def test_a_point_without_a_way_down_cannot_be_left():
         leave(model, best, model.certify(best))
 
 
+@pytest.mark.slow
 def test_a_thousand_starts_all_end_at_the_certified_minimum():
     model = Model(4, 6, 10, 0.005, 0.005)
     starts = model.many_starts(1000, seed=3)

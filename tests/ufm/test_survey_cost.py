@@ -42,6 +42,7 @@ def test_the_atlas_and_a_descent_say_how_far_they_are():
     assert iterations[:3] == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_every_long_stage_of_a_survey_says_how_far_it_is():
     stages = {}
     survey(

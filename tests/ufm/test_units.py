@@ -54,6 +54,7 @@ def test_models_that_are_the_same_have_the_same_units_verdicts_and_distances(pai
     torch.testing.assert_close(here.enter(point).H, there.enter(move(point)).H)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=8)
 @given(pair=twins(), seed=st.integers(0, 100))
 def test_a_descent_ends_the_same_in_any_units(pair, seed):
