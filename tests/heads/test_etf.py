@@ -86,6 +86,18 @@ def test_a_batch_is_rotated_as_its_samples_are(dim):
     torch.testing.assert_close(gradient, torch.cat([turn.inverse(each) for each in pulls.split(1)]), atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("rows", [2, 300])  # few and many samples take other products
+@pytest.mark.parametrize("dim", [300, 1024])
+def test_autocast_does_not_reach_a_rotation_nor_its_gradient(dim, rows):
+    turn = FastRotation(dim, seed=1)
+    features = torch.randn(rows, dim, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        turned = turn(features)
+        (gradient,) = torch.autograd.grad(turned, features, features)
+    torch.testing.assert_close(turned, turn(features))
+    torch.testing.assert_close(gradient, turn.inverse(features))
+
+
 # State dicts
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.heads.constants import Constants
 from neuralcollapse.heads.products import is_differentiated, is_plain
 
@@ -100,14 +101,17 @@ class _Rotate(torch.autograd.Function):
         ctx: Any, features: Tensor, rotation: FastRotation, factors: tuple[Tensor, Tensor, Tensor], inverse: bool
     ) -> Tensor:
         ctx.rotation, ctx.factors, ctx.inverse = rotation, factors, inverse
-        return _rotated(features, factors, inverse)
+        with without_autocast(features.device):
+            return _rotated(features, factors, inverse)
 
     @staticmethod
     def backward(ctx: Any, pull: Tensor) -> tuple[Tensor | None, ...]:
-        if is_differentiated(pull):
-            back = ctx.rotation.transform(pull) if ctx.inverse else ctx.rotation.transform_back(pull)
-        else:
-            back = _rotated(pull, ctx.factors, not ctx.inverse)
+        # `backward()` may be called inside autocast, whose products do not fit the buffer.
+        with without_autocast(pull.device):
+            if is_differentiated(pull):
+                back = ctx.rotation.transform(pull) if ctx.inverse else ctx.rotation.transform_back(pull)
+            else:
+                back = _rotated(pull, ctx.factors, not ctx.inverse)
         return back, None, None, None
 
 
