@@ -19,6 +19,7 @@ from tests.look import watched
 EVIL = "<img src=x onerror=alert(1)> & <b>bold</b>"
 MAP = "[...document.querySelectorAll('#cosines [data-cell]')].map(cell => cell.getAttribute('fill')).join()"
 NAMES = "[...document.querySelectorAll('#cosines text')].map(text => text.textContent)"
+CUT = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1).length"
 STEPS = "figures.find(figure => figure.name === 'cosines').steps"
 
 
@@ -370,11 +371,22 @@ def test_shares_of_a_histogram_have_ticks_by_decade_and_accuracies_by_nines(visi
     assert {"10 %", "50 %"} <= set(page.evaluate(ticks, "rate"))  # all far from 100 %
 
 
+def test_headings_wrap_on_a_laptop_and_notes_take_no_line_of_their_own_on_a_phone(visit, files):
+    wide = Table("Wide", [["a", *["0.1234"] * 10]], ("run", *["head / exact minimum"] * 10), sortable=True, tall=True)
+    row = ["a", *[Cell("0.1234 ± 0.0012", "untrained\u00a01.414, minimum\u00a00.1234", 0.1234)] * 5]
+    noted = Table("Noted", [row], ("run", *["NC1"] * 5), sortable=True)
+    (files / "wide.html").write_text(Page("t", "", "", [], [], [wide, noted]).html(), encoding="utf-8")
+    page = visit("wide", viewport={"width": 1280, "height": 800})
+    assert page.evaluate(CUT) == 0
+    page = visit("wide", viewport={"width": 390, "height": 844})
+    first, second = page.evaluate("[...document.querySelectorAll('tbody tr')].map(row => row.offsetHeight)")
+    assert second == pytest.approx(first, abs=1)
+
+
 def test_paper_has_every_column_of_a_table(visit):
     page = visit("two", viewport={"width": 718, "height": 1000})
     page.emulate_media(media="print")
-    cut = "[...document.querySelectorAll('.scroll')].filter(box => box.scrollWidth > box.clientWidth + 1).length"
-    assert page.evaluate(cut) == 0
+    assert page.evaluate(CUT) == 0
 
 
 def test_the_secondary_is_folded_on_a_phone_and_no_page_is_longer_than_asked(visit):

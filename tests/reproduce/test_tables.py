@@ -40,3 +40,10 @@ def test_grids_with_axes_of_their_own_share_a_table():
     for table in (group_table(groups), theory):
         assert tuple(table.header[:2]) == ("a", "b")
         assert [[cell.text for cell in row[:2]] for row in table.cells()] == [["x", ""], ["", "y"]]
+
+
+def test_what_theory_knows_breaks_between_its_numbers_alone():
+    record = made_record(measures={"nc2": 0.5}, minimizer={"nc2": 0.1}, untrained={"nc2": 0.4})
+    (theory,) = theory_table(group_runs([Run("x", {}, {}, [record], labels={"a": "x"})]))
+    notes = [cell.note for row in theory.cells() for cell in row if cell.note]
+    assert [note.split(" ") for note in notes] == [["untrained\u00a00.4,", "minimum\u00a00.1"]]

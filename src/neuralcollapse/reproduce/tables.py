@@ -90,7 +90,7 @@ def theory_table(groups: Sequence[Group]) -> list[Table]:
 def _in_theory(group: Group, key: str) -> str:
     known = (("untrained", "untrained"), ("minimum", "minimizer"))
     found = [(word, group.mean(f"{part}.{key}")) for word, part in known]
-    return ", ".join(f"{word} {number(x)}" for word, x in found if not math.isnan(x))
+    return ", ".join(f"{word}\u00a0{number(x)}" for word, x in found if not math.isnan(x))
 
 
 def _mean_cell(values: Sequence[float]) -> Cell:
