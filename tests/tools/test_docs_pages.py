@@ -32,19 +32,72 @@ def test_links_lead_to_pages(page, link, wanted):
     assert with_links(f"See [this]({link}).", page) == f"See [this]({wanted})."
 
 
+# Links and pictures in line, with a title or in angle brackets too; definitions of references; HTML.
+LINK = re.compile(r"""\]\(\s*<?([^)\s>]+)|^ {0,3}\[[^\]]+\]:\s*<?([^\s>]+)|(?:href|src)=["']([^"']+)""", re.MULTILINE)
+CODE = re.compile(r"^ *(```+).*?^ *\1|`[^`\n]+`", re.DOTALL | re.MULTILINE)
+
+
+def anchors(text):
+    """Those of a page's headings, as both engines name them, and of what it has of the API."""
+    headings = re.findall(r"^#+ +(.+?) *$", re.sub(r"^ *(```+).*?^ *\1", "", text, flags=CODE.flags), re.MULTILINE)
+    words = [re.sub(r"\]\([^)]*\)", "", heading).lower() for heading in headings]
+    named = {re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", each, flags=re.ASCII).strip()) for each in words}
+    return named | set(re.findall(r"^::: (\S+)", text, re.MULTILINE))
+
+
+def lost(written):
+    """(page, link) for each link of the pages that leads to no page, no anchor and no file beside them."""
+    from docs_pages import COPIED
+
+    for name, text in written.items():
+        for found in LINK.findall(CODE.sub("", text)):
+            link = "".join(found)
+            path, _, anchor = link.partition("#")
+            target = posixpath.normpath(posixpath.join(posixpath.dirname(name), path)) if path else name
+            if re.match(r"[a-z]+:", link):
+                continue
+            if target in written:
+                if anchor and anchor not in anchors(written[target]):
+                    yield name, link
+            elif Path(target).suffix not in COPIED or not (ROOT / "docs" / target).is_file():
+                yield name, link
+
+
 def test_every_link_of_every_page_leads_to_a_page_or_to_a_file_beside_it():
     """What either engine says of a link that leads nowhere, without a build: a benchmark writes pages, too."""
-    from docs_pages import COPIED, pages
+    from docs_pages import pages
 
-    written = pages()
-    lost = {
-        (name, link)
-        for name, text in written.items()
-        for link in re.findall(r"\]\(([^)\s#:]+)(?:#[^)\s]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-        for target in [posixpath.normpath(posixpath.join(posixpath.dirname(name), link))]
-        if target not in written and not (Path(target).suffix in COPIED and (ROOT / "docs" / target).is_file())
-    }
-    assert not lost
+    assert not set(lost(pages()))
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("[x](gone.md)", "[x](../src/neuralcollapse/cli.py)", "[x](/theory.md)", "[x](guides)", "![x](gone.png)"),
+        *(
+            '[x](gone.md "t")',
+            "[x](<gone.md>)",
+            "[x][y]\n\n[y]: gone.md",
+            '<a href="gone.md">x</a>',
+            '<img src="gone.png">',
+        ),
+        *("[x](theory.md#gone)", "[x](#gone)", "[`x`](gone.md)", "```\ncode\n```\n[x](gone.md)\n```\ncode\n```"),
+    ],
+)
+def test_a_link_that_leads_nowhere_is_found(link):
+    assert len(list(lost({"index.md": link, "theory.md": "# The model\n"}))) == 1
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        *("[x](theory.md#the-model-of-1w)", "[x](#here)", "[x](theory.md#neuralcollapse.ufm)", "`[x](gone.md)`"),
+        *("[x](https://example.org/gone.md)", "![x](assets/mark.svg)", "```\n[x](gone.md)\n```"),
+    ],
+)
+def test_a_link_that_leads_somewhere_is_not(link):
+    there = "# The [model](index.md) of `|1'W|`\n\n::: neuralcollapse.ufm\n"
+    assert not list(lost({"index.md": f"## Here\n\n{link}", "theory.md": there}))
 
 
 def test_every_page_of_the_navigation_is_written_and_no_other():
