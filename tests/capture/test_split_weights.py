@@ -458,6 +458,20 @@ def check_told(found: list[dict]) -> None:
     assert "diverged by epoch 1" in first["diverged"]
 
 
+def test_sharded_weights_of_a_single_process_are_measured_as_whole_ones(tmp_path):
+    """The fast one: a group of one process has its weights in shards, too."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    try:
+        model, every = sharded(torch.float64, ("body", "fc")), batches(0, 1, "all")
+        assert type(model.fc.weight.data) is not torch.Tensor
+        found = nc.measure(model, every, layers=["mid"], test_loader=every, progress=False)
+        with pytest.raises(nc.InputError, match=r"no layer 'fcc' \(did you mean 'fc'\?\)"):
+            nc.measure(model, every, "fcc", progress=False)
+    finally:
+        dist.destroy_process_group()
+    assert farthest(found, alone(torch.float64)) < CLOSE["float64"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [each.__name__ for each in MEASURED[:-1]])
 def test_two_processes_measure_what_one_does(two, name):
