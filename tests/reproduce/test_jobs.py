@@ -15,8 +15,8 @@ case "$4" in
   bad) echo "begun"; echo "no memory"; exit 1;;
   silent) exit 3;;
   taken) exit 75;;
-  long*) trap 'echo saved; exit 0' TERM; echo begun; while :; do sleep 0.02; done;;
-  deaf) trap '' TERM; echo begun; while :; do sleep 0.02; done;;
+  long*) trap 'echo saved; exit 0' TERM; echo begun; for i in $(seq 500); do sleep 0.02; done;;
+  deaf) trap '' TERM; echo begun; for i in $(seq 500); do sleep 0.02; done;;
 esac
 """
 
