@@ -281,6 +281,18 @@ def test_a_tracer_sees_operations_whatever_is_ready(name, product):
     torch.testing.assert_close(traced(others), layer(others))
 
 
+@pytest.mark.parametrize("name", [name for name in LAYERS if "nearest" not in name and "code" not in name])
+@pytest.mark.parametrize("product", ["structure"], indirect=True)  # the gradient of a matrix is torch's own
+def test_autocast_does_not_reach_the_gradient_of_a_structure(name, product):
+    layer = filled(LAYERS[name], dtype=torch.float32)
+    features = features_of(layer, 5).requires_grad_()
+    upstream = torch.randn(5, layer.num_classes)
+    (expected,) = torch.autograd.grad(layer(features), features, upstream)
+    with torch.autocast("cpu", torch.bfloat16):
+        (gradient,) = torch.autograd.grad(layer(features), features, upstream)
+    torch.testing.assert_close(gradient, expected)
+
+
 def test_without_values_a_layer_has_its_shapes(make):
     with torch.device("meta"):
         layer = make()

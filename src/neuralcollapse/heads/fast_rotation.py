@@ -12,10 +12,9 @@ from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.heads.constants import Constants
 from neuralcollapse.heads.products import is_differentiated, is_plain
 
-# On the CPU products of each sample with a matrix of fewer rows than this, which is that of d < 1,024, take up to four
-# times as long as turning all samples for a single product, if these hold so many values. With more rows turning takes
-# longer.
-_BATCHED_ROWS, _TURNED_VALUES = 32, 2**14
+# A CPU multiplies each sample by a matrix of fewer rows than this (d < 1,024) up to four times as slowly as it
+# transposes all samples and takes one product, from so many values on. With more rows it is the other way round.
+_BATCHED_ROWS, _TRANSPOSED_VALUES = 32, 2**14
 
 
 class FastRotation(nn.Module):
@@ -121,14 +120,14 @@ def _rotated(features: Tensor, factors: tuple[Tensor, Tensor, Tensor], inverse: 
 
     def mix(flat: Tensor) -> None:
         grid = flat[:, : rows * columns].view(-1, rows, columns)
-        if turns:
-            turned = (grid.reshape(-1, columns) @ right).view(grid.shape).transpose(1, 2).reshape(-1, rows)
-            grid.copy_((turned @ left).view(-1, columns, rows).transpose(1, 2))
+        if transposes:
+            tall = (grid.reshape(-1, columns) @ right).view(grid.shape).transpose(1, 2).reshape(-1, rows)
+            grid.copy_((tall @ left).view(-1, columns, rows).transpose(1, 2))
         else:
             torch.bmm(left.expand(len(flat), -1, -1), grid @ right, out=grid)
 
     flat = features.reshape(-1, features.shape[-1])
-    turns = flat.device.type == "cpu" and rows < _BATCHED_ROWS and flat.numel() >= _TURNED_VALUES
+    transposes = flat.device.type == "cpu" and rows < _BATCHED_ROWS and flat.numel() >= _TRANSPOSED_VALUES
     if inverse:
         flat = flat.clone()
         mix(flat)

@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from neuralcollapse.geometry.frames import drop_ones
+from neuralcollapse.geometry.precision import without_autocast
 from neuralcollapse.heads.constants import is_kept
 
 # Both are private: nothing public says whether vmap, grad or jvp of torch.func is active, or a level of forward-mode
@@ -244,7 +245,8 @@ def _gradients(
     bias = _sum_of_rows(pull) if ctx.needs_input_grad[1] else None
     if not ctx.needs_input_grad[0]:
         return None, bias
-    return (plain() if is_differentiated(pull) else at_once()), bias
+    with without_autocast(pull.device):  # `backward()` may be called inside it
+        return (plain() if is_differentiated(pull) else at_once()), bias
 
 
 def _sum_of_rows(pull: Tensor) -> Tensor:
